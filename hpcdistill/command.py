@@ -1,0 +1,45 @@
+"""How every command ends: a user's error is one line and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from hpcdistill.console import err
+from hpcdistill.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
+
+_SYSTEM_ERRORS = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EACCES: "permission denied; choose a folder you may write to",
+    errno.EROFS: "the file system is read-only; choose another folder",
+}
+
+
+def run_command(main: Callable[[list[str]], int | None]) -> None:
+    """Call `main` with the command line and turn what a user can mend into one line on stderr."""
+    try:
+        code = main(sys.argv[1:])
+    except UserError as error:
+        fail(str(error))
+    except OSError as error:
+        if error.errno not in _SYSTEM_ERRORS:
+            raise
+        fail(f"{error.filename or 'writing'}: {_SYSTEM_ERRORS[error.errno]}")
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe (head, less) has left; silence the flush at exit too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code or 0)
+
+
+def fail(message: str) -> None:
+    """Print `error: message` as one line and end with `EXIT_USER_ERROR`."""
+    err.print(f"error: {' '.join(message.split())}", style="bold red", markup=False, soft_wrap=True)
+    sys.exit(EXIT_USER_ERROR)

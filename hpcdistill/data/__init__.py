@@ -1,0 +1,1 @@
+"""Packed data sets: writing, verifying and reading them in a reproducible order."""

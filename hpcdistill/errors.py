@@ -1,0 +1,17 @@
+"""Errors a user can mend: one clear line that names the file or key and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can mend; commands print its message as one line and end with exit code 2."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint for a misspelt `name`: `did you mean 'x'?`, or the valid names when none is close."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"valid: {', '.join(names)}"

@@ -1,0 +1,1 @@
+"""How results are measured: PSNR and SSIM, multiply-accumulates, parameters."""

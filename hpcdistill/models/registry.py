@@ -1,0 +1,74 @@
+"""Networks by name, and saving one so that it can be rebuilt without a configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_model
+from torch import nn
+
+from hpcdistill.errors import UserError, nearest
+from hpcdistill.models.fsrcnn import FSRCNN
+from hpcdistill.models.privileged import PrivilegedTeacher
+from hpcdistill.storage import replacing
+
+# Every class here has `arguments` (the keyword arguments that rebuild it) and `takes` ("lr" or "hr").
+GENERATORS: dict[str, type[nn.Module]] = {"FSRCNN": FSRCNN, "PrivilegedTeacher": PrivilegedTeacher}
+
+
+def save_generator(generator: nn.Module, path: Path, notes: dict[str, Any] | None = None) -> None:
+    """Write `generator` as safetensors with its class, arguments and `notes` (JSON values) in the metadata."""
+    metadata = {
+        "format": "pt",
+        "class": type(generator).__name__,
+        "arguments": json.dumps(generator.arguments),
+        "notes": json.dumps(notes or {}),
+    }
+    with replacing(path) as temporary:
+        save_model(generator, str(temporary), metadata)
+
+
+def load_generator(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Rebuild the network saved at `path`, in eval mode on the CPU, and return it with its notes.
+
+    Raises UserError for a file that is missing, damaged, of an unknown class, or whose tensors do not fit.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a generator's .safetensors file or a run folder")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); copy or train it again") from None
+    name = metadata.get("class", "")
+    if name not in GENERATORS:
+        raise UserError(f"{path}: its metadata names no known network ('{name}'); {nearest(name, GENERATORS)}")
+    generator = GENERATORS[name](**json.loads(metadata["arguments"]))
+    load_weights(generator, weights, str(path))
+    return generator.eval(), json.loads(metadata.get("notes", "{}"))
+
+
+def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
+    """Load `weights` strictly; what does not fit is one UserError that names `origin` and the first mismatch."""
+    expected = module.state_dict()
+    # safetensors keeps one copy of a tensor that two names share (tie_sdm): its other names may be absent.
+    shared = {tensor.data_ptr() for name, tensor in expected.items() if name in weights and tensor.numel()}
+    missing = [name for name, tensor in expected.items() if name not in weights and tensor.data_ptr() not in shared]
+    unexpected = [name for name in weights if name not in expected]
+    wrong = [
+        f"{name} is {list(tensor.shape)} instead of {list(expected[name].shape)}"
+        for name, tensor in weights.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    faults = [f"{name} is missing" for name in missing] + [f"{name} is not part of it" for name in unexpected] + wrong
+    if faults:
+        raise UserError(
+            f"{origin}: not the weights of this {type(module).__name__}: {faults[0]} ({len(faults)} tensors differ); "
+            "use a checkpoint of the same architecture, channels and scale"
+        )
+    module.load_state_dict(weights, strict=False)

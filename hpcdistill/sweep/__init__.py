@@ -1,0 +1,1 @@
+"""Many runs: their identity and their reports."""

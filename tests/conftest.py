@@ -1,0 +1,22 @@
+"""Shared fixtures: the optional real test data, and a CPU that computes the same on every machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; more threads only get in each other's way
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real images named by HPCDISTILL_TEST_DATA; tests that need it skip without."""
+    folder = os.environ.get("HPCDISTILL_TEST_DATA")
+    if not folder:
+        pytest.skip("HPCDISTILL_TEST_DATA is not set")
+    path = Path(folder).resolve()
+    if not path.is_dir():
+        pytest.fail(f"HPCDISTILL_TEST_DATA={folder} is not a folder")
+    return path
