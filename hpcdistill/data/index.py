@@ -68,7 +68,7 @@ def load_index(folder: Path) -> Index:
     if not path.is_file():
         inside = sorted(entry.parent.name for entry in folder.glob(f"*/{INDEX_NAME}"))
         if inside:
-            raise UserError(f"{folder}: has the splits {', '.join(inside)}; name one of them, e.g. {folder / inside[0]}")
+            raise UserError(f"{folder}: has the splits {', '.join(inside)}; name one, e.g. {folder / inside[0]}")
         state = "is not a packed data set (no index.json)" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder}: {state}; pack one with `python shards/pack.py RECIPE --source DIR --out {folder}`")
     try:

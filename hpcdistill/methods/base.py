@@ -69,7 +69,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Phase:
-    """One update of one group. `loss(batch, carry)` returns 0-dim tensors by name, already weighted; their sum is minimised."""
+    """One update of one group: `loss(batch, carry)` returns 0-dim tensors by name, already weighted, to be summed."""
 
     name: str
     group: str

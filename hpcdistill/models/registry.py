@@ -8,28 +8,26 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_model
+from safetensors.torch import save
 from torch import nn
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
-from hpcdistill.storage import replacing
+from hpcdistill.storage import write_bytes
 
 # Every class here has `arguments` (the keyword arguments that rebuild it) and `takes` ("lr" or "hr").
 GENERATORS: dict[str, type[nn.Module]] = {"FSRCNN": FSRCNN, "PrivilegedTeacher": PrivilegedTeacher}
+METADATA_KEY = "hpcdistill"
 
 
 def save_generator(generator: nn.Module, path: Path, notes: dict[str, Any] | None = None) -> None:
     """Write `generator` as safetensors with its class, arguments and `notes` (JSON values) in the metadata."""
-    metadata = {
-        "format": "pt",
-        "class": type(generator).__name__,
-        "arguments": json.dumps(generator.arguments),
-        "notes": json.dumps(notes or {}),
-    }
-    with replacing(path) as temporary:
-        save_model(generator, str(temporary), metadata)
+    assert type(generator).__name__ in GENERATORS, "only what load_generator knows may be saved"
+    description = {"class": type(generator).__name__, "arguments": generator.arguments, "notes": notes or {}}
+    # One key: safetensors writes several in random order, and the same generator should give the same bytes.
+    metadata = {METADATA_KEY: json.dumps(description)}
+    write_bytes(path, save(unique_state(generator), metadata))
 
 
 def load_generator(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -42,15 +40,25 @@ def load_generator(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); copy or train it again") from None
-    name = metadata.get("class", "")
-    if name not in GENERATORS:
-        raise UserError(f"{path}: its metadata names no known network ('{name}'); {nearest(name, GENERATORS)}")
-    generator = GENERATORS[name](**json.loads(metadata["arguments"]))
+    if METADATA_KEY not in metadata:
+        raise UserError(f"{path}: holds weights but does not say of which network; give a file that hpcdistill saved")
+    try:
+        description = json.loads(metadata[METADATA_KEY])
+        name, arguments, notes = description["class"], description["arguments"], description["notes"]
+        if name not in GENERATORS:
+            raise UserError(f"no network is named '{name}', {nearest(name, GENERATORS)}")
+        generator = GENERATORS[name](**arguments)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{path}: its metadata does not rebuild a network ({reason}); "
+            "it was edited or saved by another version: copy or train it again"
+        ) from None
     load_weights(generator, weights, str(path))
-    return generator.eval(), json.loads(metadata.get("notes", "{}"))
+    return generator.eval(), notes
 
 
 def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
@@ -72,3 +80,15 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], origin: st
             "use a checkpoint of the same architecture, channels and scale"
         )
     module.load_state_dict(weights, strict=False)
+
+
+def unique_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """`module.state_dict()`, contiguous, with a tensor that several names share (tie_sdm) under its first name only."""
+    state: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in module.state_dict().items():
+        if tensor.numel() and tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        state[name] = tensor.contiguous()
+    return state

@@ -1,0 +1,218 @@
+"""Loading, merging, checking and printing a run's configuration.
+
+A command line `a.yaml b.yaml train.batch_size=4` is merged from left to right; a file may `extends:` others. Every
+value is checked against the typed sections that the packages own; what is wrong is one line: file, key, remedy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, ValidationError, create_model
+
+from hpcdistill.data.config import DataConfig
+from hpcdistill.errors import UserError, nearest
+from hpcdistill.methods import METHODS
+from hpcdistill.methods.base import MethodConfig
+from hpcdistill.metrics.config import EvalConfig
+from hpcdistill.settings import Section, operational
+from hpcdistill.training.config import TrainConfig
+
+COMMAND_LINE = "command line"
+# A teacher shares its student's overlays and overrides, but not these: they say what the student itself is.
+_OWN_KEYS = ("name", "method", "teacher", "init")
+# A file that names its own test sets means these, not these as well.
+_REPLACED = ("data", "eval")
+
+
+class TeacherConfig(Section):
+    """The run that a student learns from; it is found by its identity, or trained first."""
+
+    config: str = Field(description="the teacher's configuration file, relative to the file that names it")
+    checkpoint: Literal["best", "last"] = Field("last", description="which of its weights are used")
+    overrides: dict[str, Any] = Field({}, description="values merged over the teacher's configuration")
+
+
+class RunConfig(Section):
+    """Everything a run needs. `method` is checked by the method's own `Config`."""
+
+    name: str = operational("run", "the run folder's name, before the identity", pattern=r"^[A-Za-z0-9_.-]+$")
+    seed: int = Field(0, ge=0, lt=2**32, description="of initial weights, sample order and augmentation")
+    method: MethodConfig
+    teacher: TeacherConfig | None = operational(None, "the run this one learns from")
+    init: dict[str, str] = operational({}, "generator -> .safetensors file or run folder that it starts from")
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    runs: str = operational("runs", "folder of the run folders")
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values, ready for YAML; the method's own fields included."""
+        return self.model_dump(mode="json", serialize_as_any=True)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checked configuration and what it was made of."""
+
+    config: RunConfig
+    files: tuple[Path, ...]
+    overrides: tuple[str, ...]
+    teacher: Loaded | None = field(default=None)
+
+
+def load_config(arguments: Sequence[str]) -> Loaded:
+    """Load the files and `key=value` overrides in `arguments`, and the teacher's configuration where one is named.
+
+    Raises UserError for a missing or damaged file, a wrong key or an impossible value.
+    """
+    files = tuple(Path(argument) for argument in arguments if not _is_override(argument))
+    overrides = tuple(argument for argument in arguments if _is_override(argument))
+    if not files:
+        raise UserError("no configuration file given; e.g. configs/dssd/x4.yaml")
+    layers = [layer for file in files for layer in _file_layers(file)]
+    layers += [(COMMAND_LINE, _parse_override(override)) for override in overrides]
+    config = _checked(layers)
+    if config.teacher is None:
+        return Loaded(config, files, overrides)
+    shared = [(origin, _without(values, _OWN_KEYS)) for file in files[1:] for origin, values in _file_layers(file)]
+    shared += [(COMMAND_LINE, _without(_parse_override(override), _OWN_KEYS)) for override in overrides]
+    special = ("teacher.overrides", OmegaConf.create(config.teacher.overrides))
+    teacher = _checked([*_file_layers(Path(config.teacher.config)), *shared, special])
+    if teacher.teacher is not None:
+        raise UserError(f"{config.teacher.config}: a teacher cannot have a teacher of its own; give it an init instead")
+    return Loaded(config, files, overrides, Loaded(teacher, (Path(config.teacher.config),), ()))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def config_files(folder: Path) -> list[Path]:
+    """The runnable configurations under `folder`: those that name a method."""
+    found = []
+    for path in sorted(folder.rglob("*.yaml")):
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and "name" in (values.get("method") or {}):
+            found.append(path)
+    return found
+
+
+def _is_override(argument: str) -> bool:
+    return "=" in argument and not argument.endswith((".yaml", ".yml"))
+
+
+def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str, DictConfig]]:
+    """The layers of one file: first those it extends, then its own, each with its origin for messages."""
+    if not path.is_file():
+        near = nearest(path.name, [entry.name for entry in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
+        raise UserError(f"{path}: no such configuration file; {near or 'see configs/'}")
+    if path.resolve() in seen:
+        raise UserError(f"{path}: extends itself by way of {seen[-1]}")
+    try:
+        values = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, DictConfig):
+        raise UserError(f"{path}: expected `key: value` lines at the top level")
+    parents = values.pop("extends", [])
+    for parent in [parents] if isinstance(parents, str) else parents:
+        yield from _file_layers(path.parent / parent, (*seen, path.resolve()))
+    teacher = values.get("teacher")
+    if isinstance(teacher, DictConfig) and isinstance(teacher.get("config"), str):
+        teacher.config = str(path.parent / teacher.config)
+    yield str(path), values
+
+
+def _parse_override(text: str) -> DictConfig:
+    key, _, value = text.partition("=")
+    if not key or not all(part for part in key.split(".")):
+        raise UserError(f"{text}: not an override; write key=value, e.g. train.batch_size=4")
+    try:
+        return OmegaConf.from_dotlist([f"{key}={value}"])
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{text}: the value is not valid YAML: {error}") from None
+
+
+def _without(values: DictConfig, keys: Sequence[str]) -> DictConfig:
+    return OmegaConf.masked_copy(values, [str(key) for key in values if key not in keys])
+
+
+def _checked(layers: Sequence[tuple[str, DictConfig]]) -> RunConfig:
+    """Merge `layers` from left to right, resolve interpolations and validate."""
+    try:
+        merged = DictConfig({})
+        for origin, layer in layers:
+            if origin != COMMAND_LINE and _has(layer, _REPLACED) and _has(merged, _REPLACED):
+                del merged[_REPLACED[0]][_REPLACED[1]]
+            merged = cast(DictConfig, OmegaConf.merge(merged, layer))
+        values = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        first = str(error).splitlines()[0]
+        raise UserError(f"{_origin(layers, str(key or ''))}: {key}: {first}") from None
+    if isinstance(values.get("teacher"), dict) and "config" not in values["teacher"]:
+        del values["teacher"]  # a variant's words to a teacher, over a configuration that has none
+    method = values.get("method")
+    name = method.get("name") if isinstance(method, dict) else None
+    if name not in METHODS:
+        wrong = f"unknown method '{name}'; {nearest(str(name), METHODS)}" if name else "missing; name a method"
+        raise UserError(f"{_origin(layers, 'method.name')}: method.name: {wrong}")
+    model = create_model("RunConfig", __base__=RunConfig, method=(METHODS[name].Config, ...))
+    try:
+        return cast(RunConfig, model.model_validate(values))
+    except ValidationError as error:
+        raise UserError(_explain(error, layers, model)) from None
+
+
+def _explain(error: ValidationError, layers: Sequence[tuple[str, DictConfig]], model: type[Section]) -> str:
+    """The first fault as `file: key: what was expected; remedy`."""
+    faults = error.errors()
+    fault = faults[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        what = f"unknown key; {nearest(str(fault['loc'][-1]), _fields(model, fault['loc'][:-1]))}"
+    elif fault["type"] == "missing":
+        what = "missing; set it in the file or on the command line"
+    else:
+        given = json.dumps(fault["input"], default=str)
+        what = f"{fault['msg'].removeprefix('Value error, ').replace('Input should be', 'expected')}, got {given}"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return f"{_origin(layers, key)}: {key}: {what}{more}"
+
+
+def _fields(model: type[Any], location: Sequence[int | str]) -> list[str]:
+    """The valid keys of the section at `location`."""
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        choices = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(choice for choice in choices if isinstance(choice, type) and issubclass(choice, Section))
+    return list(model.model_fields)
+
+
+def _origin(layers: Sequence[tuple[str, DictConfig]], key: str) -> str:
+    """The last layer that sets `key`, or the closest key above it."""
+    parts = key.split(".")
+    while parts and parts != [""]:
+        for origin, values in reversed(layers):
+            if _has(values, parts):
+                return origin
+        parts = parts[:-1]
+    return layers[0][0]
+
+
+def _has(values: DictConfig, parts: Sequence[str]) -> bool:
+    current: Any = OmegaConf.to_container(values, resolve=False)
+    for part in parts:
+        if not isinstance(current, Mapping) or part not in current:
+            return False
+        current = current[part]
+    return True

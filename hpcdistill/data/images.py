@@ -1,0 +1,208 @@
+"""Reading images from anywhere without trusting them, and writing PNG with the same bytes every time.
+
+Only 8-bit gray, palette and RGB images are read: everything else (alpha, 16-bit, CMYK) would need a choice that is
+the user's to make, so it ends in one line that names the file and the remedy. The size in the header is checked
+before a pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hpcdistill.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+MAX_PIXELS = 100_000_000  # 300 MB as 8-bit RGB
+
+# The limit here is `max_pixels`, checked on the header of every image; Pillow's own would cap it at 179 megapixels.
+Image.MAX_IMAGE_PIXELS = None
+
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+# What Pillow's readers raise on damaged files; they have no common class.
+_DAMAGED = (
+    *(OSError, SyntaxError, ValueError, EOFError, OverflowError, IndexError, KeyError, TypeError),
+    *(struct.error, zlib.error),
+)
+_PNG_LEVEL = 3  # of 9: within 1 % of the size of 6 (zlib-ng, photographs) in 40 % of its time
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_REMEDIES = {
+    "alpha": ("has an alpha channel or transparent colours", "flatten it to RGB on a background of your choice"),
+    "deep": ("has 16 or more bits a channel", "convert it to 8-bit RGB"),
+    "CMYK": ("is in CMYK", "convert it to 8-bit sRGB"),
+    "F": ("has floating-point pixels", "convert it to 8-bit RGB"),
+    "animated": ("is an animation", "export the frame you want as an image"),
+}
+
+
+def read_rgb(source: Path | bytes, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode a file, or the content of one, to `[H, W, 3]` 8-bit RGB; EXIF orientation is applied.
+
+    8-bit gray and opaque palettes become RGB. `name` is what messages call the image (default: its path).
+    Raises UserError for anything that cannot be read, is larger than `max_pixels`, or is not 8-bit gray or RGB.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "image")
+    content = source if isinstance(source, bytes) else read_file(source, max_pixels=max_pixels)
+    _check_header(content, name, max_pixels)
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            refusal = _refusal(image, max_pixels)
+            pixels = None if refusal else _decode(image)
+    except _DAMAGED as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            detail = f"no {', '.join(_FORMATS)} image"
+        raise UserError(f"{name}: cannot be decoded ({detail}); copy or export the image again") from None
+    if refusal:
+        raise UserError(f"{name}: {refusal}")
+    assert pixels is not None
+    return pixels
+
+
+def read_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The content of an image file; UserError when it cannot be read or is far too large to be such an image."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: not a suffix that is read ({', '.join(SUFFIXES)}); convert it to PNG")
+    try:
+        length = path.stat().st_size
+        if length > 4 * max_pixels + (1 << 24):  # an uncompressed BMP with four bytes a pixel
+            raise UserError(
+                f"{path}: {length} bytes are more than an image of {max_pixels / 1e6:g} megapixels has; "
+                "cut it into tiles"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def header_size(content: bytes) -> tuple[int, int] | None:
+    """(height, width) from the header of a PNG or WebP, None for other formats; decodes and allocates nothing."""
+    if content[:8] == _PNG_SIGNATURE and len(content) >= 26:
+        width, height = struct.unpack(">II", content[16:24])
+        return height, width
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP" and len(content) >= 30:
+        # Pillow hands a WebP to a decoder that allocates its canvas on opening, so its size has to be known before.
+        kind = content[12:16]
+        if kind == b"VP8X":
+            width, height = (int.from_bytes(content[at : at + 3], "little") + 1 for at in (24, 27))
+            return height, width
+        if kind == b"VP8L":
+            bits = int.from_bytes(content[21:25], "little")
+            return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+        if kind == b"VP8 ":
+            width, height = (int.from_bytes(content[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+            return height, width
+    return None
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The images directly in `folder`, in natural order (`img2` before `img10`), the same on every machine.
+
+    Hidden files and other suffixes are left out. Raises UserError when there is no such folder or no image in it.
+    """
+    if not folder.is_dir():
+        state = "is a file, not a folder of images" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {state}; check the path")
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    images = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+    if not images:
+        hint = f"expected files ending in {', '.join(SUFFIXES)}"
+        folders = sorted(entry.name for entry in entries if entry.is_dir() and _has_images(entry))
+        other = other_suffixes(folder)
+        if folders:
+            hint = f"its folders {', '.join(folders[:5])} have some: name one of them"
+        elif other:
+            hint = f"{hint}, found {', '.join(sorted(other))}: convert them to PNG"
+        raise UserError(f"{folder}: no images in this folder; {hint}")
+    return sorted(images, key=lambda path: _natural(path.name))
+
+
+def other_suffixes(folder: Path) -> dict[str, int]:
+    """Suffixes of the files in `folder` that are images to most people but are not read here, with their counts."""
+    counts: dict[str, int] = {}
+    for entry in folder.iterdir():
+        suffix = entry.suffix.lower()
+        if suffix in (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".jp2", ".dng", ".npy"):
+            counts[suffix] = counts.get(suffix, 0) + 1
+    return counts
+
+
+def count_pixels(path: Path) -> int:
+    """The number of pixels that a file's header claims, 0 when that cannot be told; decodes nothing."""
+    try:
+        with open(path, "rb") as file:
+            size = header_size(file.read(32))
+        if size:
+            return size[0] * size[1]
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.width * image.height
+    except _DAMAGED:
+        return 0
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """`[H, W, 3]` 8-bit RGB to PNG; the same bytes for the same pixels and the same Pillow and zlib."""
+    assert image.dtype == np.uint8
+    assert image.shape[2:] == (3,)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=_PNG_LEVEL)
+    return buffer.getvalue()
+
+
+def _check_header(content: bytes, name: str, max_pixels: int) -> None:
+    """Refuse what Pillow would hide (16-bit RGB is cut to 8 bits unasked) or allocate for, before it sees the file."""
+    if not content:
+        raise UserError(f"{name}: the file is empty; copy it again")
+    size = header_size(content)
+    if size and size[0] * size[1] > max_pixels:
+        raise UserError(f"{name}: {_too_large(size[0], size[1], max_pixels)}")
+    if content[:8] == _PNG_SIGNATURE and content[24:25] == b"\x10":
+        raise UserError(f"{name}: {'; '.join(_REMEDIES['deep'])}")
+
+
+def _refusal(image: Image.Image, max_pixels: int) -> str | None:
+    """Why an opened, not yet decoded image is not taken, with the remedy."""
+    if image.width * image.height > max_pixels:
+        return _too_large(image.height, image.width, max_pixels)
+    reason: str | None = None
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        reason = "alpha"
+    elif image.mode.startswith("I"):
+        reason = "deep"
+    elif image.mode in ("CMYK", "F"):
+        reason = image.mode
+    elif image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+        reason = "animated"
+    elif image.mode not in ("1", "L", "P", "RGB"):
+        return f"has the colour mode {image.mode}; convert it to 8-bit RGB"
+    return "; ".join(_REMEDIES[reason]) if reason else None
+
+
+def _decode(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels, turned as EXIF says; copies only where it must, as an image may have 100 megapixels."""
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _too_large(height: int, width: int, max_pixels: int) -> str:
+    return (
+        f"its header says {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} megapixels; "
+        "cut it into tiles, or raise the limit if you trust the file"
+    )
+
+
+def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    parts = re.findall(r"[0-9]+|[^0-9]+", name.casefold())
+    return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name
+
+
+def _has_images(folder: Path) -> bool:
+    return any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir())

@@ -1,0 +1,179 @@
+"""`python -m hpcdistill.evaluate RUN_OR_CHECKPOINT --data SET`: PSNR and SSIM of a trained generator, or of bicubic.
+
+RUN is a run folder (`runs/<name>-<8 hex>`), CHECKPOINT a generator's .safetensors file, SET a packed data set or a
+folder of HR images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from hpcdistill.command import run_command
+from hpcdistill.console import err, out, say
+from hpcdistill.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hpcdistill.metrics.sr_evaluation import SRImages, SRResult
+
+BASELINES = ("bicubic",)
+BASELINE_SCALES = (2, 3, 4, 8)
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate what the command line names and print the table, or with --json one JSON object."""
+    arguments = _parser().parse_args(argv)
+    if arguments.baseline is None and arguments.model is None:
+        raise UserError("nothing to evaluate; name a run folder, a .safetensors file, or --baseline bicubic --scale 4")
+    if arguments.baseline is not None:
+        model, generator, scale = _baseline(arguments)
+    else:
+        path = generator_file(arguments.model, arguments.which, arguments.generator)
+        model, generator, scale = str(path), *_trained(path, arguments.scale)
+    # Imported only now: --help and a misspelt path answer at once.
+    from hpcdistill.metrics.sr_evaluation import load_test_set
+
+    images = load_test_set(arguments.data, scale)
+    result = _evaluate(generator, images, scale, arguments)
+    if arguments.json:
+        report = {**result.to_json(), "model": model, "data": str(arguments.data)}
+        out.out(json.dumps(report, allow_nan=False), highlight=False)
+    else:
+        out.print(_table(result, model, str(arguments.data)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hpcdistill.evaluate",
+        description="PSNR and SSIM on luma, per image and mean, of a trained generator or of bicubic enlargement.",
+    )
+    parser.add_argument("model", nargs="?", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder or .safetensors")
+    parser.add_argument("--data", type=Path, required=True, help="packed data set, or folder of HR images")
+    parser.add_argument("--baseline", metavar="NAME", help="evaluate this instead of a run: bicubic (give --scale)")
+    parser.add_argument("--scale", type=int, help="super-resolution factor; a network knows its own")
+    parser.add_argument(
+        "--rule",
+        choices=("pisr", "matlab"),
+        default="pisr",
+        help="pisr (default): the output is rounded to 8 bits, the reference is not; matlab: both are",
+    )
+    parser.add_argument("--which", choices=("best", "last"), default="best", help="which of a run's weights")
+    parser.add_argument("--generator", metavar="NAME", help="which of a run's networks; default: its student")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--save-images", type=Path, metavar="DIR", help="write the enlarged images there as PNG")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def generator_file(model: Path, which: str = "best", name: str | None = None) -> Path:
+    """The .safetensors file that `model` stands for: itself, or RUN/generators/<which>/<name>.safetensors.
+
+    Without a name a run's student is meant, or its only network. Raises UserError when there is no such file.
+    """
+    if not model.is_dir():
+        if not model.exists():
+            raise UserError(f"{model}: no such run folder or checkpoint; train one with `python -m hpcdistill.train`")
+        if name is not None:
+            raise UserError(f"--generator {name}: {model} is one network's file; leave --generator out")
+        return model
+    folder = model / "generators" / which
+    files = {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
+    if not files:
+        other = "last" if which == "best" else "best"
+        if any((model / "generators" / other).glob("*.safetensors")):
+            raise UserError(f"{model}: has no {which} weights yet; use --which {other}, or train it further")
+        if (model / "config.yaml").is_file():
+            raise UserError(f"{model}: has no saved generator yet; train it until its first evaluation or its end")
+        raise UserError(f"{model}: is not a run folder (no generators/); name a run folder or a .safetensors file")
+    if name is None:
+        name = next(iter(files)) if len(files) == 1 else "student"
+        if name not in files:
+            raise UserError(f"{folder}: has several networks; choose one with --generator: {', '.join(files)}")
+    if name not in files:
+        raise UserError(f"--generator {name}: not in {folder}; {nearest(name, files)}")
+    return files[name]
+
+
+def _baseline(arguments: argparse.Namespace) -> tuple[str, nn.Module, int]:
+    name, scale = arguments.baseline, arguments.scale
+    if arguments.model is not None:
+        raise UserError(f"--baseline {name} takes the place of {arguments.model}; give one of the two")
+    if name not in BASELINES:
+        raise UserError(f"--baseline {name}: unknown; {nearest(name, BASELINES)}")
+    if arguments.generator is not None:
+        raise UserError(f"--generator {arguments.generator} is for runs; leave it out with --baseline {name}")
+    if scale is None:
+        raise UserError(f"--baseline {name} has no scale of its own; add --scale 2, 3 or 4")
+    if scale not in BASELINE_SCALES:
+        raise UserError(f"--scale {scale}: expected one of {', '.join(map(str, BASELINE_SCALES))}")
+    from hpcdistill.metrics.sr_evaluation import bicubic_upsampler
+
+    return name, bicubic_upsampler(scale), scale
+
+
+def _trained(path: Path, scale: int | None) -> tuple[nn.Module, int]:
+    from hpcdistill.models.registry import load_generator
+
+    generator, _ = load_generator(path)
+    own = getattr(generator, "scale", None)
+    if not isinstance(own, int):
+        raise UserError(f"{path}: a {type(generator).__name__} is no super-resolution network; give one that enlarges")
+    if scale not in (None, own):
+        raise UserError(f"--scale {scale}: {path} enlarges x{own}; leave --scale out or use a network of x{scale}")
+    return generator, own
+
+
+def _evaluate(generator: nn.Module, images: SRImages, scale: int, arguments: argparse.Namespace) -> SRResult:
+    """`evaluate_sr` with a progress bar, keeping the enlarged images where they are asked for."""
+    import torch
+
+    from hpcdistill.metrics.sr_evaluation import ImageRow, evaluate_image, evaluating, summarise
+
+    available = torch.cuda.is_available()
+    if arguments.device == "cuda" and not available:
+        raise UserError("--device cuda: no CUDA device is visible; use --device cpu, or run where there is a GPU")
+    device = "cuda" if available and arguments.device != "cpu" else "cpu"
+    generator.to(device)
+    rows: list[ImageRow] = []
+    if arguments.save_images:
+        if arguments.save_images.exists() and not arguments.save_images.is_dir():
+            raise UserError(f"--save-images {arguments.save_images}: is a file; name a folder")
+        arguments.save_images.mkdir(parents=True, exist_ok=True)
+    shown = track(images, "evaluating", len(images), console=err, transient=True, disable=not err.is_terminal)
+    with evaluating(generator) as network:
+        for name, hr, lr in shown:
+            row, output = evaluate_image(network, name, hr, lr, scale, arguments.rule, device)
+            rows.append(row)
+            if arguments.save_images:
+                from hpcdistill.data.images import encode_png
+                from hpcdistill.metrics.sample_grid import colourise
+                from hpcdistill.storage import write_bytes
+
+                write_bytes(arguments.save_images / f"{name}.png", encode_png(colourise(output[0], lr, scale)))
+    if arguments.save_images:
+        say(f"wrote {len(rows)} images to {arguments.save_images}")
+    return summarise(rows, scale, arguments.rule)
+
+
+def _table(result: SRResult, model: str, data: str) -> Table:
+    title = escape(f"{model} on {data}, x{result.scale}, rule {result.rule}")
+    table = Table(title=title, title_justify="left", show_footer=True)
+    table.add_column("image", footer=f"mean of {result.images}")
+    table.add_column(escape("PSNR [dB]"), footer=f"{result.psnr:.3f}", justify="right")
+    table.add_column("SSIM", footer=f"{result.ssim:.4f}", justify="right")
+    for row in result.per_image:
+        table.add_row(escape(row["name"]), f"{row['psnr']:.3f}", f"{row['ssim']:.4f}")
+    return table
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,83 @@
+"""What a network costs: parameters and multiply-accumulates (MACs), counted without computing anything.
+
+Two counts, because the literature's differs: it charges a transposed convolution as if it were a convolution at the
+size of its output, which is stride**2 times what it really takes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+OUTPUT_SIZE = (720, 1280)  # height, width in pixels: the literature's size for super-resolution
+
+
+class Cost(NamedTuple):
+    """Parameters (shared ones once) and MACs of convolutions for one forward pass."""
+
+    params: int
+    macs: int  # the literature's rule
+    true_macs: int
+
+
+def cost(module: nn.Module, input_shape: Sequence[int], **options: Any) -> Cost:
+    """The cost of `module(image, **options)` for an image of `input_shape` `(B, C, H, W)`.
+
+    Counts convolutions and transposed convolutions, not their biases, activations or anything else. Runs on the meta
+    device: a copy of the module, no memory for feature maps, no arithmetic.
+    """
+    shadow = copy.deepcopy(module).to("meta").eval()
+    image = torch.empty(tuple(input_shape), device="meta")
+    return Cost(
+        params=sum(parameter.numel() for parameter in module.parameters()),
+        macs=_convolution_count(shadow, image, options, {torch.ops.aten.convolution: _literature_macs}),
+        true_macs=_exact_half(_convolution_count(shadow, image, options, {})),
+    )
+
+
+def super_resolution_cost(generator: nn.Module) -> Cost:
+    """The cost of a super-resolution generator (with `scale`, `channels` and `takes`) for a 1280x720 output.
+
+    Where the scale does not divide 1280x720 (x3: 426.67 pixels wide) the next larger size that it divides is counted
+    and reduced in proportion to the pixels, which is how the literature's figures come about; a fully convolutional
+    network's count is exactly proportional.
+    """
+    scale, channels = cast(int, generator.scale), cast(int, generator.channels)
+    height, width = (-(-side // scale) * scale for side in OUTPUT_SIZE)
+    reduction = Fraction(OUTPUT_SIZE[0] * OUTPUT_SIZE[1], height * width)
+    divisor = 1 if cast(str, generator.takes) == "hr" else scale
+    counted = cost(generator, (1, channels, height // divisor, width // divisor))
+    return Cost(counted.params, round(counted.macs * reduction), round(counted.true_macs * reduction))
+
+
+def _convolution_count(module: nn.Module, image: torch.Tensor, options: dict[str, Any], mapping: dict[Any, Any]) -> int:
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
+    with torch.no_grad(), counter:
+        module(image, **options)
+    return int(counter.get_flop_counts()["Global"].get(torch.ops.aten.convolution, 0))
+
+
+def _literature_macs(
+    image_shape: Sequence[int], weight_shape: Sequence[int], *arguments: Any, out_shape: Sequence[int], **_: Any
+) -> int:
+    """Elements of the output times the inputs that a convolution would read for each: in / groups * kernel area."""
+    # aten.convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+    groups: int = arguments[6]
+    elements = 1
+    for side in out_shape:
+        elements *= side
+    area = 1
+    for side in weight_shape[2:]:
+        area *= side
+    return elements * (image_shape[1] // groups) * area
+
+
+def _exact_half(flops: int) -> int:
+    assert flops % 2 == 0  # FlopCounterMode counts a multiplication and an addition for each
+    return flops // 2

@@ -1,0 +1,127 @@
+"""Pictures of super-resolution: magnified, labelled crops side by side, as papers show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont
+from torch import Tensor
+
+from hpcdistill.metrics.sr_evaluation import ImagePair
+from hpcdistill.ops.bicubic import upsample
+from hpcdistill.ops.colour import luma
+
+Image = NDArray[np.uint8]  # [H, W, 3] RGB
+
+# RGB in [0, 1] to Y, Cb, Cr in 0..255 (BT.601, studio swing): Y in 16..235, Cb and Cr in 16..240 around 128.
+_FROM_RGB = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])
+_OFFSETS = np.array([16.0, 128.0, 128.0])
+_TO_RGB = np.linalg.inv(_FROM_RGB)
+
+_PAPER, _INK = (255, 255, 255), (20, 20, 20)
+_FONT_SIZE, _LABEL_HEIGHT, _GAP = 12, 18, 4
+
+
+def colourise(sr: Tensor, lr: Image, scale: int) -> Image:
+    """An 8-bit RGB image of a generator's output `[c, H, W]` in [0, 1]; values outside are clamped.
+
+    Luma (c = 1) gets the chroma of the bicubically enlarged `lr` `[H/s, W/s, 3]`, as papers make their figures;
+    RGB (c = 3) is only rounded.
+    """
+    if sr.shape[-3] == 3:
+        return _eight_bits(sr.float())
+    enlarged = upsample(_planes(lr), scale).double().numpy()
+    chroma = np.tensordot(_FROM_RGB[1:], enlarged, axes=1)
+    ycc = np.concatenate([sr.detach().cpu().double().numpy() * 255 - _OFFSETS[0], chroma])
+    return _eight_bits(torch.from_numpy(np.tensordot(_TO_RGB, ycc, axes=1)))
+
+
+def bicubic_image(lr: Image, scale: int) -> Image:
+    """`[h, w, 3]` enlarged to `[s h, s w, 3]`: the picture beside which a network's is looked at."""
+    return _eight_bits(upsample(_planes(lr), scale))
+
+
+def sample_row(pair: ImagePair, output: Tensor, scale: int, side: int = 96) -> dict[str, Image]:
+    """The labelled crops bicubic, SR and HR of one evaluated image, `side` pixels square at its busiest place.
+
+    `output` is the generator's `[1, c, H, W]` (see `sr_evaluation.super_resolve`).
+    """
+    hr, lr = (np.ascontiguousarray(image[0].cpu().numpy().transpose(1, 2, 0)) for image in (pair.hr, pair.lr))
+    top, left, height, width = busiest_crop(hr, side)
+    pictures = {"bicubic": bicubic_image(lr, scale), "SR": colourise(output[0], lr, scale), "HR": hr}
+    return {label: picture[top : top + height, left : left + width] for label, picture in pictures.items()}
+
+
+def busiest_crop(image: Image, side: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the crop with the most luma contrast, where super-resolution shows.
+
+    Candidates lie on a grid of half a side; an image smaller than `side` is taken whole on that axis.
+    """
+    height, width = min(side, image.shape[0]), min(side, image.shape[1])
+    grey = luma(_planes(image))[0].numpy()
+    # Steps between neighbours count, not plain variance: a border between sky and ground is no texture.
+    change = np.zeros_like(grey)
+    change[:, 1:] += np.abs(np.diff(grey, axis=1))
+    change[1:] += np.abs(np.diff(grey, axis=0))
+    total = np.pad(change.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    step = max(1, side // 2)
+    tops = range(0, image.shape[0] - height + 1, step)
+    lefts = range(0, image.shape[1] - width + 1, step)
+
+    def busyness(corner: tuple[int, int]) -> float:
+        top, left = corner
+        bottom, right = top + height, left + width
+        return float(total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left])
+
+    top, left = max(((top, left) for top in tops for left in lefts), key=busyness)
+    return top, left, height, width
+
+
+def sample_grid(rows: Sequence[Mapping[str, Image]], zoom: int = 2) -> Image:
+    """One 8-bit RGB picture: a row for each mapping label -> crop `[H, W, 3]`, the label above its crop.
+
+    Crops are magnified `zoom` times with their pixels left square, so that the eye sees what the network made.
+    """
+    assert rows
+    assert all(rows)
+    assert zoom >= 1
+    tiles = [[_labelled(label, crop, zoom) for label, crop in row.items()] for row in rows]
+    columns = max(len(row) for row in tiles)
+    widths = [max(row[column].width for row in tiles if column < len(row)) for column in range(columns)]
+    heights = [max(tile.height for tile in row) for row in tiles]
+    grid = PillowImage.new(
+        "RGB", (sum(widths) + _GAP * (columns + 1), sum(heights) + _GAP * (len(rows) + 1)), color=_PAPER
+    )
+    top = _GAP
+    for row, height in zip(tiles, heights, strict=True):
+        left = _GAP
+        for tile, width in zip(row, widths, strict=False):
+            grid.paste(tile, (left, top))
+            left += width + _GAP
+        top += height + _GAP
+    return np.asarray(grid)
+
+
+def _labelled(label: str, crop: Image, zoom: int) -> PillowImage.Image:
+    height, width = crop.shape[0] * zoom, crop.shape[1] * zoom
+    font = ImageFont.load_default(_FONT_SIZE)
+    tile = PillowImage.new("RGB", (max(width, int(font.getlength(label)) + 1), height + _LABEL_HEIGHT), color=_PAPER)
+    ImageDraw.Draw(tile).text((0, 1), label, fill=_INK, font=font)
+    tile.paste(PillowImage.fromarray(crop.repeat(zoom, axis=0).repeat(zoom, axis=1)), (0, _LABEL_HEIGHT))
+    return tile
+
+
+def _planes(image: Image) -> Tensor:
+    """`[H, W, 3]` 8-bit to `[3, H, W]` float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
+
+
+def _eight_bits(planes: Tensor) -> Image:
+    """`[3, H, W]` nominally in [0, 1] to `[H, W, 3]`, clamped and rounded."""
+    rounded = planes.detach().cpu().mul(255).clamp(0, 255).round().to(torch.uint8)
+    image: Image = np.ascontiguousarray(rounded.numpy().transpose(1, 2, 0))
+    return image

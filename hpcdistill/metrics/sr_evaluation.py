@@ -1,0 +1,372 @@
+"""A generator's PSNR and SSIM on a test set, image by image at full size (`dssd.md`, section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hpcdistill.data.images import list_images, read_rgb
+from hpcdistill.data.index import INDEX_NAME, Index, Sample, load_index
+from hpcdistill.errors import UserError
+from hpcdistill.metrics.psnr_ssim import Rule, luma_pair, psnr, ssim
+from hpcdistill.ops.bicubic import downsample_uint8, upsample
+from hpcdistill.ops.colour import luma
+
+Image = NDArray[np.uint8]  # [H, W, 3] RGB
+
+# An output equal to its reference has an infinite PSNR, which JSON cannot hold and a mean does not survive.
+PSNR_CAP = 100.0
+
+
+class ImageRow(TypedDict):
+    """One test image's result; `psnr` in dB, at most PSNR_CAP."""
+
+    name: str
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True)
+class SRResult:
+    """Means over the images, the rule they were computed by, and the rows they are means of."""
+
+    psnr: float
+    ssim: float
+    images: int
+    scale: int
+    rule: Rule
+    per_image: list[ImageRow] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; every number is finite."""
+        return asdict(self)
+
+
+def summarise(rows: Sequence[ImageRow], scale: int, rule: Rule) -> SRResult:
+    """The means over all images of a test set."""
+    assert rows
+    mean_psnr = math.fsum(row["psnr"] for row in rows) / len(rows)
+    mean_ssim = math.fsum(row["ssim"] for row in rows) / len(rows)
+    return SRResult(mean_psnr, mean_ssim, len(rows), scale, rule, list(rows))
+
+
+class SRImages(Sequence[tuple[str, Image, Image]]):
+    """The images of a test set, read when asked for: (name, hr `[H, W, 3]`, lr `[H/s, W/s, 3]`), uint8 RGB.
+
+    HR is cropped to a multiple of s (bottom and right). Raises UserError for an image that cannot be read.
+    """
+
+    def __init__(self, path: Path, scale: int, names: Sequence[str]) -> None:
+        self.path = path
+        self.scale = scale
+        self.names = tuple(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[tuple[str, Image, Image]]:
+        return (self.read(index) for index in range(len(self)))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.read(place) for place in range(len(self))[index]]
+        return self.read(range(len(self))[index])
+
+    def read(self, index: int) -> tuple[str, Image, Image]:
+        """The image at `index` in 0 .. len - 1."""
+        raise NotImplementedError
+
+
+class FolderImages(SRImages):
+    """A folder of HR images; LR is computed as MATLAB's `imresize` does, and rounded to 8 bits."""
+
+    def __init__(self, path: Path, scale: int) -> None:
+        self._files = hr_files(path)
+        # Set14 holds ppt3.png, another copy ppt3.bmp: only names that clash keep their suffix.
+        stems = [file.stem for file in self._files]
+        names = [file.name if stems.count(file.stem) > 1 else file.stem for file in self._files]
+        super().__init__(path, scale, names)
+
+    def read(self, index: int) -> tuple[str, Image, Image]:
+        file = self._files[index]
+        hr = _cropped(read_rgb(file, str(file)), self.scale, str(file))
+        return self.names[index], hr, downsample_uint8(hr, self.scale)
+
+
+class PackedImages(SRImages):
+    """A packed data set's samples with their stored LR; see `data.index`."""
+
+    def __init__(self, path: Path, scale: int) -> None:
+        self._index: Index = load_index(path)
+        if self._index.kind != "lr-hr" or scale not in self._index.scales:
+            scales = ", ".join(f"x{known}" for known in self._index.scales) or "no super-resolution scale"
+            raise UserError(f"{path}: packed for {scales}, not for x{scale}; evaluate a folder of HR images instead")
+        if not self._index.samples:
+            raise UserError(f"{path}: holds no images; pack the data set again")
+        super().__init__(path, scale, [Path(sample.source).stem or sample.key for sample in self._index.samples])
+        if len(set(self.names)) < len(self.names):
+            self.names = tuple(sample.key for sample in self._index.samples)
+
+    def read(self, index: int) -> tuple[str, Image, Image]:
+        sample = self._index.samples[index]
+        lr = self._member(sample, f"lr{self.scale}.png")
+        hr = self._member(sample, "hr.png")
+        height, width = lr.shape[0] * self.scale, lr.shape[1] * self.scale
+        if hr.shape[0] - height not in range(self.scale) or hr.shape[1] - width not in range(self.scale):
+            raise UserError(
+                f"{self.path}: {sample.key}: HR {hr.shape[1]}x{hr.shape[0]} does not belong to "
+                f"LR {lr.shape[1]}x{lr.shape[0]} at x{self.scale}; pack the data set again"
+            )
+        return self.names[index], hr[:height, :width], lr
+
+    def _member(self, sample: Sample, suffix: str) -> Image:
+        place = sample.members.get(suffix)
+        shard = self.path / self._index.shards[sample.shard].name
+        if place is None:
+            raise UserError(f"{self.path}: {sample.key} has no {suffix}; pack the data set again")
+        if not shard.is_file():
+            raise UserError(f"{shard}: no such shard, although {INDEX_NAME} names it; copy or pack the data set again")
+        with open(shard, "rb") as file:
+            file.seek(place.offset)
+            content = file.read(place.length)
+        if len(content) != place.length:
+            raise UserError(f"{shard}: shorter than {INDEX_NAME} says; copy or pack the data set again")
+        return read_rgb(content, f"{shard.name}/{sample.key}.{suffix}")
+
+
+def load_test_set(path: Path | str, scale: int) -> SRImages:
+    """A test set from a packed data set, or from a folder of HR images (also `path/HR`, as benchmarks ship them).
+
+    Only the names are read here. Raises UserError for a missing or empty folder, or a scale that was not packed.
+    """
+    path = Path(path)
+    if (path / INDEX_NAME).is_file() or (path.is_dir() and any(path.glob(f"*/{INDEX_NAME}"))):
+        return PackedImages(path, scale)
+    return FolderImages(path, scale)
+
+
+def hr_files(folder: Path) -> list[Path]:
+    """The HR images of a test set's folder, in natural order: of `folder/HR` where there is one."""
+    inner = folder / "HR"
+    return list_images(inner if inner.is_dir() else folder)
+
+
+class BicubicUpsampler(nn.Module):
+    """The bicubic baseline: MATLAB's enlargement of what a network would be fed with, in floating point.
+
+    With c = 1 luma is enlarged, as the literature's code does for its tables (RGB differs by 0.01 dB).
+    """
+
+    takes: Literal["lr"] = "lr"
+
+    def __init__(self, scale: int, channels: int = 1) -> None:
+        super().__init__()
+        self.scale, self.channels = scale, channels
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"scale": self.scale, "channels": self.channels}
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """`[B, c, h, w]` in [0, 1] to `[B, c, s h, s w]`, not clamped."""
+        return upsample(lr, self.scale)
+
+
+def bicubic_upsampler(scale: int, channels: int = 1) -> BicubicUpsampler:
+    """The baseline in the place of a generator."""
+    return BicubicUpsampler(scale, channels)
+
+
+def evaluate_sr(
+    generator: nn.Module,
+    images: SRImages,
+    scale: int,
+    rule: Rule = "pisr",
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
+) -> SRResult:
+    """PSNR and SSIM of `generator` on every image, one at a time at full size; see `luma_pair` for the rules.
+
+    The generator says what it takes ("lr" or "hr") and its channels (1: luma, 3: RGB, in [0, 1]); its inference form
+    is evaluated (see `evaluating`), on `device`, where it already is. `autocast`: run it in this half precision.
+    Raises UserError for an image that is unreadable or too small, or an output that is not finite.
+    """
+    rows = []
+    with evaluating(generator) as network:
+        for name, hr, lr in images:
+            rows.append(evaluate_image(network, name, hr, lr, scale, rule, device, autocast)[0])
+    return summarise(rows, scale, rule)
+
+
+def evaluate_image(
+    generator: nn.Module,
+    name: str,
+    hr: Image,
+    lr: Image,
+    scale: int,
+    rule: Rule,
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
+) -> tuple[ImageRow, Tensor]:
+    """One image's row and the output `[1, c, H, W]` it was computed from; call it inside `evaluating`."""
+    pair = _as_tensors(hr, lr, device)
+    output = super_resolve(generator, pair, autocast)
+    return _row(name, pair, output, scale, rule), output
+
+
+@contextmanager
+def evaluating(generator: nn.Module) -> Iterator[nn.Module]:
+    """Yield what is evaluated in place of `generator`, without gradients: its inference form, the same function.
+
+    `deploy()` equals the trained form to 2e-6 and takes half the time on a CPU. A generator without one is put in
+    eval mode, and afterwards every submodule is in the mode it was in before.
+    """
+    deploy = getattr(generator, "deploy", None)
+    modes = [(part, part.training) for part in generator.modules()]
+    try:
+        with torch.no_grad():
+            yield generator.eval() if deploy is None else deploy()
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """HR `[1, 3, H, W]` and LR `[1, 3, H/s, W/s]`, uint8: a quarter of float luma and RGB together."""
+
+    hr: Tensor
+    lr: Tensor
+
+
+def super_resolve(generator: nn.Module, pair: ImagePair, autocast: torch.dtype | None = None) -> Tensor:
+    """The generator's float32 output `[1, c, H, W]`, nominally in [0, 1]; it takes luma or RGB of LR or HR."""
+    source: Tensor = pair.lr if _takes(generator) == "lr" else pair.hr
+    image = source.float() / 255
+    if _channels(generator) == 1:
+        image = luma(image)
+    with torch.autocast(source.device.type, dtype=autocast, enabled=autocast is not None):
+        output: Tensor = generator(image)
+    if output.shape[-2:] != pair.hr.shape[-2:]:
+        raise UserError(
+            f"the network made {output.shape[-1]}x{output.shape[-2]} pixels of an image of "
+            f"{source.shape[-1]}x{source.shape[-2]}, not {pair.hr.shape[-1]}x{pair.hr.shape[-2]}; "
+            "evaluate it at the scale it was trained for"
+        )
+    return output.float()
+
+
+class SREvaluator:
+    """Evaluates one method's generators on test sets again and again during a training.
+
+    Images are decoded once and kept as uint8 tensors (Set5, Set14 and B100 together: 70 MiB); with several ranks
+    each keeps its own share. What `evaluate` returns is gathered from the ranks and given to `result`.
+    """
+
+    def __init__(
+        self,
+        test_sets: Mapping[str, Path | str],
+        scale: int,
+        channels: int,
+        rule: Rule = "pisr",
+        device: torch.device | str = "cpu",
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.scale, self.channels, self.rule = scale, channels, rule
+        self.device, self.autocast = torch.device(device), autocast
+        self.test_sets = {name: load_test_set(path, scale) for name, path in test_sets.items()}
+        self._pairs: dict[tuple[str, int], ImagePair] = {}
+
+    def preload(self, rank: int = 0, ranks: int = 1) -> None:
+        """Decode this rank's images now, so that a damaged one ends the run before it trains."""
+        for name, images in self.test_sets.items():
+            for index in range(rank, len(images), ranks):
+                self.pair(name, index)
+
+    def pair(self, test_set: str, index: int) -> ImagePair:
+        """One image on the CPU, from memory after the first time."""
+        key = (test_set, index)
+        if key not in self._pairs:
+            _, hr, lr = self.test_sets[test_set].read(index)
+            self._pairs[key] = _as_tensors(hr, lr, "cpu")
+        return self._pairs[key]
+
+    def evaluate(self, generator: nn.Module, rank: int = 0, ranks: int = 1) -> dict[str, list[ImageRow]]:
+        """Test set -> the rows of images rank, rank + ranks, ...; the generator's modes are left as they were."""
+        assert _channels(generator) == self.channels
+        rows: dict[str, list[ImageRow]] = {}
+        with evaluating(generator) as network:
+            for name, images in self.test_sets.items():
+                rows[name] = []
+                for index in range(rank, len(images), ranks):
+                    pair = self._on_device(name, index)
+                    output = super_resolve(network, pair, self.autocast)
+                    rows[name].append(_row(images.names[index], pair, output, self.scale, self.rule))
+        return rows
+
+    def result(self, test_set: str, rows: Sequence[ImageRow]) -> SRResult:
+        """The means of one test set from the rows of all ranks, in any order; no image may be missing."""
+        by_name = {row["name"]: row for row in rows}
+        return summarise([by_name[name] for name in self.test_sets[test_set].names], self.scale, self.rule)
+
+    def samples(self, generator: nn.Module, test_set: str, count: int) -> list[tuple[str, ImagePair, Tensor]]:
+        """(name, images, output `[1, c, H, W]` on the CPU) of the first `count` images, for `sample_grid`."""
+        images = self.test_sets[test_set]
+        with evaluating(generator) as network:
+            return [
+                (
+                    images.names[index],
+                    self.pair(test_set, index),
+                    super_resolve(network, self._on_device(test_set, index), self.autocast).cpu(),
+                )
+                for index in range(min(count, len(images)))
+            ]
+
+    def _on_device(self, test_set: str, index: int) -> ImagePair:
+        pair = self.pair(test_set, index)
+        return ImagePair(pair.hr.to(self.device), pair.lr.to(self.device))
+
+
+def _row(name: str, pair: ImagePair, output: Tensor, scale: int, rule: Rule) -> ImageRow:
+    try:
+        produced, expected = luma_pair(output[0], pair.hr[0], scale, rule)
+        # One transfer from the device an image.
+        decibel, similarity = torch.stack((psnr(produced, expected), ssim(produced, expected))).tolist()
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    if math.isnan(decibel):
+        raise UserError(f"{name}: the network's output is not finite; its weights are damaged or its training diverged")
+    return {"name": name, "psnr": min(decibel, PSNR_CAP), "ssim": similarity}
+
+
+def _as_tensors(hr: Image, lr: Image, device: torch.device | str) -> ImagePair:
+    planes = (torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(device) for image in (hr, lr))
+    return ImagePair(*planes)
+
+
+def _takes(generator: nn.Module) -> str:
+    takes = generator.takes
+    assert takes in ("lr", "hr")
+    return str(takes)
+
+
+def _channels(generator: nn.Module) -> int:
+    channels = generator.channels
+    assert channels in (1, 3)
+    return int(channels)
+
+
+def _cropped(image: Image, scale: int, name: str) -> Image:
+    height, width = image.shape[0] // scale * scale, image.shape[1] // scale * scale
+    if not height or not width:
+        raise UserError(f"{name}: {image.shape[1]}x{image.shape[0]} is too small for x{scale}; use larger images")
+    return image[:height, :width]

@@ -1,0 +1,83 @@
+"""The last layer of a super-resolution network: feature maps at LR size in, an image s times larger out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpcdistill.ops.subpixel import transposed_to_subpixel
+
+Upsampling = Literal["transposed", "subpixel"]
+
+INITIAL_DEVIATION = 0.001  # FSRCNN's: the first outputs are close to zero
+KERNEL = 9
+
+
+class SubpixelUpsampling(nn.Module):
+    """Convolution to `scale**2 * channels_out` channels, then pixel shuffle: `[B, in, H, W]` -> `[B, out, sH, sW]`."""
+
+    def __init__(self, channels_in: int, channels_out: int, scale: int, kernel: int) -> None:
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel {kernel} is even; a sub-pixel convolution needs an odd one to keep its place")
+        self.scale = scale
+        self.conv = nn.Conv2d(channels_in, channels_out * scale**2, kernel, padding=kernel // 2)
+        nn.init.normal_(self.conv.weight, std=INITIAL_DEVIATION)
+        _zero_bias(self.conv)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The enlarged image; its range is that of the training images, not clamped."""
+        return functional.pixel_shuffle(self.conv(features), self.scale)
+
+
+class TransposedUpsampling(nn.Module):
+    """Transposed convolution 9x9 with stride s and padding 4: `[B, in, H, W]` -> `[B, out, sH, sW]` (FSRCNN)."""
+
+    padding = KERNEL // 2
+
+    def __init__(self, channels_in: int, channels_out: int, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.conv = nn.ConvTranspose2d(
+            channels_in, channels_out, KERNEL, stride=scale, padding=self.padding, output_padding=scale - 1
+        )
+        nn.init.normal_(self.conv.weight, std=INITIAL_DEVIATION)
+        _zero_bias(self.conv)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The enlarged image; its range is that of the training images, not clamped."""
+        image: Tensor = self.conv(features)
+        return image
+
+    def to_subpixel(self) -> SubpixelUpsampling:
+        """The same function as a convolution and a pixel shuffle, with its own copy of the weights."""
+        assert self.conv.bias is not None
+        with torch.no_grad():
+            weight = transposed_to_subpixel(self.conv.weight, self.scale, self.padding, self.scale - 1)
+            subpixel = SubpixelUpsampling(
+                self.conv.in_channels, self.conv.out_channels, self.scale, weight.shape[-1]
+            ).to(weight)
+            subpixel.conv.weight.copy_(weight)
+            assert subpixel.conv.bias is not None
+            subpixel.conv.bias.copy_(self.conv.bias.repeat_interleave(self.scale**2))
+        return subpixel
+
+
+def subpixel_kernel(scale: int) -> int:
+    """Side of the sub-pixel kernel that equals `TransposedUpsampling`: 5 for scales 2 and 3, 3 for 4 to 7."""
+    return transposed_to_subpixel(torch.empty(1, 1, KERNEL, KERNEL), scale, KERNEL // 2, scale - 1).shape[-1]
+
+
+def build_upsampling(kind: Upsampling, channels_in: int, channels_out: int, scale: int) -> nn.Module:
+    """The last layer in its training form ("transposed") or its inference form ("subpixel")."""
+    if kind == "transposed":
+        return TransposedUpsampling(channels_in, channels_out, scale)
+    return SubpixelUpsampling(channels_in, channels_out, scale, subpixel_kernel(scale))
+
+
+def _zero_bias(conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)

@@ -1,0 +1,32 @@
+"""Luma as MATLAB's `rgb2ycbcr` computes it (BT.601, studio swing), before its rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Y = 16 + 65.481 R + 128.553 G + 24.966 B for R, G, B in [0, 1] and Y in [16, 235].
+_OFFSET = 16.0
+_WEIGHTS = (65.481, 128.553, 24.966)
+
+
+def luma(rgb: Tensor) -> Tensor:
+    """`[..., 3, H, W]` RGB in [0, 1] to `[..., 1, H, W]` luma in [16/255, 235/255]; keeps the dtype."""
+    if rgb.shape[-3] != 3:
+        raise ValueError(f"luma takes 3 channels, not {rgb.shape[-3]}")
+    red, green, blue = (rgb.narrow(-3, channel, 1) for channel in range(3))
+    r, g, b = (weight / 255 for weight in _WEIGHTS)
+    return red * r + green * g + blue * b + _OFFSET / 255
+
+
+def luma_uint8(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """`[H, W, 3]` 8-bit RGB to `[H, W]` float32 luma in [16/255, 235/255], for images kept in memory."""
+    if rgb.dtype != np.uint8 or rgb.shape[-1] != 3:
+        raise ValueError(f"luma_uint8 takes 8-bit RGB, not {rgb.dtype} with {rgb.shape[-1]} channels")
+    # One product of a [H*W, 3] with a [3] matrix: half the time of three sums over strided channels.
+    weights = torch.tensor(_WEIGHTS, dtype=torch.float32) / (255 * 255)
+    flat = torch.from_numpy(np.ascontiguousarray(rgb)).view(-1, 3).float()
+    result: NDArray[np.float32] = torch.mv(flat, weights).add_(_OFFSET / 255).numpy().reshape(rgb.shape[:-1])
+    return result

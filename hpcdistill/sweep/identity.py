@@ -1,0 +1,79 @@
+"""The identity of a run: a hash of all that its result depends on, and of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcdistill.config import Loaded, RunConfig
+from hpcdistill.data.images import list_images
+from hpcdistill.data.index import INDEX_NAME, index_digest
+from hpcdistill.errors import UserError
+from hpcdistill.methods import METHODS
+from hpcdistill.settings import identity_values
+from hpcdistill.storage import sha256_file
+
+
+@dataclass(frozen=True)
+class Identity:
+    """`record` says what went into the hash; `short` (8 hex digits) names the run folder."""
+
+    record: dict[str, Any]
+
+    @property
+    def short(self) -> str:
+        return hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def identify(loaded: Loaded) -> Identity:
+    """The identity of the run that `loaded` describes. Reads the packed sets' indexes and hashes initial weights."""
+    config = loaded.config
+    record: dict[str, Any] = {
+        "values": identity_values(config),
+        "version": METHODS[config.method.name].version,
+        "data": [index_digest(Path(folder)) for folder in config.data.train],
+    }
+    if selected := selected_set(config):
+        record["selection"] = test_set_digest(Path(config.data.eval[selected]))
+    if config.init:
+        record["init"] = {name: sha256_file(weights_file(Path(path), name)) for name, path in config.init.items()}
+    if loaded.teacher and config.teacher:
+        record["teacher"] = [identify(loaded.teacher).short, config.teacher.checkpoint]
+    return Identity(record)
+
+
+def run_folder(loaded: Loaded) -> Path:
+    """`runs/<name>-<8 hex>`; an existing run of the same identity under another name is found and used."""
+    runs, short = Path(loaded.config.runs), identify(loaded).short
+    wanted = runs / f"{loaded.config.name}-{short}"
+    if wanted.is_dir():
+        return wanted
+    same = sorted(runs.glob(f"*-{short}"))
+    return same[0] if same else wanted
+
+
+def selected_set(config: RunConfig) -> str | None:
+    """The test set whose metric chooses the best weights; None when nothing is evaluated."""
+    names = list(config.data.eval)
+    if config.eval.select is not None and config.eval.select not in names:
+        raise UserError(f"eval.select: '{config.eval.select}' is not one of data.eval ({', '.join(names) or 'empty'})")
+    return config.eval.select or (names[0] if names else None)
+
+
+def test_set_digest(folder: Path) -> str:
+    """Digest of a packed set's index, or of a plain folder's file names and sizes."""
+    if (folder / INDEX_NAME).is_file():
+        return index_digest(folder)
+    listing = [(path.name, path.stat().st_size) for path in list_images(folder)]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def weights_file(path: Path, generator: str) -> Path:
+    """A generator's weights: `path` itself, or the last ones of the run folder `path`."""
+    file = path / "generators" / "last" / f"{generator}.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"init.{generator}: {file} does not exist; give a .safetensors file or a finished run's folder")
+    return file

@@ -1,0 +1,251 @@
+"""Train a run: `python -m hpcdistill.train CONFIG [CONFIG ...] [key=value ...]`.
+
+Files and overrides are merged from left to right. A student's teacher is found by its identity, or trained first.
+The same command again resumes; a finished run prints its result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from hpcdistill.command import run_command
+from hpcdistill.config import Loaded, RunConfig, config_files, load_config, to_yaml
+from hpcdistill.console import is_main_process, out, say, warn
+
+GUIDE = """\
+hpcdistill trains small image generators from large ones.
+
+  python -m hpcdistill.train CONFIG [VARIANT ...] [key=value ...]
+
+  a first run on a CPU:  python -m hpcdistill.train configs/dssd/x4.yaml configs/variants/cpu.yaml
+  one GPU:               python -m hpcdistill.train configs/dssd/x4.yaml
+  several GPUs:          accelerate launch --num_processes 4 -m hpcdistill.train configs/dssd/x4.yaml
+  what would be run:     python -m hpcdistill.train configs/dssd/x4.yaml --print-config
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    if not arguments:
+        _guide()
+        return 0
+    parser = argparse.ArgumentParser(
+        prog="python -m hpcdistill.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", nargs="+", metavar="CONFIG|key=value", help="configuration files and overrides")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
+    options = parser.parse_args(arguments)
+    loaded = load_config(options.config)
+    if options.print_config:
+        sys.stdout.write(to_yaml(loaded.config))
+        if loaded.teacher:
+            sys.stdout.write("# the teacher's configuration\n---\n" + to_yaml(loaded.teacher.config))
+        return 0
+
+    from hpcdistill.training.signals import EXIT_STOPPED  # torch and accelerate only once they are needed
+
+    result = run(loaded)
+    if result is None:
+        return EXIT_STOPPED
+    _show(result)
+    return 0
+
+
+def run(loaded: Loaded) -> dict[str, Any] | None:
+    """Train (or resume, or find finished) the run and the teacher it needs; result.json, None when stopped."""
+    from hpcdistill.data.builtin import pack_missing
+    from hpcdistill.sweep.identity import identify, run_folder
+    from hpcdistill.training.distribution import make_accelerator
+    from hpcdistill.training.run_folder import RunFolder
+
+    config = loaded.config
+    accelerator = make_accelerator(config.train)
+    with accelerator.main_process_first():  # a built-in set is packed once, by rank 0
+        pack_missing([*config.data.train, *config.data.eval.values()])
+    frozen = {}
+    if loaded.teacher and config.teacher:
+        teacher_folder = RunFolder(run_folder(loaded.teacher))
+        if teacher_folder.result() is None:
+            say(f"{config.name}: its teacher {teacher_folder.path.name} has not been trained yet; training it first")
+            if run(loaded.teacher) is None:
+                return None
+        else:
+            say(f"{config.name}: using the finished teacher {teacher_folder.path.name}")
+        frozen["teacher"] = _load_teacher(teacher_folder, config.teacher.checkpoint)
+    identity = identify(loaded)
+    folder = RunFolder(run_folder(loaded))
+    result = folder.result()
+    if result is not None:
+        say(f"{config.name}: {folder.path} has finished already")
+        return result
+    return _train(loaded, folder, {"short": identity.short, **identity.record}, frozen)
+
+
+def _train(loaded: Loaded, folder: Any, identity: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any] | None:
+    """One stage: build everything from the configuration, call the loop, write result.json."""
+    import torch
+
+    from hpcdistill.data.counter import step_seed
+    from hpcdistill.data.reader import PatchReader
+    from hpcdistill.methods import METHODS
+    from hpcdistill.metrics.run_evaluators import SRRunEvaluator
+    from hpcdistill.sweep.identity import selected_set
+    from hpcdistill.training.distribution import make_accelerator
+    from hpcdistill.training.loop import train
+    from hpcdistill.training.run_folder import code_revision
+
+    config = loaded.config
+    if is_main_process():
+        folder.create(to_yaml(_self_contained(loaded)), identity)
+        _compare_revisions(folder)
+    accelerator = make_accelerator(config.train, folder.path)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers("tensorboard")
+    torch.manual_seed(step_seed(config.seed, 0, 0))  # initial weights: the same on every rank
+    method = METHODS[config.method.name](config.method, frozen)  # type: ignore[call-arg]
+    _initialise(method, config)
+    needs = method.needs
+    reader = PatchReader(
+        [Path(path) for path in config.data.train],
+        needs,
+        config.data,
+        config.seed,
+        config.train.batch_size,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    per_epoch = config.data.samples_per_epoch or reader.samples
+    steps = config.train.steps or max(1, round(config.train.epochs * per_epoch / config.train.batch_size))
+    selected = selected_set(config)
+    if selected is None:
+        warn(f"{config.name}: data.eval is empty; nothing will be evaluated")
+    evaluator = (
+        SRRunEvaluator(config.data.eval, selected, needs, config.eval, accelerator) if selected is not None else None
+    )
+    outcome = train(
+        method,
+        reader,
+        evaluator,
+        folder,
+        accelerator,
+        config.train,
+        steps=steps,
+        evaluate_every=config.eval.every,
+        seed=config.seed,
+        workers=config.data.workers,
+        name=config.name,
+    )
+    accelerator.end_training()
+    if not outcome.finished:
+        return None
+    result = {
+        "name": config.name,
+        "identity": identity["short"],
+        "method": config.method.name,
+        "steps": steps,
+        "batch_size": config.train.batch_size,
+        "images": steps * config.train.batch_size,
+        "seed": config.seed,
+        "precision": config.train.precision,
+        "processes": accelerator.num_processes,
+        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu",
+        "seconds": round(outcome.position.seconds, 1),
+        "images_per_second": round(outcome.images_per_second, 1),
+        "best": outcome.position.best,
+        "last": outcome.position.last,
+        "protocol": evaluator.protocol() if evaluator else None,
+        "teacher": run_name(loaded.teacher) if loaded.teacher else None,
+        "revision": code_revision(),
+    }
+    if accelerator.is_main_process:
+        folder.save_result(result)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def run_name(loaded: Loaded) -> str:
+    """The name of the run's folder."""
+    from hpcdistill.sweep.identity import run_folder
+
+    return run_folder(loaded).name
+
+
+def _load_teacher(folder: Any, which: str) -> Any:
+    from hpcdistill.models.registry import load_generator
+
+    return load_generator(folder.generator(which, "teacher"))[0]
+
+
+def _initialise(method: Any, config: RunConfig) -> None:
+    """Load the weights that `init` names into the method's generators."""
+    from hpcdistill.errors import UserError, nearest
+    from hpcdistill.models.registry import load_generator, load_weights
+    from hpcdistill.sweep.identity import weights_file
+
+    for name, path in config.init.items():
+        if name not in method.generators:
+            raise UserError(
+                f"init.{name}: the method has no generator of this name; {nearest(name, method.generators)}"
+            )
+        file = weights_file(Path(path), name)
+        load_weights(method.generators[name], load_generator(file)[0].state_dict(), str(file))
+
+
+def _self_contained(loaded: Loaded) -> RunConfig:
+    """The configuration with its teacher named by the teacher's run folder, so that it can be run from there alone."""
+    if not (loaded.teacher and loaded.config.teacher):
+        return loaded.config
+    from hpcdistill.sweep.identity import run_folder
+
+    saved = run_folder(loaded.teacher).resolve() / "config.yaml"
+    teacher = loaded.config.teacher.model_copy(update={"config": str(saved), "overrides": {}})
+    return loaded.config.model_copy(update={"teacher": teacher})
+
+
+def _compare_revisions(folder: Any) -> None:
+    """Warn when a run goes on with other code than it was started with."""
+    import json
+
+    sessions = json.loads((folder.path / "environment.json").read_text(encoding="utf-8"))["sessions"]
+    revisions = [session["revision"] for session in sessions]
+    if revisions[-1] != revisions[0]:
+        warn(f"{folder.path.name}: started with code revision {revisions[0]}, now at {revisions[-1]}")
+
+
+def _guide() -> None:
+    """What to type, and the configurations there are."""
+    out.print(GUIDE, markup=False)
+    configs = config_files(Path("configs")) if Path("configs").is_dir() else []
+    if configs:
+        out.print("Configurations:")
+        for path in configs:
+            out.print(f"  {path}", markup=False)
+        variants = sorted(Path("configs/variants").glob("*.yaml"))
+        out.print("\nVariants, merged over a configuration:")
+        for path in variants:
+            first = path.read_text(encoding="utf-8").partition("\n")[0]
+            out.print(f"  {path}  {first if first.startswith('#') else ''}", markup=False)
+    else:
+        out.print("Run it from the clone's folder, where configs/ is.")
+
+
+def _show(result: dict[str, Any]) -> None:
+    """The result as a table, on rank 0."""
+    if not is_main_process():
+        return
+    table = Table(title=f"{result['name']}-{result['identity']}: {result['steps']} steps, {result['seconds']:.0f} s")
+    table.add_column("metric")
+    for which in ("best", "last"):
+        table.add_column(f"{which} (step {result[which]['step']})" if result[which] else which, justify="right")
+    for metric in (result["last"] or {"metrics": {}})["metrics"]:
+        table.add_row(metric, *(f"{result[which]['metrics'][metric]:.4f}" for which in ("best", "last")))
+    out.print(table)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,51 @@
+"""The processes of a run: Accelerate set up from the configuration, with clear words for what cannot work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from hpcdistill.errors import UserError
+from hpcdistill.training.config import TrainConfig
+
+_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Accelerator:
+    """An Accelerator for this configuration. A process may make several, one after the other (teacher, student)."""
+    cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device: no CUDA device is visible; use train.device=cpu, or check nvidia-smi")
+    if cpu and config.precision == "fp16":
+        raise UserError("train.precision: fp16 needs a GPU; use bf16 or fp32 on the CPU")
+    precision = _PRECISION[config.precision]
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # a teacher of another precision came before in this process
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        cpu=cpu,
+        log_with=list(config.trackers) if folder and config.trackers else None,
+        project_dir=str(folder) if folder else None,
+        # Buffers are alike on every rank (seeded, or synchronised by their layer); broadcasting them at each forward
+        # would also overwrite statistics that autograd still needs.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    share = config.batch_size / accelerator.num_processes
+    if share % config.accumulation:
+        raise UserError(
+            f"train.accumulation: {config.batch_size} samples over {accelerator.num_processes} ranks cannot be cut "
+            f"into {config.accumulation} equal micro-batches; choose a divisor of {share:g}"
+        )
+    return accelerator
+
+
+def processes() -> tuple[int, int]:
+    """(rank, ranks) of this process."""
+    state = PartialState()
+    return int(state.process_index), int(state.num_processes)

@@ -1,0 +1,51 @@
+"""Freezing all groups but the one whose phase it is: no gradients, no moving statistics, no spectral-norm updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
+
+
+class Freezer:
+    """Switches between groups. A frozen module still normalises as in training, but remembers nothing of it."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._parameters = {name: list(module.parameters()) for name, module in modules.items()}
+        self._norms = {
+            name: [part for part in module.modules() if isinstance(part, _NormBase) and part.track_running_stats]
+            for name, module in modules.items()
+        }
+        self._spectral = {
+            name: [part for part in module.modules() if isinstance(part, _SpectralNorm)]
+            for name, module in modules.items()
+        }
+        self._active: str | None = None
+
+    def only(self, group: str) -> None:
+        """Let `group` train and freeze the others; free of work when `group` was active already."""
+        if group == self._active:
+            return
+        # Freeze first: a parameter that two groups share must end up trainable.
+        for name in sorted(self._parameters, key=lambda name: name == group):
+            active = name == group
+            for parameter in self._parameters[name]:
+                parameter.requires_grad_(active)
+            for norm in self._norms[name]:
+                norm.track_running_stats = active
+            for spectral in self._spectral[name]:
+                spectral.training = active
+        self._active = group
+
+    def release(self) -> None:
+        """Undo every freeze, for evaluation and saving."""
+        for name in self._parameters:
+            for parameter in self._parameters[name]:
+                parameter.requires_grad_(True)
+            for norm in self._norms[name]:
+                norm.track_running_stats = True
+            for spectral in self._spectral[name]:
+                spectral.training = True
+        self._active = None

@@ -1,0 +1,264 @@
+"""The training loop, the same for every method. Read it from top to bottom: this is what a run does.
+
+One iteration: each phase of the segment trains its group. Everything random is derived from (seed, step), so that a
+run resumed from a checkpoint continues as if it had never stopped. Nothing is read back from the device between two
+log points; a non-finite loss masks every later update and ends the run at the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from hpcdistill.console import say
+from hpcdistill.data.counter import step_seed
+from hpcdistill.errors import UserError
+from hpcdistill.methods.base import Batch, Carry, Method, Phase, Segment
+from hpcdistill.models.registry import load_generator
+from hpcdistill.training.averaging import Averages
+from hpcdistill.training.checkpoint import Checkpoints
+from hpcdistill.training.config import TrainConfig
+from hpcdistill.training.evaluation import Evaluator
+from hpcdistill.training.freezing import Freezer
+from hpcdistill.training.group import TrainedGroup, gradient_norms
+from hpcdistill.training.metrics_log import MetricsLog, RunningMeans
+from hpcdistill.training.position import Position, restore_checkpoint, save_checkpoint, save_generators
+from hpcdistill.training.progress import TrainingProgress
+from hpcdistill.training.run_folder import RunFolder
+from hpcdistill.training.signals import StopSignals
+
+SIGNAL_STEPS = 10  # ranks agree on a stop signal this often
+
+
+class Reader(Protocol):
+    """Batches by optimizer step."""
+
+    def loader(self, first_step: int, last_step: int, workers: int, pin_memory: bool) -> Iterable[Batch]:
+        """This rank's batches of the steps first_step .. last_step - 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How `train` ended."""
+
+    finished: bool  # False: a signal stopped it, the checkpoint is saved
+    position: Position
+    images_per_second: float
+
+
+def train(
+    method: Method,
+    reader: Reader,
+    evaluator: Evaluator | None,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    config: TrainConfig,
+    *,
+    steps: int,  # of the whole run
+    evaluate_every: int,
+    seed: int,
+    workers: int = 0,  # processes that load data
+    name: str = "run",  # for the display
+) -> Outcome:
+    """Train `method` for `steps` optimizer steps, resuming from the newest checkpoint in `folder`.
+
+    Raises UserError when a loss term stops being finite; the weights are then the last good ones, saved as `last`.
+    """
+    device = accelerator.device
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    method.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    groups = {name: TrainedGroup(name, group, accelerator) for name, group in method.groups.items()}
+    for group in groups.values():
+        method.bind(group.name, group.wrapped)
+    freezer = Freezer({name: group.module for name, group in groups.items()})
+    averages = Averages(method.generators, config.ema) if config.ema else None
+    evaluated = averages.generators if averages else method.generators
+    generator_parameters = {p for module in method.generators.values() for p in module.parameters()}
+
+    checkpoints = Checkpoints(folder.checkpoints)
+    log, means = MetricsLog(folder.metrics, accelerator), RunningMeans(device)
+    position = Position()
+    if found := checkpoints.newest():
+        position = restore_checkpoint(found, method, groups, averages)
+        means.load(position.means)
+        say(f"{name}: resuming at step {position.step} of {steps}")
+    log.rewind(position.log_bytes)
+    halted = torch.zeros((), dtype=torch.bool, device=device)
+    culprits: dict[str, Tensor] = {}  # term -> 0-dim bool: it was the first to be non-finite
+
+    segments = _place(method.segments(), steps)
+    loader = reader.loader(position.step, steps, workers, device.type == "cuda")
+    with StopSignals() as signals, TrainingProgress(name, position.step, steps, config.batch_size) as progress:
+        earlier_seconds = position.seconds
+        for step, batch in zip(range(position.step, steps), loader, strict=True):
+            segment, segment_start = next((s, start) for s, start, end in segments if step < end)
+            if step == segment_start:
+                _enter(segment, method, folder)
+            torch.manual_seed(step_seed(seed, step, accelerator.process_index))
+            batch = {key: _moved(value, device, layout) for key, value in batch.items()}
+            parts = _cut(batch, config.accumulation)
+            carries = [Carry() for _ in parts]
+            measure_gradients = config.gradient_norms_every and (step + 1) % config.gradient_norms_every == 0
+            for phase in segment.phases:
+                group = groups[phase.group]
+                freezer.only(phase.group)
+                group.schedule(step, steps)
+                for number, (part, carry) in enumerate(zip(parts, carries, strict=True)):
+                    last_part = number == len(parts) - 1
+                    with contextlib.nullcontext() if last_part else accelerator.no_sync(group.wrapped):
+                        with accelerator.autocast():
+                            terms = phase.loss(part, carry)
+                        if measure_gradients and last_part:
+                            parameters = [p for p in group.parameters if p in generator_parameters] or group.parameters
+                            norms = gradient_norms(terms, parameters)
+                            means.add({f"gradient/{phase.name}/{term}": norm for term, norm in norms.items()})
+                        accelerator.backward(_total(phase, terms, halted, culprits, means) / len(parts))
+                means.add({f"gradient_norm/{phase.group}": group.update(halted)})
+            if averages:
+                averages.update()
+            progress.advance()
+            position.step = step + 1
+            position.seconds = earlier_seconds + progress.seconds
+
+            stop = (position.step % SIGNAL_STEPS == 0 or accelerator.num_processes == 1) and signals.agreed(accelerator)
+            end = position.step == steps
+            evaluate = evaluator is not None and (end or position.step % evaluate_every == 0)
+            write_line = end or position.step % config.log_every == 0
+            write_checkpoint = end or stop or position.step % config.checkpoint_every == 0
+            if write_line or evaluate or write_checkpoint:
+                _raise_if_halted(halted, culprits, position.step, accelerator, folder, evaluated)
+            if write_line:
+                values = means.read(accelerator)
+                rates = {f"learning_rate/{group.name}": group.rate for group in groups.values()}
+                images = position.step * config.batch_size
+                seconds = round(position.seconds, 3)
+                log.write({"step": position.step, "images": images, **values, **rates, "seconds": seconds})
+                progress.show_losses({key: value for key, value in values.items() if not key.startswith("gradient")})
+            if evaluate:
+                assert evaluator is not None
+                freezer.release()
+                _evaluate(evaluator, evaluated, accelerator, folder, position, log, progress)
+                method.train()
+            if write_checkpoint:
+                position.means = means.state()
+                if accelerator.is_main_process:
+                    position.log_bytes = log.position()
+                    save_checkpoint(checkpoints, method, groups, averages, position)
+                accelerator.wait_for_everyone()
+            if stop and not end:
+                say(f"{name}: stopped at step {position.step} of {steps}; the same command goes on from here")
+                return Outcome(False, position, progress.images_per_second)
+        freezer.release()
+        save_generators(evaluated, "last", folder, accelerator, position.step)
+        return Outcome(True, position, progress.images_per_second)
+
+
+def _total(
+    phase: Phase, terms: dict[str, Tensor], halted: Tensor, culprits: dict[str, Tensor], means: RunningMeans
+) -> Tensor:
+    """The sum of the terms, NaN when one of them is not finite: so its gradient is too, on every rank."""
+    assert terms, f"phase {phase.name} returned no loss term"
+    finite = torch.isfinite(torch.stack([term.detach() for term in terms.values()]))
+    for (term, value), good in zip(terms.items(), finite, strict=True):
+        key = f"{phase.name}/{term}"
+        means.add({key: value})
+        first = ~good & ~halted
+        culprits[key] = culprits[key] | first if key in culprits else first
+    total = torch.stack(list(terms.values())).sum()
+    return total * torch.where(finite.all(), 1.0, math.nan)
+
+
+def _raise_if_halted(
+    halted: Tensor,
+    culprits: dict[str, Tensor],
+    step: int,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    generators: dict[str, nn.Module],
+) -> None:
+    """Stop the run when an update was masked; the one place where the flags are read."""
+    flags = torch.stack([halted, *culprits.values()]).float()
+    if accelerator.num_processes > 1:
+        flags = accelerator.reduce(flags, "sum")
+    stopped, *found = flags.tolist()
+    if not any((stopped, *found)):
+        return
+    save_generators(generators, "last", folder, accelerator, step)
+    terms = [term for term, flag in zip(culprits, found, strict=True) if flag]
+    what = f"the loss term {', '.join(terms)}" if terms else "a gradient (of finite loss terms)"
+    raise UserError(
+        f"{what} became NaN or infinite by step {step}; the last good weights are in {folder.path}/generators/last. "
+        "Lower the learning rate, set clip_norm in the method's optimizer, or use train.precision=fp32"
+    )
+
+
+def _evaluate(
+    evaluator: Evaluator,
+    generators: dict[str, nn.Module],
+    accelerator: Accelerator,
+    folder: RunFolder,
+    position: Position,
+    log: MetricsLog,
+    progress: TrainingProgress,
+) -> None:
+    """Measure, log, draw the samples, and keep the weights when they are the best so far."""
+    evaluation = evaluator(generators, accelerator)
+    position.last = {"step": position.step, "metrics": evaluation.metrics}
+    log.write({"step": position.step, **evaluation.metrics})
+    selects = evaluator.selects
+    progress.show_evaluation({selects: evaluation.metrics[selects]} if selects else evaluation.metrics)
+    if accelerator.is_main_process:
+        for name, picture in evaluation.pictures.items():
+            Image.fromarray(picture).save(folder.samples / f"{name}-{position.step:08d}.png")
+    sign = 1 if evaluator.larger_is_better else -1
+    if (
+        selects is None
+        or position.best is None
+        or (sign * evaluation.metrics[selects] > sign * position.best["metrics"][selects])
+    ):
+        position.best = position.last
+        save_generators(generators, "best", folder, accelerator, position.step)
+
+
+def _place(segments: tuple[Segment, ...], steps: int) -> list[tuple[Segment, int, int]]:
+    """(segment, first step, end) of each segment; the one without a length takes what the others leave."""
+    fixed = sum(segment.steps or 0 for segment in segments)
+    placed, start = [], 0
+    for segment in segments:
+        end = start + (segment.steps if segment.steps is not None else steps - fixed)
+        placed.append((segment, start, end))
+        start = end
+    if start != steps:
+        raise UserError(f"train.steps: the method's segments take {start} steps, the run has {steps}; make them equal")
+    return placed
+
+
+def _enter(segment: Segment, method: Method, folder: RunFolder) -> None:
+    """Begin a segment: take back the weights it asks for, then let the method prepare itself."""
+    for name, which in segment.load:
+        saved, _ = load_generator(folder.generator(which, name))
+        method.generators[name].load_state_dict(saved.state_dict())
+    if segment.on_enter:
+        segment.on_enter()
+
+
+def _moved(value: Tensor, device: torch.device, layout: torch.memory_format) -> Tensor:
+    value = value.to(device, non_blocking=True)
+    return value.contiguous(memory_format=layout) if value.ndim == 4 else value
+
+
+def _cut(batch: Batch, pieces: int) -> list[Batch]:
+    """The micro-batches of one optimizer step."""
+    if pieces == 1:
+        return [batch]
+    cut = {key: value.chunk(pieces) for key, value in batch.items()}
+    return [{key: values[i] for key, values in cut.items()} for i in range(pieces)]

@@ -1,0 +1,95 @@
+"""A run's folder: config.yaml, environment.json, metrics.jsonl, checkpoints/, samples/, generators/, result.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcdistill.storage import write_bytes, write_json
+
+_PACKAGES = ("hpcdistill", "torch", "accelerate", "numpy", "safetensors", "deepspeed")
+
+
+class RunFolder:
+    """Paths of one run and the small files beside its checkpoints. Only rank 0 writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+
+    def generator(self, which: str, name: str) -> Path:
+        """The weights of generator `name`, `which` being best or last."""
+        return self.path / "generators" / which / f"{name}.safetensors"
+
+    def create(self, config_yaml: str, identity: dict[str, Any]) -> None:
+        """Make the folder, save the resolved configuration and add this session to environment.json."""
+        generators = (self.generator(which, "").parent for which in ("best", "last"))
+        for folder in (self.samples, self.checkpoints, *generators):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.path / "config.yaml", config_yaml.encode())
+        file = self.path / "environment.json"
+        sessions = json.loads(file.read_text())["sessions"] if file.exists() else []
+        write_json(file, {"identity": identity, "sessions": [*sessions, describe_session()]})
+
+    def result(self) -> dict[str, Any] | None:
+        """result.json, or None while the run has not finished."""
+        file = self.path / "result.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def save_result(self, result: dict[str, Any]) -> None:
+        write_json(self.path / "result.json", result)
+
+
+def describe_session() -> dict[str, Any]:
+    """Where and with what this process runs: for the record, never part of a run's identity."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": shlex.join(sys.orig_argv),
+        "revision": code_revision(),
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES if _version(name)},
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "cpu": _cpu_name(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def code_revision() -> str | None:
+    """The git revision of the clone that hpcdistill is used from, with `+` when files differ from it."""
+    clone = Path(__file__).resolve().parents[2]
+    try:
+        git = ["git", "-C", str(clone), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()} x {os.cpu_count()}"

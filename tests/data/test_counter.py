@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+
+from hpcdistill.data.counter import AUGMENTATION, ORDER, TRAINING, below, draw, philox, step_seed
+
+# Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, result.
+KNOWN = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+def words(text: str) -> list[int]:
+    return [int(word, 16) for word in text.split()]
+
+
+@pytest.mark.parametrize(("counter", "key", "result"), KNOWN)
+def test_philox_gives_the_published_answers(counter: str, key: str, result: str) -> None:
+    low, high = words(key)
+    # Three equal rows: a row's result must not depend on its neighbours.
+    found = philox(np.array([words(counter)] * 3, dtype=np.uint32), (low, high))
+    assert found.dtype == np.uint32
+    assert found.tolist() == [words(result)] * 3
+
+
+def test_draw_places_seed_counter_part_and_stream() -> None:
+    # The layout is frozen: another one would change the order and augmentation of every run.
+    counter, key, result = (words(text) for text in KNOWN[2])
+    number = counter[1] << 32 | counter[0]
+    seed = key[1] << 32 | key[0]
+    found = draw(seed, counter[3], np.array([5, number], dtype=np.uint64), part=counter[2])
+    assert found[1].tolist() == result
+
+
+def test_draws_do_not_depend_on_what_is_drawn_with_them() -> None:
+    together = draw(3, ORDER, np.arange(1000))
+    assert np.array_equal(together[137:139], draw(3, ORDER, np.array([137, 138])))
+
+
+def test_streams_seeds_and_parts_differ() -> None:
+    numbers = np.arange(64)
+    variants = [
+        draw(7, ORDER, numbers),
+        draw(7, AUGMENTATION, numbers),
+        draw(7, TRAINING, numbers),
+        draw(8, ORDER, numbers),
+        draw(7 + (1 << 32), ORDER, numbers),
+        draw(7, ORDER, numbers, part=1),
+        draw(7, ORDER, numbers + (1 << 32)),
+    ]
+    assert len({variant.tobytes() for variant in variants}) == len(variants)
+    assert len(np.unique(np.concatenate(variants))) > 0.999 * 64 * 4 * len(variants)
+
+
+def test_words_are_uniform() -> None:
+    found = draw(0, AUGMENTATION, np.arange(50_000))
+    counts = np.bincount(found.ravel() >> 24, minlength=256)
+    expected = counts.sum() / 256
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert 255 - 5 * 510**0.5 < chi_square < 255 + 5 * 510**0.5
+    assert np.abs(np.corrcoef(found.T.astype(np.float64)) - np.eye(4)).max() < 0.02
+
+
+def test_below_covers_its_range_evenly() -> None:
+    extremes = np.array([0, 2**32 - 1], dtype=np.uint32)
+    assert below(extremes, 7).tolist() == [0, 6]
+    assert below(extremes, np.array([1, 1])).tolist() == [0, 0]
+    counts = np.bincount(below(draw(1, ORDER, np.arange(70_000))[:, 0], 7), minlength=7)
+    assert np.abs(counts - 10_000).max() < 500  # 5 standard deviations
+
+
+def test_step_seed_is_taken_by_torch_and_differs_by_step_rank_and_seed() -> None:
+    seeds = [step_seed(seed, step, rank) for seed in (0, 1) for step in range(50) for rank in range(4)]
+    assert len(set(seeds)) == len(seeds)
+    for seed in seeds[:10]:
+        assert 0 <= seed < 2**63
+        torch.Generator().manual_seed(seed)
+    assert step_seed(0, 17, 3) == step_seed(0, 17, 3)
