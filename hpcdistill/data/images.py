@@ -121,6 +121,9 @@ def list_images(folder: Path) -> list[Path]:
         elif other:
             hint = f"{hint}, found {', '.join(sorted(other))}: convert them to PNG"
         raise UserError(f"{folder}: no images in this folder; {hint}")
+    for path in images:
+        if not path.name.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in path.name):
+            raise UserError(f"{folder}: the file name {ascii(path.name)} cannot be written as text; rename the file")
     return sorted(images, key=lambda path: _natural(path.name))
 
 

@@ -16,8 +16,9 @@ import os
 import tarfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -184,7 +185,8 @@ def pack_image(source: Source, max_pixels: int = MAX_PIXELS) -> PackedImage:
 
 def _pack_split(job: _Job, sources: list[Source], overwrite: bool, workers: int) -> Index:
     folder = job.folder
-    remove(folder.glob(".*.tmp"))  # of a run that was killed
+    for leftover in (".shard-*.tar.*.tmp", "..shard-*.json.*.tmp", f".{INDEX_NAME}.*.tmp"):  # of a run that was killed
+        remove(folder.glob(leftover))
     if (folder / INDEX_NAME).exists():
         complete = None if overwrite else _complete(job, sources)
         if complete is not None:
@@ -197,7 +199,8 @@ def _pack_split(job: _Job, sources: list[Source], overwrite: bool, workers: int)
     with Progress(
         f"packing {_title(job.recipe.name, job.split)}", total=len(sources), done=len(state.digests), unit="images"
     ) as progress:
-        _write_shards(job, state, _outcomes(job, sources, len(state.digests), workers, progress))
+        with closing(_outcomes(job, sources, len(state.digests), workers, progress)) as outcomes:
+            _write_shards(job, state, outcomes)
     if not state.samples:
         raise UserError(f"{folder}: none of the {len(sources)} images could be packed; see the warnings above")
     index = Index(
@@ -218,7 +221,7 @@ def _pack_split(job: _Job, sources: list[Source], overwrite: bool, workers: int)
     return index
 
 
-def _outcomes(job: _Job, sources: list[Source], first: int, workers: int, progress: Progress) -> Iterator[_Outcome]:
+def _outcomes(job: _Job, sources: list[Source], first: int, workers: int, progress: Progress) -> Generator[_Outcome]:
     """The sources from position `first` on, in order, made ahead by threads (PNG and resize release Python's lock)."""
     waiting: deque[tuple[Source, int, Future[PackedImage]]] = deque()
     ahead, in_flight, position = deque(sources[first:]), 0, first
@@ -258,18 +261,18 @@ def _write_shards(job: _Job, state: _State, outcomes: Iterator[_Outcome]) -> Non
         if outcome.packed is not None:
             more = outcome.packed.length
             if count and (count == job.shard_samples or length + more > job.shard_bytes):
-                _write_shard(job, state, taken)
+                _write_shard(job, state, taken, outcome.digest)
                 taken, count, length = [], 0, 0
             count, length = count + 1, length + more
         taken.append(outcome)
     if count:
-        _write_shard(job, state, taken)
+        _write_shard(job, state, taken, None)
     else:  # skipped ones after the last shard
         state.digests += [outcome.digest for outcome in taken]
         state.skipped += [outcome.digest[0] for outcome in taken]
 
 
-def _write_shard(job: _Job, state: _State, taken: list[_Outcome]) -> None:
+def _write_shard(job: _Job, state: _State, taken: list[_Outcome], following: Digest | None) -> None:
     number = len(state.shards)
     path = job.folder / _shard_name(number)
     samples = []
@@ -296,6 +299,7 @@ def _write_shard(job: _Job, state: _State, taken: list[_Outcome]) -> None:
             samples=tuple(samples),
             digests=tuple(outcome.digest for outcome in taken),
             skipped=tuple(outcome.digest[0] for outcome in taken if outcome.packed is None),
+            following=following,
         )
         # Before the shard has its name: a shard without a sidecar is then never one of ours.
         write_sidecar(job.folder, finished)
@@ -327,20 +331,25 @@ def _resume(job: _Job, sources: list[Source], overwrite: bool) -> _State:
 
 def _fits(job: _Job, state: _State, finished: FinishedShard, sources: list[Source]) -> bool:
     """True when the shard is whole and was made, with the same settings, of the sources that come next."""
-    first = len(state.digests)
-    following = sources[first : first + len(finished.digests)]
     if finished.settings != job.settings() or finished.shard.name != _shard_name(len(state.shards)):
         return False
     if finished.skipped and (job.on_error == "stop" or finished.max_pixels != job.max_pixels):
         return False
-    if [source.name for source in following] != [name for name, _, _ in finished.digests]:
+    # The image after the shard decided where it was cut.
+    expected = [*finished.digests, *([finished.following] if finished.following else [])]
+    first = len(state.digests)
+    coming = sources[first : first + len(expected)] if finished.following else sources[first:]
+    if [source.name for source in coming] != [name for name, _, _ in expected]:
         return False
-    return tuple(map(digest, following)) == finished.digests and finished.is_whole(job.folder)
+    return list(map(digest, coming)) == expected and finished.is_whole(job.folder)
 
 
 def _complete(job: _Job, sources: list[Source]) -> Index | None:
     """The index of `job.folder` when it holds just these sources, whole; None when a shard of it is damaged."""
-    index = load_index(job.folder)
+    try:
+        index = load_index(job.folder)
+    except UserError as error:
+        raise UserError(f"{error} with --overwrite") from None
     same = (index.recipe, index.split, index.scales) == (job.recipe.name, job.split, SCALES)
     if not same or index.notes != _notes([digest(source) for source in sources]):
         what = "the same recipe with other images or another version" if same else _title(index.recipe, index.split)

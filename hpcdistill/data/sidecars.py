@@ -10,7 +10,6 @@ from typing import Any
 
 from hpcdistill.data.index import Member, Sample, Shard
 from hpcdistill.data.recipes import Source
-from hpcdistill.errors import UserError
 from hpcdistill.storage import sha256_file, write_json
 
 Digest = tuple[str, int, str]  # a source's name, length and sha256
@@ -26,6 +25,7 @@ class FinishedShard:
     samples: tuple[Sample, ...]
     digests: tuple[Digest, ...]  # of every source looked at since the shard before, skipped ones too
     skipped: tuple[str, ...]
+    following: Digest | None  # the next image that was packed, which did not fit; None: the list ended here
 
     def is_whole(self, folder: Path) -> bool:
         """True when the shard lies in `folder` with the bytes it was written with."""
@@ -38,11 +38,11 @@ def matches(path: Path, shard: Shard) -> bool:
 
 
 def digest(source: Source) -> Digest:
-    """Name, length and sha256 of a source; UserError when it cannot be read."""
+    """Name, length and sha256 of a source; of one that cannot be read, which may be skipped, the name alone."""
     try:
         return source.name, source.path.stat().st_size, sha256_file(source.path)
-    except OSError as error:
-        raise UserError(f"{source.path}: cannot be read ({error.strerror}); check the file") from None
+    except OSError:
+        return source.name, -1, ""
 
 
 def write_sidecar(folder: Path, finished: FinishedShard) -> None:
@@ -82,8 +82,14 @@ def _read(path: Path) -> FinishedShard | None:
                 Sample(**{**sample, "members": {name: Member(**member) for name, member in sample["members"].items()}})
                 for sample in raw["samples"]
             ),
-            digests=tuple((name, length, sha256) for name, length, sha256 in raw["digests"]),
+            digests=tuple(map(_digest, raw["digests"])),
             skipped=tuple(raw["skipped"]),
+            following=_digest(raw["following"]) if raw["following"] else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _digest(raw: Any) -> Digest:
+    name, length, sha256 = raw
+    return str(name), int(length), str(sha256)

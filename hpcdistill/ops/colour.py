@@ -27,6 +27,6 @@ def luma_uint8(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         raise ValueError(f"luma_uint8 takes 8-bit RGB, not {rgb.dtype} with {rgb.shape[-1]} channels")
     # One product of a [H*W, 3] with a [3] matrix: half the time of three sums over strided channels.
     weights = torch.tensor(_WEIGHTS, dtype=torch.float32) / (255 * 255)
-    flat = torch.from_numpy(np.ascontiguousarray(rgb)).view(-1, 3).float()
+    flat = torch.from_numpy(np.array(rgb, order="C")).view(-1, 3).float()
     result: NDArray[np.float32] = torch.mv(flat, weights).add_(_OFFSET / 255).numpy().reshape(rgb.shape[:-1])
     return result

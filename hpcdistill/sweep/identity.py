@@ -32,6 +32,7 @@ def identify(loaded: Loaded) -> Identity:
     """The identity of the run that `loaded` describes. Reads the packed sets' indexes and hashes initial weights."""
     config = loaded.config
     record: dict[str, Any] = {
+        "method": config.method.name,
         "values": identity_values(config),
         "version": METHODS[config.method.name].version,
         "data": [index_digest(Path(folder)) for folder in config.data.train],

@@ -235,15 +235,21 @@ def test_a_teacher_is_fed_with_hr_and_equal_images_are_capped(tmp_path: Path) ->
 
 
 def test_the_inference_form_is_evaluated(tmp_path: Path) -> None:
-    folder = write_images(tmp_path, {"a.png": (48, 60)})
+    images = load_test_set(write_images(tmp_path, {"a.png": (48, 60)}), 4)
     torch.manual_seed(0)
-    generator = FSRCNN(4).train()
-    trained = Stub(4, 1, "lr", generator.forward)
-    result = evaluate_sr(generator, load_test_set(folder, 4), 4)
+    generator = FSRCNN(4)
+    trained_form = evaluate_sr(Stub(4, 1, "lr", generator.forward), images, 4)
+    assert evaluate_sr(generator, images, 4).psnr == pytest.approx(trained_form.psnr, abs=1e-3)
     assert generator.training
     assert generator.arguments["upsampling"] == "transposed"
-    trained.dropout.p = 0.0
-    assert result.psnr == pytest.approx(evaluate_sr(trained, load_test_set(folder, 4), 4).psnr, abs=1e-3)
+    other = Stub(4, 1, "lr", nearest(4))
+    other.deploy = lambda: Stub(4, 1, "lr", upsampled).eval()  # type: ignore[assignment]
+    assert evaluate_sr(other, images, 4) == evaluate_sr(Stub(4, 1, "lr", upsampled), images, 4)
+    assert not other.given
+
+
+def upsampled(image: Tensor) -> Tensor:
+    return upsample(image, 4)
 
 
 def test_outputs_that_cannot_be_judged(tmp_path: Path) -> None:

@@ -1,0 +1,188 @@
+"""The evaluate command: what it finds, what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from hpcdistill.errors import UserError
+from hpcdistill.evaluate import generator_file, main
+from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, evaluate_sr, load_test_set
+from hpcdistill.models.fsrcnn import FSRCNN
+from hpcdistill.models.privileged import PrivilegedTeacher
+from hpcdistill.models.registry import save_generator
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for name, size in {"a.png": (40, 48), "[b].png": (50, 45)}.items():
+        Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with two networks, best and last."""
+    folder = tmp_path / "runs" / "dssd-x2-01234567"
+    torch.manual_seed(0)
+    for which in ("best", "last"):
+        (folder / "generators" / which).mkdir(parents=True)
+        save_generator(FSRCNN(2), folder / "generators" / which / "student.safetensors")
+        save_generator(PrivilegedTeacher(2), folder / "generators" / which / "teacher.safetensors")
+    return folder
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    """The one JSON object on stdout, which holds nothing else."""
+    text = capsys.readouterr().out
+    assert text.count("\n") == 1
+    value = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.mark.parametrize("rule", ["pisr", "matlab"])
+def test_baseline_as_json(images: Path, capsys: pytest.CaptureFixture[str], rule: str) -> None:
+    arguments = ["--baseline", "bicubic", "--scale", "4", "--data", str(images), "--rule", rule, "--json"]
+    assert main(arguments) == 0
+    report = printed(capsys)
+    expected = evaluate_sr(bicubic_upsampler(4), load_test_set(images, 4), 4, rule)  # type: ignore[arg-type]
+    assert list(report)[:6] == ["psnr", "ssim", "images", "scale", "rule", "per_image"]
+    assert {key: report[key] for key in expected.to_json()} == expected.to_json()
+    assert (report["model"], report["data"], report["images"], report["rule"]) == ("bicubic", str(images), 2, rule)
+
+
+def test_the_table_names_images_mean_and_rule(
+    images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["--baseline", "bicubic", "--scale", "2", "--data", str(images)]) == 0
+    text = capsys.readouterr().out
+    expected = evaluate_sr(bicubic_upsampler(2), load_test_set(images, 2), 2)
+    for part in (
+        "rule pisr",
+        "x2",
+        "bicubic",
+        "[b]",
+        "mean of 2",
+        "[dB]",
+        f"{expected.psnr:.3f}",
+        f"{expected.ssim:.4f}",
+    ):
+        assert part in text
+
+
+def test_a_run_is_evaluated_by_its_best_student(images: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(run), "--data", str(images), "--json"])
+    best = printed(capsys)
+    assert best["model"] == str(run / "generators" / "best" / "student.safetensors")
+    assert best["scale"] == 2
+    main([str(run / "generators" / "best" / "student.safetensors"), "--data", str(images), "--json", "--scale", "2"])
+    assert printed(capsys) == best
+    main([str(run), "--data", str(images), "--json", "--which", "last"])
+    assert printed(capsys)["psnr"] != best["psnr"]
+    main([str(run), "--data", str(images), "--json", "--generator", "teacher"])
+    teacher = printed(capsys)
+    assert str(teacher["model"]).endswith("teacher.safetensors")
+    assert teacher["psnr"] != best["psnr"]
+
+
+def test_images_are_saved(images: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "out" / "sr"
+    main([str(run), "--data", str(images), "--json", "--save-images", str(folder)])
+    printed(capsys)
+    assert {path.name: Image.open(path).size for path in folder.iterdir()} == {"a.png": (48, 40), "[b].png": (44, 50)}
+
+
+def test_a_run_with_one_network_needs_no_name(run: Path) -> None:
+    for which in ("best", "last"):
+        (run / "generators" / which / "student.safetensors").unlink()
+    assert generator_file(run).name == "teacher.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to evaluate"),
+        (["{run}/missing"], "missing: no such run folder or checkpoint"),
+        (["{run}", "--scale", "4"], "--scale 4: .*student.safetensors enlarges x2; leave --scale out"),
+        (["{run}", "--generator", "studnet"], "--generator studnet: not in .*; did you mean 'student'"),
+        (["{run}", "--baseline", "bicubic"], "--baseline bicubic takes the place of"),
+        (["--baseline", "bicubic"], "has no scale of its own; add --scale"),
+        (["--baseline", "bicubc", "--scale", "4"], "--baseline bicubc: unknown; did you mean 'bicubic'"),
+        (["--baseline", "bicubic", "--scale", "0"], "--scale 0: expected one of 2, 3, 4"),
+        (["--baseline", "bicubic", "--scale", "2", "--generator", "x"], "--generator x is for runs"),
+        (["{run}/generators/best/student.safetensors", "--generator", "x"], "is one network's file"),
+        (["{images}"], "images: is not a run folder"),
+        (["{images}/a.png"], "a.png: not a readable safetensors file"),
+    ],
+)
+def test_refusals(images: Path, run: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        main([*(argument.format(run=run, images=images) for argument in arguments), "--data", str(images)])
+    assert "\n" not in str(error.value)
+
+
+def test_refusals_of_runs(run: Path, images: Path, tmp_path: Path) -> None:
+    (run / "generators" / "best" / "student.safetensors").rename(run / "generators" / "best" / "other.safetensors")
+    with pytest.raises(UserError, match="several networks; choose one with --generator: other, teacher"):
+        generator_file(run)
+    for file in (run / "generators" / "best").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="has no best weights yet; use --which last"):
+        generator_file(run)
+    untrained = tmp_path / "untrained"
+    untrained.mkdir()
+    (untrained / "config.yaml").write_text("name: x\n")
+    with pytest.raises(UserError, match="untrained: has no saved generator yet; train it"):
+        main([str(untrained), "--data", str(images)])
+    checkpoint = run / "generators" / "last" / "student.safetensors"
+    with pytest.raises(UserError, match="nothing: no such folder"):
+        main([str(checkpoint), "--data", str(tmp_path / "nothing")])
+    with pytest.raises(UserError, match="untrained: no images"):
+        main([str(checkpoint), "--data", str(untrained)])
+
+
+def test_checkpoint_of_another_architecture(tmp_path: Path, images: Path) -> None:
+    path = tmp_path / "narrow.safetensors"
+    metadata = {"class": "FSRCNN", "arguments": json.dumps({"scale": 2, "channels": 1})}
+    save_file(FSRCNN(2, d=32).state_dict(), path, metadata)
+    with pytest.raises(UserError, match=r"narrow\.safetensors: not the weights of this FSRCNN"):
+        main([str(path), "--data", str(images)])
+    save_file(FSRCNN(2).state_dict(), path, {"class": "CycleGenerator", "arguments": "{}"})
+    with pytest.raises(UserError, match="names no known network"):
+        main([str(path), "--data", str(images)])
+    save_file(FSRCNN(2).state_dict(), path)
+    with pytest.raises(UserError, match="names no known network"):
+        main([str(path), "--data", str(images)])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device(images: Path) -> None:
+    with pytest.raises(UserError, match="--device cuda: no CUDA device"):
+        main(["--baseline", "bicubic", "--scale", "2", "--data", str(images), "--device", "cuda"])
+
+
+def test_a_refusal_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hpcdistill.evaluate", str(tmp_path / "missing"), "--data", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_command_starts_without_torch() -> None:
+    code = "import sys, hpcdistill.evaluate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
