@@ -47,7 +47,9 @@ def main(argv: list[str]) -> int:
         report = {**result.to_json(), "model": model, "data": str(arguments.data)}
         out.out(json.dumps(report, allow_nan=False), highlight=False)
     else:
-        out.print(_table(result, model, str(arguments.data)))
+        title = f"{model} on {arguments.data}, x{scale}, rule {arguments.rule}"
+        out.print(title, markup=False, emoji=False, soft_wrap=True)
+        out.print(_table(result))
     return 0
 
 
@@ -164,9 +166,8 @@ def _evaluate(generator: nn.Module, images: SRImages, scale: int, arguments: arg
     return summarise(rows, scale, arguments.rule)
 
 
-def _table(result: SRResult, model: str, data: str) -> Table:
-    title = escape(f"{model} on {data}, x{result.scale}, rule {result.rule}")
-    table = Table(title=title, title_justify="left", show_footer=True)
+def _table(result: SRResult) -> Table:
+    table = Table(show_footer=True)
     table.add_column("image", footer=f"mean of {result.images}")
     table.add_column(escape("PSNR [dB]"), footer=f"{result.psnr:.3f}", justify="right")
     table.add_column("SSIM", footer=f"{result.ssim:.4f}", justify="right")

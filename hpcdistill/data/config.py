@@ -25,6 +25,9 @@ class DataConfig(Section):
     samples_per_epoch: int | None = Field(
         None, gt=0, description="draws in one epoch; null = every image once, more = several random crops of each"
     )
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="what to do with an image smaller than the patch: stop, or leave it out and say so"
+    )
     flip: bool = Field(True, description="flip patches at random")
     rotate: bool = Field(True, description="rotate patches at random by multiples of 90 degrees")
     cache: Literal["none", "ram"] = operational(

@@ -23,14 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import PIL
-from numpy.typing import NDArray
 from PIL import features
 
 from hpcdistill.console import say, warn
-from hpcdistill.data.images import MAX_PIXELS, count_pixels, encode_png, read_file, read_rgb
+from hpcdistill.data.images import MAX_PIXELS, count_pixels
 from hpcdistill.data.index import INDEX_NAME, Index, Member, Sample, Shard, load_index
+from hpcdistill.data.packed_image import SCALES, PackedImage, pack_image, padded
 from hpcdistill.data.progress import Progress
 from hpcdistill.data.recipes import UNSPLIT, Recipe, Source, find_sources
 from hpcdistill.data.sidecars import (
@@ -45,31 +44,14 @@ from hpcdistill.data.sidecars import (
     write_sidecar,
 )
 from hpcdistill.errors import UserError
-from hpcdistill.ops.bicubic import downsample_uint8
 from hpcdistill.storage import replacing, sha256_file
 
 PACKER = 1  # raised when the same sources would give other bytes
-SCALES = (2, 3, 4)
-MIN_SIDE = 12  # an LR image at 4 of fewer than 3 x 3 pixels teaches nothing
 SHARD_SAMPLES = 256
 SHARD_BYTES = 128 << 20
 _PIXELS_IN_FLIGHT = 16_000_000  # decoded, resized and encoded side by side: about 20 bytes a pixel
-_BLOCK = tarfile.BLOCKSIZE
 
 OnError = Literal["stop", "skip"]
-
-
-@dataclass(frozen=True)
-class PackedImage:
-    """One sample ready to be written, in the order of its members in the tar."""
-
-    digest: Digest
-    members: tuple[tuple[str, bytes, int, int], ...]  # suffix, content, height, width
-
-    @property
-    def length(self) -> int:
-        """Bytes in the tar: a header block a member, contents padded to blocks."""
-        return sum(_BLOCK + _padded(len(content)) for _, content, _, _ in self.members)
 
 
 @dataclass(frozen=True)
@@ -156,33 +138,6 @@ def pack(
     return done
 
 
-def pack_image(source: Source, max_pixels: int = MAX_PIXELS) -> PackedImage:
-    """Decode one image and make its members; UserError when it cannot be used."""
-    content = read_file(source.path, max_pixels=max_pixels)
-    sha256 = hashlib.sha256(content).hexdigest()
-    origin = (source.name, len(content), sha256)
-    hr = read_rgb(content, str(source.path), max_pixels=max_pixels)
-    del content
-    height, width = hr.shape[:2]
-    if min(height, width) < MIN_SIDE:
-        raise UserError(
-            f"{source.path}: {width} x {height} pixels are too few, the smallest side must be {MIN_SIDE} or more; "
-            "take the image out"
-        )
-    images: list[tuple[str, NDArray[np.uint8]]] = [("hr.png", hr)]
-    for scale in SCALES:
-        cropped = hr[: height - height % scale, : width - width % scale]
-        images.append((f"lr{scale}.png", downsample_uint8(cropped, scale)))
-    members = [(suffix, encode_png(image), image.shape[0], image.shape[1]) for suffix, image in images]
-    about = {
-        "source": source.name,
-        "sha256": sha256,
-        "sizes": {suffix: [rows, columns] for suffix, _, rows, columns in members},
-    }
-    members.append(("json", json.dumps(about, ensure_ascii=False).encode(), 0, 0))
-    return PackedImage(origin, tuple(members))
-
-
 def _pack_split(job: _Job, sources: list[Source], overwrite: bool, workers: int) -> Index:
     folder = job.folder
     for leftover in (".shard-*.tar.*.tmp", "..shard-*.json.*.tmp", f".{INDEX_NAME}.*.tmp"):  # of a run that was killed
@@ -196,11 +151,12 @@ def _pack_split(job: _Job, sources: list[Source], overwrite: bool, workers: int)
         _clear(folder)
     state = _resume(job, sources, overwrite)
     started, kept = time.monotonic(), len(state.samples)
-    with Progress(
-        f"packing {_title(job.recipe.name, job.split)}", total=len(sources), done=len(state.digests), unit="images"
-    ) as progress:
-        with closing(_outcomes(job, sources, len(state.digests), workers, progress)) as outcomes:
-            _write_shards(job, state, outcomes)
+    label = f"packing {_title(job.recipe.name, job.split)}"
+    with (
+        Progress(label, total=len(sources), done=len(state.digests), unit="images") as progress,
+        closing(_outcomes(job, sources, len(state.digests), workers, progress)) as outcomes,
+    ):
+        _write_shards(job, state, outcomes)
     if not state.samples:
         raise UserError(f"{folder}: none of the {len(sources)} images could be packed; see the warnings above")
     index = Index(
@@ -289,8 +245,8 @@ def _write_shard(job: _Job, state: _State, taken: list[_Outcome], following: Dig
                     header.size, header.mode = len(content), 0o644
                     tar.addfile(header, io.BytesIO(content))
                     if suffix != "json":
-                        members[suffix] = Member(position + _BLOCK, len(content), height, width)
-                    position += _BLOCK + _padded(len(content))
+                        members[suffix] = Member(position + tarfile.BLOCKSIZE, len(content), height, width)
+                    position += tarfile.BLOCKSIZE + padded(len(content))
                 samples.append(Sample(key, outcome.digest[0], number, members))
         finished = FinishedShard(
             settings=job.settings(),
@@ -411,7 +367,3 @@ def _encoder() -> str:
 
 def _shard_name(number: int) -> str:
     return f"shard-{number:05d}.tar"
-
-
-def _padded(length: int) -> int:
-    return -(-length // _BLOCK) * _BLOCK

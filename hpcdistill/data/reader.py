@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hpcdistill.console import warn
 from hpcdistill.data.cache import DecodedImages, PackedImages, PatchSource, Pixels
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.counter import AUGMENTATION, below, draw
@@ -75,10 +77,10 @@ class PatchReader(Dataset[dict[str, Tensor]]):
         self.names = ("hr", *(f"lr{scale}" for scale in needs.lr_scales))
         self._scales = (1, *needs.lr_scales)
         packed = PackedImages(folders, indices, self.names, needs.channels)
-        self.samples = len(packed.sources)
         heights = np.min([p.heights * s for p, s in zip(packed.images, self._scales, strict=True)], axis=0)
         widths = np.min([p.widths * s for p, s in zip(packed.images, self._scales, strict=True)], axis=0)
-        _check_sizes(packed, heights, widths, config.patch, self._grid)
+        self._usable = _usable_samples(packed, heights, widths, config, self._grid)
+        self.samples = len(self._usable)
         # How many places on the grid a patch can start at; the grid keeps HR and every LR patch at the same place.
         self._rows = (heights - config.patch) // self._grid + 1
         self._columns = (widths - config.patch) // self._grid + 1
@@ -120,7 +122,7 @@ class PatchReader(Dataset[dict[str, Tensor]]):
         return samples[part], tops[part], lefts[part], operations[part]
 
     def _draw(self, first: int, count: int) -> Draws:
-        samples = self.order.indices(first, count)
+        samples = self._usable[self.order.indices(first, count)]
         words = draw(self.seed, AUGMENTATION, np.arange(first, first + count))
         tops = below(words[:, 0], self._rows[samples]) * self._grid
         lefts = below(words[:, 1], self._columns[samples]) * self._grid
@@ -130,9 +132,12 @@ class PatchReader(Dataset[dict[str, Tensor]]):
     def loader(
         self, first_step: int, last_step: int, workers: int = 0, pin_memory: bool = False
     ) -> DataLoader[dict[str, Tensor]]:
-        """A DataLoader over the batches of steps first_step .. last_step - 1, in this order."""
+        """A DataLoader over the batches of steps first_step .. last_step - 1, in this order.
+
+        It delivers this rank's share already: do not pass it through `Accelerator.prepare`.
+        """
         return _StepLoader(
-            self,
+            _ErrorsAsItems(self),
             batch_size=None,
             sampler=range(first_step, last_step),
             num_workers=workers,
@@ -143,13 +148,26 @@ class PatchReader(Dataset[dict[str, Tensor]]):
 
 
 class _StepLoader(DataLoader[dict[str, Tensor]]):
-    """A DataLoader that passes on a worker's UserError as it was: torch wraps it in the worker's traceback."""
+    """A DataLoader that raises the UserError which a worker has sent."""
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class _ErrorsAsItems(Dataset[dict[str, Tensor]]):
+    """Hands a UserError over as an item: torch would wrap it in a traceback and wait 10 s for the workers to end."""
+
+    def __init__(self, reader: PatchReader) -> None:
+        self._reader = reader
+
+    def __getitem__(self, step: int) -> Any:
         try:
-            yield from super().__iter__()
+            return self._reader[step]
         except UserError as error:
-            raise UserError(str(error).strip().rsplit("UserError: ", 1)[-1]) from None
+            return error
 
 
 def _scratch(channels: int, side: int) -> Pixels:
@@ -201,16 +219,25 @@ def _check_index(folder: Path, index: Index, needs: Needs) -> None:
         raise UserError(f"{folder}: has no LR images at scale {missing[0]} (it has: {scales}); pack it again with them")
 
 
-def _check_sizes(
-    packed: PackedImages, heights: NDArray[np.int64], widths: NDArray[np.int64], patch: int, grid: int
-) -> None:
-    small = np.flatnonzero(np.minimum(heights, widths) < patch)
-    if small.size:
-        shard, source = packed.sample(int(small[0]))
-        fitting = int(np.minimum(heights, widths).min()) // grid * grid
-        remedy = f"use data.patch={fitting} or less" if fitting else "leave such images out of the data set"
-        others = f" (and {small.size - 1} more)" if small.size > 1 else ""
-        raise UserError(
-            f"{shard.parent}: image '{source}' is {widths[small[0]]}x{heights[small[0]]}{others}, smaller than "
-            f"data.patch={patch}; {remedy}"
-        )
+def _usable_samples(
+    packed: PackedImages, heights: NDArray[np.int64], widths: NDArray[np.int64], config: DataConfig, grid: int
+) -> NDArray[np.int64]:
+    """The samples that a patch fits into; the others end the run, or are left out and named (`data.on_error`)."""
+    sides = np.minimum(heights, widths)
+    small = np.flatnonzero(sides < config.patch)
+    usable = np.flatnonzero(sides >= config.patch)
+    if not small.size:
+        return usable
+    shard, source = packed.sample(int(small[0]))
+    others = f" (and {small.size - 1} more)" if small.size > 1 else ""
+    size = f"{widths[small[0]]}x{heights[small[0]]}"
+    if config.on_error == "skip" and usable.size:
+        names = ", ".join(packed.sources[sample] for sample in small.tolist())
+        warn(f"data.on_error=skip: {small.size} of {sides.size} images are smaller than the patch, left out: {names}")
+        return usable
+    fitting = int(sides.min()) // grid * grid
+    smaller = f"use data.patch={fitting} or less" if fitting else "leave such images out of the data set"
+    remedy = f"{smaller}, or data.on_error=skip to train without them" if usable.size else smaller
+    raise UserError(
+        f"{shard.parent}: image '{source}' is {size}{others}, smaller than data.patch={config.patch}; {remedy}"
+    )

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpcdistill.data.needs import Needs
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, nearest
 from hpcdistill.losses import variational
 from hpcdistill.losses.supervision import l1
 from hpcdistill.methods.base import (
@@ -82,7 +82,11 @@ class PrivilegedStudent(Method):
             self.teacher = _checked_teacher(teacher, config)
             if config.initialise == "teacher":
                 self.student.load_state_dict(self.teacher.network.state_dict())
-        estimator = VIDEstimator() if config.vid != "none" else None
+        if config.layer not in self.student.map_channels:
+            raise UserError(
+                f"method.layer: no layer '{config.layer}'; {nearest(config.layer, self.student.map_channels)}"
+            )
+        estimator = VIDEstimator(self.student.map_channels[config.layer]) if config.vid != "none" else None
         module = StudentWithEstimator(self.student, estimator, config.layer)
         self.groups = {"student": Group(module, config.optimizer)}
         self.generators = {"student": self.student}

@@ -13,7 +13,7 @@ from torch import nn
 from hpcdistill.data.needs import Needs
 from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.metrics.sample_grid import sample_grid, sample_row
-from hpcdistill.metrics.sr_evaluation import SREvaluator, summarise
+from hpcdistill.metrics.sr_evaluation import SREvaluator
 from hpcdistill.training.evaluation import Evaluation
 
 
@@ -38,7 +38,7 @@ class SRRunEvaluator:
             shares = self.evaluator.evaluate(generator, accelerator.process_index, accelerator.num_processes)
             for set_name, rows in shares.items():
                 everything = gather_object(rows) if accelerator.num_processes > 1 else rows
-                result = summarise(everything, self.evaluator.scale, self.config.rule)
+                result = self.evaluator.result(set_name, everything)
                 metrics[f"{generator_name}/{set_name}/psnr"] = result.psnr
                 metrics[f"{generator_name}/{set_name}/ssim"] = result.ssim
         first = next(iter(generators))

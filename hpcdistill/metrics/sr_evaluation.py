@@ -86,7 +86,7 @@ class SRImages(Sequence[tuple[str, Image, Image]]):
         raise NotImplementedError
 
 
-class FolderImages(SRImages):
+class FolderTestSet(SRImages):
     """A folder of HR images; LR is computed as MATLAB's `imresize` does, and rounded to 8 bits."""
 
     def __init__(self, path: Path, scale: int) -> None:
@@ -102,7 +102,7 @@ class FolderImages(SRImages):
         return self.names[index], hr, downsample_uint8(hr, self.scale)
 
 
-class PackedImages(SRImages):
+class PackedTestSet(SRImages):
     """A packed data set's samples with their stored LR; see `data.index`."""
 
     def __init__(self, path: Path, scale: int) -> None:
@@ -150,8 +150,8 @@ def load_test_set(path: Path | str, scale: int) -> SRImages:
     """
     path = Path(path)
     if (path / INDEX_NAME).is_file() or (path.is_dir() and any(path.glob(f"*/{INDEX_NAME}"))):
-        return PackedImages(path, scale)
-    return FolderImages(path, scale)
+        return PackedTestSet(path, scale)
+    return FolderTestSet(path, scale)
 
 
 def hr_files(folder: Path) -> list[Path]:

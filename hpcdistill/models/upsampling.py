@@ -49,6 +49,13 @@ class TransposedUpsampling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """The enlarged image; its range is that of the training images, not clamped."""
+        if features.device.type == "cpu":
+            # The same numbers through a convolution and a shuffle: 1.5 to 3 times faster on CPUs, forward and back.
+            assert self.conv.bias is not None
+            weight = transposed_to_subpixel(self.conv.weight, self.scale, self.padding, self.scale - 1)
+            bias = self.conv.bias.repeat_interleave(self.scale**2)
+            planes = functional.conv2d(features, weight, bias, padding=weight.shape[-1] // 2)
+            return functional.pixel_shuffle(planes, self.scale)
         image: Tensor = self.conv(features)
         return image
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hpcdistill.config import Loaded, RunConfig
-from hpcdistill.data.images import list_images
 from hpcdistill.data.index import INDEX_NAME, index_digest
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
+from hpcdistill.metrics.sr_evaluation import hr_files
 from hpcdistill.settings import identity_values
 from hpcdistill.storage import sha256_file
 
@@ -68,7 +68,7 @@ def test_set_digest(folder: Path) -> str:
     """Digest of a packed set's index, or of a plain folder's file names and sizes."""
     if (folder / INDEX_NAME).is_file():
         return index_digest(folder)
-    listing = [(path.name, path.stat().st_size) for path in list_images(folder)]
+    listing = [(path.name, path.stat().st_size) for path in hr_files(folder)]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 

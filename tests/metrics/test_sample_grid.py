@@ -59,7 +59,7 @@ def test_a_row_shows_the_same_place_three_times() -> None:
 
 
 def test_the_grid_shows_every_crop_magnified_under_its_label() -> None:
-    first, second = photograph(20, 30), photograph(25, 40)
+    first, second = photograph(20, 30), 255 - photograph(25, 40)
     grid = sample_grid([{"bicubic": first, "HR": first}, {"bicubic": second}], zoom=3)
     assert grid.dtype == np.uint8
     for crop in (first, second):

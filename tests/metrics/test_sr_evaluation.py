@@ -182,7 +182,7 @@ def test_bad_packed_sets(tmp_path: Path) -> None:
         load_test_set(packed, 8)
     with open(packed / "shard-000000.tar", "rb+") as shard:
         shard.truncate(700)
-    with pytest.raises(UserError, match="shorter than index.json says"):
+    with pytest.raises(UserError, match=r"shorter than index\.json says"):
         load_test_set(packed, 2)[0]
     (packed / "shard-000000.tar").unlink()
     with pytest.raises(UserError, match=r"shard-000000\.tar: no such shard"):
@@ -306,7 +306,7 @@ def test_samples(tmp_path: Path) -> None:
         ("a", (1, 3, 40, 60), (1, 3, 40, 60))
     ]
     assert len(evaluator.samples(BicubicUpsampler(2, 3), "set", 9)) == 2
-    name, pair, output = samples[0]
+    _, pair, output = samples[0]
     assert torch.equal(output, upsample(pair.lr.float() / 255, 2))
 
 
