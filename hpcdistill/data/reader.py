@@ -153,12 +153,14 @@ class _StepLoader(DataLoader[dict[str, Tensor]]):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
         for batch in super().__iter__():
             if isinstance(batch, UserError):
-                raise batch
+                # Not `raise batch`: an exception that its own frame names keeps the workers alive in a reference
+                # cycle, and freeing that takes torch's full time limit, 5 s a worker.
+                raise UserError(str(batch)) from None
             yield batch
 
 
 class _ErrorsAsItems(Dataset[dict[str, Tensor]]):
-    """Hands a UserError over as an item: torch would wrap it in a traceback and wait 10 s for the workers to end."""
+    """Hands a UserError over as an item: torch would make its message the worker's traceback."""
 
     def __init__(self, reader: PatchReader) -> None:
         self._reader = reader

@@ -1,0 +1,39 @@
+# Every target makes .venv from requirements.lock when it is missing or the lock has changed.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint types bench clean install
+
+demo: $(INSTALLED)  ## a picture in a few minutes: pack, train, distil, evaluate, report
+	$(RUN) -m hpcdistill.demo
+
+test: $(INSTALLED)  ## all tests this machine can run
+	$(RUN) -m pytest
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(INSTALLED)
+	$(RUN) -m mypy
+
+bench: $(INSTALLED)  ## throughput and memory on this machine, as tables and JSON
+	$(RUN) bench/loader.py
+	$(RUN) bench/step.py
+	$(RUN) bench/packing.py
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "hpcdistill needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:  ## remove the environment and caches; data/ and runs/ stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

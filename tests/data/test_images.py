@@ -1,0 +1,199 @@
+"""Decoding what others wrote: good images come out equal, bad ones as one line with the file and the remedy."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hpcdistill.data.images import count_pixels, encode_png, list_images, other_suffixes, read_rgb
+from hpcdistill.errors import UserError
+
+
+def pixels(height: int = 20, width: int = 30) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+
+
+def bmp_header(width: int, height: int) -> bytes:
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 2835, 2835, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + info
+
+
+def webp_header(width: int, height: int) -> bytes:
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4)
+    body += (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def jpeg_with_size(width: int, height: int) -> bytes:
+    content = encoded(Image.fromarray(pixels()), "JPEG")
+    frame = content.index(b"\xff\xc0")
+    return content[: frame + 5] + struct.pack(">HH", height, width) + content[frame + 9 :]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp"])
+def test_lossless_formats_come_out_equal(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(pixels()).save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    np.testing.assert_array_equal(read_rgb(path), pixels())
+    np.testing.assert_array_equal(read_rgb(path.read_bytes(), "a"), pixels())
+    assert count_pixels(path) == 600
+
+
+def test_jpeg_as_pillow_decodes_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.JPG"
+    Image.fromarray(pixels()).save(path, quality=90)
+    np.testing.assert_array_equal(read_rgb(path), np.asarray(Image.open(path)))
+
+
+def test_gray_and_opaque_palette_become_rgb() -> None:
+    gray = pixels()[..., 0]
+    np.testing.assert_array_equal(read_rgb(encoded(Image.fromarray(gray), "PNG")), np.stack([gray] * 3, axis=-1))
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
+    indices = np.arange(12).reshape(3, 4) % 3
+    palette = Image.fromarray(indices.astype(np.uint8), "L")
+    palette.putpalette(colours.tobytes())
+    assert palette.mode == "P"
+    np.testing.assert_array_equal(read_rgb(encoded(palette, "PNG")), colours[indices])
+
+
+def test_exif_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to see it upright
+    content = encoded(Image.fromarray(pixels()), "PNG", exif=exif)
+    np.testing.assert_array_equal(read_rgb(content), np.rot90(pixels(), -1))
+
+
+def test_large_images_are_copied_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcdistill.data.images._STRIP_PIXELS", 100)  # strips of 3 rows
+    np.testing.assert_array_equal(read_rgb(encoded(Image.fromarray(pixels()), "PNG")), pixels())
+
+
+RGBA = Image.fromarray(np.dstack([pixels(), pixels()[..., :1]]))
+REFUSED = {
+    "rgba": (encoded(RGBA, "PNG"), "alpha.*flatten it to RGB"),
+    "rgba webp": (encoded(RGBA, "WEBP", lossless=True), "alpha.*flatten"),
+    "gray + alpha": (encoded(RGBA.convert("LA"), "PNG"), "alpha.*flatten"),
+    "transparent colour": (encoded(Image.fromarray(pixels()), "PNG", transparency=(1, 2, 3)), "alpha.*flatten"),
+    "transparent palette": (encoded(Image.fromarray(pixels()).quantize(8), "PNG", transparency=0), "alpha.*flatten"),
+    "16-bit gray": (encoded(Image.fromarray(pixels()[..., 0].astype(np.uint16)), "PNG"), "16 or more bits.*8-bit RGB"),
+    "16-bit RGB": (
+        png_header(2, 1, depth=16) + png_chunk(b"IDAT", zlib.compress(bytes(13))) + png_chunk(b"IEND", b""),
+        "16 or more bits.*8-bit RGB",
+    ),
+    "cmyk": (encoded(Image.fromarray(pixels()).convert("CMYK"), "JPEG"), "CMYK; convert it to 8-bit sRGB"),
+    "animated": (
+        encoded(Image.fromarray(pixels()), "PNG", save_all=True, append_images=[Image.fromarray(pixels()[::-1])]),
+        "animation; export the frame",
+    ),
+    "empty": (b"", "empty; copy it again"),
+    "text": (b"this is not an image, whatever its suffix says", "cannot be decoded.*export the image again"),
+    "tiff": (encoded(Image.fromarray(pixels()), "TIFF"), "cannot be decoded"),
+    "gif": (encoded(Image.fromarray(pixels()), "GIF"), "cannot be decoded"),
+    "truncated png": (encode_png(pixels())[:-200], "cannot be decoded.*copy or export"),
+    "truncated jpeg": (encoded(Image.fromarray(pixels()), "JPEG")[:-200], "cannot be decoded.*copy or export"),
+    "truncated bmp": (encoded(Image.fromarray(pixels()), "BMP")[:-200], "cannot be decoded.*copy or export"),
+    "truncated webp": (encoded(Image.fromarray(pixels()), "WEBP")[:-200], "cannot be decoded.*copy or export"),
+    "header only": (png_header(30, 20), "cannot be decoded.*copy or export"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused_in_one_line_with_file_and_remedy(tmp_path: Path, kind: str) -> None:
+    content, message = REFUSED[kind]
+    path = tmp_path / "photo.png"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as raised:
+        read_rgb(path)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("bomb", [png_header, bmp_header, webp_header, jpeg_with_size])
+def test_hostile_header_is_refused_before_anything_is_allocated(bomb: object) -> None:
+    content = bomb(50_000, 50_000)  # type: ignore[operator]
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"bomb\.png: its header says 50000 x 50000 pixels.*limit of 100 megapixels"):
+        read_rgb(content, "bomb.png")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+def test_the_limit_is_exact() -> None:
+    content = encode_png(pixels(20, 30))
+    assert read_rgb(content, max_pixels=600).shape == (20, 30, 3)
+    with pytest.raises(UserError, match=r"limit of 0\.000599 megapixels"):
+        read_rgb(content, max_pixels=599)
+
+
+def test_a_file_far_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)  # sparse
+    with pytest.raises(UserError, match=r"a\.png: 1099511627776 bytes are more than"):
+        read_rgb(path)
+
+
+def test_missing_file_and_other_suffix(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing\.png: cannot be read \(No such file"):
+        read_rgb(tmp_path / "nothing.png")
+    with pytest.raises(UserError, match=r"a\.pkl: not a suffix that is read"):
+        read_rgb(tmp_path / "a.pkl")
+
+
+def test_list_is_natural_and_leaves_out_what_is_no_image(tmp_path: Path) -> None:
+    for name in ["img10.png", "img2.PNG", "img1.jpg", "IMG3.webp", "b.bmp", ".hidden.png", "._a.jpg", "readme.txt"]:
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in list_images(tmp_path)] == ["b.bmp", "img1.jpg", "img2.PNG", "IMG3.webp", "img10.png"]
+
+
+def test_folder_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        list_images(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"no images.*\.png, \.jpg"):
+        list_images(tmp_path)
+    (tmp_path / "a.tif").write_bytes(b"")
+    with pytest.raises(UserError, match=r"found \.tif: convert them to PNG"):
+        list_images(tmp_path)
+    assert other_suffixes(tmp_path) == {".tif": 1}
+    (tmp_path / "HR").mkdir()
+    (tmp_path / "HR" / "a.png").write_bytes(b"")
+    with pytest.raises(UserError, match="its folders HR have some"):
+        list_images(tmp_path)
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        list_images(tmp_path / "a.tif")
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a\nb.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"'a\\nb\.png' cannot be written as text; rename"):
+        list_images(tmp_path)
+
+
+def test_png_is_lossless_and_deterministic() -> None:
+    first = encode_png(pixels())
+    assert first == encode_png(pixels().copy())
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(first))), pixels())
