@@ -41,5 +41,5 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
 
 def fail(message: str) -> None:
     """Print `error: message` as one line and end with `EXIT_USER_ERROR`."""
-    err.print(f"error: {' '.join(message.split())}", style="bold red", markup=False, soft_wrap=True)
+    err.print(f"error: {message}", style="bold red", markup=False, soft_wrap=True)
     sys.exit(EXIT_USER_ERROR)

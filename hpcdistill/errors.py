@@ -9,6 +9,9 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Something the user can mend; commands print its message as one line and end with exit code 2."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # libraries quote over several lines; one is promised
+
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt `name`: `did you mean 'x'?`, or the valid names when none is close."""

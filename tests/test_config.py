@@ -1,0 +1,219 @@
+"""Loading, merging and refusing configurations."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hpcdistill.config import config_files, load_config, to_yaml
+from hpcdistill.errors import UserError
+
+CLONE = Path(__file__).resolve().parents[1]
+CONFIGS = CLONE / "configs"
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    return write(tmp_path, "base.yaml", "name: base\nmethod: {name: plain_sr, scale: 4}\ntrain: {batch_size: 8}\n")
+
+
+def test_later_files_and_overrides_win(tmp_path: Path, base: str) -> None:
+    variant = write(tmp_path, "variant.yaml", "train: {batch_size: 2, epochs: 3}\nseed: 7\n")
+    config = load_config([base, variant, "seed=9"]).config
+    assert (config.train.batch_size, config.train.epochs, config.seed) == (2, 3, 9)
+    assert load_config([variant, base]).config.train.batch_size == 8
+
+
+def test_extends_is_relative_to_the_file_and_weaker_than_it(tmp_path: Path, base: str) -> None:
+    child = write(tmp_path, "deep/child.yaml", "extends: ../base.yaml\nname: child\ntrain: {epochs: 5}\n")
+    config = load_config([child]).config
+    assert (config.name, config.train.batch_size, config.train.epochs) == ("child", 8, 5)
+
+
+def test_a_file_that_extends_itself_is_refused(tmp_path: Path) -> None:
+    first = write(tmp_path, "a.yaml", "extends: b.yaml\n")
+    write(tmp_path, "b.yaml", "extends: a.yaml\n")
+    with pytest.raises(UserError, match="extends itself"):
+        load_config([first])
+
+
+def test_a_file_replaces_the_test_sets_and_the_command_line_adds_one(tmp_path: Path, base: str) -> None:
+    sets = write(tmp_path, "sets.yaml", "data: {eval: {set5: a, set14: b}}\n")
+    own = write(tmp_path, "own.yaml", "data: {eval: {mine: c}}\n")
+    assert load_config([base, sets, own]).config.data.eval == {"mine": "c"}
+    assert load_config([base, own, "data.eval.more=d"]).config.data.eval == {"mine": "c", "more": "d"}
+
+
+def test_interpolation(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, "x.yaml", "data: {train: '${oc.env:HPCDISTILL_DATA,data/packed}/t91'}\n")
+    assert load_config([base, file]).config.data.train == ("data/packed/t91",)
+    monkeypatch.setenv("HPCDISTILL_DATA", "elsewhere")
+    assert load_config([base, file]).config.data.train == ("elsewhere/t91",)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.bach_size=4", r"command line: train.bach_size: unknown key; did you mean 'batch_size'\?"),
+        ("trian.batch_size=4", r"command line: trian: unknown key; did you mean 'train'\?"),
+        ("method.scael=2", r"command line: method.scael: unknown key; did you mean 'scale'\?"),
+        ("method.optimizer.learning_rat=1", "did you mean 'learning_rate'"),
+        ("train.batch_size=0", "command line: train.batch_size: expected greater than 0, got 0"),
+        ("train.batch_size=many", "command line: train.batch_size: expected a valid integer.*got \"many\""),
+        ("method.scale=5", "command line: method.scale: expected 2, 3 or 4, got 5"),
+        ("method.name=plain_srr", "method.name: unknown method 'plain_srr'; did you mean 'plain_sr'"),
+        ("train.precision=fp8", "train.precision: expected 'fp32', 'bf16' or 'fp16'"),
+        ("method.optimizer.eps=-1", "method.optimizer.eps: expected greater than 0"),
+        ("seed=${nowhere}", "seed"),
+        ("=4", "not an override"),
+        ("train..x=4", "not an override"),
+        ("train=[1", "not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_one_line_with_key_and_remedy(base: str, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config([base, override])
+    assert "\n" not in str(caught.value).strip()
+
+
+def test_the_file_that_set_the_wrong_value_is_named(tmp_path: Path, base: str) -> None:
+    variant = write(tmp_path, "variant.yaml", "train: {epochs: -1}\n")
+    with pytest.raises(UserError, match=r"variant\.yaml: train\.epochs: expected greater than 0, got -1"):
+        load_config([base, variant, "seed=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("- 1\n- 2\n", "expected `key: value` lines"),
+        ("train: {batch_size: 1}\n", "method.name: missing"),
+        ("method: {name: plain_sr}\n", "method.scale: missing"),
+        ("a: 1\na: 2\n", "not valid YAML"),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config([write(tmp_path, "bad.yaml", text)])
+
+
+def test_a_missing_file_names_the_nearest(tmp_path: Path, base: str) -> None:
+    with pytest.raises(UserError, match=r"did you mean 'base\.yaml'"):
+        load_config([str(tmp_path / "bse.yaml")])
+    with pytest.raises(UserError, match="no such configuration file"):
+        load_config([str(tmp_path / "no" / "where.yaml")])
+    with pytest.raises(UserError, match="no configuration file"):
+        load_config(["seed=1"])
+
+
+class TestTeacher:
+    """A student's configuration names its teacher's."""
+
+    @pytest.fixture
+    def student(self, tmp_path: Path) -> str:
+        write(tmp_path, "teacher.yaml", "name: t\nmethod: {name: privileged_teacher, scale: 4}\ntrain: {epochs: 2}\n")
+        text = "name: s\nteacher: {config: teacher.yaml}\nmethod: {name: privileged_student, scale: 4}\n"
+        return write(tmp_path, "student.yaml", text)
+
+    def test_overlays_and_overrides_reach_the_teacher_except_what_makes_the_student(
+        self, tmp_path: Path, student: str
+    ) -> None:
+        variant = write(tmp_path, "v.yaml", "name: v\nmethod: {vid: none}\ntrain: {batch_size: 4}\n")
+        loaded = load_config([student, variant, "seed=3", "method.vid=gaussian"])
+        assert loaded.teacher is not None
+        teacher = loaded.teacher.config
+        assert (teacher.name, teacher.seed, teacher.train.batch_size, teacher.train.epochs) == ("t", 3, 4, 2)
+        assert teacher.method.name == "privileged_teacher"
+        assert loaded.config.name == "v"
+
+    def test_its_own_overrides_come_last(self, tmp_path: Path, student: str) -> None:
+        variant = write(
+            tmp_path, "v.yaml", "train: {steps: 20}\nteacher: {overrides: {train: {steps: 5}, method: {encoder: pisr}}}\n"
+        )
+        loaded = load_config([student, variant])
+        assert loaded.teacher is not None
+        assert loaded.config.train.steps == 20
+        assert loaded.teacher.config.train.steps == 5
+        assert loaded.teacher.config.dump()["method"]["encoder"] == "pisr"
+
+    def test_a_variants_words_to_a_teacher_do_nothing_without_one(self, tmp_path: Path, base: str) -> None:
+        variant = write(tmp_path, "v.yaml", "teacher: {overrides: {method: {encoder: pisr}}}\n")
+        assert load_config([base, variant]).config.teacher is None
+
+    def test_a_wrong_override_of_the_teacher_is_named(self, student: str) -> None:
+        with pytest.raises(UserError, match=r"teacher\.overrides: method\.encoder: expected 'hfrm'"):
+            load_config([student, "teacher.overrides.method.encoder=vgg"])
+
+
+def test_the_printed_configuration_loads_again(tmp_path: Path, base: str) -> None:
+    config = load_config([base, "train.steps=5"]).config
+    again = load_config([write(tmp_path, "again.yaml", to_yaml(config))]).config
+    assert again.dump() == config.dump()
+
+
+def test_every_configuration_that_ships_is_valid() -> None:
+    files = config_files(CONFIGS)
+    assert {f"{method}/x{scale}.yaml" for method in ("dssd", "pisr", "fsrcnn") for scale in (2, 3, 4)} <= {
+        str(path.relative_to(CONFIGS)) for path in files
+    }
+    variants = sorted((CONFIGS / "variants").glob("*.yaml"))
+    for path in files:
+        load_config([str(path)])
+    for variant in variants:
+        load_config([str(CONFIGS / "dssd" / "x4.yaml"), str(variant)])
+
+
+def test_the_papers_recipe() -> None:
+    """dssd.md, section 3."""
+    config = load_config([str(CONFIGS / "dssd" / "x4.yaml")]).config
+    steps = config.train.epochs * config.data.samples_per_epoch / config.train.batch_size
+    assert (config.data.patch, config.train.batch_size, config.train.epochs, steps) == (192, 16, 1000, 1_000_000)
+    optimizer = config.dump()["method"]["optimizer"]
+    assert (optimizer["learning_rate"], optimizer["final_learning_rate"], optimizer["schedule"]) == (1e-3, 1e-5, "cosine")
+    assert optimizer["betas"] == [0.9, 0.999]
+    short = load_config([str(CONFIGS / "dssd" / "x4.yaml"), str(CONFIGS / "variants" / "short.yaml")]).config
+    assert short.train.epochs * short.data.samples_per_epoch / short.train.batch_size == 50_000
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hpcdistill.train", *arguments], cwd=CLONE, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_print_config_shows_both_stages_as_yaml() -> None:
+    done = command("configs/dssd/x4.yaml", "configs/variants/cpu.yaml", "train.batch_size=4", "--print-config")
+    student, teacher = yaml.safe_load_all(done.stdout)
+    assert done.returncode == 0
+    assert student["train"]["batch_size"] == teacher["train"]["batch_size"] == 4
+    assert teacher["method"]["name"] == "privileged_teacher"
+
+
+def test_no_argument_is_a_guide_and_help_helps() -> None:
+    guide, explained = command(), command("--help")
+    assert guide.returncode == explained.returncode == 0
+    assert "configs/dssd/x4.yaml" in guide.stdout
+    assert "configs/variants/cpu.yaml" in guide.stdout
+    assert "--print-config" in explained.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [("configs/dssd/x5.yaml",), ("configs/dssd/x4.yaml", "train.bach_size=4"), ("configs/fsrcnn/x4.yaml",)]
+)
+def test_a_users_error_is_one_line_and_exit_code_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = command(*arguments, f"runs={tmp_path}", f"data.train={tmp_path / 'nothing'}")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ")
