@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from hpcdistill.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-MAX_PIXELS = 100_000_000  # 300 MB as 8-bit RGB
+MAX_PIXELS = 80_000_000  # 240 MB as 8-bit RGB; packing one takes less than 1 GiB
 
 # The limit here is `max_pixels`, checked on the header of every image; Pillow's own would cap it at 179 megapixels.
 Image.MAX_IMAGE_PIXELS = None
@@ -190,7 +190,7 @@ def _refusal(image: Image.Image, max_pixels: int) -> str | None:
 
 
 def _decode(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels, turned as EXIF says; copies only where it must, as an image may have 100 megapixels."""
+    """The pixels, turned as EXIF says; copies only where it must, as an image may have 80 megapixels."""
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     rgb = image if image.mode == "RGB" else image.convert("RGB")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -78,7 +78,12 @@ class Phase:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the run with its own phases. `load` names generators to take back from their best or last save."""
+    """A stretch of the run with its own phases.
+
+    `load` names generators that go on from their best save so far, or from the last weights as they are evaluated
+    (with EMA on, the averages). `on_enter` runs once, before the first step: a run that resumes later does not run it
+    again, so what it changes must be tensors of the groups or of `Method.memory`.
+    """
 
     name: str
     phases: tuple[Phase, ...]
@@ -107,6 +112,14 @@ class Method(nn.Module):
         self.generators: dict[str, nn.Module] = {}  # evaluated, exported and saved alone
         self.memory: dict[str, nn.Module] = {}  # not trained, but part of a checkpoint (replay pools)
         self._wrapped: dict[str, Callable[..., Any]] = {}
+
+    def train(self, mode: bool = True) -> Self:
+        """Put the groups' networks into training mode; frozen ones stay in eval mode whatever `mode` is."""
+        super().train(False)
+        self.training = mode
+        for group in self.groups.values():
+            group.module.train(mode)
+        return self
 
     @property
     def phases(self) -> tuple[Phase, ...]:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Averages:
@@ -20,8 +20,37 @@ class Averages:
         self._pairs = [(self.generators[name], module) for name, module in generators.items()]
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, halted: Tensor) -> None:
+        """Take in the weights of a step; with `halted` (0-dim bool) everything stays as it is."""
         for average, module in self._pairs:
-            torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - self.decay)
-            for kept, current in zip(average.buffers(), module.buffers(), strict=True):
-                kept.copy_(current)
+            averaged: list[Tensor] = list(average.parameters())
+            if averaged:
+                share = (~halted).to(averaged[0].dtype) * (1 - self.decay)
+                differences: list[Tensor] = list(torch._foreach_sub(list(module.parameters()), averaged))
+                torch._foreach_mul_(differences, share)
+                torch._foreach_add_(averaged, differences)
+            for kept, buffer in zip(average.buffers(), module.buffers(), strict=True):
+                kept.copy_(torch.where(halted, kept, buffer))
+
+
+class GoodBuffers:
+    """The generators' buffers before the first masked update.
+
+    A forward pass moves BatchNorm's statistics even while no weight moves; after a non-finite batch they are spoilt.
+    """
+
+    def __init__(self, generators: Mapping[str, nn.Module]) -> None:
+        self._buffers = [buffer for module in generators.values() for buffer in module.buffers()]
+        self._good = [buffer.clone() for buffer in self._buffers]
+
+    @torch.no_grad()
+    def keep(self, halted: Tensor) -> None:
+        """Remember the buffers after a step, unless `halted` (0-dim bool)."""
+        for good, buffer in zip(self._good, self._buffers, strict=True):
+            good.copy_(torch.where(halted, good, buffer))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the generators what was kept last."""
+        for good, buffer in zip(self._good, self._buffers, strict=True):
+            buffer.copy_(good)

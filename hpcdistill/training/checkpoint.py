@@ -1,8 +1,9 @@
 """Checkpoints that are whole or absent, in one layout whatever the number of ranks.
 
 `step-00001000/` holds safetensors files (`networks/<group>`, `optimizers/<group>`, `averages/<generator>`,
-`memory/<name>`), `state.json`, and `manifest.json` with every file's sha256, written last. The folder is filled under
-a temporary name, synced and renamed; the one before it goes only afterwards. Nothing is pickled.
+`memory/<name>`, and `best/<generator>`, the best saved so far), `state.json`, and `manifest.json` with every file's
+sha256, written last. The folder is filled under a temporary name, synced and renamed; the one before it goes only
+afterwards. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -33,6 +36,7 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]]  # "networks/student" -> name -> tensor, on the CPU
+    files: dict[str, bytes]  # every file by name, as it is
 
 
 class Checkpoints:
@@ -42,8 +46,17 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
 
-    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        """Write the checkpoint of `step`. An error (a full disk, say) leaves the earlier ones as they were."""
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, dict[str, Tensor]],
+        state: dict[str, Any],
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Write the checkpoint of `step`; `files` go in as they are.
+
+        An error (a full disk, say) leaves the earlier ones as they were.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._clean()
         target = self.folder / f"step-{step:08d}"
@@ -51,6 +64,7 @@ class Checkpoints:
         temporary.mkdir()
         try:
             contents = {f"{name}.safetensors": save_tensors(values) for name, values in tensors.items()}
+            contents |= files or {}
             contents["state.json"] = json.dumps({"step": step, **state}, indent=1).encode()
             digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
             contents[MANIFEST] = json.dumps(digests, indent=1).encode()
@@ -66,16 +80,21 @@ class Checkpoints:
             sync_folder(self.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for old in self._folders()[self.keep :]:
-            shutil.rmtree(old)
+        # Later ones than this are damaged, or the run would have gone on from there: they count for nothing.
+        kept = [path for path in self._folders() if path <= target][: self.keep]
+        for old in self._folders():
+            if old not in kept:
+                shutil.rmtree(old)
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose digests hold; a damaged one is named and the one before it is taken."""
-        for path in self._folders():
+        folders = self._folders()
+        for path, older in zip(folders, [*folders, None][1:], strict=True):
             try:
                 return self._read(path)
-            except (OSError, ValueError, KeyError) as error:
-                warn(f"{path}: damaged ({error}); taking the checkpoint before it")
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+                instead = f"taking {older.name}" if older else "no checkpoint is whole: starting again from step 0"
+                warn(f"{path}: damaged ({type(error).__name__}: {error}); {instead}")
         return None
 
     def _read(self, path: Path) -> Checkpoint:
@@ -90,7 +109,7 @@ class Checkpoints:
             for name, content in contents.items()
             if name.endswith(".safetensors")
         }
-        return Checkpoint(path, state["step"], state, tensors)
+        return Checkpoint(path, state["step"], state, tensors, contents)
 
     def _folders(self) -> list[Path]:
         """Checkpoint folders, newest first."""

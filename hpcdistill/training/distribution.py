@@ -36,11 +36,17 @@ def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Acceler
         # would also overwrite statistics that autograd still needs.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
-    share = config.batch_size / accelerator.num_processes
+    share, rest = divmod(config.batch_size, accelerator.num_processes)
+    if rest:
+        valid = max(1, share) * accelerator.num_processes
+        raise UserError(
+            f"train.batch_size: {config.batch_size} is global and cannot be cut over {accelerator.num_processes} "
+            f"ranks; use {valid}"
+        )
     if share % config.accumulation:
         raise UserError(
             f"train.accumulation: {config.batch_size} samples over {accelerator.num_processes} ranks cannot be cut "
-            f"into {config.accumulation} equal micro-batches; choose a divisor of {share:g}"
+            f"into {config.accumulation} equal micro-batches; choose a divisor of {share}"
         )
     return accelerator
 

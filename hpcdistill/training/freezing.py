@@ -10,10 +10,16 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 
 
 class Freezer:
-    """Switches between groups. A frozen module still normalises as in training, but remembers nothing of it."""
+    """Switches between groups. A frozen module still normalises as in training, but remembers nothing of it.
+
+    What a method itself has frozen inside a group stays frozen.
+    """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self._parameters = {name: list(module.parameters()) for name, module in modules.items()}
+        self._parameters = {
+            name: [parameter for parameter in module.parameters() if parameter.requires_grad]
+            for name, module in modules.items()
+        }
         self._norms = {
             name: [part for part in module.modules() if isinstance(part, _NormBase) and part.track_running_stats]
             for name, module in modules.items()

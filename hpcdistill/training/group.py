@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from hpcdistill.methods.base import Group
@@ -28,6 +30,12 @@ class TrainedGroup:
             fused=True,  # besides its speed, only the fused form takes `found_inf`, which masks an update
         )
         self.wrapped, self.optimizer = accelerator.prepare(group.module, adam)
+        if accelerator.mixed_precision != "no":
+            # Accelerate has patched `forward` to autocast by itself. The loop's own autocast is enough, and a
+            # generator that is its group's module would be evaluated in half precision, others in full.
+            for patched in ("forward", "_original_forward"):
+                vars(group.module).pop(patched, None)
+            group.module.register_forward_hook(_outputs_to_fp32)
         self.adam = adam
         self.parameters = list(group.module.parameters())
         self.rate = self.settings.learning_rate
@@ -79,11 +87,22 @@ class TrainedGroup:
             self.adam.state[parameter] = {"step": tensors[f"{name}.step"].to(parameter.device), **moments}
 
 
+def _outputs_to_fp32(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> Any:
+    """What a group returns to a method's losses is float32, also where the group is frozen."""
+    return convert_to_fp32(outputs)
+
+
 def gradient_norms(terms: dict[str, Tensor], parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
-    """The norm of each term's own gradient with respect to `parameters`; the graph is kept for the update."""
+    """The norm of each term's own gradient with respect to `parameters`; the graph is kept for the update.
+
+    A term that does not depend on them has norm 0.
+    """
     chosen = [parameter for parameter in parameters if parameter.requires_grad]
     norms = {}
     for name, term in terms.items():
-        gradients = torch.autograd.grad(term, chosen, retain_graph=True, allow_unused=True)
-        norms[name] = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+        gradients: list[Tensor] = []
+        if chosen and term.requires_grad:
+            found = torch.autograd.grad(term, chosen, retain_graph=True, allow_unused=True)
+            gradients = [gradient for gradient in found if gradient is not None]
+        norms[name] = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(term)
     return norms

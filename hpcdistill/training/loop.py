@@ -23,7 +23,7 @@ from hpcdistill.data.counter import step_seed
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Carry, Method, Phase, Segment
 from hpcdistill.models.registry import load_generator
-from hpcdistill.training.averaging import Averages
+from hpcdistill.training.averaging import Averages, GoodBuffers
 from hpcdistill.training.checkpoint import Checkpoints
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.evaluation import Evaluator
@@ -88,12 +88,13 @@ def train(
     log, means = MetricsLog(folder.metrics, accelerator), RunningMeans(device)
     position = Position()
     if found := checkpoints.newest():
-        position = restore_checkpoint(found, method, groups, averages)
+        position = restore_checkpoint(found, method, groups, averages, folder)
         means.load(position.means)
         say(f"{name}: resuming at step {position.step} of {steps}")
     log.rewind(position.log_bytes)
     halted = torch.zeros((), dtype=torch.bool, device=device)
     culprits: dict[str, Tensor] = {}  # term -> 0-dim bool: it was the first to be non-finite
+    good_buffers = GoodBuffers(method.generators)
 
     segments = _place(method.segments(), steps)
     loader = reader.loader(position.step, steps, workers, device.type == "cuda")
@@ -102,16 +103,17 @@ def train(
         for step, batch in zip(range(position.step, steps), loader, strict=True):
             segment, segment_start = next((s, start) for s, start, end in segments if step < end)
             if step == segment_start:
-                _enter(segment, method, folder)
+                _enter(segment, method, evaluated, folder)
             torch.manual_seed(step_seed(seed, step, accelerator.process_index))
             batch = {key: _moved(value, device, layout) for key, value in batch.items()}
             parts = _cut(batch, config.accumulation)
             carries = [Carry() for _ in parts]
             measure_gradients = config.gradient_norms_every and (step + 1) % config.gradient_norms_every == 0
+            for group in groups.values():
+                group.schedule(step, steps)
             for phase in segment.phases:
                 group = groups[phase.group]
                 freezer.only(phase.group)
-                group.schedule(step, steps)
                 for number, (part, carry) in enumerate(zip(parts, carries, strict=True)):
                     last_part = number == len(parts) - 1
                     with contextlib.nullcontext() if last_part else accelerator.no_sync(group.wrapped):
@@ -124,7 +126,8 @@ def train(
                         accelerator.backward(_total(phase, terms, halted, culprits, means) / len(parts))
                 means.add({f"gradient_norm/{phase.group}": group.update(halted)})
             if averages:
-                averages.update()
+                averages.update(halted)
+            good_buffers.keep(halted)
             progress.advance()
             position.step = step + 1
             position.seconds = earlier_seconds + progress.seconds
@@ -135,7 +138,7 @@ def train(
             write_line = end or position.step % config.log_every == 0
             write_checkpoint = end or stop or position.step % config.checkpoint_every == 0
             if write_line or evaluate or write_checkpoint:
-                _raise_if_halted(halted, culprits, position.step, accelerator, folder, evaluated)
+                _raise_if_halted(halted, culprits, position.step, accelerator, folder, evaluated, good_buffers)
             if write_line:
                 values = means.read(accelerator)
                 rates = {f"learning_rate/{group.name}": group.rate for group in groups.values()}
@@ -149,10 +152,10 @@ def train(
                 _evaluate(evaluator, evaluated, accelerator, folder, position, log, progress)
                 method.train()
             if write_checkpoint:
-                position.means = means.state()
+                position.means = means.state(accelerator)
                 if accelerator.is_main_process:
                     position.log_bytes = log.position()
-                    save_checkpoint(checkpoints, method, groups, averages, position)
+                    save_checkpoint(checkpoints, method, groups, averages, position, folder)
                 accelerator.wait_for_everyone()
             if stop and not end:
                 say(f"{name}: stopped at step {position.step} of {steps}; the same command goes on from here")
@@ -184,6 +187,7 @@ def _raise_if_halted(
     accelerator: Accelerator,
     folder: RunFolder,
     generators: dict[str, nn.Module],
+    good_buffers: GoodBuffers,
 ) -> None:
     """Stop the run when an update was masked; the one place where the flags are read."""
     flags = torch.stack([halted, *culprits.values()]).float()
@@ -192,6 +196,7 @@ def _raise_if_halted(
     stopped, *found = flags.tolist()
     if not any((stopped, *found)):
         return
+    good_buffers.restore()
     save_generators(generators, "last", folder, accelerator, step)
     terms = [term for term, flag in zip(culprits, found, strict=True) if flag]
     what = f"the loss term {', '.join(terms)}" if terms else "a gradient (of finite loss terms)"
@@ -219,14 +224,18 @@ def _evaluate(
     if accelerator.is_main_process:
         for name, picture in evaluation.pictures.items():
             Image.fromarray(picture).save(folder.samples / f"{name}-{position.step:08d}.png")
-    sign = 1 if evaluator.larger_is_better else -1
     if (
         selects is None
         or position.best is None
-        or (sign * evaluation.metrics[selects] > sign * position.best["metrics"][selects])
+        or _better(evaluation.metrics[selects], position.best["metrics"][selects], evaluator.larger_is_better)
     ):
         position.best = position.last
         save_generators(generators, "best", folder, accelerator, position.step)
+
+
+def _better(value: float, best: float, larger_is_better: bool) -> bool:
+    """Whether `value` is better than `best`; anything is better than NaN."""
+    return math.isnan(best) or (value > best if larger_is_better else value < best)
 
 
 def _place(segments: tuple[Segment, ...], steps: int) -> list[tuple[Segment, int, int]]:
@@ -234,7 +243,7 @@ def _place(segments: tuple[Segment, ...], steps: int) -> list[tuple[Segment, int
     fixed = sum(segment.steps or 0 for segment in segments)
     placed, start = [], 0
     for segment in segments:
-        end = start + (segment.steps if segment.steps is not None else steps - fixed)
+        end = start + (segment.steps if segment.steps is not None else max(0, steps - fixed))
         placed.append((segment, start, end))
         start = end
     if start != steps:
@@ -242,11 +251,14 @@ def _place(segments: tuple[Segment, ...], steps: int) -> list[tuple[Segment, int
     return placed
 
 
-def _enter(segment: Segment, method: Method, folder: RunFolder) -> None:
+def _enter(segment: Segment, method: Method, evaluated: dict[str, nn.Module], folder: RunFolder) -> None:
     """Begin a segment: take back the weights it asks for, then let the method prepare itself."""
     for name, which in segment.load:
-        saved, _ = load_generator(folder.generator(which, name))
-        method.generators[name].load_state_dict(saved.state_dict())
+        # The last weights are saved at the run's end only; here they are those that would be evaluated now.
+        source = evaluated[name] if which == "last" else load_generator(folder.generator("best", name))[0]
+        state = source.state_dict()
+        method.generators[name].load_state_dict(state)
+        evaluated[name].load_state_dict(state)
     if segment.on_enter:
         segment.on_enter()
 

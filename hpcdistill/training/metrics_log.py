@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,14 @@ class RunningMeans:
         self._sums, self._counts = {}, {}
         return result
 
-    def state(self) -> dict[str, Any]:
-        """What `read` has not reported yet, as JSON values (rank 0's share)."""
-        return {"sums": {name: value.item() for name, value in self._sums.items()}, "counts": dict(self._counts)}
+    def state(self, accelerator: Accelerator) -> dict[str, Any]:
+        """What `read` has not reported yet, means over the ranks, as JSON values. A collective call."""
+        if not self._sums:
+            return {"sums": {}, "counts": {}}
+        sums = torch.stack(list(self._sums.values()))
+        if accelerator.num_processes > 1:
+            sums = accelerator.reduce(sums, "mean")
+        return {"sums": dict(zip(self._sums, sums.tolist(), strict=True)), "counts": dict(self._counts)}
 
     def load(self, state: dict[str, Any]) -> None:
         self._sums = {name: torch.tensor(value, device=self.device) for name, value in state["sums"].items()}
@@ -48,7 +54,10 @@ class RunningMeans:
 
 
 class MetricsLog:
-    """One JSON object a line, appended by rank 0, and the same numbers to Accelerate's trackers."""
+    """One JSON object a line, appended by rank 0, and the same numbers to Accelerate's trackers.
+
+    A number that is not finite (a gradient norm that overflowed in fp16, say) becomes null, as JSON has no other word.
+    """
 
     def __init__(self, path: Path, accelerator: Accelerator) -> None:
         self.path = path
@@ -57,7 +66,7 @@ class MetricsLog:
     def write(self, row: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps({name: _or_null(value) for name, value in row.items()}) + "\n")
         scalars = {name: value for name, value in row.items() if isinstance(value, float)}
         self.accelerator.log(scalars, step=row["step"])
 
@@ -73,4 +82,8 @@ class MetricsLog:
         """Drop the lines that a killed session wrote after its last checkpoint."""
         if self.accelerator.is_main_process and self.path.exists():
             with self.path.open("rb+") as file:
-                file.truncate(position)
+                file.truncate(min(position, self.path.stat().st_size))  # never fill up a file that was cut by hand
+
+
+def _or_null(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,8 +8,10 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Method
 from hpcdistill.models.registry import load_weights, save_generator, unique_state
+from hpcdistill.storage import write_bytes
 from hpcdistill.training.averaging import Averages
 from hpcdistill.training.checkpoint import Checkpoint, Checkpoints
 from hpcdistill.training.group import TrainedGroup
@@ -43,7 +45,10 @@ def save_checkpoint(
     groups: dict[str, TrainedGroup],
     averages: Averages | None,
     position: Position,
+    folder: RunFolder,
 ) -> None:
+    """Write everything that the rest of the run depends on: also the best weights, which a segment may take back and
+    a session that is killed after this may replace."""
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, group in groups.items():
         tensors[f"networks/{name}"] = unique_state(group.module)
@@ -53,25 +58,51 @@ def save_checkpoint(
     for name, module in method.memory.items():
         tensors[f"memory/{name}"] = unique_state(module)
     state = vars(position) | {"scaler": _scaler_state(groups)}
-    checkpoints.save(position.step, tensors, state)
+    best = {_best(name): folder.generator("best", name) for name in method.generators} if position.best else {}
+    files = {name: path.read_bytes() for name, path in best.items()}
+    checkpoints.save(position.step, tensors, state, files)
 
 
 def restore_checkpoint(
-    found: Checkpoint, method: Method, groups: dict[str, TrainedGroup], averages: Averages | None
+    found: Checkpoint,
+    method: Method,
+    groups: dict[str, TrainedGroup],
+    averages: Averages | None,
+    folder: RunFolder,
 ) -> Position:
+    """Take back what `save_checkpoint` wrote; a UserError when it is of another method or architecture."""
     for name, group in groups.items():
-        load_weights(group.module, found.tensors[f"networks/{name}"], str(found.path / "networks" / name))
-        group.load_optimizer_tensors(found.tensors[f"optimizers/{name}"])
+        load_weights(group.module, *_tensors(found, f"networks/{name}"))
+        group.load_optimizer_tensors(_tensors(found, f"optimizers/{name}")[0])
     for name, module in averages.generators.items() if averages else ():
-        load_weights(module, found.tensors[f"averages/{name}"], str(found.path / "averages" / name))
+        load_weights(module, *_tensors(found, f"averages/{name}"))
     for name, module in method.memory.items():
-        load_weights(module, found.tensors[f"memory/{name}"], str(found.path / "memory" / name))
+        load_weights(module, *_tensors(found, f"memory/{name}"))
     state = dict(found.state)
     scaler = state.pop("scaler")
     accelerator = next(iter(groups.values())).accelerator
     if scaler and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(scaler)
+    if accelerator.is_main_process:
+        for name in method.generators:
+            if (content := found.files.get(_best(name))) is not None:
+                write_bytes(folder.generator("best", name), content)
+    accelerator.wait_for_everyone()
     return Position(**state)
+
+
+def _best(generator: str) -> str:
+    return f"best/{generator}.safetensors"
+
+
+def _tensors(found: Checkpoint, name: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of one file of the checkpoint, and where they come from."""
+    if name not in found.tensors:
+        raise UserError(
+            f"{found.path}: a checkpoint of another method: it holds no {name}; "
+            "use a checkpoint of the same configuration, or another folder under `runs`"
+        )
+    return found.tensors[name], str(found.path / f"{name}.safetensors")
 
 
 def _scaler_state(groups: dict[str, TrainedGroup]) -> dict[str, Any]:

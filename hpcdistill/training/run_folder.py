@@ -39,6 +39,9 @@ class RunFolder:
         generators = (self.generator(which, "").parent for which in ("best", "last"))
         for folder in (self.samples, self.checkpoints, *generators):
             folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.rglob(".*.tmp"):
+            if leftover.is_file():  # of a process that was killed while it wrote; folders are the checkpoints' affair
+                leftover.unlink(missing_ok=True)
         write_bytes(self.path / "config.yaml", config_yaml.encode())
         file = self.path / "environment.json"
         sessions = json.loads(file.read_text())["sessions"] if file.exists() else []

@@ -232,6 +232,32 @@ def test_changed_sources_of_a_half_packed_set(
     assert packed(source, tmp_path / "out") == packed(source, tmp_path / "expected")
 
 
+def test_a_smaller_image_after_a_cut_moves_the_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(4):  # 3.5 to 4 kB of noise each, with LR and headers about 10 kB: two a shard
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (36, 36, 3), dtype=np.uint8)).save(
+            source / f"{number}.png"
+        )
+    options = {"shard_bytes": 26_000}  # the blank image takes 5 kB
+
+    def shards(out: Path) -> list[int]:
+        return [sample.shard for sample in load_index(out).samples]
+
+    def save(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr("hpcdistill.data.index.Index.save", save)
+    with pytest.raises(Killed):
+        pack(FOLDER, source, tmp_path / "out", **options)
+    monkeypatch.undo()
+    Image.fromarray(np.zeros((12, 12, 3), np.uint8)).save(source / "2.png")  # now fits behind the first two
+    pack(FOLDER, source, tmp_path / "out", **options)
+    pack(FOLDER, source, tmp_path / "expected", **options)
+    assert shards(tmp_path / "expected") == [0, 0, 0, 1]
+    assert files(tmp_path / "out") == files(tmp_path / "expected")
+
+
 def test_damaged_shard_or_sidecar_of_a_half_packed_set(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,412 @@
+"""What a training step costs: `python bench/step.py [--part overhead|published] [--seconds S] [--threads N] [--json]`.
+
+overhead: the real loop against a bare PyTorch step of the same networks, in turns, in one run.
+published: the loop's steps against the seconds measured for published trainers on a machine of the same kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from loader import make_set
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+
+from hpcdistill.command import run_command
+from hpcdistill.console import err, out, say, warn
+from hpcdistill.data.config import DataConfig
+from hpcdistill.data.reader import PatchReader
+from hpcdistill.methods.base import Batch, Method, OptimizerSettings
+from hpcdistill.methods.plain_sr import PlainSR
+from hpcdistill.methods.privileged_student import PrivilegedStudent
+from hpcdistill.methods.privileged_teacher import PrivilegedTeacherTraining
+from hpcdistill.models.privileged import PrivilegedTeacher
+from hpcdistill.training.config import TrainConfig
+from hpcdistill.training.distribution import make_accelerator
+from hpcdistill.training.loop import train
+from hpcdistill.training.run_folder import RunFolder, describe_session
+
+BATCH, PATCH, SCALE = 16, 192, 4
+TINY = 16  # HR patch with hardly any arithmetic: what is left is what the loop itself takes
+TARGET = 0.05  # what the loop may add to a bare step
+BLOCK = 4  # steps of one side before the other's turn
+ROUNDS = 3  # of all rows of `published`
+IDLE = 0.5  # load average up to which the machine counts as free
+ENDLESS = 10**9
+LAYOUTS = ("contiguous", "channels_last")
+# No decay, so that the loop and the bare step train with the same rate and must end with the same weights.
+OPTIMIZER = OptimizerSettings(learning_rate=1e-3, schedule="constant")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published trainer's step: x4, batch 16, float32, 2 threads, an idle 2-core x86-64 machine, torch 2.13."""
+
+    what: str
+    seconds: float
+    lowest: float | None = None  # the range over repetitions, where it was recorded
+    highest: float | None = None
+
+
+# Measured on 2026-11-21 with the authors' released code; only what crashed was repaired, the mathematics is theirs.
+PISR_TEACHER = Published("PISR's code, teacher step, HR 192", 0.72, 0.71, 0.85)
+PISR_STUDENT = Published("PISR's code, student step as released: its teacher is run backwards too", 0.77, 0.70, 0.86)
+PISR_LEAN = Published("PISR's code, student step, its teacher's whole forward without gradients", 0.34, 0.30, 0.40)
+FSRCNN_192 = Published("PISR's code, plain FSRCNN step, HR 192", 0.06)
+FSRCNN_96 = Published("PISR's code, plain FSRCNN step, HR 96", 0.020)
+CAVEAT = (
+    "ours / theirs is a ratio of steps measured on the same kind of machine, not side by side, and says nothing beyond "
+    "that; theirs drift by 10 to 25 % between runs. DSSD has no released code: its rows stand beside PISR's."
+)
+
+
+class _EnoughError(Exception):
+    """Ends a run that has been measured for long enough; the loop would go on for ever."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The loop's reader: batches from any generator, which takes the times between them."""
+
+    batches: Callable[[], Iterator[Batch]]
+
+    def loader(self, first_step: int, last_step: int, workers: int, pin_memory: bool) -> Iterable[Batch]:
+        return self.batches()
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="bench/step.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", choices=("overhead", "published", "all"), default="all")
+    parser.add_argument("--seconds", type=float, default=15.0, help="length of each row's measurement (default: 15)")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--threads", type=int, default=cores, help="of PyTorch; default: the cores there are")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    load = os.getloadavg()[0]
+    if load > IDLE:
+        warn(f"the load average is {load:.1f}: other programs slow this down; compare CPU times, or run it again idle")
+    report: dict[str, Any] = {"machine": machine(options.threads, load), "batch": BATCH, "scale": SCALE}
+    if options.part != "published":
+        report["overhead"] = {"target": TARGET, "rows": measure_overhead(options.seconds, options.threads)}
+        rows = report["overhead"]["rows"].values()
+        report["overhead"]["reached"] = all(
+            row["overhead"] <= TARGET for row in rows if (row["reader"], row["patch"]) == ("prepared", PATCH)
+        )
+    if options.part != "overhead":
+        report["published"] = {"caveat": CAVEAT, "rows": measure_published(options.seconds, options.threads)}
+    if options.json:
+        out.out(json.dumps(report), highlight=False)
+    else:
+        show(report)
+
+
+def measure_overhead(seconds: float, threads: int) -> dict[str, dict[str, Any]]:
+    """The loop against the bare step, each row for `seconds`: prepared batches in both layouts, and a real reader."""
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        make_set(Path(folder), images=48, height=320, width=480)
+        needs = student("hfrm").needs
+        reader = PatchReader([Path(folder)], needs, DataConfig(patch=PATCH, cache="ram"), seed=0, batch_size=BATCH)
+        for layout in LAYOUTS:
+            for source, patch, read in (
+                ("prepared", PATCH, None),
+                ("from ram", PATCH, reader),
+                ("prepared", TINY, None),
+            ):
+                name = f"{layout}, {source}, HR {patch}"
+                say(f"overhead: {name}")
+                row = {"layout": layout, "reader": source, "patch": patch}
+                rows[name] = row | overhead(layout, patch, read, seconds, threads)
+    return rows
+
+
+def overhead(layout: str, patch: int, reader: PatchReader | None, seconds: float, threads: int) -> dict[str, Any]:
+    """DSSD's student: blocks of the loop's steps and of bare steps in turns, until `seconds` are over.
+
+    The bare side always has prepared batches; with a `reader` its work is part of the loop's side.
+    """
+    method = student("hfrm")
+    bare = BareStep(copy.deepcopy(method), layout)
+    prepared = random_batches(patch)
+    of_loop: list[Times] = []
+    of_bare: list[Times] = []
+
+    def batches() -> Iterator[Batch]:
+        delivered = iter(reader.loader(0, ENDLESS)) if reader else itertools.cycle(prepared)
+        wanted = itertools.cycle(prepared)
+        started = time.perf_counter()
+        for turn in itertools.count():
+            start = Times.now()
+            for batch in itertools.islice(delivered, BLOCK):
+                yield batch
+            middle = Times.now()  # the loop asks for the next batch once it is through with the last
+            for batch in itertools.islice(wanted, BLOCK):
+                bare(batch)
+            if turn == 0:  # the first block warms up
+                if reader is None:
+                    check_equal(method, bare.method)
+                continue
+            of_loop.append(middle - start)
+            of_bare.append(Times.now() - middle)
+            if turn >= 3 and time.perf_counter() - started > seconds:
+                raise _EnoughError
+
+    run_loop(method, batches, layout, threads, trackers=("tensorboard",))
+    pairs = list(zip(of_loop, of_bare, strict=True))
+    return {
+        "steps": BLOCK * len(pairs),
+        "added_cpu_seconds": statistics.median(loop.cpu - step.cpu for loop, step in pairs) / BLOCK,
+        "loop_seconds": statistics.median(loop.wall for loop in of_loop) / BLOCK,
+        "bare_seconds": statistics.median(step.wall for step in of_bare) / BLOCK,
+        # Of neighbours in time: whatever else the machine did, it did to both.
+        "overhead": statistics.median(loop.wall / step.wall for loop, step in pairs) - 1,
+        "overhead_cpu": statistics.median(loop.cpu / step.cpu for loop, step in pairs) - 1,
+        # With the log lines, which most blocks do not have.
+        "overhead_total": sum(loop.wall for loop in of_loop) / sum(step.wall for step in of_bare) - 1,
+        "overhead_cpu_total": sum(loop.cpu for loop in of_loop) / sum(step.cpu for step in of_bare) - 1,
+    }
+
+
+class BareStep:
+    """One training step as it is written down without a library: the student's networks, VID, fused Adam."""
+
+    def __init__(self, method: PrivilegedStudent, layout: str) -> None:
+        self.method = method.to(memory_format=memory_format(layout)).train()
+        self.network, self.teacher = method.student, method.teacher
+        module: Any = method.groups["student"].module
+        self.estimator = module.estimator
+        self.adam = torch.optim.Adam(module.parameters(), lr=OPTIMIZER.learning_rate, eps=OPTIMIZER.eps, fused=True)
+
+    def __call__(self, batch: Batch) -> None:
+        hr, lr = batch["hr"], batch[f"lr{SCALE}"]
+        sr, maps = self.network(lr, maps=("expanding",))
+        mu, b = self.estimator(maps["expanding"])
+        with torch.no_grad():
+            target = self.teacher.features(hr, "expanding")
+        vid = (torch.log(2 * b) + (target - mu).abs() / b).mean()
+        loss = functional.l1_loss(sr, hr) + 1e-6 * vid
+        loss.backward()
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+
+
+def measure_published(seconds: float, threads: int) -> list[dict[str, Any]]:
+    """The loop's median seconds a step for each method and layout, beside the published trainers'."""
+    pisr_teacher = PrivilegedTeacherTraining.Config(scale=SCALE, encoder="pisr", degradation="none")
+    cases: list[tuple[str, Callable[[], Method], int, tuple[Published, ...]]] = [
+        ("PISR teacher", lambda: PrivilegedTeacherTraining(pisr_teacher), 192, (PISR_TEACHER,)),
+        (
+            "DSSD teacher",
+            lambda: PrivilegedTeacherTraining(PrivilegedTeacherTraining.Config(scale=SCALE)),
+            192,
+            (PISR_TEACHER,),
+        ),
+        ("PISR student, VID", lambda: student("pisr"), 192, (PISR_STUDENT, PISR_LEAN)),
+        ("DSSD student, VID", lambda: student("hfrm"), 192, (PISR_STUDENT, PISR_LEAN)),
+        ("FSRCNN", lambda: PlainSR(PlainSR.Config(scale=SCALE)), 192, (FSRCNN_192,)),
+        ("FSRCNN", lambda: PlainSR(PlainSR.Config(scale=SCALE)), 96, (FSRCNN_96,)),
+    ]
+    measured: dict[tuple[int, str], list[float]] = {}
+    with quiet():
+        for turn in range(ROUNDS):
+            for number, (name, build, patch, _) in enumerate(cases):
+                for layout in LAYOUTS:
+                    with loud():
+                        say(f"round {turn + 1} of {ROUNDS}: {name}, HR {patch}, {layout}")
+                    times = step_seconds(build(), patch, layout, seconds / ROUNDS, threads)
+                    measured.setdefault((number, layout), []).extend(times)
+    rows = []
+    for number, (name, _, patch, peers) in enumerate(cases):
+        for layout in LAYOUTS:
+            ours = statistics.median(measured[number, layout])
+            compared = [asdict(peer) | {"ours_over_theirs": ours / peer.seconds} for peer in peers]
+            row = {"method": name, "patch": patch, "layout": layout, "steps": len(measured[number, layout])}
+            rows.append(row | {"seconds": ours, "steps_per_second": 1 / ours, "published": compared})
+    return rows
+
+
+def step_seconds(method: Method, patch: int, layout: str, seconds: float, threads: int) -> list[float]:
+    """Wall seconds of single steps of the loop, without its start."""
+    times: list[float] = []
+
+    def batches() -> Iterator[Batch]:
+        started = time.perf_counter()
+        for step, batch in enumerate(itertools.cycle(random_batches(patch))):
+            start = time.perf_counter()
+            yield batch
+            if step >= 2:
+                times.append(time.perf_counter() - start)
+            if step >= 4 and time.perf_counter() - started > seconds:
+                raise _EnoughError
+
+    run_loop(method, batches, layout, threads, trackers=())
+    return times
+
+
+def run_loop(
+    method: Method, batches: Callable[[], Iterator[Batch]], layout: str, threads: int, trackers: tuple[str, ...]
+) -> None:
+    """`training.loop.train` in float32 without evaluation, until `batches` raises _EnoughError."""
+    config = TrainConfig(
+        batch_size=BATCH,
+        device="cpu",
+        channels_last=layout == "channels_last",
+        threads=threads,
+        log_every=100,
+        gradient_norms_every=0,
+        checkpoint_every=ENDLESS,
+        trackers=trackers,
+    )
+    with tempfile.TemporaryDirectory() as path:
+        folder = RunFolder(Path(path))
+        folder.create("", {})
+        accelerator = make_accelerator(config, folder.path)
+        if trackers:
+            accelerator.init_trackers("tensorboard")
+        try:
+            train(
+                method,
+                Feed(batches),
+                None,
+                folder,
+                accelerator,
+                config,
+                steps=ENDLESS,
+                evaluate_every=ENDLESS,
+                seed=0,
+                name="bench",
+            )
+        except _EnoughError:
+            return
+        finally:
+            accelerator.end_training()
+    raise KeyboardInterrupt  # only a stop signal ends an endless run; the loop took it for a request to save
+
+
+def student(encoder: str) -> PrivilegedStudent:
+    """DSSD's student (encoder "hfrm") or PISR's ("pisr"), with an untrained teacher: its step takes as long."""
+    torch.manual_seed(0)
+    degradation = "sdm" if encoder == "hfrm" else "none"
+    teacher = PrivilegedTeacher(SCALE, encoder=encoder, degradation=degradation)  # type: ignore[arg-type]
+    return PrivilegedStudent(PrivilegedStudent.Config(scale=SCALE, optimizer=OPTIMIZER), {"teacher": teacher})
+
+
+def random_batches(patch: int) -> list[dict[str, Tensor]]:
+    """Eight batches of noise; HR and its LR images have nothing to do with each other."""
+    random = torch.Generator().manual_seed(0)
+    sides = {"hr": patch, "lr2": patch // 2, f"lr{SCALE}": patch // SCALE}
+    return [
+        {name: torch.rand(BATCH, 1, side, side, generator=random) for name, side in sides.items()} for _ in range(8)
+    ]
+
+
+def check_equal(one: Method, other: Method) -> None:
+    """The comparison is only worth something when both sides did the same work."""
+    theirs: Mapping[str, Tensor] = other.state_dict()
+    worst = max(float((value - theirs[name]).abs().max()) for name, value in one.state_dict().items())
+    assert worst < 1e-4, f"the loop and the bare step trained different weights (difference {worst:.2g})"
+
+
+@dataclass(frozen=True)
+class Times:
+    wall: float  # seconds on the clock
+    cpu: float  # seconds of processor time, of all threads
+
+    @staticmethod
+    def now() -> Times:
+        return Times(time.perf_counter(), time.process_time())
+
+    def __sub__(self, other: Times) -> Times:
+        return Times(self.wall - other.wall, self.cpu - other.cpu)
+
+
+def memory_format(layout: str) -> torch.memory_format:
+    return torch.channels_last if layout == "channels_last" else torch.contiguous_format
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the loop's own lines."""
+    err.quiet = True
+    try:
+        yield
+    finally:
+        err.quiet = False
+
+
+@contextmanager
+def loud() -> Iterator[None]:
+    """A line of our own in the quiet."""
+    err.quiet = False
+    try:
+        yield
+    finally:
+        err.quiet = True
+
+
+def machine(threads: int, load: float) -> dict[str, Any]:
+    session = describe_session()
+    packages = {name: session["packages"][name] for name in ("torch", "accelerate")}
+    return {"cpu": session["cpu"], "threads": threads, "load": round(load, 2), "idle": load <= IDLE} | packages
+
+
+def show(report: dict[str, Any]) -> None:
+    what = report["machine"]
+    out.print(f"{what['cpu']}, {what['threads']} threads, torch {what['torch']}, load {what['load']}", soft_wrap=True)
+    if "overhead" in report:
+        table = Table(title=f"DSSD student x{SCALE}, batch {BATCH}, HR {PATCH}: what the loop adds to a bare step")
+        for heading in ("layout, reader", "loop ms", "bare ms", "added", "CPU", "CPU ms", "with log"):
+            table.add_column(heading, justify="left" if heading == "layout, reader" else "right")
+        for name, row in report["overhead"]["rows"].items():
+            table.add_row(
+                name,
+                f"{row['loop_seconds'] * 1e3:.1f}",
+                f"{row['bare_seconds'] * 1e3:.1f}",
+                f"{row['overhead']:+.1%}",
+                f"{row['overhead_cpu']:+.1%}",
+                f"{row['added_cpu_seconds'] * 1e3:+.2f}",
+                f"{row['overhead_total']:+.1%}",
+            )
+        out.print(table)
+        verdict = "reached" if report["overhead"]["reached"] else "NOT reached"
+        say(f"target {TARGET:.0%} with prepared batches of HR {PATCH}: {verdict}")
+    if "published" in report:
+        table = Table(title=f"steps of the loop, x{SCALE}, batch {BATCH}, beside published trainers' steps")
+        for heading in ("ours", "HR", "layout", "s/step", "steps/s", "theirs", "s/step", "ours / theirs"):
+            table.add_column(heading, justify="left" if heading in ("ours", "layout", "theirs") else "right")
+        for row in report["published"]["rows"]:
+            for peer in row["published"]:
+                spread = f" ({peer['lowest']}-{peer['highest']})" if peer["lowest"] else ""
+                table.add_row(
+                    row["method"],
+                    str(row["patch"]),
+                    row["layout"],
+                    f"{row['seconds']:.3f}",
+                    f"{row['steps_per_second']:.1f}",
+                    peer["what"],
+                    f"{peer['seconds']}{spread}",
+                    f"{peer['ours_over_theirs']:.2f}",
+                )
+        out.print(table)
+        out.print(CAVEAT, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,154 @@
+"""The train command on every configuration that ships, for two steps, and its behaviour as users meet it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hpcdistill.config import config_files, load_config
+from hpcdistill.data.packing import pack
+from hpcdistill.data.recipes import load_recipe
+from hpcdistill.errors import UserError
+from hpcdistill.models.registry import load_generator
+from hpcdistill.train import main, run
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+STUDENTS = [path for path in config_files(CONFIGS) if "teacher" not in path.name and path.parent.name != "demo"]
+# Variants that only say where and how long to train say nothing about the method.
+METHOD_VARIANTS = [
+    path
+    for path in sorted((CONFIGS / "variants").glob("*.yaml"))
+    if path.stem not in ("cpu", "short", "bsd-t91", "demo")
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A variant that trains two steps on three images of noise."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "images").mkdir()
+    random = np.random.default_rng(0)
+    for number in range(3):
+        noise = random.integers(0, 256, (48, 60, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "images" / f"{number}.png")
+    pack(load_recipe("folder"), folder / "images", folder / "packed")
+    variant = folder / "tiny.yaml"
+    variant.write_text(
+        f"data: {{train: {folder / 'packed'}, eval: {{tiny: {folder / 'packed'}}}, patch: 24, samples_per_epoch: 3, workers: 0}}\n"
+        "train: {steps: 2, batch_size: 2, log_every: 1, checkpoint_every: 1, gradient_norms_every: 1, trackers: []}\n"
+        "eval: {every: 1}\n"
+    )
+    return str(variant)
+
+
+def trained(*arguments: str) -> dict[str, Any]:
+    result = run(load_config(arguments))
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize("config", STUDENTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_configuration_trains(config: Path, tiny: str, tmp_path: Path) -> None:
+    result = trained(str(config), tiny, f"runs={tmp_path}")
+    folder = tmp_path / f"{result['name']}-{result['identity']}"
+    assert result["steps"] == 2
+    assert np.isfinite(result["last"]["metrics"]["student/tiny/psnr"])
+    student, notes = load_generator(folder / "generators" / "last" / "student.safetensors")
+    assert student.scale == int(config.stem[1:])
+    assert notes["step"] == 2
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 1, 2, 2]
+    names = {entry.name for entry in folder.iterdir()}
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "samples", "result.json"} <= names
+
+
+@pytest.mark.parametrize("variant", METHOD_VARIANTS, ids=lambda path: path.stem)
+def test_every_cell_of_tables_1_to_3_trains(variant: Path, tiny: str, tmp_path: Path) -> None:
+    result = trained(str(CONFIGS / "dssd" / "x4.yaml"), str(variant), tiny, f"runs={tmp_path}")
+    assert result["last"]["step"] == 2
+    if variant.stem == "supervision-first":
+        teacher = next(tmp_path.glob("dssd-teacher-*"))
+        row = json.loads((teacher / "metrics.jsonl").read_text().splitlines()[0])
+        assert "teacher/encoder_lr2" in row
+        assert "teacher/encoder_lr4" not in row
+
+
+def test_a_teacher_is_trained_once_for_all_its_students(tiny: str, tmp_path: Path) -> None:
+    dssd = str(CONFIGS / "dssd" / "x2.yaml")
+    first = trained(dssd, tiny, f"runs={tmp_path}")
+    [teacher] = tmp_path.glob("dssd-teacher-*")
+    written = (teacher / "result.json").stat().st_mtime_ns
+    second = trained(dssd, str(CONFIGS / "variants" / "vid-only.yaml"), tiny, f"runs={tmp_path}")
+    assert first["teacher"] == second["teacher"] == teacher.name
+    assert first["identity"] != second["identity"]
+    assert (teacher / "result.json").stat().st_mtime_ns == written
+
+
+def test_a_finished_run_is_not_trained_again(tiny: str, tmp_path: Path) -> None:
+    arguments = (str(CONFIGS / "fsrcnn" / "x2.yaml"), tiny, f"runs={tmp_path}")
+    first = trained(*arguments)
+    [folder] = tmp_path.iterdir()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert trained(*arguments) == first
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_the_saved_configuration_is_the_same_run(tiny: str, tmp_path: Path) -> None:
+    result = trained(
+        str(CONFIGS / "dssd" / "x4.yaml"), str(CONFIGS / "variants" / "encoder-pisr.yaml"), tiny, f"runs={tmp_path}"
+    )
+    saved = tmp_path / f"{result['name']}-{result['identity']}" / "config.yaml"
+    assert trained(str(saved)) == result
+
+
+def test_a_run_starts_from_another_runs_weights(tiny: str, tmp_path: Path) -> None:
+    config = str(CONFIGS / "fsrcnn" / "x4.yaml")
+    first = trained(config, tiny, f"runs={tmp_path}")
+    source = tmp_path / f"fsrcnn-x4-{first['identity']}"
+    second = trained(config, tiny, f"runs={tmp_path}", f"init.student={source}", "method.optimizer.learning_rate=1e-30")
+    assert second["identity"] != first["identity"]
+    start = load_generator(source / "generators" / "last" / "student.safetensors")[0].state_dict()
+    end = load_generator(tmp_path / f"fsrcnn-x4-{second['identity']}" / "generators" / "last" / "student.safetensors")[0]
+    for name, tensor in end.state_dict().items():
+        np.testing.assert_allclose(tensor.numpy(), start[name].numpy(), atol=2e-5)  # the last step's 1e-5, twice
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.train=nowhere"], "nowhere: does not exist; pack one with"),
+        (["data.eval.extra=nowhere"], "nowhere"),
+        (["data.patch=480"], "smaller than data.patch=480"),
+        (["data.patch=26"], "data.patch=26 is not a multiple of 4"),
+        (["eval.select=set9"], "eval.select: 'set9' is not one of data.eval"),
+        (["train.device=cuda"], "train.device: no CUDA device"),
+        (["train.precision=fp16"], "fp16 needs a GPU"),
+        (["train.accumulation=3"], "train.accumulation"),
+        (["init.student=nowhere.safetensors"], "init.student: nowhere.safetensors does not exist"),
+    ],
+)
+def test_what_cannot_work_is_one_line(tiny: str, tmp_path: Path, overrides: list[str], message: str) -> None:
+    import torch
+
+    if torch.cuda.is_available() and overrides[0].endswith(("cuda", "fp16")):
+        pytest.skip("this machine has the GPU that is asked for")
+    with pytest.raises(UserError, match=message):
+        run(load_config([str(CONFIGS / "fsrcnn" / "x4.yaml"), tiny, f"runs={tmp_path / 'runs'}", *overrides]))
+    assert not list((tmp_path / "runs").rglob("checkpoints/step-*"))
+
+
+def test_weights_of_another_architecture_are_refused(tiny: str, tmp_path: Path) -> None:
+    other = trained(str(CONFIGS / "fsrcnn" / "x2.yaml"), tiny, f"runs={tmp_path}", str(CONFIGS / "variants" / "rgb.yaml"))
+    source = tmp_path / f"fsrcnn-x2-{other['identity']}"
+    with pytest.raises(UserError, match="not the weights of this FSRCNN"):
+        trained(str(CONFIGS / "fsrcnn" / "x2.yaml"), tiny, f"runs={tmp_path}", f"init.student={source}")
+
+
+def test_the_command_prints_the_result(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(CONFIGS / "fsrcnn" / "x3.yaml"), tiny, f"runs={tmp_path}"]) == 0
+    assert "student/tiny/psnr" in capsys.readouterr().out

@@ -1,0 +1,198 @@
+"""An interrupted run goes on to the same end: killed or stopped, at any step, whatever it was doing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from toy import (
+    BATCH,
+    SEED,
+    Killed,
+    Regression,
+    TableEvaluator,
+    ToyGAN,
+    ToyReader,
+    gan_samples,
+    kill_at,
+    newest_tensors,
+    regression_samples,
+    rows,
+    run,
+    saved,
+    states_equal,
+    uniform,
+)
+
+from hpcdistill.methods.base import Method, OptimizerSettings
+from hpcdistill.methods.privileged_student import PrivilegedStudent
+from hpcdistill.methods.privileged_teacher import PrivilegedTeacherTraining
+from hpcdistill.models.privileged import PrivilegedTeacher
+
+STEPS = 17
+
+
+def sr_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
+    """HR noise of 16x16 and its LR images, float32."""
+    hr = torch.from_numpy(uniform(numbers, 256)).float().view(-1, 1, 16, 16)
+    return {"hr": hr} | {f"lr{scale}": nn.functional.avg_pool2d(hr, scale) for scale in (2, 4)}
+
+
+def teacher() -> Method:
+    torch.manual_seed(SEED)
+    return PrivilegedTeacherTraining(PrivilegedTeacherTraining.Config(scale=4, tie_sdm=True))
+
+
+def student() -> Method:
+    torch.manual_seed(SEED)
+    frozen = {"teacher": PrivilegedTeacher(2)}
+    return PrivilegedStudent(PrivilegedStudent.Config(scale=2, weight_vid=0.1), frozen)
+
+
+CASES: dict[str, tuple[Callable[[], Method], Callable[..., dict[str, Tensor]], dict[str, Any]]] = {
+    "plain": (Regression, regression_samples, {}),
+    "dropout": (lambda: Regression(dropout=0.5), regression_samples, {}),
+    "ema": (Regression, regression_samples, {"ema": 0.9}),
+    "accumulation": (lambda: Regression(dropout=0.5), regression_samples, {"accumulation": 2}),
+    "linear": (lambda: Regression(OptimizerSettings(schedule="linear", clip_norm=0.1)), regression_samples, {}),
+    "gan": (lambda: ToyGAN(norm=True), gan_samples, {"ema": 0.5}),
+    "student": (student, sr_samples, {}),
+    "student-channels-last": (student, sr_samples, {"channels_last": True}),
+    "student-bf16": (student, sr_samples, {"precision": "bf16"}),
+    "teacher-channels-last": (teacher, sr_samples, {"channels_last": True, "ema": 0.9}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_run_resumes_bit_equal(case: str, tmp_path: Path) -> None:
+    build, samples, options = CASES[case]
+    batch = 2 if samples is sr_samples else BATCH
+    options = {"checkpoint_every": 5, "log_every": 2, "gradient_norms_every": 3, **options}
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    run(build(), ToyReader(batch, samples), undisturbed, STEPS, **options)
+    # Killed before a checkpoint, right after one, with lines after one, and with a mean half gathered.
+    for step in (3, 5, 9, 14):
+        with pytest.raises(Killed):
+            run(build(), ToyReader(batch, samples, before=kill_at(step)), disturbed, STEPS, **options)
+    first_steps: list[int] = []
+    run(build(), ToyReader(batch, samples, before=first_steps.append), disturbed, STEPS, **options)
+    assert first_steps[0] == 10
+    assert newest_tensors(disturbed) == newest_tensors(undisturbed)  # bytes
+    for file in (undisturbed / "generators" / "last").iterdir():
+        assert states_equal(saved(disturbed, name=file.stem), saved(undisturbed, name=file.stem))
+    lines = rows(undisturbed)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12, 14, 16, 17]
+    assert rows(disturbed) == lines
+
+
+def test_channels_last_trains_as_contiguous(tmp_path: Path) -> None:
+    for channels_last in (False, True):
+        run(student(), ToyReader(4, sr_samples), tmp_path / str(channels_last), 4, channels_last=channels_last)
+    first, second = (saved(tmp_path / name, name="student") for name in ("False", "True"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_saves_and_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    evaluator = TableEvaluator({6: 2.0, 12: 1.0})
+    options: dict[str, Any] = {"evaluator": evaluator, "evaluate_every": 6, "checkpoint_every": 100, "log_every": 4}
+    run(Regression(), ToyReader(BATCH, regression_samples), undisturbed, STEPS, **options)
+
+    def before(step: int) -> None:
+        if step == 6:
+            os.kill(os.getpid(), number)
+
+    handler = signal.getsignal(number)
+    outcome = run(Regression(), ToyReader(BATCH, regression_samples, before=before), stopped, STEPS, **options)
+    assert signal.getsignal(number) is handler
+    assert (outcome.finished, outcome.position.step) == (False, 7)
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-00000007"]
+    assert not list((stopped / "generators" / "last").iterdir())
+    outcome = run(Regression(), ToyReader(BATCH, regression_samples), stopped, STEPS, **options)
+    assert outcome.finished
+    assert outcome.position.best == {"step": 6, "metrics": {"score": 2.0}}
+    assert newest_tensors(stopped) == newest_tensors(undisturbed)
+    assert rows(stopped) == rows(undisturbed)
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    def before(step: int) -> None:
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(Regression(), ToyReader(BATCH, regression_samples, before=before), tmp_path, STEPS)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_signal_in_the_last_step_does_not_undo_the_end(tmp_path: Path) -> None:
+    def before(step: int) -> None:
+        if step == STEPS - 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    outcome = run(Regression(), ToyReader(BATCH, regression_samples, before=before), tmp_path, STEPS)
+    assert outcome.finished
+    assert saved(tmp_path)["age"] == STEPS
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_result(tmp_path: Path) -> None:
+    run(Regression(), ToyReader(BATCH, regression_samples), tmp_path, STEPS, TableEvaluator({}))
+    expected, lines = saved(tmp_path), rows(tmp_path)
+    (tmp_path / "generators" / "last" / "line.safetensors").unlink()
+    outcome = run(Regression(), ToyReader(BATCH, regression_samples), tmp_path, STEPS, TableEvaluator({}))
+    assert outcome.finished
+    assert outcome.position.best is not None
+    assert states_equal(saved(tmp_path), expected)
+    assert rows(tmp_path) == lines
+
+
+def test_leftovers_of_killed_writes_are_removed(tmp_path: Path) -> None:
+    for name in ("generators/best/.line.safetensors.123.tmp", ".config.yaml.9.tmp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("half")
+    (tmp_path / "checkpoints" / ".step-00000003.77.tmp" / "networks").mkdir(parents=True)
+    run(Regression(), ToyReader(BATCH, regression_samples), tmp_path, 2)
+    assert [path for path in tmp_path.rglob(".*") if path.name.endswith(".tmp")] == []
+
+
+def test_the_damaged_newest_checkpoint_costs_its_steps_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    undisturbed, damaged = tmp_path / "undisturbed", tmp_path / "damaged"
+    options: dict[str, Any] = {"checkpoint_every": 4, "log_every": 3, "evaluate_every": 2}
+    table = {2: 3.0, 4: 1.0, 6: 2.0, 10: 9.0}
+    run(Regression(), ToyReader(BATCH, regression_samples), undisturbed, STEPS, TableEvaluator(table), **options)
+    reader = ToyReader(BATCH, regression_samples, before=kill_at(13))
+    with pytest.raises(Killed):
+        run(Regression(), reader, damaged, STEPS, TableEvaluator(table), **options)
+    newest = damaged / "checkpoints" / "step-00000012"
+    (newest / "state.json").write_bytes((newest / "state.json").read_bytes()[:-9])
+    assert saved(damaged, "best")["age"] == 10
+    steps: list[int] = []
+
+    def before(step: int) -> None:
+        if not steps:  # the best weights are those of the checkpoint too, not of the session that was lost
+            assert saved(damaged, "best")["age"] == 2
+        steps.append(step)
+
+    capsys.readouterr()
+    reader = ToyReader(BATCH, regression_samples, before=before)
+    run(Regression(), reader, damaged, STEPS, TableEvaluator(table), **options)
+    message = capsys.readouterr().err
+    assert "step-00000012: damaged (ValueError: state.json does not have the digest" in message
+    assert "taking step-00000008" in message
+    assert steps[0] == 8
+    assert newest_tensors(damaged) == newest_tensors(undisturbed)
+    assert states_equal(saved(damaged, "best"), saved(undisturbed, "best"))
+    assert rows(damaged) == rows(undisturbed)

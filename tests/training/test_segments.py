@@ -1,0 +1,163 @@
+"""Runs of several segments: their places, their phases, the weights they take back, and resuming in any of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load
+from torch import Tensor
+from toy import (
+    BATCH,
+    Killed,
+    Regression,
+    SegmentedRegression,
+    TableEvaluator,
+    ToyReader,
+    kill_at,
+    newest_tensors,
+    regression_samples,
+    rows,
+    run,
+    saved,
+    states_equal,
+)
+
+from hpcdistill.errors import UserError
+from hpcdistill.methods.base import Phase, Segment
+
+STEPS = 14
+# By age: the best of the first segment is age 3; the second begins there (3) and has its best at age 6, step 8.
+SCORES = {3: 5.0, 5: 1.0, 6: 9.0, 7: 10.0}
+OPTIONS: dict[str, Any] = {"evaluate_every": 1, "log_every": 1}
+
+
+def segments(method: SegmentedRegression) -> tuple[Segment, ...]:
+    """Five steps, five that begin with the best weights, and the rest, which begins with the last."""
+
+    def entering(name: str) -> Any:
+        def on_enter() -> None:
+            method.entered.append((name, int(method.line.age)))
+            method.line.linear.bias.data.add_(0.25)  # what a method does here must survive a resume
+
+        return on_enter
+
+    def phase(name: str) -> tuple[Phase, ...]:
+        return (Phase(name, "line", method.loss),)
+
+    return (
+        Segment("first", phase("one"), steps=5),
+        Segment("second", phase("two"), steps=5, load=(("line", "best"),), on_enter=entering("second")),
+        Segment("third", phase("three"), load=(("line", "last"),), on_enter=entering("third")),
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(
+        SegmentedRegression(segments),
+        ToyReader(BATCH, regression_samples),
+        folder,
+        STEPS,
+        TableEvaluator(SCORES),
+        **OPTIONS,
+    )
+    return folder
+
+
+def test_each_segment_has_its_phases_and_its_start(tmp_path: Path) -> None:
+    method = SegmentedRegression(segments)
+    states: list[dict[str, Tensor]] = []
+
+    def before(step: int) -> None:
+        states.append({name: value.clone() for name, value in method.line.state_dict().items()})
+
+    reader = ToyReader(BATCH, regression_samples, before=before)
+    run(method, reader, tmp_path, STEPS, TableEvaluator(SCORES), **OPTIONS)
+    assert method.entered == [("second", 3), ("third", 8)]  # five steps from age 3 on
+    phases = [
+        next(key for key in row if key.endswith("/error")).split("/")[0] for row in rows(tmp_path) if "images" in row
+    ]
+    assert phases == ["one"] * 5 + ["two"] * 5 + ["three"] * 4
+    # The batch of step 6 finds one step after age 3.
+    assert [int(state["age"]) for state in states] == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize(("every", "killed"), [(5, 9), (4, 6), (3, 8), (100, 11), (10, 10), (5, 5)])
+def test_a_resumed_segment_begins_as_it_did(every: int, killed: int, undisturbed: Path, tmp_path: Path) -> None:
+    """With a checkpoint at 5 and a kill at 9 the best on disk is the second segment's own; it must not be loaded."""
+    for step in (killed, None):
+        before = kill_at(step) if step is not None else None
+        reader = ToyReader(BATCH, regression_samples, before=before)
+        method = SegmentedRegression(segments)
+        arguments = (method, reader, tmp_path / "run", STEPS, TableEvaluator(SCORES))
+        if step is None:
+            run(*arguments, checkpoint_every=every, **OPTIONS)
+        else:
+            with pytest.raises(Killed):
+                run(*arguments, checkpoint_every=every, **OPTIONS)
+    assert newest_tensors(tmp_path / "run") == newest_tensors(undisturbed)
+    assert rows(tmp_path / "run") == rows(undisturbed)
+    for which in ("best", "last"):
+        assert states_equal(saved(tmp_path / "run", which), saved(undisturbed, which))
+
+
+def test_on_enter_is_not_run_again_in_the_middle_of_a_segment(tmp_path: Path) -> None:
+    for step in (8, None):
+        method = SegmentedRegression(segments)
+        reader = ToyReader(BATCH, regression_samples, before=kill_at(step) if step else None)
+        if step:
+            with pytest.raises(Killed):
+                run(method, reader, tmp_path, STEPS, TableEvaluator(SCORES), checkpoint_every=7, **OPTIONS)
+            assert method.entered == [("second", 3)]
+        else:
+            run(method, reader, tmp_path, STEPS, TableEvaluator(SCORES), checkpoint_every=7, **OPTIONS)
+            assert method.entered == [("third", 8)]
+
+
+def test_last_weights_with_averages_are_the_averages(tmp_path: Path) -> None:
+    def two(method: SegmentedRegression) -> tuple[Segment, ...]:
+        def on_enter() -> None:
+            seen.append({name: value.clone() for name, value in method.line.state_dict().items()})
+
+        phases = method.phases
+        return (Segment("a", phases, steps=6), Segment("b", phases, load=(("line", "last"),), on_enter=on_enter))
+
+    seen: list[dict[str, Tensor]] = []
+    run(SegmentedRegression(two), ToyReader(BATCH, regression_samples), tmp_path / "whole", 9, ema=0.8)
+    # The first six of nine steps of a run without segments: what would be evaluated is in the checkpoint.
+    reader = ToyReader(BATCH, regression_samples, before=kill_at(6))
+    with pytest.raises(Killed):
+        run(Regression(), reader, tmp_path / "part", 9, ema=0.8, checkpoint_every=6)
+    averages = load(newest_tensors(tmp_path / "part")["averages/line.safetensors"])
+    assert states_equal(seen[0], {name: averages[name] for name in seen[0]})
+
+
+def test_best_weights_that_were_never_saved(tmp_path: Path) -> None:
+    reader = ToyReader(BATCH, regression_samples)
+    with pytest.raises(UserError, match=r"generators/best/line\.safetensors: no such file") as error:
+        run(SegmentedRegression(segments), reader, tmp_path, STEPS)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "steps", "message"),
+    [
+        ((4, 5), 10, "the method's segments take 9 steps, the run has 10"),
+        ((8, None), 5, "the method's segments take 8 steps, the run has 5"),
+        ((None, None), 6, "the method's segments take 12 steps, the run has 6"),
+    ],
+)
+def test_segments_that_do_not_fill_the_run(
+    lengths: tuple[int | None, ...], steps: int, message: str, tmp_path: Path
+) -> None:
+    method = SegmentedRegression(lambda m: tuple(Segment(f"s{n}", m.phases, steps=n) for n in lengths))
+    with pytest.raises(UserError, match=f"train.steps: {message}; make them equal"):
+        run(method, ToyReader(BATCH, regression_samples), tmp_path, steps)
+
+
+def test_a_segment_of_no_steps_is_passed_over(tmp_path: Path) -> None:
+    method = SegmentedRegression(lambda m: tuple(Segment(f"s{n}", m.phases, steps=n) for n in (0, 3, 0, 2)))
+    assert run(method, ToyReader(BATCH, regression_samples), tmp_path, 5).position.step == 5
