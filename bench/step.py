@@ -15,13 +15,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from loader import make_set
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
@@ -60,16 +60,17 @@ class Published:
     seconds: float
     lowest: float | None = None  # the range over repetitions, where it was recorded
     highest: float | None = None
+    note: str = ""
 
 
 # Measured on 2026-11-21 with the authors' released code; only what crashed was repaired, the mathematics is theirs.
-PISR_TEACHER = Published("PISR's code, teacher step, HR 192", 0.72, 0.71, 0.85)
-PISR_STUDENT = Published("PISR's code, student step as released: its teacher is run backwards too", 0.77, 0.70, 0.86)
-PISR_LEAN = Published("PISR's code, student step, its teacher's whole forward without gradients", 0.34, 0.30, 0.40)
-FSRCNN_192 = Published("PISR's code, plain FSRCNN step, HR 192", 0.06)
-FSRCNN_96 = Published("PISR's code, plain FSRCNN step, HR 96", 0.020)
+PISR_TEACHER = Published("PISR teacher", 0.72, 0.71, 0.85)
+PISR_STUDENT = Published("PISR student", 0.77, 0.70, 0.86, "as released: the teacher's backward pass is run too")
+PISR_LEAN = Published("the same, lean", 0.34, 0.30, 0.40, "no gradients in the teacher, but its whole forward pass")
+FSRCNN_192 = Published("FSRCNN", 0.06, note="without a teacher, in PISR's trainer")
+FSRCNN_96 = Published("FSRCNN", 0.020, note="without a teacher, in PISR's trainer")
 CAVEAT = (
-    "ours / theirs is a ratio of steps measured on the same kind of machine, not side by side, and says nothing beyond "
+    "ratio = ours / theirs, of steps measured on the same kind of machine, not side by side, and no claim beyond "
     "that; theirs drift by 10 to 25 % between runs. DSSD has no released code: its rows stand beside PISR's."
 )
 
@@ -130,7 +131,7 @@ def measure_overhead(seconds: float, threads: int) -> dict[str, dict[str, Any]]:
                 ("from ram", PATCH, reader),
                 ("prepared", TINY, None),
             ):
-                name = f"{layout}, {source}, HR {patch}"
+                name = f"{layout} {source} {patch}"
                 say(f"overhead: {name}")
                 row = {"layout": layout, "reader": source, "patch": patch}
                 rows[name] = row | overhead(layout, patch, read, seconds, threads)
@@ -218,20 +219,18 @@ def measure_published(seconds: float, threads: int) -> list[dict[str, Any]]:
             192,
             (PISR_TEACHER,),
         ),
-        ("PISR student, VID", lambda: student("pisr"), 192, (PISR_STUDENT, PISR_LEAN)),
-        ("DSSD student, VID", lambda: student("hfrm"), 192, (PISR_STUDENT, PISR_LEAN)),
+        ("PISR student", lambda: student("pisr"), 192, (PISR_STUDENT, PISR_LEAN)),
+        ("DSSD student", lambda: student("hfrm"), 192, (PISR_STUDENT, PISR_LEAN)),
         ("FSRCNN", lambda: PlainSR(PlainSR.Config(scale=SCALE)), 192, (FSRCNN_192,)),
         ("FSRCNN", lambda: PlainSR(PlainSR.Config(scale=SCALE)), 96, (FSRCNN_96,)),
     ]
     measured: dict[tuple[int, str], list[float]] = {}
-    with quiet():
-        for turn in range(ROUNDS):
-            for number, (name, build, patch, _) in enumerate(cases):
-                for layout in LAYOUTS:
-                    with loud():
-                        say(f"round {turn + 1} of {ROUNDS}: {name}, HR {patch}, {layout}")
-                    times = step_seconds(build(), patch, layout, seconds / ROUNDS, threads)
-                    measured.setdefault((number, layout), []).extend(times)
+    for turn in range(ROUNDS):
+        for number, (name, build, patch, _) in enumerate(cases):
+            for layout in LAYOUTS:
+                say(f"round {turn + 1} of {ROUNDS}: {name}, HR {patch}, {layout}")
+                times = step_seconds(build(), patch, layout, seconds / ROUNDS, threads)
+                measured.setdefault((number, layout), []).extend(times)
     rows = []
     for number, (name, _, patch, peers) in enumerate(cases):
         for layout in LAYOUTS:
@@ -256,7 +255,11 @@ def step_seconds(method: Method, patch: int, layout: str, seconds: float, thread
             if step >= 4 and time.perf_counter() - started > seconds:
                 raise _EnoughError
 
-    run_loop(method, batches, layout, threads, trackers=())
+    err.quiet = True  # the loop's own lines say nothing here
+    try:
+        run_loop(method, batches, layout, threads, trackers=())
+    finally:
+        err.quiet = False
     return times
 
 
@@ -341,26 +344,6 @@ def memory_format(layout: str) -> torch.memory_format:
     return torch.channels_last if layout == "channels_last" else torch.contiguous_format
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the loop's own lines."""
-    err.quiet = True
-    try:
-        yield
-    finally:
-        err.quiet = False
-
-
-@contextmanager
-def loud() -> Iterator[None]:
-    """A line of our own in the quiet."""
-    err.quiet = False
-    try:
-        yield
-    finally:
-        err.quiet = True
-
-
 def machine(threads: int, load: float) -> dict[str, Any]:
     session = describe_session()
     packages = {name: session["packages"][name] for name in ("torch", "accelerate")}
@@ -371,39 +354,27 @@ def show(report: dict[str, Any]) -> None:
     what = report["machine"]
     out.print(f"{what['cpu']}, {what['threads']} threads, torch {what['torch']}, load {what['load']}", soft_wrap=True)
     if "overhead" in report:
-        table = Table(title=f"DSSD student x{SCALE}, batch {BATCH}, HR {PATCH}: what the loop adds to a bare step")
-        for heading in ("layout, reader", "loop ms", "bare ms", "added", "CPU", "CPU ms", "with log"):
-            table.add_column(heading, justify="left" if heading == "layout, reader" else "right")
+        table = Table(title=f"what the loop adds to a bare step: DSSD student x{SCALE}, batch {BATCH}", box=SIMPLE_HEAD)
+        for heading in ("layout, batches, HR", "loop ms", "bare ms", "added", "CPU", "CPU ms"):
+            table.add_column(heading, justify="left" if heading.startswith("layout") else "right")
         for name, row in report["overhead"]["rows"].items():
-            table.add_row(
-                name,
-                f"{row['loop_seconds'] * 1e3:.1f}",
-                f"{row['bare_seconds'] * 1e3:.1f}",
-                f"{row['overhead']:+.1%}",
-                f"{row['overhead_cpu']:+.1%}",
-                f"{row['added_cpu_seconds'] * 1e3:+.2f}",
-                f"{row['overhead_total']:+.1%}",
-            )
+            milliseconds = (f"{row[key] * 1e3:.1f}" for key in ("loop_seconds", "bare_seconds"))
+            added = (f"{row[key]:+.1%}" for key in ("overhead", "overhead_cpu"))
+            table.add_row(name, *milliseconds, *added, f"{row['added_cpu_seconds'] * 1e3:+.2f}")
         out.print(table)
         verdict = "reached" if report["overhead"]["reached"] else "NOT reached"
         say(f"target {TARGET:.0%} with prepared batches of HR {PATCH}: {verdict}")
     if "published" in report:
-        table = Table(title=f"steps of the loop, x{SCALE}, batch {BATCH}, beside published trainers' steps")
-        for heading in ("ours", "HR", "layout", "s/step", "steps/s", "theirs", "s/step", "ours / theirs"):
+        table = Table(
+            title=f"seconds a step, x{SCALE}, batch {BATCH}: the loop and published trainers", box=SIMPLE_HEAD
+        )
+        for heading in ("ours", "HR", "layout", "s", "theirs", "s", "ratio"):
             table.add_column(heading, justify="left" if heading in ("ours", "layout", "theirs") else "right")
         for row in report["published"]["rows"]:
+            ours = [row["method"], str(row["patch"]), row["layout"], f"{row['seconds']:.3f}"]
             for peer in row["published"]:
-                spread = f" ({peer['lowest']}-{peer['highest']})" if peer["lowest"] else ""
-                table.add_row(
-                    row["method"],
-                    str(row["patch"]),
-                    row["layout"],
-                    f"{row['seconds']:.3f}",
-                    f"{row['steps_per_second']:.1f}",
-                    peer["what"],
-                    f"{peer['seconds']}{spread}",
-                    f"{peer['ours_over_theirs']:.2f}",
-                )
+                table.add_row(*ours, peer["what"], f"{peer['seconds']:.2f}", f"{peer['ours_over_theirs']:.2f}")
+                ours = ["", "", "", ""]
         out.print(table)
         out.print(CAVEAT, soft_wrap=True)
 

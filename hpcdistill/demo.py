@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
     from hpcdistill.config import Loaded
     from hpcdistill.metrics.sr_evaluation import SRImages
-    from hpcdistill.sweep.demo_report import Measured, Stage
+    from hpcdistill.sweep.demo_report import Stage
+    from hpcdistill.sweep.demo_rows import Measured
 
 CLONE = Path(__file__).resolve().parents[1]
 # The student trained longer that the rows of the demo stand beside; a card of the same name lies beside it.
@@ -60,7 +62,8 @@ def main(argv: list[str]) -> int:
     from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, load_test_set
     from hpcdistill.models.registry import load_generator
     from hpcdistill.storage import write_json
-    from hpcdistill.sweep.demo_report import Story, clock, demo_page, verdict
+    from hpcdistill.sweep.demo_report import Story, demo_page
+    from hpcdistill.sweep.demo_rows import clock, verdict
     from hpcdistill.sweep.identity import run_folder
     from hpcdistill.sweep.report import write_page
     from hpcdistill.training.signals import EXIT_STOPPED
@@ -143,7 +146,8 @@ def train(name: str, folder: Path, steps: int | None, data: Path | None) -> Trai
 
 def training_arguments(name: str, folder: Path, steps: int | None, data: Path | None) -> tuple[str, ...]:
     """What `python -m hpcdistill.train` is called with. With `steps` the teacher is shortened in proportion."""
-    arguments = [CONFIGS[name], VARIANT, f"runs={json.dumps(str(folder))}" if " " in str(folder) else f"runs={folder}"]
+    plain = re.fullmatch(r"[\w.-]*/[\w./-]*", str(folder))  # YAML reads anything else as a number, a word, a list, ...
+    arguments = [CONFIGS[name], VARIANT, f"runs={folder if plain else json.dumps(str(folder))}"]
     if data is not None:
         places = {split: json.dumps(str(data / "photos" / split)) for split in ("train", "test")}
         arguments += [f"data.train={places['train']}", f"data.eval.photos={places['test']}"]
@@ -171,7 +175,7 @@ def measure(name: str, generator: nn.Module, images: SRImages, steps: int, secon
     from hpcdistill.metrics.cost import Cost, super_resolution_cost
     from hpcdistill.metrics.sample_grid import bicubic_image, colourise
     from hpcdistill.metrics.sr_evaluation import evaluate_image, evaluating, summarise
-    from hpcdistill.sweep.demo_report import Measured
+    from hpcdistill.sweep.demo_rows import Measured
 
     say(f"{name}: measuring on {len(images)} photographs")
     counted = Cost(0, 0, 0) if name == "bicubic" else super_resolution_cost(generator)
@@ -269,11 +273,16 @@ def _in_the_clone(path: Path) -> str:
 
 
 def _table(rows: list[Measured]) -> Table:
-    from hpcdistill.sweep.demo_report import COLUMNS, TITLES, cells
+    from hpcdistill.sweep.demo_rows import COLUMNS, TITLES, cells
 
     shown = [place for place, column in enumerate(COLUMNS) if column != "Training"]  # to fit 80 columns
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column(f"x{SCALE}, {len(rows[0].per_image)} photographs")
+    table = Table(
+        title=f"x{SCALE}, mean of {len(rows[0].per_image)} photographs not trained on",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("Method", no_wrap=True)
     for place in shown:
         table.add_column(escape(COLUMNS[place].removesuffix(" [dB]")), justify="right", no_wrap=True)
     for row in rows:

@@ -61,8 +61,10 @@ def run(loaded: Loaded) -> dict[str, Any] | None:
     from hpcdistill.data.builtin import pack_missing
     from hpcdistill.sweep.identity import identify, run_folder
     from hpcdistill.training.distribution import make_accelerator
+    from hpcdistill.training.launcher import check_launcher
     from hpcdistill.training.run_folder import RunFolder
 
+    check_launcher()
     config = loaded.config
     accelerator = make_accelerator(config.train)
     with accelerator.main_process_first():  # a built-in set is packed once, by rank 0

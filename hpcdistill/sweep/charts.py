@@ -101,9 +101,10 @@ def chart_svg(chart: Chart, name: str) -> str:
                 )
         if chart.log_y:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.margins(x=0.02)
         if chart.y_range:
             axes.set_ylim(*chart.y_range)
         axes.set_xlabel(chart.x_label)

@@ -1,17 +1,14 @@
-"""What the demo shows of its runs: the rows of its table, the words about them, and its page."""
+"""The demo's page: what is said and shown of its runs. How it looks is `report`'s business."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hpcdistill.metrics.sample_grid import busiest_crop
 from hpcdistill.sweep.charts import Chart, Line
+from hpcdistill.sweep.demo_rows import COLUMNS, SERIES, TITLES, Image, Measured, cells, clock, compared, verdict
 from hpcdistill.sweep.report import (
     Card,
     Cards,
@@ -25,44 +22,14 @@ from hpcdistill.sweep.report import (
     Section,
     Table,
     Text,
+    View,
 )
 
 if TYPE_CHECKING:
     from hpcdistill.data.index import Index
-    from hpcdistill.metrics.sr_evaluation import ImageRow, SRImages
+    from hpcdistill.metrics.sr_evaluation import SRImages
 
-Image = NDArray[np.uint8]  # [H, W, 3] RGB
-
-TITLES = {
-    "bicubic": "Bicubic",
-    "fsrcnn": "FSRCNN, plain",
-    "dssd": "DSSD student",
-    "dssd-trained": "DSSD student, longer",
-}
-# Colour of each method's curves all over the page; see the style sheet.
-SERIES = {"bicubic": 0, "fsrcnn": 1, "dssd": 2, "teacher": 3, "dssd-trained": 4}
-COLUMNS = ("Parameters", "MACs", "Steps", "Training", "PSNR [dB]", "to bicubic", "SSIM")
 CROP = 72  # pixels; a multiple of 8, so that a crop begins with a whole pixel of what is given
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One row of the demo and all that its page shows of it."""
-
-    name: str  # a key of TITLES
-    psnr: float  # dB, mean over the photographs
-    ssim: float
-    params: int
-    macs: int  # by the literature's rule, for a 1280x720 output
-    true_macs: int
-    steps: int
-    seconds: float | None  # of training; None: not known here
-    per_image: tuple[ImageRow, ...]
-    pictures: tuple[Image, ...]  # one an image, with bicubic's colours
-
-    def to_json(self) -> dict[str, Any]:
-        names = ("name", "psnr", "ssim", "params", "macs", "steps", "true_macs", "seconds", "per_image")
-        return {name: getattr(self, name) for name in names} | {"images": len(self.per_image)}
 
 
 @dataclass(frozen=True)
@@ -103,12 +70,13 @@ class Story:
 def demo_page(story: Story) -> Page:
     """The demo's page."""
     bicubic, plain = story.rows[0], story.rows[1]
-    longer = "; a third student was trained for longer, beforehand" if story.trained else ""
     lead = (
         f"Photographs at a quarter of their width and height, enlarged again: by bicubic interpolation, and by a "
-        f"network of {plain.params:,} parameters. Two such students were trained by the command that made this page, "
-        f"for {plain.steps:,} steps each{longer}. One of the two had a teacher that sees the original."
+        f"network of {plain.params:,} parameters. Two such networks were trained by the command that made this page, "
+        f"for {plain.steps:,} steps each; the second learned from a teacher that sees the original."
     )
+    if story.trained:
+        lead += " A third was trained for longer and comes with the code."
     return Page(
         title="Small networks, large pictures",
         kicker=f"hpcdistill demo: x{story.images.scale} super-resolution",
@@ -179,31 +147,42 @@ def _by_image(rows: Sequence[Measured]) -> Table:
 
 
 def _crops(story: Story) -> tuple[Crops | Text, ...]:
-    blocks: list[Crops | Text] = [
-        Text(
-            (
-                f"The busiest {CROP} x {CROP} pixels of each photograph, every pixel magnified as it is. The networks "
-                "make the brightness; the colours are bicubic's. Below each picture: PSNR of the whole photograph.",
-            )
-        )
-    ]
-    for number, (name, hr, lr) in enumerate(story.images):
-        box = busiest_crop(hr, CROP)
+    places = f"A is the busiest {CROP} x {CROP} pixels of each photograph, B its middle: chosen by rule, not by eye."
+    words = (
+        "Every pixel is magnified as it is. The networks make the brightness; the colours are bicubic's. The PSNR "
+        "below a picture is that of the whole photograph."
+    )
+    return (Text((f"{places} {words}",)), *(_photograph(story, number) for number in range(len(story.images))))
+
+
+def _photograph(story: Story, number: int) -> Crops:
+    """One photograph and its two crops, by every method."""
+    name, hr, lr = story.images[number]
+    scale = story.images.scale
+    given = lr.repeat(scale, axis=0).repeat(scale, axis=1)
+    views = []
+    for label, box in (("the busiest place", busiest_crop(hr, CROP)), ("the middle", _middle(hr, CROP, scale))):
         height, width = box[2:]
-        scale = story.images.scale
-        where = f"{width} x {height} pixels of {name}"
-        given = lr.repeat(scale, axis=0).repeat(scale, axis=1)
+        where = f"{name}, {label}"
         crops = [
-            Crop("What is given", _cut(given, box), f"{width // scale} x {height // scale} pixels", f"{where}: input")
+            Crop("What is given", _cut(given, box), f"{width // scale} x {height // scale} pixels", f"{where}: LR")
         ]
         for row in story.rows:
-            label = TITLES[row.name]
-            note = f"{row.per_image[number]['psnr']:.2f} dB"
-            crops.append(Crop(label, _cut(row.pictures[number], box), note, f"{where}: {label}", SERIES[row.name]))
-        crops.append(Crop("Original", _cut(hr, box), "what it should be", f"{where}: original"))
-        size = f"{lr.shape[1]} x {lr.shape[0]} pixels to {hr.shape[1]} x {hr.shape[0]}"
-        blocks.append(Crops(name, hr, f"The photograph {name}; a box marks the crop", box, tuple(crops), size))
-    return tuple(blocks)
+            title, note = TITLES[row.name], f"{row.per_image[number]['psnr']:.2f} dB"
+            crops.append(Crop(title, _cut(row.pictures[number], box), note, f"{where}: {title}", SERIES[row.name]))
+        crops.append(Crop("Original", _cut(hr, box), f"{width} x {height} pixels", f"{where}: original"))
+        views.append(View(label, box, tuple(crops)))
+    size = f"{lr.shape[1]} x {lr.shape[0]} pixels, enlarged to {hr.shape[1]} x {hr.shape[0]}"
+    return Crops(name, hr, f"The photograph {name}; boxes mark the two crops below", tuple(views), size)
+
+
+def _middle(image: Image, side: int, scale: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the middle; it begins with a whole LR pixel."""
+    height, width = min(side, image.shape[0]), min(side, image.shape[1])
+    top, left = (
+        (whole - part) // 2 // scale * scale for whole, part in zip(image.shape, (height, width), strict=False)
+    )
+    return top, left, height, width
 
 
 def _cut(picture: Image, box: tuple[int, int, int, int]) -> Image:
@@ -220,7 +199,9 @@ def _charts(story: Story, bicubic: Measured) -> Charts:
         levels.append(Line(TITLES["dssd-trained"], SERIES["dssd-trained"], ((0.0, story.trained.psnr),)))
     measured = [y for line in (*psnr, *levels) for _, y in line.points]
     # The first steps climb from far below; in full they would press the rest into one line.
-    bottom = max(min(measured), bicubic.psnr - 2.5) - 0.1
+    arrived = all(line.points and line.points[-1][1] > bicubic.psnr - 2 for line in psnr)
+    bottom = max(min(measured), bicubic.psnr - 2.5) if arrived else min(measured)
+    cut = " The frame cuts the first steps off." if bottom > min(measured) else ""
     losses = tuple(
         Line(label, SERIES[name], story.stages[name].curve(f"{network}/reconstruction"))
         for name, network, label in (
@@ -237,10 +218,9 @@ def _charts(story: Story, bicubic: Measured) -> Charts:
                 y_label="PSNR [dB]",
                 lines=psnr,
                 levels=tuple(levels),
-                y_range=(bottom, max(measured) + 0.15),
-                note="The rows of the table are the last weights. Choosing the best point of a curve would be "
-                "choosing by the test photographs."
-                + (" The frame cuts the first steps off." if bottom > min(measured) else ""),
+                y_range=(bottom - 0.1, max(measured) + 0.15),
+                note="The rows of the table are the last weights; to choose the best point of a curve would be to "
+                f"choose by the test photographs.{cut}",
             ),
             Chart(
                 title="Loss on the training patches",
@@ -269,8 +249,8 @@ def _gradients(story: Story) -> tuple[Text, ...]:
             (
                 f"At step {last['step']:,} the gradient of the distillation term (weight 1e-6, as the paper sets it) "
                 f"was {distillation:.1e} long, that of the reconstruction {reconstruction:.1e}: "
-                f"{_round(reconstruction / distillation)} times as long. In a run as short as this, starting from the "
-                "teacher's weights is the part of the method that can show.",
+                f"{_round(reconstruction / distillation)} times as long. So in a run as short as this, what sets the "
+                "student apart from plain FSRCNN is above all its start from the teacher's weights.",
             )
         ),
     )
@@ -284,8 +264,8 @@ def _facts(story: Story) -> Facts:
     device = first.result["device"]
     notes = story.trained_notes
     facts = [
-        ("Trained on", f"{_names(story.train_set)} ({story.train_set.origin})"),
-        ("Measured on", f"{_names(story.test_set)} ({story.test_set.origin})"),
+        ("Trained on", f"{_names(story.train_set)}; from {story.train_set.origin}"),
+        ("Measured on", f"{_names(story.test_set)}; from {story.test_set.origin}"),
         ("Licence", story.test_set.licence),
         ("Shrunk by", str(story.test_set.notes.get("resize", "bicubic"))),
         (
@@ -296,8 +276,8 @@ def _facts(story: Story) -> Facts:
         ),
         (
             "Time",
-            f"{clock(first.result['seconds'])}, {clock(stages['teacher'].result['seconds'])}, "
-            f"{clock(stages['dssd'].result['seconds'])} of training",
+            f"{clock(first.result['seconds'])} FSRCNN, {clock(stages['teacher'].result['seconds'])} DSSD teacher, "
+            f"{clock(stages['dssd'].result['seconds'])} DSSD student",
         ),
         ("Seed", ", ".join(map(str, seeds))),
         ("Hardware", first.session["cpu"] if device == "cpu" else f"{device}; {first.session['cpu']}"),
@@ -343,55 +323,4 @@ def _percent(share: float) -> str:
 
 def _round(ratio: float) -> str:
     """One significant digit, with thousands separators."""
-    size = 10 ** math.floor(math.log10(ratio))
-    return f"{round(ratio / size) * size:,.0f}"
-
-
-def verdict(rows: Sequence[Measured]) -> list[str]:
-    """What the numbers say, and what they do not: one sentence each."""
-    by_name = {row.name: row for row in rows}
-    bicubic, plain, distilled = by_name["bicubic"], by_name["fsrcnn"], by_name["dssd"]
-    lines = [
-        f"After {plain.steps:,} steps, plain FSRCNN is {compared(plain, bicubic)} and the DSSD student "
-        f"{compared(distilled, bicubic)}, on {len(bicubic.per_image)} photographs.",
-    ]
-    if trained := by_name.get("dssd-trained"):
-        lines.append(
-            f"The same student network trained for {trained.steps:,} steps on other images is "
-            f"{compared(trained, bicubic)}."
-        )
-    lines.append(
-        f"{len(bicubic.per_image)} photographs, one seed and so few steps: the differences between the rows trained "
-        "here say nothing about which method is better."
-    )
-    return lines
-
-
-def compared(row: Measured, bicubic: Measured) -> str:
-    """`0.42 dB above bicubic`; below 0.05 dB it counts as level."""
-    gain = row.psnr - bicubic.psnr
-    if abs(gain) < 0.05:
-        return f"level with bicubic ({gain:+.2f} dB)"
-    return f"{abs(gain):.2f} dB {'above' if gain > 0 else 'below'} bicubic"
-
-
-def cells(row: Measured, bicubic: Measured) -> tuple[str, ...]:
-    """Parameters, MACs, steps, training time, PSNR, its difference to bicubic's, SSIM: as the tables show them."""
-    network = (
-        (f"{row.params:,}", f"{row.macs / 1e9:.2f} G", f"{row.steps:,}", clock(row.seconds))
-        if row.name != "bicubic"
-        else ("-",) * 4
-    )
-    gain = "-" if row.name == "bicubic" else f"{row.psnr - bicubic.psnr:+.2f}"
-    return (*network, f"{row.psnr:.2f}", gain, f"{row.ssim:.4f}")
-
-
-def clock(seconds: float | None) -> str:
-    """`1 min 05 s`, `42 s`, or a dash when it is not known."""
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{float(f'{ratio:.1g}'):,.10g}"

@@ -97,22 +97,29 @@ class Crop:
 
 
 @dataclass(frozen=True)
+class View:
+    """One place of a picture, `box` (top, left, height, width) in its pixels, by several methods."""
+
+    label: str
+    box: tuple[int, int, int, int]
+    crops: tuple[Crop, ...]
+
+
+@dataclass(frozen=True)
 class Crops:
-    """The same place of one picture by several methods. `box` (top, left, height, width) is the place in `overview`."""
+    """A picture, marked with the places that are shown magnified below it."""
 
     kind: ClassVar[str] = "crops"
     title: str
     overview: Image
     overview_alt: str
-    box: tuple[int, int, int, int]
-    crops: tuple[Crop, ...]
+    views: tuple[View, ...]
     note: str = ""
 
-    @property
-    def frame(self) -> dict[str, float]:
-        """The box in percent of the overview."""
+    def frame(self, view: View) -> dict[str, float]:
+        """The view's box in percent of the overview."""
         height, width = self.overview.shape[:2]
-        parts = zip(("top", "left", "height", "width"), self.box, (height, width, height, width), strict=True)
+        parts = zip(("top", "left", "height", "width"), view.box, (height, width, height, width), strict=True)
         return {side: round(100 * value / whole, 3) for side, value, whole in parts}
 
 
