@@ -107,7 +107,7 @@ def config_files(folder: Path) -> list[Path]:
 
 
 def _is_override(argument: str) -> bool:
-    return "=" in argument and not argument.endswith((".yaml", ".yml"))
+    return "=" in argument and not Path(argument).is_file()
 
 
 def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str, DictConfig]]:

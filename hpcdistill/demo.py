@@ -57,6 +57,7 @@ def main(argv: list[str]) -> int:
     """The command; returns the exit code."""
     options = _parser().parse_args(argv)
     started = time.perf_counter()
+    say(f"the demo: x{SCALE} super-resolution, a few minutes on two CPU cores; everything goes to {options.out}")
     # Imported only now: --help answers at once.
     from hpcdistill.data.index import load_index
     from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, load_test_set

@@ -55,6 +55,13 @@ def test_a_file_replaces_the_test_sets_and_the_command_line_adds_one(tmp_path: P
     assert load_config([base, own, "data.eval.more=d"]).config.data.eval == {"mine": "c", "more": "d"}
 
 
+def test_an_override_may_name_a_file_and_a_file_may_have_an_equals_sign(tmp_path: Path, base: str) -> None:
+    config = load_config([base, "data.eval.a=b.yaml"]).config
+    assert config.data.eval == {"a": "b.yaml"}
+    odd = write(tmp_path, "lr=1/x.yaml", "seed: 5\n")
+    assert load_config([base, odd]).config.seed == 5
+
+
 def test_interpolation(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path, "x.yaml", "data: {train: '${oc.env:HPCDISTILL_DATA,data/packed}/t91'}\n")
     assert load_config([base, file]).config.data.train == ("data/packed/t91",)
@@ -70,7 +77,7 @@ def test_interpolation(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatc
         ("method.scael=2", r"command line: method.scael: unknown key; did you mean 'scale'\?"),
         ("method.optimizer.learning_rat=1", "did you mean 'learning_rate'"),
         ("train.batch_size=0", "command line: train.batch_size: expected greater than 0, got 0"),
-        ("train.batch_size=many", "command line: train.batch_size: expected a valid integer.*got \"many\""),
+        ("train.batch_size=many", 'command line: train.batch_size: expected a valid integer.*got "many"'),
         ("method.scale=5", "command line: method.scale: expected 2, 3 or 4, got 5"),
         ("method.name=plain_srr", "method.name: unknown method 'plain_srr'; did you mean 'plain_sr'"),
         ("train.precision=fp8", "train.precision: expected 'fp32', 'bf16' or 'fp16'"),
@@ -139,7 +146,9 @@ class TestTeacher:
 
     def test_its_own_overrides_come_last(self, tmp_path: Path, student: str) -> None:
         variant = write(
-            tmp_path, "v.yaml", "train: {steps: 20}\nteacher: {overrides: {train: {steps: 5}, method: {encoder: pisr}}}\n"
+            tmp_path,
+            "v.yaml",
+            "train: {steps: 20}\nteacher: {overrides: {train: {steps: 5}, method: {encoder: pisr}}}\n",
         )
         loaded = load_config([student, variant])
         assert loaded.teacher is not None
@@ -180,7 +189,8 @@ def test_the_papers_recipe() -> None:
     steps = config.train.epochs * config.data.samples_per_epoch / config.train.batch_size
     assert (config.data.patch, config.train.batch_size, config.train.epochs, steps) == (192, 16, 1000, 1_000_000)
     optimizer = config.dump()["method"]["optimizer"]
-    assert (optimizer["learning_rate"], optimizer["final_learning_rate"], optimizer["schedule"]) == (1e-3, 1e-5, "cosine")
+    assert (optimizer["learning_rate"], optimizer["final_learning_rate"]) == (1e-3, 1e-5)
+    assert optimizer["schedule"] == "cosine"
     assert optimizer["betas"] == [0.9, 0.999]
     short = load_config([str(CONFIGS / "dssd" / "x4.yaml"), str(CONFIGS / "variants" / "short.yaml")]).config
     assert short.train.epochs * short.data.samples_per_epoch / short.train.batch_size == 50_000

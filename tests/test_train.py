@@ -39,7 +39,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     pack(load_recipe("folder"), folder / "images", folder / "packed")
     variant = folder / "tiny.yaml"
     variant.write_text(
-        f"data: {{train: {folder / 'packed'}, eval: {{tiny: {folder / 'packed'}}}, patch: 24, samples_per_epoch: 3, workers: 0}}\n"
+        f"data: {{train: {folder / 'packed'}, eval: {{tiny: {folder / 'packed'}}},\n"
+        "  patch: 24, samples_per_epoch: 3, workers: 0}\n"
         "train: {steps: 2, batch_size: 2, log_every: 1, checkpoint_every: 1, gradient_norms_every: 1, trackers: []}\n"
         "eval: {every: 1}\n"
     )
@@ -113,8 +114,9 @@ def test_a_run_starts_from_another_runs_weights(tiny: str, tmp_path: Path) -> No
     second = trained(config, tiny, f"runs={tmp_path}", f"init.student={source}", "method.optimizer.learning_rate=1e-30")
     assert second["identity"] != first["identity"]
     start = load_generator(source / "generators" / "last" / "student.safetensors")[0].state_dict()
-    end = load_generator(tmp_path / f"fsrcnn-x4-{second['identity']}" / "generators" / "last" / "student.safetensors")[0]
-    for name, tensor in end.state_dict().items():
+    target = tmp_path / f"fsrcnn-x4-{second['identity']}"
+    end = load_generator(target / "generators" / "last" / "student.safetensors")[0].state_dict()
+    for name, tensor in end.items():
         np.testing.assert_allclose(tensor.numpy(), start[name].numpy(), atol=2e-5)  # the last step's 1e-5, twice
 
 
@@ -143,10 +145,10 @@ def test_what_cannot_work_is_one_line(tiny: str, tmp_path: Path, overrides: list
 
 
 def test_weights_of_another_architecture_are_refused(tiny: str, tmp_path: Path) -> None:
-    other = trained(str(CONFIGS / "fsrcnn" / "x2.yaml"), tiny, f"runs={tmp_path}", str(CONFIGS / "variants" / "rgb.yaml"))
-    source = tmp_path / f"fsrcnn-x2-{other['identity']}"
+    config, runs = str(CONFIGS / "fsrcnn" / "x2.yaml"), f"runs={tmp_path}"
+    other = trained(config, tiny, str(CONFIGS / "variants" / "rgb.yaml"), runs)
     with pytest.raises(UserError, match="not the weights of this FSRCNN"):
-        trained(str(CONFIGS / "fsrcnn" / "x2.yaml"), tiny, f"runs={tmp_path}", f"init.student={source}")
+        trained(config, tiny, runs, f"init.student={tmp_path / 'fsrcnn-x2-'}{other['identity']}")
 
 
 def test_the_command_prints_the_result(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from hpcdistill.errors import UserError
 from hpcdistill.training.config import TrainConfig
+from hpcdistill.training.memory import keep_freed_memory
 
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -25,6 +26,8 @@ def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Acceler
     precision = _PRECISION[config.precision]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # a teacher of another precision came before in this process
+    if cpu:
+        keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     accelerator = Accelerator(

@@ -90,7 +90,9 @@ def page(name: str = HOSTILE) -> Page:
         kicker=name,
         lead=name,
         sections=(
-            Section("", (Cards((Card(name, "29.58", "dB", name, 1), Card("b", "1", "dB", "n"))), Text((name,), "caution"))),
+            Section(
+                "", (Cards((Card(name, "29.58", "dB", name, 1), Card("b", "1", "dB", "n"))), Text((name,), "caution"))
+            ),
             Section(name, (Table(name, ("Method", "PSNR"), (Row((name, "29.58"), 0), Row(("b", "-"))), name),)),
             Section("Crops", (Crops(name, picture(40, 80), name, (View(name, (10, 20, 8, 16), crops),), name),)),
             Section("Curves", (Charts((chart(), chart(log_y=True, note=name))), Text((name,)))),
@@ -233,7 +235,9 @@ def test_a_written_page_replaces_the_old_one_whole(tmp_path: Path) -> None:
     write_page(file, page("second"))
     assert file.read_text(encoding="utf-8") == render(page("second"))
     with pytest.raises(AssertionError):
-        write_page(file, Page("t", "k", "l", (Section("", (Charts((chart(lines=(Line("a", SERIES, ((0, 1.0),)),)),)),)),)))
+        write_page(
+            file, Page("t", "k", "l", (Section("", (Charts((chart(lines=(Line("a", SERIES, ((0, 1.0),)),)),)),)),))
+        )
     assert file.read_text(encoding="utf-8") == render(page("second"))
     assert [entry.name for entry in file.parent.iterdir()] == ["index.html"]
 
