@@ -11,11 +11,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
+from torch import nn
 
 from hpcdistill.command import run_command
 from hpcdistill.config import Loaded, RunConfig, config_files, load_config, to_yaml
 from hpcdistill.console import is_main_process, out, say, warn
+from hpcdistill.data.builtin import pack_missing
+from hpcdistill.data.counter import step_seed
+from hpcdistill.data.reader import PatchReader
+from hpcdistill.errors import UserError, nearest
+from hpcdistill.methods import METHODS
+from hpcdistill.methods.base import Method
+from hpcdistill.metrics.run_evaluators import SRRunEvaluator
+from hpcdistill.models.registry import load_generator, load_weights
+from hpcdistill.sweep.identity import identify, run_folder, selected_set, weights_file
+from hpcdistill.training.distribution import make_accelerator
+from hpcdistill.training.launcher import check_launcher
+from hpcdistill.training.loop import train
+from hpcdistill.training.run_folder import RunFolder, code_revision
+from hpcdistill.training.signals import EXIT_STOPPED
 
 GUIDE = """\
 hpcdistill trains small image generators from large ones.
@@ -46,9 +62,6 @@ def main(arguments: list[str]) -> int:
         if loaded.teacher:
             sys.stdout.write("# the teacher's configuration\n---\n" + to_yaml(loaded.teacher.config))
         return 0
-
-    from hpcdistill.training.signals import EXIT_STOPPED  # torch and accelerate only once they are needed
-
     result = run(loaded)
     if result is None:
         return EXIT_STOPPED
@@ -58,18 +71,12 @@ def main(arguments: list[str]) -> int:
 
 def run(loaded: Loaded) -> dict[str, Any] | None:
     """Train (or resume, or find finished) the run and the teacher it needs; result.json, None when stopped."""
-    from hpcdistill.data.builtin import pack_missing
-    from hpcdistill.sweep.identity import identify, run_folder
-    from hpcdistill.training.distribution import make_accelerator
-    from hpcdistill.training.launcher import check_launcher
-    from hpcdistill.training.run_folder import RunFolder
-
     check_launcher()
     config = loaded.config
     accelerator = make_accelerator(config.train)
     with accelerator.main_process_first():  # a built-in set is packed once, by rank 0
         pack_missing([*config.data.train, *config.data.eval.values()])
-    frozen = {}
+    frozen: dict[str, nn.Module] = {}
     if loaded.teacher and config.teacher:
         teacher_folder = RunFolder(run_folder(loaded.teacher))
         if teacher_folder.result() is None:
@@ -88,26 +95,12 @@ def run(loaded: Loaded) -> dict[str, Any] | None:
     return _train(loaded, folder, {"short": identity.short, **identity.record}, frozen)
 
 
-def _train(loaded: Loaded, folder: Any, identity: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any] | None:
+def _train(
+    loaded: Loaded, folder: RunFolder, identity: dict[str, Any], frozen: dict[str, nn.Module]
+) -> dict[str, Any] | None:
     """One stage: build everything from the configuration, call the loop, write result.json."""
-    import torch
-
-    from hpcdistill.data.counter import step_seed
-    from hpcdistill.data.reader import PatchReader
-    from hpcdistill.methods import METHODS
-    from hpcdistill.metrics.run_evaluators import SRRunEvaluator
-    from hpcdistill.sweep.identity import selected_set
-    from hpcdistill.training.distribution import make_accelerator
-    from hpcdistill.training.loop import train
-    from hpcdistill.training.run_folder import code_revision
-
     config = loaded.config
-    if is_main_process():
-        folder.create(to_yaml(_self_contained(loaded)), identity)
-        _compare_revisions(folder)
     accelerator = make_accelerator(config.train, folder.path)
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("tensorboard")
     torch.manual_seed(step_seed(config.seed, 0, 0))  # initial weights: the same on every rank
     method = METHODS[config.method.name](config.method, frozen)  # type: ignore[call-arg]
     _initialise(method, config)
@@ -129,6 +122,11 @@ def _train(loaded: Loaded, folder: Any, identity: dict[str, Any], frozen: dict[s
     evaluator = (
         SRRunEvaluator(config.data.eval, selected, needs, config.eval, accelerator) if selected is not None else None
     )
+    # Everything that can be wrong with the configuration has been said; only now is something written.
+    if accelerator.is_main_process:
+        folder.create(to_yaml(_self_contained(loaded)), identity)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers("tensorboard")
     outcome = train(
         method,
         reader,
@@ -172,23 +170,15 @@ def _train(loaded: Loaded, folder: Any, identity: dict[str, Any], frozen: dict[s
 
 def run_name(loaded: Loaded) -> str:
     """The name of the run's folder."""
-    from hpcdistill.sweep.identity import run_folder
-
     return run_folder(loaded).name
 
 
-def _load_teacher(folder: Any, which: str) -> Any:
-    from hpcdistill.models.registry import load_generator
-
+def _load_teacher(folder: RunFolder, which: str) -> nn.Module:
     return load_generator(folder.generator(which, "teacher"))[0]
 
 
-def _initialise(method: Any, config: RunConfig) -> None:
+def _initialise(method: Method, config: RunConfig) -> None:
     """Load the weights that `init` names into the method's generators."""
-    from hpcdistill.errors import UserError, nearest
-    from hpcdistill.models.registry import load_generator, load_weights
-    from hpcdistill.sweep.identity import weights_file
-
     for name, path in config.init.items():
         if name not in method.generators:
             raise UserError(
@@ -202,21 +192,9 @@ def _self_contained(loaded: Loaded) -> RunConfig:
     """The configuration with its teacher named by the teacher's run folder, so that it can be run from there alone."""
     if not (loaded.teacher and loaded.config.teacher):
         return loaded.config
-    from hpcdistill.sweep.identity import run_folder
-
     saved = run_folder(loaded.teacher).resolve() / "config.yaml"
     teacher = loaded.config.teacher.model_copy(update={"config": str(saved), "overrides": {}})
     return loaded.config.model_copy(update={"teacher": teacher})
-
-
-def _compare_revisions(folder: Any) -> None:
-    """Warn when a run goes on with other code than it was started with."""
-    import json
-
-    sessions = json.loads((folder.path / "environment.json").read_text(encoding="utf-8"))["sessions"]
-    revisions = [session["revision"] for session in sessions]
-    if revisions[-1] != revisions[0]:
-        warn(f"{folder.path.name}: started with code revision {revisions[0]}, now at {revisions[-1]}")
 
 
 def _guide() -> None:

@@ -141,7 +141,7 @@ def test_what_cannot_work_is_one_line(tiny: str, tmp_path: Path, overrides: list
         pytest.skip("this machine has the GPU that is asked for")
     with pytest.raises(UserError, match=message):
         run(load_config([str(CONFIGS / "fsrcnn" / "x4.yaml"), tiny, f"runs={tmp_path / 'runs'}", *overrides]))
-    assert not list((tmp_path / "runs").rglob("checkpoints/step-*"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_weights_of_another_architecture_are_refused(tiny: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from hpcdistill.console import warn
 from hpcdistill.storage import write_bytes, write_json
 
 _PACKAGES = ("hpcdistill", "torch", "accelerate", "numpy", "safetensors", "deepspeed")
@@ -45,7 +46,11 @@ class RunFolder:
         write_bytes(self.path / "config.yaml", config_yaml.encode())
         file = self.path / "environment.json"
         sessions = json.loads(file.read_text())["sessions"] if file.exists() else []
-        write_json(file, {"identity": identity, "sessions": [*sessions, describe_session()]})
+        sessions.append(describe_session())
+        write_json(file, {"identity": identity, "sessions": sessions})
+        first, now = sessions[0]["revision"], sessions[-1]["revision"]
+        if first != now:
+            warn(f"{self.path.name}: started with code revision {first}, going on with {now}")
 
     def result(self) -> dict[str, Any] | None:
         """result.json, or None while the run has not finished."""

@@ -204,7 +204,7 @@ def result(folder: Path) -> dict[str, Any]:
     # The evaluator knows what it selects by after its first evaluation only, and a run that was killed after its last
     # checkpoint has none.
     del content["protocol"]["selects"]
-    return {key: value for key, value in content.items() if key not in ("seconds", "images_per_second")}
+    return {key: value for key, value in content.items() if key not in ("seconds", "images_per_second", "revision")}
 
 
 def test_twenty_kills_change_nothing(undisturbed: Path, data: Path, tmp_path: Path) -> None:

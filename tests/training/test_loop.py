@@ -247,12 +247,13 @@ def sr_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
 
 
 class Dtypes(PlainSR):
-    """Notes the types of the terms and of what the first layer gives."""
+    """Notes the types of the terms, of what the first layer gives, and of what the group gives to the losses."""
 
     def __init__(self) -> None:
         torch.manual_seed(SEED)
         super().__init__(PlainSR.Config(scale=2))
         self.terms: set[torch.dtype] = set()
+        self.outputs: set[torch.dtype] = set()
         self.layers: dict[bool, set[torch.dtype]] = {True: set(), False: set()}  # training -> types
         self.student.feature[0].register_forward_hook(
             lambda module, inputs, output: self.layers[self.student.training].add(output.dtype)
@@ -260,6 +261,8 @@ class Dtypes(PlainSR):
 
     def student_loss(self, batch: Batch, carry: Carry) -> Terms:
         terms = super().student_loss(batch, carry)
+        # As in the group's own phase, and as in another's, where it is frozen.
+        self.outputs |= {self.call("student", batch["lr2"]).dtype, self.student(batch["lr2"]).dtype}
         self.terms |= {term.dtype for term in terms.values()}
         return terms
 
@@ -283,7 +286,7 @@ class EvaluationDtypes:
 def test_bf16_trains_with_losses_in_float32_and_evaluates_in_float32(precision: str, tmp_path: Path) -> None:
     method, evaluator = Dtypes(), EvaluationDtypes()
     run(method, ToyReader(4, sr_samples), tmp_path, 4, evaluator, evaluate_every=2, precision=precision)
-    assert method.terms == {torch.float32}
+    assert method.terms == method.outputs == {torch.float32}
     assert method.layers[True] == {torch.bfloat16 if precision == "bf16" else torch.float32}
     assert method.layers[False] == {torch.float32}
     assert evaluator.output.dtype == torch.float32

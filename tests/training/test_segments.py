@@ -14,7 +14,9 @@ from toy import (
     Regression,
     SegmentedRegression,
     TableEvaluator,
+    ToyGAN,
     ToyReader,
+    gan_samples,
     kill_at,
     newest_tensors,
     regression_samples,
@@ -25,7 +27,7 @@ from toy import (
 )
 
 from hpcdistill.errors import UserError
-from hpcdistill.methods.base import Phase, Segment
+from hpcdistill.methods.base import Batch, Carry, Phase, Segment, Terms
 
 STEPS = 14
 # By age: the best of the first segment is age 3; the second begins there (3) and has its best at age 6, step 8.
@@ -161,3 +163,32 @@ def test_segments_that_do_not_fill_the_run(
 def test_a_segment_of_no_steps_is_passed_over(tmp_path: Path) -> None:
     method = SegmentedRegression(lambda m: tuple(Segment(f"s{n}", m.phases, steps=n) for n in (0, 3, 0, 2)))
     assert run(method, ToyReader(BATCH, regression_samples), tmp_path, 5).position.step == 5
+
+
+class Alternating(ToyGAN):
+    """Blocks of one network's steps, then of the other's."""
+
+    def segments(self) -> tuple[Segment, ...]:
+        generator, discriminator = self.phases
+        blocks = ((generator,), (discriminator,)) * 2
+        return tuple(Segment(f"block{number}", phases, steps=3) for number, phases in enumerate(blocks))
+
+    def discriminator_loss(self, batch: Batch, carry: Carry) -> Terms:
+        carry["fake"] = self.generator(batch["x"]).detach()
+        return super().discriminator_loss(batch, carry)
+
+
+def test_alternating_blocks_resume(tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    run(Alternating(), ToyReader(BATCH, gan_samples), undisturbed, 12, checkpoint_every=5)
+    with pytest.raises(Killed):
+        run(Alternating(), ToyReader(BATCH, gan_samples, before=kill_at(7)), killed, 12, checkpoint_every=5)
+    run(Alternating(), ToyReader(BATCH, gan_samples), killed, 12, checkpoint_every=5)
+    assert newest_tensors(killed) == newest_tensors(undisturbed)
+    lines = rows(undisturbed)
+    assert rows(killed) == lines  # the resting group's learning rate too
+    names = [sorted({key.split("/")[0] for key in line if "/l1" in key or "/real" in key}) for line in lines]
+    assert names == ([["generator"]] * 3 + [["discriminator"]] * 3) * 2
+    rates = [line["learning_rate/generator"] for line in lines]
+    assert rates == [line["learning_rate/discriminator"] for line in lines]
+    assert rates[6] > rates[7] > rates[11]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import PartialState
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -129,8 +130,9 @@ def test_means_that_cross_a_checkpoint_are_of_all_ranks() -> None:
         accelerator = make_accelerator(TrainConfig(device="cpu", batch_size=2, trackers=()))
         means = RunningMeans(accelerator.device)
         means.add({"loss": torch.tensor(1.0 + 10 * rank)})  # ranks: 1, 11
+        of_first_rank = broadcast_object_list([means.state(accelerator)])[0]  # what a checkpoint holds
         resumed = RunningMeans(accelerator.device)
-        resumed.load(means.state(accelerator))
+        resumed.load(of_first_rank)
         resumed.add({"loss": torch.tensor(3.0 + 10 * rank)})  # 3, 13
         assert resumed.read(accelerator) == {"loss": 7.0}
 
