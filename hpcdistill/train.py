@@ -31,7 +31,7 @@ from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.launcher import check_launcher
 from hpcdistill.training.loop import train
 from hpcdistill.training.run_folder import RunFolder, code_revision
-from hpcdistill.training.signals import EXIT_STOPPED
+from hpcdistill.training.signals import EXIT_STOPPED, StopSignals
 
 GUIDE = """\
 hpcdistill trains small image generators from large ones.
@@ -62,14 +62,15 @@ def main(arguments: list[str]) -> int:
         if loaded.teacher:
             sys.stdout.write("# the teacher's configuration\n---\n" + to_yaml(loaded.teacher.config))
         return 0
-    result = run(loaded)
+    with StopSignals() as signals:
+        result = run(loaded, signals)
     if result is None:
         return EXIT_STOPPED
     _show(result)
     return 0
 
 
-def run(loaded: Loaded) -> dict[str, Any] | None:
+def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | None:
     """Train (or resume, or find finished) the run and the teacher it needs; result.json, None when stopped."""
     check_launcher()
     config = loaded.config
@@ -81,7 +82,10 @@ def run(loaded: Loaded) -> dict[str, Any] | None:
         teacher_folder = RunFolder(run_folder(loaded.teacher))
         if teacher_folder.result() is None:
             say(f"{config.name}: its teacher {teacher_folder.path.name} has not been trained yet; training it first")
-            if run(loaded.teacher) is None:
+            if run(loaded.teacher, signals) is None:
+                return None
+            if signals and signals.agreed(accelerator):
+                say(f"{config.name}: stopped after its teacher; the same command goes on with the student")
                 return None
         else:
             say(f"{config.name}: using the finished teacher {teacher_folder.path.name}")
@@ -92,11 +96,15 @@ def run(loaded: Loaded) -> dict[str, Any] | None:
     if result is not None:
         say(f"{config.name}: {folder.path} has finished already")
         return result
-    return _train(loaded, folder, {"short": identity.short, **identity.record}, frozen)
+    return _train(loaded, folder, {"short": identity.short, **identity.record}, frozen, signals)
 
 
 def _train(
-    loaded: Loaded, folder: RunFolder, identity: dict[str, Any], frozen: dict[str, nn.Module]
+    loaded: Loaded,
+    folder: RunFolder,
+    identity: dict[str, Any],
+    frozen: dict[str, nn.Module],
+    signals: StopSignals | None,
 ) -> dict[str, Any] | None:
     """One stage: build everything from the configuration, call the loop, write result.json."""
     config = loaded.config
@@ -119,9 +127,10 @@ def _train(
     selected = selected_set(config)
     if selected is None:
         warn(f"{config.name}: data.eval is empty; nothing will be evaluated")
-    evaluator = (
-        SRRunEvaluator(config.data.eval, selected, needs, config.eval, accelerator) if selected is not None else None
-    )
+    evaluator = None
+    if selected is not None:
+        generator = next(iter(method.generators))
+        evaluator = SRRunEvaluator(config.data.eval, selected, generator, needs, config.eval, accelerator)
     # Everything that can be wrong with the configuration has been said; only now is something written.
     if accelerator.is_main_process:
         folder.create(to_yaml(_self_contained(loaded)), identity)
@@ -139,6 +148,7 @@ def _train(
         seed=config.seed,
         workers=config.data.workers,
         name=config.name,
+        signals=signals,
     )
     accelerator.end_training()
     if not outcome.finished:

@@ -23,11 +23,19 @@ class SRRunEvaluator:
     larger_is_better = True
 
     def __init__(
-        self, test_sets: Mapping[str, str], selected: str, needs: Needs, config: EvalConfig, accelerator: Accelerator
+        self,
+        test_sets: Mapping[str, str],
+        selected: str,
+        generator: str,
+        needs: Needs,
+        config: EvalConfig,
+        accelerator: Accelerator,
     ) -> None:
+        """`generator`'s PSNR on the set `selected` chooses the best weights. Decodes this rank's images."""
         self.config = config
         self.selected = selected
-        self.selects: str | None = None  # known once the generators are: the first one's
+        self.generator = generator
+        self.selects: str | None = f"{generator}/{selected}/psnr"
         self.test_sets = dict(test_sets)
         self.evaluator = SREvaluator(test_sets, needs.scale, needs.channels, config.rule, accelerator.device)
         self.evaluator.preload(accelerator.process_index, accelerator.num_processes)
@@ -41,9 +49,8 @@ class SRRunEvaluator:
                 result = self.evaluator.result(set_name, everything)
                 metrics[f"{generator_name}/{set_name}/psnr"] = result.psnr
                 metrics[f"{generator_name}/{set_name}/ssim"] = result.ssim
-        first = next(iter(generators))
-        self.selects = f"{first}/{self.selected}/psnr"
-        pictures = {first: self._picture(generators[first])} if self._draws(accelerator) else {}
+        draws = accelerator.is_main_process and self.config.samples > 0
+        pictures = {self.generator: self._picture(generators[self.generator])} if draws else {}
         return Evaluation(metrics, pictures)
 
     def protocol(self) -> dict[str, Any]:
@@ -55,9 +62,6 @@ class SRRunEvaluator:
             "selects": self.selects,
             "test_sets": {name: len(images) for name, images in self.evaluator.test_sets.items()},
         }
-
-    def _draws(self, accelerator: Accelerator) -> bool:
-        return accelerator.is_main_process and self.config.samples > 0
 
     def _picture(self, generator: nn.Module) -> np.ndarray:
         samples = self.evaluator.samples(generator, self.selected, self.config.samples)

@@ -68,6 +68,7 @@ def train(
     seed: int,
     workers: int = 0,  # processes that load data
     name: str = "run",  # for the display
+    signals: StopSignals | None = None,  # when the caller listens already
 ) -> Outcome:
     """Train `method` for `steps` optimizer steps, resuming from the newest checkpoint in `folder`.
 
@@ -98,7 +99,8 @@ def train(
 
     segments = _place(method.segments(), steps)
     loader = reader.loader(position.step, steps, workers, device.type == "cuda")
-    with StopSignals() as signals, TrainingProgress(name, position.step, steps, config.batch_size) as progress:
+    listening = contextlib.nullcontext(signals) if signals else StopSignals()
+    with listening as signals, TrainingProgress(name, position.step, steps, config.batch_size) as progress:
         earlier_seconds = position.seconds
         for step, batch in zip(range(position.step, steps), loader, strict=True):
             segment, segment_start = next((s, start) for s, start, end in segments if step < end)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 
 import torch
 from accelerate import Accelerator
+
+from hpcdistill.console import is_main_process
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved, the same command goes on from here
 
@@ -30,6 +33,9 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not self.received and is_main_process():
+            # Straight to the terminal: a handler may interrupt whatever holds the console's lock.
+            os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n")
         self.received = True
 
     def agreed(self, accelerator: Accelerator) -> bool:

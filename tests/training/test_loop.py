@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from processes import launch
 from torch import Tensor, nn
 from toy import (
     BATCH,
@@ -23,7 +24,6 @@ from toy import (
     ToyGAN,
     ToyReader,
     gan_samples,
-    launch,
     regression_samples,
     rows,
     run,

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
+from processes import kill_self_at, launch
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -24,8 +25,6 @@ from toy import (
     ToyReader,
     gan_samples,
     kill_at,
-    kill_self_at,
-    launch,
     newest_tensors,
     rows,
     run,

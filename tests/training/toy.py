@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
-import os
-import signal
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import gather
 from numpy.typing import NDArray
 from safetensors.torch import load_file
@@ -355,57 +350,3 @@ def gan_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
     x = torch.from_numpy(uniform(numbers, SIDE * SIDE)).view(-1, 1, SIDE, SIDE)
     y = nn.functional.avg_pool2d(x, 3, stride=1, padding=1)
     return {"x": x, "y": y, "number": torch.from_numpy(numbers)}
-
-
-# --- several processes -----------------------------------------------------------------------------------------------
-
-
-def launch(ranks: int, work: Callable[[int, int], None], seconds: float = 90) -> list[int]:
-    """Run `work(rank, ranks)` in `ranks` forked processes joined by gloo; their exit codes (-9: killed).
-
-    All are killed when one outlives the time limit.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_work, args=(rank, ranks, port, work)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join(seconds)
-            assert process.exitcode is not None, f"a rank of {ranks} did not end within {seconds} s"
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    return [process.exitcode or 0 for process in processes]
-
-
-def _work(rank: int, ranks: int, port: int, work: Callable[[int, int], None]) -> None:
-    # The parent may have trained in one process: nothing of its Accelerate state may be left.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    if ranks > 1:
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-    work(rank, ranks)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def kill_self_at(step: int | None) -> Callable[[int], None]:
-    """A `before` that ends its own process by SIGKILL."""
-
-    def before(current: int) -> None:
-        if current == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return before
