@@ -22,7 +22,7 @@ TITLES = {
 }
 # Colour of each method's curves all over the page; see the style sheet.
 SERIES = {"bicubic": 0, "fsrcnn": 1, "dssd": 2, "teacher": 3, "dssd-trained": 4}
-COLUMNS = ("Parameters", "MACs", "Steps", "Training", "PSNR [dB]", "to bicubic", "SSIM")
+COLUMNS = ("PSNR [dB]", "to bicubic", "SSIM", "Parameters", "MACs", "Steps", "Training")
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ def compared(row: Measured, bicubic: Measured) -> str:
 
 
 def cells(row: Measured, bicubic: Measured) -> tuple[str, ...]:
-    """Parameters, MACs, steps, training time, PSNR, its difference to bicubic's, SSIM: as the tables show them."""
+    """One row under COLUMNS, as the tables show it."""
     network = (
         (f"{row.params:,}", f"{row.macs / 1e9:.2f} G", f"{row.steps:,}", clock(row.seconds))
         if row.name != "bicubic"
         else ("-",) * 4
     )
     gain = "-" if row.name == "bicubic" else f"{row.psnr - bicubic.psnr:+.2f}"
-    return (*network, f"{row.psnr:.2f}", gain, f"{row.ssim:.4f}")
+    return (f"{row.psnr:.2f}", gain, f"{row.ssim:.4f}", *network)
 
 
 def clock(seconds: float | None) -> str:
