@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from hpcdistill.command import run_command
-from hpcdistill.config import Loaded, load_config
+from hpcdistill.config import configured_generators, load_config
 from hpcdistill.console import out
-from hpcdistill.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,27 +62,6 @@ def _cost(options: argparse.Namespace) -> None:
     out.print(COST_RULES.format(width=width, height=height), markup=False, soft_wrap=True, end="")
     if any(type(network).__name__ == "FSRCNN" for network in networks.values()):
         out.print(FSRCNN_AS_PRINTED, markup=False, soft_wrap=True, end="")
-
-
-def configured_generators(loaded: Loaded) -> dict[str, nn.Module]:
-    """The generators of the run that `loaded` describes and, as "teacher", that of the teacher it names; untrained.
-
-    Raises UserError for a configuration that no network can be built from.
-    """
-    from hpcdistill.methods import METHODS
-
-    frozen: dict[str, nn.Module] = {}
-    if loaded.teacher:
-        teachers = configured_generators(loaded.teacher)
-        if "teacher" not in teachers:
-            raise UserError(
-                f"{loaded.teacher.files[0]}: method {loaded.teacher.config.method.name} trains no teacher; "
-                "name a teacher's configuration under teacher.config"
-            )
-        frozen["teacher"] = teachers["teacher"]
-    config = loaded.config.method
-    method = METHODS[config.name](config, frozen)  # type: ignore[call-arg]
-    return {**method.generators, **frozen}
 
 
 def _cost_table(networks: dict[str, nn.Module], costs: dict[str, Cost]) -> Table:

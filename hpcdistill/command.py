@@ -18,6 +18,10 @@ _SYSTEM_ERRORS = {
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.EACCES: "permission denied; choose a folder you may write to",
     errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed; choose another folder",
+    errno.EISDIR: "a folder stands where a file is needed; name a file",
+    errno.EIO: "the disk cannot be read or written (input/output error); check it, or use another one",
 }
 
 
@@ -25,17 +29,18 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     """Call `main` with the command line and turn what a user can mend into one line on stderr."""
     try:
         code = main(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
         fail(str(error))
+    except BrokenPipeError:  # the reader of a pipe (head, less) has left; silence the flush at exit too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except OSError as error:
         if error.errno not in _SYSTEM_ERRORS:
             raise
         fail(f"{error.filename or 'writing'}: {_SYSTEM_ERRORS[error.errno]}")
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # the reader of a pipe (head, less) has left; silence the flush at exit too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     sys.exit(code or 0)
 
 

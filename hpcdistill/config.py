@@ -16,6 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, create_model
+from torch import nn
 
 from hpcdistill.data.config import DataConfig
 from hpcdistill.errors import UserError, nearest
@@ -30,6 +31,7 @@ COMMAND_LINE = "command line"
 _OWN_KEYS = ("name", "method", "teacher", "init")
 # A file that names its own test sets means these, not these as well.
 _REPLACED = ("data", "eval")
+_ONE_MORE = "command line (one more test set)"
 
 
 class TeacherConfig(Section):
@@ -78,17 +80,39 @@ def load_config(arguments: Sequence[str]) -> Loaded:
     if not files:
         raise UserError("no configuration file given; e.g. configs/dssd/x4.yaml")
     layers = [layer for file in files for layer in _file_layers(file)]
-    layers += [(COMMAND_LINE, _parse_override(override)) for override in overrides]
+    layers += [(_origin_of(override), _parse_override(override)) for override in overrides]
     config = _checked(layers)
     if config.teacher is None:
         return Loaded(config, files, overrides)
     shared = [(origin, _without(values, _OWN_KEYS)) for file in files[1:] for origin, values in _file_layers(file)]
-    shared += [(COMMAND_LINE, _without(_parse_override(override), _OWN_KEYS)) for override in overrides]
+    shared += [(_origin_of(override), _without(_parse_override(override), _OWN_KEYS)) for override in overrides]
     special = ("teacher.overrides", OmegaConf.create(config.teacher.overrides))
     teacher = _checked([*_file_layers(Path(config.teacher.config)), *shared, special])
     if teacher.teacher is not None:
         raise UserError(f"{config.teacher.config}: a teacher cannot have a teacher of its own; give it an init instead")
     return Loaded(config, files, overrides, Loaded(teacher, (Path(config.teacher.config),), ()))
+
+
+def configured_generators(loaded: Loaded) -> dict[str, nn.Module]:
+    """The generators of the run that `loaded` describes and, as "teacher", that of the teacher it names; untrained.
+
+    Raises UserError for a configuration that no network can be built from.
+    """
+    frozen: dict[str, nn.Module] = {}
+    if loaded.teacher:
+        teachers = configured_generators(loaded.teacher)
+        if "teacher" not in teachers:
+            raise UserError(
+                f"{loaded.teacher.files[0]}: method {loaded.teacher.config.method.name} trains no teacher; "
+                "name a teacher's configuration under teacher.config"
+            )
+        frozen["teacher"] = teachers["teacher"]
+    config = loaded.config.method
+    method = METHODS[config.name](config, frozen)  # type: ignore[call-arg]
+    for name in loaded.config.init:
+        if name not in method.generators:
+            raise UserError(f"init.{name}: the method has no such generator; {nearest(name, method.generators)}")
+    return {**method.generators, **frozen}
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -100,8 +124,11 @@ def config_files(folder: Path) -> list[Path]:
     """The runnable configurations under `folder`: those that name a method."""
     found = []
     for path in sorted(folder.rglob("*.yaml")):
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(values, dict) and "name" in (values.get("method") or {}):
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            continue  # whoever names it is told what is wrong with it
+        if isinstance(values, dict) and isinstance(values.get("method"), dict) and "name" in values["method"]:
             found.append(path)
     return found
 
@@ -121,15 +148,30 @@ def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str,
         values = OmegaConf.load(path)
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        values = None  # OmegaConf's word for a file that holds a single number
     if not isinstance(values, DictConfig):
         raise UserError(f"{path}: expected `key: value` lines at the top level")
-    parents = values.pop("extends", [])
-    for parent in [parents] if isinstance(parents, str) else parents:
+    try:
+        given = OmegaConf.to_container(OmegaConf.create({"extends": values.pop("extends", [])}), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: extends: {str(error).splitlines()[0]}") from None
+    parents = cast(dict[str, Any], given)["extends"]
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UserError(f"{path}: extends: expected a file name or a list of file names, got {json.dumps(parents)}")
+    for parent in parents:
         yield from _file_layers(path.parent / parent, (*seen, path.resolve()))
     teacher = values.get("teacher")
     if isinstance(teacher, DictConfig) and isinstance(teacher.get("config"), str):
         teacher.config = str(path.parent / teacher.config)
     yield str(path), values
+
+
+def _origin_of(override: str) -> str:
+    return _ONE_MORE if override.startswith(".".join(_REPLACED) + ".") else COMMAND_LINE
 
 
 def _parse_override(text: str) -> DictConfig:
@@ -151,7 +193,8 @@ def _checked(layers: Sequence[tuple[str, DictConfig]]) -> RunConfig:
     try:
         merged = DictConfig({})
         for origin, layer in layers:
-            if origin != COMMAND_LINE and _has(layer, _REPLACED) and _has(merged, _REPLACED):
+            # `data.eval.x=...` adds one on the command line; `data.eval={x: ...}` names them all, as a file does.
+            if origin != _ONE_MORE and _has(layer, _REPLACED) and _has(merged, _REPLACED):
                 del merged[_REPLACED[0]][_REPLACED[1]]
             merged = cast(DictConfig, OmegaConf.merge(merged, layer))
         values = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
@@ -159,11 +202,11 @@ def _checked(layers: Sequence[tuple[str, DictConfig]]) -> RunConfig:
         key = getattr(error, "full_key", None)
         first = str(error).splitlines()[0]
         raise UserError(f"{_origin(layers, str(key or ''))}: {key}: {first}") from None
-    if isinstance(values.get("teacher"), dict) and "config" not in values["teacher"]:
+    if isinstance(values.get("teacher"), dict) and set(values["teacher"]) == {"overrides"}:
         del values["teacher"]  # a variant's words to a teacher, over a configuration that has none
     method = values.get("method")
     name = method.get("name") if isinstance(method, dict) else None
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         wrong = f"unknown method '{name}'; {nearest(str(name), METHODS)}" if name else "missing; name a method"
         raise UserError(f"{_origin(layers, 'method.name')}: method.name: {wrong}")
     model = create_model("RunConfig", __base__=RunConfig, method=(METHODS[name].Config, ...))

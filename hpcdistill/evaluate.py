@@ -95,6 +95,8 @@ def generator_file(model: Path, which: str = "best", name: str | None = None) ->
             raise UserError(f"{model}: has no {which} weights yet; use --which {other}, or train it further")
         if (model / "config.yaml").is_file():
             raise UserError(f"{model}: has no saved generator yet; train it until its first evaluation or its end")
+        if (model / "manifest.json").is_file():
+            raise UserError(f"{model}: is a training checkpoint; name its run folder, {model.parent.parent}")
         raise UserError(f"{model}: is not a run folder (no generators/); name a run folder or a .safetensors file")
     if name is None:
         name = next(iter(files)) if len(files) == 1 else "student"

@@ -20,6 +20,9 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_file(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # write and fsync do not say which file the disk had no room for
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -7,6 +7,8 @@ The same command again resumes; a finished run prints its result.
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,17 @@ from rich.table import Table
 from torch import nn
 
 from hpcdistill.command import run_command
-from hpcdistill.config import Loaded, RunConfig, config_files, load_config, to_yaml
+from hpcdistill.config import Loaded, RunConfig, config_files, configured_generators, load_config, to_yaml
 from hpcdistill.console import is_main_process, out, say, warn
 from hpcdistill.data.builtin import pack_missing
 from hpcdistill.data.counter import step_seed
 from hpcdistill.data.reader import PatchReader
-from hpcdistill.errors import UserError, nearest
 from hpcdistill.methods import METHODS
 from hpcdistill.methods.base import Method
 from hpcdistill.metrics.run_evaluators import SRRunEvaluator
 from hpcdistill.models.registry import load_generator, load_weights
 from hpcdistill.sweep.identity import identify, run_folder, selected_set, weights_file
-from hpcdistill.training.distribution import make_accelerator
+from hpcdistill.training.distribution import leave_process_group, make_accelerator
 from hpcdistill.training.launcher import check_launcher
 from hpcdistill.training.loop import train
 from hpcdistill.training.run_folder import RunFolder, code_revision
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("config", nargs="+", metavar="CONFIG|key=value", help="configuration files and overrides")
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     loaded = load_config(options.config)
     if options.print_config:
         sys.stdout.write(to_yaml(loaded.config))
@@ -64,6 +65,7 @@ def main(arguments: list[str]) -> int:
         return 0
     with StopSignals() as signals:
         result = run(loaded, signals)
+    leave_process_group()
     if result is None:
         return EXIT_STOPPED
     _show(result)
@@ -77,8 +79,12 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
     accelerator = make_accelerator(config.train)
     with accelerator.main_process_first():  # a built-in set is packed once, by rank 0
         pack_missing([*config.data.train, *config.data.eval.values()])
+    # What is wrong with the student is said before its teacher is trained for hours.
+    configured_generators(loaded)
+    identity = identify(loaded)
+    selected_set(config)
     frozen: dict[str, nn.Module] = {}
-    if loaded.teacher and config.teacher:
+    if loaded.teacher and config.teacher and METHODS[config.method.name].uses_teacher(config.method):
         teacher_folder = RunFolder(run_folder(loaded.teacher))
         if teacher_folder.result() is None:
             say(f"{config.name}: its teacher {teacher_folder.path.name} has not been trained yet; training it first")
@@ -90,11 +96,13 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
         else:
             say(f"{config.name}: using the finished teacher {teacher_folder.path.name}")
         frozen["teacher"] = _load_teacher(teacher_folder, config.teacher.checkpoint)
-    identity = identify(loaded)
     folder = RunFolder(run_folder(loaded))
     result = folder.result()
     if result is not None:
         say(f"{config.name}: {folder.path} has finished already")
+        for name in config.data.eval.keys() - (result["protocol"] or {}).get("test_sets", {}).keys():
+            place = config.data.eval[name]
+            say(f"{name} was not measured; `python -m hpcdistill.evaluate {folder.path} --data {place}`")
         return result
     return _train(loaded, folder, {"short": identity.short, **identity.record}, frozen, signals)
 
@@ -135,7 +143,7 @@ def _train(
     if accelerator.is_main_process:
         folder.create(to_yaml(_self_contained(loaded)), identity)
     accelerator.wait_for_everyone()
-    accelerator.init_trackers("tensorboard")
+    accelerator.init_trackers("hpcdistill")
     outcome = train(
         method,
         reader,
@@ -150,8 +158,10 @@ def _train(
         name=config.name,
         signals=signals,
     )
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()  # not Accelerate's end_training, which would take the process group from the next stage
     if not outcome.finished:
+        folder.release()
         return None
     result = {
         "name": config.name,
@@ -174,6 +184,7 @@ def _train(
     }
     if accelerator.is_main_process:
         folder.save_result(result)
+        folder.release()
     accelerator.wait_for_everyone()
     return result
 
@@ -190,10 +201,6 @@ def _load_teacher(folder: RunFolder, which: str) -> nn.Module:
 def _initialise(method: Method, config: RunConfig) -> None:
     """Load the weights that `init` names into the method's generators."""
     for name, path in config.init.items():
-        if name not in method.generators:
-            raise UserError(
-                f"init.{name}: the method has no generator of this name; {nearest(name, method.generators)}"
-            )
         file = weights_file(Path(path), name)
         load_weights(method.generators[name], load_generator(file)[0].state_dict(), str(file))
 
@@ -202,8 +209,9 @@ def _self_contained(loaded: Loaded) -> RunConfig:
     """The configuration with its teacher named by the teacher's run folder, so that it can be run from there alone."""
     if not (loaded.teacher and loaded.config.teacher):
         return loaded.config
-    saved = run_folder(loaded.teacher).resolve() / "config.yaml"
-    teacher = loaded.config.teacher.model_copy(update={"config": str(saved), "overrides": {}})
+    # Relative to the folder it is saved in, so that runs/ can be moved as a whole.
+    saved = os.path.relpath(run_folder(loaded.teacher) / "config.yaml", run_folder(loaded))
+    teacher = loaded.config.teacher.model_copy(update={"config": saved, "overrides": {}})
     return loaded.config.model_copy(update={"teacher": teacher})
 
 
@@ -233,7 +241,7 @@ def _show(result: dict[str, Any]) -> None:
     for which in ("best", "last"):
         table.add_column(f"{which} (step {result[which]['step']})" if result[which] else which, justify="right")
     for metric in (result["last"] or {"metrics": {}})["metrics"]:
-        table.add_row(metric, *(f"{result[which]['metrics'][metric]:.4f}" for which in ("best", "last")))
+        table.add_row(metric, *(f"{result[which]['metrics'].get(metric, math.nan):.4f}" for which in ("best", "last")))
     out.print(table)
 
 

@@ -39,7 +39,9 @@ def table(runs: list[dict[str, Any]]) -> str:
         for which in ("last", "best"):
             metrics, step = result[which]["metrics"], result[which]["step"]
             prefix = result["protocol"]["selects"].split("/")[0]
-            cells = [f"{metrics[f'{prefix}/{name}/psnr']:.2f} / {metrics[f'{prefix}/{name}/ssim']:.4f}" for name in sets]
+            cells = [
+                f"{metrics[f'{prefix}/{name}/psnr']:.2f} / {metrics[f'{prefix}/{name}/ssim']:.4f}" for name in sets
+            ]
             lines.append(f"| {result['name']}, {which} | {step} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ of ranks and workers sees the same global batches, and a resumed run replays not
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,15 @@ class PatchReader(Dataset[dict[str, Tensor]]):
             num_workers=workers,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals_to_the_trainer,
             multiprocessing_context="fork" if workers > 0 else None,  # shares the cache `ram` without a copy
         )
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Launchers and terminals signal the whole process group: a worker that dies of it ends the run unsaved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _StepLoader(DataLoader[dict[str, Tensor]]):
@@ -200,7 +208,7 @@ def _place(pixels: Pixels, operation: int, scratch: Pixels, target: NDArray[np.f
 
 def _check_batch_size(batch_size: int, ranks: int) -> None:
     if batch_size % ranks:
-        valid = max(1, round(batch_size / ranks)) * ranks
+        valid = max(1, batch_size // ranks) * ranks
         raise UserError(f"train.batch_size={batch_size} is global and cannot be cut over {ranks} ranks; use {valid}")
 
 

@@ -103,8 +103,6 @@ class Method(nn.Module):
 
     Config: ClassVar[type[MethodConfig]]
     version: ClassVar[int] = 1  # raise it when the method's mathematics changes: it is part of a run's identity
-    # Frozen networks that the constructor must be given: name -> generator class names that fit.
-    frozen: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,6 +118,11 @@ class Method(nn.Module):
         for group in self.groups.values():
             group.module.train(mode)
         return self
+
+    @classmethod
+    def uses_teacher(cls, config: Any) -> bool:
+        """Whether a run of this configuration needs the teacher it names to be trained."""
+        return False
 
     @property
     def phases(self) -> tuple[Phase, ...]:

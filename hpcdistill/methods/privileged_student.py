@@ -69,7 +69,6 @@ class PrivilegedStudent(Method):
         optimizer: OptimizerSettings = OptimizerSettings()
 
     version: ClassVar[int] = 1
-    frozen: ClassVar[tuple[str, ...]] = ("teacher",)
     weight_vid: Tensor
 
     def __init__(self, config: Config, frozen: Mapping[str, nn.Module] | None = None) -> None:
@@ -77,8 +76,7 @@ class PrivilegedStudent(Method):
         self.config = config
         self.student = FSRCNN(config.scale, config.channels)
         teacher = (frozen or {}).get("teacher")
-        needs_teacher = config.initialise == "teacher" or config.vid != "none"
-        if needs_teacher:
+        if self.uses_teacher(config):
             self.teacher = _checked_teacher(teacher, config)
             if config.initialise == "teacher":
                 self.student.load_state_dict(self.teacher.network.state_dict())
@@ -91,6 +89,10 @@ class PrivilegedStudent(Method):
         self.groups = {"student": Group(module, config.optimizer)}
         self.generators = {"student": self.student}
         self.register_buffer("weight_vid", constant(config.weight_vid), persistent=False)
+
+    @classmethod
+    def uses_teacher(cls, config: Config) -> bool:
+        return config.initialise == "teacher" or config.vid != "none"
 
     @property
     def phases(self) -> tuple[Phase, ...]:

@@ -65,10 +65,10 @@ def selected_set(config: RunConfig) -> str | None:
 
 
 def test_set_digest(folder: Path) -> str:
-    """Digest of a packed set's index, or of a plain folder's file names and sizes."""
+    """Digest of a packed set's index, or of a plain folder's file names and contents."""
     if (folder / INDEX_NAME).is_file():
         return index_digest(folder)
-    listing = [(path.name, path.stat().st_size) for path in hr_files(folder)]
+    listing = [(path.name, sha256_file(path)) for path in hr_files(folder)]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 

@@ -78,6 +78,9 @@ class Checkpoints:
                 shutil.rmtree(target)
             temporary.rename(target)
             sync_folder(self.folder)
+        except OSError as error:
+            error.filename = error.filename or str(target)
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         # Later ones than this are damaged, or the run would have gone on from there: they count for nothing.

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, nearest
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.memory import keep_freed_memory
 
@@ -23,6 +24,7 @@ def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Acceler
         raise UserError("train.device: no CUDA device is visible; use train.device=cpu, or check nvidia-smi")
     if cpu and config.precision == "fp16":
         raise UserError("train.precision: fp16 needs a GPU; use bf16 or fp32 on the CPU")
+    _check_trackers(config.trackers)
     precision = _PRECISION[config.precision]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # a teacher of another precision came before in this process
@@ -54,7 +56,16 @@ def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Acceler
     return accelerator
 
 
-def processes() -> tuple[int, int]:
-    """(rank, ranks) of this process."""
-    state = PartialState()
-    return int(state.process_index), int(state.num_processes)
+def leave_process_group() -> None:
+    """End this process's part in the distributed run; once, when no stage follows."""
+    if PartialState._shared_state:
+        PartialState().destroy_process_group()
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    known = [str(name) for name in LoggerType if str(name) != "all"]
+    for name in names:
+        if name not in known:
+            raise UserError(f"train.trackers: no tracker '{name}'; {nearest(name, known)}")
+        if name not in {str(available) for available in get_available_trackers()}:
+            raise UserError(f"train.trackers: {name} is not installed; `pip install {name}`, or leave it out")

@@ -15,8 +15,8 @@ def check_launcher() -> None:
 
     It does so with `--cpu`: without an MPI launcher its `--num_processes` is ignored.
     """
-    parent = psutil.Process().parent()
     try:
+        parent = psutil.Process().parent()
         command = parent.cmdline() if parent else []
     except psutil.Error:  # gone, or another user's: nothing to compare with
         return

@@ -15,14 +15,15 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor, nn
 
 from hpcdistill.console import say
 from hpcdistill.data.counter import step_seed
+from hpcdistill.data.images import encode_png
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Carry, Method, Phase, Segment
 from hpcdistill.models.registry import load_generator
+from hpcdistill.storage import write_bytes
 from hpcdistill.training.averaging import Averages, GoodBuffers
 from hpcdistill.training.checkpoint import Checkpoints
 from hpcdistill.training.config import TrainConfig
@@ -225,19 +226,20 @@ def _evaluate(
     progress.show_evaluation({selects: evaluation.metrics[selects]} if selects else evaluation.metrics)
     if accelerator.is_main_process:
         for name, picture in evaluation.pictures.items():
-            Image.fromarray(picture).save(folder.samples / f"{name}-{position.step:08d}.png")
+            write_bytes(folder.samples / f"{name}-{position.step:08d}.png", encode_png(picture))
     if (
         selects is None
         or position.best is None
-        or _better(evaluation.metrics[selects], position.best["metrics"][selects], evaluator.larger_is_better)
+        # A test set renamed since the last best: it is not known how good that was there.
+        or _better(evaluation.metrics[selects], position.best["metrics"].get(selects, math.nan), evaluator)
     ):
         position.best = position.last
         save_generators(generators, "best", folder, accelerator, position.step)
 
 
-def _better(value: float, best: float, larger_is_better: bool) -> bool:
+def _better(value: float, best: float, evaluator: Evaluator) -> bool:
     """Whether `value` is better than `best`; anything is better than NaN."""
-    return math.isnan(best) or (value > best if larger_is_better else value < best)
+    return math.isnan(best) or (value > best if evaluator.larger_is_better else value < best)
 
 
 def _place(segments: tuple[Segment, ...], steps: int) -> list[tuple[Segment, int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -12,11 +13,12 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 from hpcdistill.console import warn
+from hpcdistill.errors import UserError
 from hpcdistill.storage import write_bytes, write_json
 
 _PACKAGES = ("hpcdistill", "torch", "accelerate", "numpy", "safetensors", "deepspeed")
@@ -30,6 +32,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
+        self._lock: TextIO | None = None
 
     def generator(self, which: str, name: str) -> Path:
         """The weights of generator `name`, `which` being best or last."""
@@ -37,6 +40,8 @@ class RunFolder:
 
     def create(self, config_yaml: str, identity: dict[str, Any]) -> None:
         """Make the folder, save the resolved configuration and add this session to environment.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take()
         generators = (self.generator(which, "").parent for which in ("best", "last"))
         for folder in (self.samples, self.checkpoints, *generators):
             folder.mkdir(parents=True, exist_ok=True)
@@ -51,6 +56,26 @@ class RunFolder:
         first, now = sessions[0]["revision"], sessions[-1]["revision"]
         if first != now:
             warn(f"{self.path.name}: started with code revision {first}, going on with {now}")
+
+    def _take(self) -> None:
+        """Keep a second process out for as long as this one lives (or until `release`)."""
+        # A POSIX record lock: it ends with the process, however that ends, and workers do not inherit it.
+        self._lock = (self.path / "lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            raise UserError(f"{self.path}: {holder} is training this run; wait for it, or stop it first") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+
+    def release(self) -> None:
+        """Let the next process train this run."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def result(self) -> dict[str, Any] | None:
         """result.json, or None while the run has not finished."""

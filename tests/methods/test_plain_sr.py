@@ -56,7 +56,7 @@ def test_the_contract() -> None:
     assert method.generators == {"student": method.student}
     assert method.groups["student"].module is method.student
     assert method.groups["student"].optimizer == method.config.optimizer
-    assert method.frozen == ()
+    assert not method.uses_teacher(method.config)
 
 
 def test_the_networks_pass_goes_through_the_wrapper() -> None:

@@ -235,7 +235,7 @@ def test_the_contract() -> None:
     method = build(scale=4)
     assert method.needs == Needs("lr-hr", 4, (4,), 1)
     assert method.generators == {"student": method.student}
-    assert method.frozen == ("teacher",)
+    assert method.uses_teacher(method.config)
     assert [(phase.name, phase.group) for phase in method.phases] == [("student", "student")]
 
 
