@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +157,46 @@ def test_weights_of_another_architecture_are_refused(tiny: str, tmp_path: Path) 
 def test_the_command_prints_the_result(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(CONFIGS / "fsrcnn" / "x3.yaml"), tiny, f"runs={tmp_path}"]) == 0
     assert "student/tiny/psnr" in capsys.readouterr().out
+
+
+@pytest.mark.distributed
+def test_a_teacher_and_its_student_train_on_two_processes(tiny: str, tmp_path: Path) -> None:
+    config = str(CONFIGS / "dssd" / "x4.yaml")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "hpcdistill.train", config, tiny, f"runs={tmp_path / 'two'}", "train.device=cpu"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    alone = trained(config, tiny, f"runs={tmp_path / 'one'}")
+    name = f"{alone['name']}-{alone['identity']}"
+    together = json.loads((tmp_path / "two" / name / "result.json").read_text())
+    assert together["processes"] == 2
+    assert together["last"]["metrics"] == pytest.approx(alone["last"]["metrics"], abs=1e-4)
+    weights = [
+        load_generator(tmp_path / ranks / name / "generators" / "last" / "student.safetensors")[0].state_dict()
+        for ranks in ("one", "two")
+    ]
+    for key, tensor in weights[0].items():
+        np.testing.assert_allclose(weights[1][key].numpy(), tensor.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.layer=expandng"], "method.layer: no layer 'expandng'; did you mean 'expanding'"),
+        (["method.scale=2"], "teacher: its scale is 4, the student's is 2"),
+        (["eval.select=set9"], "eval.select: 'set9'"),
+        (["init.studnt=x.safetensors"], "init.studnt: the method has no such generator; did you mean 'student'"),
+        (["train.trackers=[tensorbord]"], "train.trackers: no tracker 'tensorbord'; did you mean 'tensorboard'"),
+    ],
+)
+def test_a_wrong_student_is_refused_before_its_teacher_trains(
+    tiny: str, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        trained(str(CONFIGS / "dssd" / "x4.yaml"), tiny, f"runs={tmp_path / 'runs'}", *overrides)
+    assert not (tmp_path / "runs").exists()

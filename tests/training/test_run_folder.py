@@ -16,7 +16,8 @@ HOLDER = """
 import sys
 from pathlib import Path
 from hpcdistill.training.run_folder import RunFolder
-RunFolder(Path(sys.argv[1])).create("", {})
+folder = RunFolder(Path(sys.argv[1]))
+folder.create("", {})
 print("held", flush=True)
 sys.stdin.read()
 """
