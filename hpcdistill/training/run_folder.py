@@ -60,15 +60,18 @@ class RunFolder:
     def _take(self) -> None:
         """Keep a second process out for as long as this one lives (or until `release`)."""
         # A POSIX record lock: it ends with the process, however that ends, and workers do not inherit it.
-        self._lock = (self.path / "lock").open("a+", encoding="utf-8")
+        self._lock = (self.path / "lock.json").open("a+", encoding="utf-8")
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
+            try:
+                holder = "process {process} on {host}".format(**json.loads(self._lock.read()))
+            except (ValueError, KeyError):  # it is just being written
+                holder = "another process"
             raise UserError(f"{self.path}: {holder} is training this run; wait for it, or stop it first") from None
         self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        json.dump({"process": os.getpid(), "host": socket.gethostname()}, self._lock)
         self._lock.flush()
 
     def release(self) -> None:
