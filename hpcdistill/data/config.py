@@ -21,17 +21,31 @@ class DataConfig(Section):
     eval: dict[str, str] = operational(
         {}, "data sets to evaluate on: the name in the report, then a packed data set or a plain folder of images"
     )
-    patch: int = Field(192, gt=0, description="side of the HR patch, pixels; a multiple of the scale")
+    reader: Literal["indexed", "stream"] = Field(
+        "indexed",
+        description="indexed: exact order and resume, from local folders; stream: webdataset, also over http(s), "
+        "inexact in order and resume",
+    )
+    stage: str | None = operational(
+        None, "folder on node-local scratch that packed sets are copied to, once a node; null = read them where they are"
+    )
+    patch: int = Field(192, gt=0, description="lr-hr: side of the HR patch, pixels; a multiple of the scale")
+    load_size: int = Field(286, gt=0, description="paired, unpaired: side that images are resized to (bicubic), pixels")
+    crop: int = Field(256, gt=0, description="paired, unpaired: side of the random crop, pixels")
+    direction: Literal["AtoB", "BtoA"] = Field(
+        "AtoB", description="paired, unpaired: which domain is translated to which; BtoA exchanges a and b"
+    )
     samples_per_epoch: int | None = Field(
         None, gt=0, description="draws in one epoch; null = every image once, more = several random crops of each"
     )
     on_error: Literal["stop", "skip"] = Field(
         "stop", description="what to do with an image smaller than the patch: stop, or leave it out and say so"
     )
-    flip: bool = Field(True, description="flip patches at random")
-    rotate: bool = Field(True, description="rotate patches at random by multiples of 90 degrees")
+    flip: bool = Field(True, description="flip at random, left to right")
+    rotate: bool = Field(True, description="lr-hr: rotate patches at random by multiples of 90 degrees")
+    shuffle_buffer: int = Field(1000, ge=1, description="stream: samples a reader process mixes; 1 = no mixing")
     cache: Literal["none", "ram"] = operational(
-        "none", "none: read and decode at every draw; ram: decode everything once and keep it in memory"
+        "none", "indexed: none = read and decode at every draw; ram = decode everything once and keep it in memory"
     )
     workers: int = operational(2, "reader processes of each rank; 0 = read in the training process", ge=0)
 

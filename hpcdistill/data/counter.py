@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 ORDER: Final = 1  # permutations of the samples
 AUGMENTATION: Final = 2  # crop, flip and rotation of each draw
 TRAINING: Final = 3  # noise and dropout of a training step
+ORDER_OF_TARGETS: Final = 4  # permutations of an unpaired set's second domain
+STREAM: Final = 5  # the reader `stream`: its shards and its shuffle buffer
 
 _ROUNDS = 10
 _LOW = np.uint64(0xFFFFFFFF)

@@ -2,6 +2,12 @@
 
 A packed data set is a folder of `*.tar` shards in webdataset's layout (`<key>.hr.png`, `<key>.lr4.png`, ...)
 and this index. The index has no path and no date of the machine that made it: the same input gives the same bytes.
+
+The part of a member's suffix before the first dot is its role:
+
+- `lr-hr`: `hr` and `lr2`, `lr3`, `lr4` (down-sampled by 2, 3, 4), all in each sample;
+- `paired`: `a` and `b` in each sample, or `ab`, one image whose left half is `a` and whose right half is `b`;
+- `unpaired`: `a` or `b`; a shard holds one of the two only, and those of `a` come first.
 """
 
 from __future__ import annotations
@@ -10,13 +16,15 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from hpcdistill.errors import UserError
 from hpcdistill.storage import write_json
 
 SCHEMA = 1
 INDEX_NAME = "index.json"
+
+Kind = Literal["lr-hr", "paired", "unpaired"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,10 @@ class Sample:
     shard: int  # position in `Index.shards`
     members: dict[str, Member]  # suffix ("hr.png", "lr4.png") -> place
 
+    def member(self, role: str) -> Member | None:
+        """The member of a role ("hr", "lr4", "a"), None when the sample has none."""
+        return next((member for suffix, member in self.members.items() if role_of(suffix) == role), None)
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -48,7 +60,7 @@ class Shard:
 class Index:
     recipe: str
     split: str  # "train", "test", ... or "all"
-    kind: str  # "lr-hr"
+    kind: Kind
     scales: tuple[int, ...]  # of the down-sampled images, () for other kinds
     licence: str
     origin: str
@@ -62,6 +74,11 @@ class Index:
         write_json(folder / INDEX_NAME, {"schema": SCHEMA, **asdict(self)})
 
 
+def role_of(suffix: str) -> str:
+    """The role of a member's suffix: "hr" of "hr.png"."""
+    return suffix.partition(".")[0]
+
+
 def load_index(folder: Path) -> Index:
     """Read `folder/index.json`; UserError when it is missing, damaged or of another schema."""
     path = folder / INDEX_NAME
@@ -71,10 +88,15 @@ def load_index(folder: Path) -> Index:
             raise UserError(f"{folder}: has the splits {', '.join(inside)}; name one, e.g. {folder / inside[0]}")
         state = "is not a packed data set (no index.json)" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder}: {state}; pack one with `python shards/pack.py RECIPE --source DIR --out {folder}`")
+    return parse_index(path.read_bytes(), str(path))
+
+
+def parse_index(content: bytes, name: str) -> Index:
+    """The index that `content` is; UserError when it is damaged or of another schema. Messages call it `name`."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(content.decode())
         if raw.pop("schema") != SCHEMA:
-            raise UserError(f"{path}: made by another version of hpcdistill; pack the data set again")
+            raise UserError(f"{name}: made by another version of hpcdistill; pack the data set again")
         shards = tuple(Shard(**shard) for shard in raw.pop("shards"))
         samples = tuple(
             Sample(
@@ -84,9 +106,12 @@ def load_index(folder: Path) -> Index:
             for sample in raw.pop("samples")
         )
         scales, skipped = tuple(raw.pop("scales")), tuple(raw.pop("skipped"))
-        return Index(shards=shards, samples=samples, scales=scales, skipped=skipped, **raw)
+        index = Index(shards=shards, samples=samples, scales=scales, skipped=skipped, **raw)
+        if index.kind not in get_args(Kind):
+            raise UserError(f"{name}: holds {index.kind} samples, which this version of hpcdistill does not know")
+        return index
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); pack the data set again") from None
+        raise UserError(f"{name}: damaged ({type(error).__name__}: {error}); pack the data set again") from None
 
 
 def index_digest(folder: Path) -> str:

@@ -17,11 +17,12 @@ class SampleOrder:
     the samples as it needs, the last one cut. Nothing is replayed to get to a draw; the object only caches.
     """
 
-    def __init__(self, size: int, seed: int, samples_per_epoch: int | None = None) -> None:
-        """Order of `size` samples; `samples_per_epoch` None is one pass over them."""
+    def __init__(self, size: int, seed: int, samples_per_epoch: int | None = None, stream: int = ORDER) -> None:
+        """Order of `size` samples; `samples_per_epoch` None is one pass over them. `stream`: see `data.counter`."""
         assert size > 0
         self.size = size
         self.seed = seed
+        self.stream = stream
         self.samples_per_epoch = size if samples_per_epoch is None else samples_per_epoch
         assert self.samples_per_epoch > 0
         passes = -(-self.samples_per_epoch // size)
@@ -47,7 +48,7 @@ class SampleOrder:
         """Block `number` of the epoch's permutations, one after the other: int64 [block_passes * size]."""
         if self._cached != (epoch, number):
             draws = self._block_passes * self.size
-            words = draw(self.seed, ORDER, np.arange(number * draws, (number + 1) * draws), part=epoch)
+            words = draw(self.seed, self.stream, np.arange(number * draws, (number + 1) * draws), part=epoch)
             keys = words[:, 0].astype(np.uint64) << np.uint64(32) | words[:, 1]
             passes = np.argsort(keys.reshape(self._block_passes, self.size), axis=1, kind="stable")
             self._block = passes.ravel().astype(np.int64, copy=False)

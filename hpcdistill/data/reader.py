@@ -7,22 +7,22 @@ of ranks and workers sees the same global batches, and a resumed run replays not
 from __future__ import annotations
 
 import math
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from hpcdistill.console import warn
-from hpcdistill.data.cache import DecodedImages, PackedImages, PatchSource, Pixels
+from hpcdistill.data.augmentation import OPERATIONS, place_patch, scratch
+from hpcdistill.data.cache import DecodedImages, PackedImages, PatchSource
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.counter import AUGMENTATION, below, draw
 from hpcdistill.data.index import Index, load_index
+from hpcdistill.data.loader import StepLoader
 from hpcdistill.data.needs import Needs
 from hpcdistill.data.order import SampleOrder
 from hpcdistill.errors import UserError
@@ -30,16 +30,6 @@ from hpcdistill.errors import UserError
 Draws = tuple[list[int], list[int], list[int], list[int]]
 
 _DRAWS_AT_ONCE = 512  # numbers for a batch of 16 alone take 110 us, a fifth of copying its patches
-
-# An element of the square's symmetry group: transpose first, then reverse rows, then reverse columns.
-TRANSPOSE, REVERSE_ROWS, REVERSE_COLUMNS = 1, 2, 4
-_HALF_TURN = REVERSE_ROWS | REVERSE_COLUMNS
-_OPERATIONS: dict[tuple[bool, bool], tuple[int, ...]] = {  # (flip, rotate) -> what a draw chooses from
-    (False, False): (0,),
-    (True, False): (0, REVERSE_COLUMNS),
-    (False, True): (0, TRANSPOSE | REVERSE_ROWS, _HALF_TURN, TRANSPOSE | REVERSE_COLUMNS),
-    (True, True): tuple(range(8)),
-}
 
 
 class PatchReader(Dataset[dict[str, Tensor]]):
@@ -92,10 +82,10 @@ class PatchReader(Dataset[dict[str, Tensor]]):
         self._rank = rank
         self._share = batch_size // ranks
         self._channels = needs.channels
-        self._operations = np.array(_OPERATIONS[config.flip, config.rotate])
+        self._operations = np.array(OPERATIONS[config.flip, config.rotate])
         self._images: PatchSource = DecodedImages(packed) if config.cache == "ram" else packed
         self._block: tuple[int, Draws] | None = None  # only a cache: the reader has no state
-        self._scratch = _scratch(needs.channels, config.patch)
+        self._scratch = scratch(needs.channels, config.patch)
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         first = step * self.batch_size + self._rank * self._share
@@ -104,11 +94,12 @@ class PatchReader(Dataset[dict[str, Tensor]]):
         for image, (name, scale) in enumerate(zip(self.names, self._scales, strict=True)):
             side = self.size_of_patch // scale
             batch[name] = torch.empty(self._share, self._channels, side, side)
-            scratch = self._scratch[:, :side, :side]
+            space = self._scratch[:, :side, :side]
             for target, sample, top, left, operation in zip(
                 batch[name].numpy(), samples, tops, lefts, operations, strict=True
             ):
-                _place(self._images.patch(image, sample, top // scale, left // scale, side), operation, scratch, target)
+                patch = self._images.patch(image, sample, top // scale, left // scale, side)
+                place_patch(patch, operation, space, target)
         return batch
 
     def draws(self, first: int, count: int) -> Draws:
@@ -130,80 +121,9 @@ class PatchReader(Dataset[dict[str, Tensor]]):
         operations = self._operations[below(words[:, 2], len(self._operations))]
         return samples.tolist(), tops.tolist(), lefts.tolist(), operations.tolist()
 
-    def loader(
-        self, first_step: int, last_step: int, workers: int = 0, pin_memory: bool = False
-    ) -> DataLoader[dict[str, Tensor]]:
-        """A DataLoader over the batches of steps first_step .. last_step - 1, in this order.
-
-        It delivers this rank's share already: do not pass it through `Accelerator.prepare`.
-        """
-        return _StepLoader(
-            _ErrorsAsItems(self),
-            batch_size=None,
-            sampler=range(first_step, last_step),
-            num_workers=workers,
-            pin_memory=pin_memory,
-            persistent_workers=workers > 0,
-            worker_init_fn=_leave_signals_to_the_trainer,
-            multiprocessing_context="fork" if workers > 0 else None,  # shares the cache `ram` without a copy
-        )
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Launchers and terminals signal the whole process group: a worker that dies of it ends the run unsaved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-class _StepLoader(DataLoader[dict[str, Tensor]]):
-    """A DataLoader that raises the UserError which a worker has sent."""
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, UserError):
-                # Not `raise batch`: an exception that its own frame names keeps the workers alive in a reference
-                # cycle, and freeing that takes torch's full time limit, 5 s a worker.
-                raise UserError(str(batch)) from None
-            yield batch
-
-
-class _ErrorsAsItems(Dataset[dict[str, Tensor]]):
-    """Hands a UserError over as an item: torch would make its message the worker's traceback."""
-
-    def __init__(self, reader: PatchReader) -> None:
-        self._reader = reader
-
-    def __getitem__(self, step: int) -> Any:
-        try:
-            return self._reader[step]
-        except UserError as error:
-            return error
-
-
-def _scratch(channels: int, side: int) -> Pixels:
-    """Space for one patch; its rows are an odd number of cache lines apart, so that a column spreads over the cache."""
-    dtype = np.dtype(np.float32 if channels == 1 else np.uint8)
-    lines = math.ceil(side * dtype.itemsize / 64) | 1
-    return np.empty((channels, side, lines * 64 // dtype.itemsize), dtype)
-
-
-def _place(pixels: Pixels, operation: int, scratch: Pixels, target: NDArray[np.float32]) -> None:
-    """Write `pixels` [C, P, P], turned by `operation` and scaled to [0, 1], to `target` [C, P, P]."""
-    if operation & ~REVERSE_ROWS:
-        # Reading columns or backwards is slow from the image, whose rows are far apart, and fast from the scratch that
-        # the processor's cache holds: 38 us instead of 61 to 141 for a luma patch of 192.
-        np.copyto(scratch, pixels)
-        pixels = scratch
-    if operation & TRANSPOSE:
-        pixels = pixels.transpose(0, 2, 1)
-    if operation & REVERSE_ROWS:
-        pixels = pixels[:, ::-1]
-    if operation & REVERSE_COLUMNS:
-        pixels = pixels[:, :, ::-1]
-    if pixels.dtype == np.uint8:
-        np.divide(pixels, 255, out=target, dtype=np.float32)
-    else:
-        np.copyto(target, pixels)
+    def loader(self, first: int, last: int, workers: int = 0, pin_memory: bool = False) -> StepLoader:
+        """The batches of steps first .. last - 1, in this order; see `StepLoader`."""
+        return StepLoader(self, first, last, workers, pin_memory)
 
 
 def _check_batch_size(batch_size: int, ranks: int) -> None:
