@@ -71,6 +71,38 @@ def test_variants_and_overrides_reach_the_teacher(capsys: pytest.CaptureFixture[
     assert bicubic["teacher"]["true_macs"] == bicubic["student"]["true_macs"] == PIXELS // 16 * (BODY + 81 * 56)
 
 
+@pytest.mark.parametrize(
+    ("network", "more", "params", "macs"),
+    [
+        ("vdsr", (), 664_704, 612.6),
+        ("idn", (), 552_769, 47.7),
+        ("idn", ("rgb.yaml",), 590_915, 81.9),
+    ],
+)
+def test_networks_of_table_4(
+    capsys: pytest.CaptureFixture[str], network: str, more: tuple[str, ...], params: int, macs: float
+) -> None:
+    variants = [str(CONFIGS / "variants" / name) for name in (f"network-{network}.yaml", *more)]
+    plain = costs(capsys, str(CONFIGS / "fsrcnn" / "x4.yaml"), *variants)
+    assert list(plain) == ["student"]
+    assert plain["student"]["params"] == params
+    assert round(plain["student"]["macs"] / 1e9, 1) == macs
+    c = 3 if more else 1
+    hfrm, pisr = (
+        9 * c * 56 + 9 * 56 * 56 + 9 * 56 * 12 + 9 * 12 * c + 56 + 56 + 12 + c + 3,
+        25 * c * 56 + 25 * 56 * 56 + 9 * 56 * 12 + 9 * 12 * c + 56 + 56 + 12 + c + 3,
+    )
+    for folder, around in (("dssd", 2 * hfrm), ("pisr", pisr)):
+        report = costs(capsys, str(CONFIGS / folder / "x4.yaml"), *variants)
+        assert report["student"] == plain["student"]
+        assert report["teacher"]["params"] == params + around
+        assert report["teacher"]["macs"] > report["student"]["macs"]
+    assert main(["cost", str(CONFIGS / "dssd" / "x4.yaml"), *variants]) == 0
+    text = capsys.readouterr().out
+    assert f"{params:,}" in text
+    assert "6.0 G" not in text  # FSRCNN's
+
+
 def test_table_says_the_rules_and_the_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cost", str(CONFIGS / "dssd" / "x4.yaml")]) == 0
     text = capsys.readouterr().out
@@ -99,6 +131,9 @@ def test_as_a_command(tmp_path: Path) -> None:
         (["dssd/x4.yaml", "method.scal=2"], "method.scal", "did you mean 'scale'"),
         (["dssd/x4.yaml", "method.scale=5"], "method.scale", "expected 2, 3 or 4"),
         (["dssd/x4.yaml", "method.layer=expand"], "method.layer", "did you mean 'expanding'"),
+        (["dssd/x4.yaml", "method.network=edsr"], "method.network", "expected 'fsrcnn', 'vdsr' or 'idn'"),
+        (["dssd/x4.yaml", "method.network=idn"], "its network is fsrcnn", "teacher.overrides.method.network=idn"),
+        (["dssd/x4.yaml", "variants/network-vdsr.yaml", "method.layer=expanding"], "method.layer", "valid: conv1"),
         (["dssd/x4.yaml", "teacher=null"], "needs a teacher", "teacher.config"),
         (["dssd/x4.yaml", "method.name=fsrcnn"], "method.name", "plain_sr"),
         (["dssd/teacher_x2.yaml", "method.levels=2"], "levels is 2", "0 to 1"),
@@ -106,7 +141,7 @@ def test_as_a_command(tmp_path: Path) -> None:
 )
 def test_one_line_for_what_is_wrong(arguments: list[str], named: str, remedy: str) -> None:
     with pytest.raises(UserError) as caught:
-        main(["cost", str(CONFIGS / arguments[0]), *arguments[1:]])
+        main(["cost", *(str(CONFIGS / argument) if argument.endswith(".yaml") else argument for argument in arguments)])
     assert "\n" not in str(caught.value)
     assert named in str(caught.value)
     assert remedy in str(caught.value)

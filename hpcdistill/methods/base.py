@@ -124,6 +124,11 @@ class Method(nn.Module):
         """Whether a run of this configuration needs the teacher it names to be trained."""
         return False
 
+    @classmethod
+    def weights(cls, config: Any) -> tuple[str, ...]:
+        """The published weights (keys of `data.weights.WEIGHTS`) that a run of this configuration uses."""
+        return ()
+
     @property
     def phases(self) -> tuple[Phase, ...]:
         """The phases of one iteration, in order."""

@@ -1,4 +1,4 @@
-"""Super-resolution without distillation: FSRCNN* of the papers' tables."""
+"""Super-resolution without distillation: FSRCNN*, VDSR* and IDN* of the papers' tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from hpcdistill.data.needs import Needs
 from hpcdistill.losses.supervision import l1
 from hpcdistill.methods.base import Batch, Carry, Group, Method, MethodConfig, OptimizerSettings, Phase, Terms
-from hpcdistill.models.fsrcnn import FSRCNN
+from hpcdistill.models.super_resolution import Network, build_network
 
 
 class PlainSR(Method):
@@ -21,7 +21,7 @@ class PlainSR(Method):
         name: Literal["plain_sr"] = "plain_sr"
         scale: Literal[2, 3, 4] = Field(description="s, the super-resolution factor")
         channels: Literal[1, 3] = Field(1, description="c; 1 = luma, 3 = RGB")
-        network: Literal["fsrcnn"] = Field("fsrcnn", description="F")
+        network: Network = Field("fsrcnn", description="F")
         optimizer: OptimizerSettings = OptimizerSettings()
 
     version: ClassVar[int] = 1
@@ -29,7 +29,7 @@ class PlainSR(Method):
     def __init__(self, config: Config, frozen: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__()
         self.config = config
-        self.student = FSRCNN(config.scale, config.channels)
+        self.student = build_network(config.network, config.scale, config.channels)
         self.groups = {"student": Group(self.student, config.optimizer)}
         self.generators = {"student": self.student}
 

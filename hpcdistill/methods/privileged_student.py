@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from hpcdistill.data.needs import Needs
@@ -26,20 +26,21 @@ from hpcdistill.methods.base import (
     weigh,
 )
 from hpcdistill.models.estimator import VIDEstimator
-from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
+from hpcdistill.models.sr_network import SRNetwork
+from hpcdistill.models.super_resolution import NETWORKS, Network, build_network
 
 
 class StudentOutput(NamedTuple):
     sr: Tensor  # [B, c, sH, sW]
-    mu: Tensor | None  # [B, 56, H, W], estimate of the teacher's map
-    b: Tensor | None  # [B, 56, H, W], its scale
+    mu: Tensor | None  # estimate of the teacher's map; FSRCNN [B, 56, H, W], IDN [B, 64, H, W], VDSR [B, 64, sH, sW]
+    b: Tensor | None  # its scale, of the same shape
 
 
 class StudentWithEstimator(nn.Module):
     """The student and the estimator that trains with it, behind one forward (one DDP wrapper)."""
 
-    def __init__(self, network: FSRCNN, estimator: VIDEstimator | None, layer: str) -> None:
+    def __init__(self, network: SRNetwork, estimator: VIDEstimator | None, layer: str) -> None:
         super().__init__()
         self.network = network
         self.estimator = estimator
@@ -59,14 +60,23 @@ class PrivilegedStudent(Method):
         name: Literal["privileged_student"] = "privileged_student"
         scale: Literal[2, 3, 4] = Field(description="s, the super-resolution factor")
         channels: Literal[1, 3] = Field(1, description="c; 1 = luma, 3 = RGB")
-        network: Literal["fsrcnn"] = Field("fsrcnn", description="F")
+        network: Network = Field("fsrcnn", description="F; the teacher has the same")
         initialise: Literal["teacher", "random"] = Field("teacher", description="where the student's weights start")
         vid: Literal["laplace", "gaussian", "none"] = Field(
             "laplace", description="form of the variational information distillation (equation 17: laplace)"
         )
         weight_vid: float = Field(1e-6, ge=0, description="lambda^S, weight of VID")
-        layer: str = Field("expanding", description="the distilled layer of F")
+        layer: str | None = Field(
+            None, description="the distilled layer; unset = F's own (fsrcnn: expanding, vdsr: conv19, idn: dblock4)"
+        )
         optimizer: OptimizerSettings = OptimizerSettings()
+
+        @field_validator("layer")
+        @classmethod
+        def _own_layer_is_the_default(cls, layer: str | None, info: ValidationInfo) -> str | None:
+            # One run, one identity, whether the layer is spelt out (as older runs' config.yaml do) or not.
+            network = NETWORKS.get(info.data.get("network", ""))
+            return None if network and layer == network.DISTILLED else layer
 
     version: ClassVar[int] = 1
     weight_vid: Tensor
@@ -74,18 +84,17 @@ class PrivilegedStudent(Method):
     def __init__(self, config: Config, frozen: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__()
         self.config = config
-        self.student = FSRCNN(config.scale, config.channels)
+        self.student = build_network(config.network, config.scale, config.channels)
+        self.layer = config.layer or self.student.DISTILLED
         teacher = (frozen or {}).get("teacher")
         if self.uses_teacher(config):
             self.teacher = _checked_teacher(teacher, config)
             if config.initialise == "teacher":
                 self.student.load_state_dict(self.teacher.network.state_dict())
-        if config.layer not in self.student.map_channels:
-            raise UserError(
-                f"method.layer: no layer '{config.layer}'; {nearest(config.layer, self.student.map_channels)}"
-            )
-        estimator = VIDEstimator(self.student.map_channels[config.layer]) if config.vid != "none" else None
-        module = StudentWithEstimator(self.student, estimator, config.layer)
+        if self.layer not in self.student.map_channels:
+            raise UserError(f"method.layer: no layer '{self.layer}'; {nearest(self.layer, self.student.map_channels)}")
+        estimator = VIDEstimator(self.student.map_channels[self.layer]) if config.vid != "none" else None
+        module = StudentWithEstimator(self.student, estimator, self.layer)
         self.groups = {"student": Group(module, config.optimizer)}
         self.generators = {"student": self.student}
         self.register_buffer("weight_vid", constant(config.weight_vid), persistent=False)
@@ -109,7 +118,7 @@ class PrivilegedStudent(Method):
         terms = {"reconstruction": l1(output.sr, batch["hr"])}
         if self.config.vid != "none":
             with torch.no_grad():
-                target = self.teacher.features(batch["hr"] if self.teacher.takes == "hr" else lr, self.config.layer)
+                target = self.teacher.features(batch["hr"] if self.teacher.takes == "hr" else lr, self.layer)
             distance = variational.laplace if self.config.vid == "laplace" else variational.gaussian
             terms["vid"] = weigh(self.weight_vid, distance(output.mu, output.b, target))
         return terms
@@ -123,10 +132,11 @@ def _checked_teacher(teacher: nn.Module | None, config: PrivilegedStudent.Config
         raise UserError(
             f"teacher: is a {type(teacher).__name__}; a privileged_student needs a privileged_teacher's run"
         )
-    for what in ("scale", "channels"):
-        if getattr(teacher, what) != getattr(config, what):
+    for what in ("network", "scale", "channels"):
+        its, wanted = teacher.arguments[what], getattr(config, what)
+        if its != wanted:
             raise UserError(
-                f"teacher: its {what} is {getattr(teacher, what)}, the student's is {getattr(config, what)}; "
-                f"set method.{what} alike in both configs"
+                f"teacher: its {what} is {its}, the student's is {wanted}; "
+                f"set method.{what} alike in both configs, e.g. teacher.overrides.method.{what}={wanted}"
             )
     return teacher.requires_grad_(False).eval()

@@ -23,6 +23,7 @@ from hpcdistill.methods.base import (
     weigh,
 )
 from hpcdistill.models.privileged import PrivilegedTeacher
+from hpcdistill.models.super_resolution import Network
 
 
 class PrivilegedTeacherTraining(Method):
@@ -35,7 +36,7 @@ class PrivilegedTeacherTraining(Method):
         name: Literal["privileged_teacher"] = "privileged_teacher"
         scale: Literal[2, 3, 4] = Field(description="s, the super-resolution factor")
         channels: Literal[1, 3] = Field(1, description="c; 1 = luma, 3 = RGB")
-        network: Literal["fsrcnn"] = Field("fsrcnn", description="F, the network the student takes over")
+        network: Network = Field("fsrcnn", description="F, the network the student takes over")
         encoder: Literal["hfrm", "pisr", "bicubic"] = Field(
             "hfrm", description="G: what turns HR into F's input (table 1); bicubic = F is fed with the LR image"
         )

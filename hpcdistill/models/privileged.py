@@ -12,14 +12,14 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import Tensor, nn
 
 from hpcdistill.errors import UserError, nearest
-from hpcdistill.models.fsrcnn import FSRCNN, conv, conv_prelu
+from hpcdistill.models.fsrcnn import conv, conv_prelu
+from hpcdistill.models.super_resolution import NETWORKS, build_network
 from hpcdistill.models.upsampling import Upsampling
 from hpcdistill.ops.bicubic import downsample
 
 Encoder = Literal["hfrm", "pisr", "bicubic"]
 Degradation = Literal["sdm", "cnn", "bicubic", "none"]
 
-NETWORKS = {"fsrcnn": FSRCNN}
 # scale -> strides of the successive levels. The paper is silent on x3; PISR's stride is the scale.
 STRIDES = {2: (2,), 3: (3,), 4: (2, 2)}
 WIDTH = 56
@@ -99,7 +99,9 @@ class PrivilegedTeacher(nn.Module):
     `levels` is how many levels are supervised, counted from HR (None: all; x4: up to 2, x2 and x3: 1). The encoder
     always goes down to the LR size; PISR's has that one level. Where nothing of the degradation would be supervised
     it is not built, so that every parameter gets a gradient. `tie_sdm` lets the SDM share the HFRM's weights
-    (equations 4-5 print one symbol for both). 82,668 parameters with HFRM and SDM, tied 47,656 (luma).
+    (equations 4-5 print one symbol for both). 82,668 parameters with HFRM and SDM, tied 47,656 (luma, FSRCNN).
+    `network` names F (see `super_resolution.NETWORKS`); `upsampling` is its form: "transposed" for training,
+    "subpixel" for inference.
 
     `encoder_scales` and `degradation_scales` are the down-sampling factors from HR of the supervised levels, e.g.
     (2, 4): the targets are X' = HR/2 and X'' = HR/4.
@@ -117,7 +119,7 @@ class PrivilegedTeacher(nn.Module):
         upsampling: Upsampling = "transposed",
     ) -> None:
         super().__init__()
-        _check_names(scale, encoder, degradation, network)
+        _check_names(scale, encoder, degradation, network, upsampling)
         if tie_sdm and (encoder, degradation) != ("hfrm", "sdm"):
             raise UserError(
                 f"tie_sdm needs encoder 'hfrm' and degradation 'sdm', not '{encoder}' and '{degradation}'; "
@@ -158,7 +160,7 @@ class PrivilegedTeacher(nn.Module):
             self.encoder = HFRM(channels, strides[0])
         elif encoder == "pisr":
             self.encoder = PISREncoder(channels, scale)
-        self.network = NETWORKS[network](scale, channels, upsampling=upsampling)
+        self.network = build_network(network, scale, channels, upsampling)
         self._degradation_kind = degradation
         self.degradation: nn.Module | None = None  # of a tied SDM too: it is the encoder
         if degradation == "sdm" and levels and not tie_sdm:
@@ -193,7 +195,7 @@ class PrivilegedTeacher(nn.Module):
             "degradation": "none",
             "tie_sdm": False,
             "levels": 0,
-            "upsampling": deployed.network.arguments["upsampling"],
+            "upsampling": "subpixel",
         }
         return deployed.eval()
 
@@ -219,13 +221,14 @@ class PrivilegedTeacher(nn.Module):
         return images
 
 
-def _check_names(scale: int, encoder: str, degradation: str, network: str) -> None:
+def _check_names(scale: int, encoder: str, degradation: str, network: str, upsampling: str) -> None:
     if scale not in STRIDES:
         raise UserError(f"the privileged teacher has no scale {scale}; valid: {', '.join(map(str, STRIDES))}")
     choices: dict[str, tuple[str, tuple[str, ...]]] = {
         "encoder": (encoder, get_args(Encoder)),
         "degradation": (degradation, get_args(Degradation)),
         "network": (network, tuple(NETWORKS)),
+        "upsampling": (upsampling, get_args(Upsampling)),
     }
     for key, (value, valid) in choices.items():
         if value not in valid:

@@ -13,7 +13,7 @@ from hpcdistill.ops.subpixel import transposed_to_subpixel
 Upsampling = Literal["transposed", "subpixel"]
 
 INITIAL_DEVIATION = 0.001  # FSRCNN's: the first outputs are close to zero
-KERNEL = 9
+KERNEL = 9  # FSRCNN's
 
 
 class SubpixelUpsampling(nn.Module):
@@ -34,15 +34,19 @@ class SubpixelUpsampling(nn.Module):
 
 
 class TransposedUpsampling(nn.Module):
-    """Transposed convolution 9x9 with stride s and padding 4: `[B, in, H, W]` -> `[B, out, sH, sW]` (FSRCNN)."""
+    """Transposed convolution with stride s: `[B, in, H, W]` -> `[B, out, sH, sW]`; `kernel` is odd.
 
-    padding = KERNEL // 2
+    Padding kernel // 2 and output padding s - 1 (FSRCNN's 9x9: padding 4; IDN's 17x17: padding 8).
+    """
 
-    def __init__(self, channels_in: int, channels_out: int, scale: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, scale: int, kernel: int = KERNEL) -> None:
         super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel {kernel} is even; with padding kernel // 2 it would enlarge by more than scale")
         self.scale = scale
+        self.padding = kernel // 2
         self.conv = nn.ConvTranspose2d(
-            channels_in, channels_out, KERNEL, stride=scale, padding=self.padding, output_padding=scale - 1
+            channels_in, channels_out, kernel, stride=scale, padding=self.padding, output_padding=scale - 1
         )
         nn.init.normal_(self.conv.weight, std=INITIAL_DEVIATION)
         _zero_bias(self.conv)
@@ -73,16 +77,21 @@ class TransposedUpsampling(nn.Module):
         return subpixel
 
 
-def subpixel_kernel(scale: int) -> int:
-    """Side of the sub-pixel kernel that equals `TransposedUpsampling`: 5 for scales 2 and 3, 3 for 4 to 7."""
-    return transposed_to_subpixel(torch.empty(1, 1, KERNEL, KERNEL), scale, KERNEL // 2, scale - 1).shape[-1]
+def subpixel_kernel(scale: int, kernel: int = KERNEL) -> int:
+    """Side of the sub-pixel kernel that equals `TransposedUpsampling`.
+
+    9x9: 5 for scales 2 and 3, 3 for 4 to 7. 17x17: 9, 7 and 5 for scales 2, 3 and 4.
+    """
+    return transposed_to_subpixel(torch.empty(1, 1, kernel, kernel), scale, kernel // 2, scale - 1).shape[-1]
 
 
-def build_upsampling(kind: Upsampling, channels_in: int, channels_out: int, scale: int) -> nn.Module:
-    """The last layer in its training form ("transposed") or its inference form ("subpixel")."""
+def build_upsampling(
+    kind: Upsampling, channels_in: int, channels_out: int, scale: int, kernel: int = KERNEL
+) -> nn.Module:
+    """The last layer in its training form ("transposed", `kernel` on a side) or its inference form ("subpixel")."""
     if kind == "transposed":
-        return TransposedUpsampling(channels_in, channels_out, scale)
-    return SubpixelUpsampling(channels_in, channels_out, scale, subpixel_kernel(scale))
+        return TransposedUpsampling(channels_in, channels_out, scale, kernel)
+    return SubpixelUpsampling(channels_in, channels_out, scale, subpixel_kernel(scale, kernel))
 
 
 def _zero_bias(conv: nn.Conv2d | nn.ConvTranspose2d) -> None:

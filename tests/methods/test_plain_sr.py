@@ -11,15 +11,17 @@ from hpcdistill.methods.base import Carry
 from hpcdistill.methods.plain_sr import PlainSR
 
 
-def build(scale: int, channels: int) -> PlainSR:
+def build(scale: int, channels: int, network: str = "fsrcnn") -> PlainSR:
     torch.manual_seed(0)
-    return PlainSR(PlainSR.Config(scale=scale, channels=channels))
+    return PlainSR(PlainSR.Config(scale=scale, channels=channels, network=network))
 
 
+@pytest.mark.parametrize("network", ["fsrcnn", "vdsr", "idn"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_the_term_is_the_mean_absolute_error(scale: int, channels: int) -> None:
-    method = build(scale, channels)
+def test_the_term_is_the_mean_absolute_error(scale: int, channels: int, network: str) -> None:
+    method = build(scale, channels, network)
+    assert type(method.student).__name__.lower() == network
     batch = {
         "hr": torch.rand(2, channels, 12 * scale, 9 * scale),
         f"lr{scale}": torch.rand(2, channels, 12, 9),
@@ -44,6 +46,30 @@ def test_every_weight_gets_its_gradient() -> None:
     bias = method.student.get_parameter("upsampling.conv.bias").grad
     assert bias is not None
     assert bias.item() == pytest.approx(np.sign(error.numpy()).mean(), abs=1e-12)
+
+
+@pytest.mark.parametrize("network", ["vdsr", "idn"])
+def test_training_lowers_the_loss(network: str) -> None:
+    """Fifteen updates by Adam on one batch."""
+    method = build(2, 1, network)
+    torch.manual_seed(1)
+    lr = torch.rand(2, 1, 8, 8)
+    batch = {"hr": 1 - lr.repeat_interleave(2, 2).repeat_interleave(2, 3), "lr2": lr}  # not what the skip gives
+    optimizer = torch.optim.Adam(method.parameters(), lr=1e-4)
+    losses = []
+    for _ in range(15):
+        loss = method.student_loss(batch, Carry())["reconstruction"]
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in method.parameters())
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_an_unknown_network_is_refused_by_the_config() -> None:
+    with pytest.raises(ValueError, match="'fsrcnn', 'vdsr' or 'idn'"):
+        PlainSR.Config(scale=2, network="edsr")
 
 
 def test_the_contract() -> None:

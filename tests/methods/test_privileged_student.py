@@ -18,6 +18,8 @@ from hpcdistill.methods.base import Carry, Terms
 from hpcdistill.methods.privileged_student import PrivilegedStudent, StudentWithEstimator
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
+from hpcdistill.models.super_resolution import NETWORKS
+from hpcdistill.settings import identity_values
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.loop import train
@@ -30,7 +32,7 @@ def build(teacher: nn.Module | None = None, **values: Any) -> PrivilegedStudent:
     config = PrivilegedStudent.Config(**({"scale": 2, "weight_vid": 0.01} | values))
     if teacher is None:
         torch.manual_seed(0)
-        teacher = PrivilegedTeacher(config.scale, config.channels)
+        teacher = PrivilegedTeacher(config.scale, config.channels, network=config.network)
     torch.manual_seed(1)
     return PrivilegedStudent(config, {"teacher": teacher})
 
@@ -134,6 +136,62 @@ def test_the_distilled_layer_can_be_another() -> None:
         "estimator.b",
     }
     assert estimator_of(method).get_submodule("mu.1").weight.shape[0] == 12  # type: ignore[union-attr,index]
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "channels", "parameters"),
+    [("fsrcnn", "expanding", 56, 12_770), ("vdsr", "conv19", 64, 16_642), ("idn", "dblock4", 64, 16_642)],
+)
+@pytest.mark.parametrize("scale", [2, 4])
+def test_every_network_has_its_own_distilled_layer(
+    network: str, layer: str, channels: int, parameters: int, scale: int
+) -> None:
+    """Default and spelt out: the same layer of student and teacher, and nobody but student and estimator trains."""
+    method, spelt_out = (build(network=network, scale=scale, layer=name) for name in (None, layer))
+    assert NETWORKS[network].DISTILLED == method.layer == spelt_out.layer == layer
+    assert sum(parameter.numel() for parameter in estimator_of(method).parameters()) == parameters
+    batch = batch_of(method)
+    terms = method.student_loss(batch, Carry())
+    assert terms["vid"].item() == spelt_out.student_loss(batch, Carry())["vid"].item()
+    side = SIDE * scale if network == "vdsr" else SIDE
+    mu = method.call("student", batch[f"lr{scale}"]).mu
+    assert mu.shape == (2, channels, side, side)
+    # VID from the maps of student and teacher, by hand.
+    with torch.no_grad():
+        student_map = method.student.features(batch[f"lr{scale}"], layer)
+        target = method.teacher.network.features(method.teacher._encode(batch["hr"])[-1], layer)
+        mu, b = (value.double().numpy() for value in estimator_of(method)(student_map))
+    expected = 0.01 * (np.log(2 * b) + np.abs(target.double().numpy() - mu) / b).mean()
+    assert terms["vid"].item() == pytest.approx(expected, rel=1e-4)
+    sum(terms.values()).backward()
+    assert all(parameter.grad is None for parameter in method.teacher.parameters())
+    assert all(parameter.grad is not None for parameter in method.groups["student"].module.parameters())
+    last = list(method.student.children())[-1]
+    gradient = torch.autograd.grad(
+        method.student_loss(batch, Carry())["vid"], list(last.parameters()), allow_unused=True
+    )
+    assert gradient == (None,) * len(gradient), "VID does not reach what lies behind the distilled layer"
+
+
+@pytest.mark.parametrize("network", ["vdsr", "idn"])
+def test_the_other_networks_start_from_the_teachers(network: str) -> None:
+    taken, random = (build(network=network, initialise=start) for start in ("teacher", "random"))
+    own = taken.teacher.network.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in taken.student.state_dict().items())
+    assert not any(torch.equal(value, own[name]) for name, value in random.student.state_dict().items() if value.any())
+
+
+def test_the_identity_of_runs_with_fsrcnn_is_what_it_was() -> None:
+    """The values that were hashed before there were other networks; spelling a default out changes nothing."""
+    config = PrivilegedStudent.Config
+    assert identity_values(config(scale=4)) == {"scale": 4}
+    assert identity_values(config(scale=4, layer="expanding", network="fsrcnn")) == {"scale": 4}
+    assert identity_values(config(scale=4, layer="mapping")) == {"scale": 4, "layer": "mapping"}
+    # and of those with another
+    assert identity_values(config(scale=4, network="vdsr")) == {"scale": 4, "network": "vdsr"}
+    assert identity_values(config(scale=4, network="vdsr", layer="conv19")) == {"scale": 4, "network": "vdsr"}
+    assert identity_values(config(scale=4, network="idn", layer="dblock4")) == {"scale": 4, "network": "idn"}
+    assert identity_values(config(scale=4, network="idn", layer="fblock"))["layer"] == "fblock"
 
 
 def never_called(module: nn.Module, inputs: Any) -> None:
@@ -246,7 +304,19 @@ def test_the_contract() -> None:
         (FSRCNN(2), {}, "teacher: is a FSRCNN; a privileged_student needs a privileged_teacher's run"),
         (PrivilegedTeacher(4), {}, "its scale is 4, the student's is 2; set method.scale alike in both configs"),
         (PrivilegedTeacher(2, 3), {}, "its channels is 3, the student's is 1; set method.channels alike"),
+        (PrivilegedTeacher(2), {"network": "vdsr"}, "its network is fsrcnn, the student's is vdsr; set method.network"),
+        (PrivilegedTeacher(2, network="idn"), {}, "its network is idn, .* teacher.overrides.method.network=fsrcnn"),
         (PrivilegedTeacher(2), {"layer": "expandng"}, "no layer 'expandng'; did you mean 'expanding'"),
+        (
+            PrivilegedTeacher(2, network="idn"),
+            {"network": "idn", "layer": "expanding"},
+            "no layer 'expanding'; valid: d",
+        ),
+        (
+            PrivilegedTeacher(2, network="vdsr"),
+            {"network": "vdsr", "layer": "conv20"},
+            "no layer 'conv20'; did you mean",
+        ),
         (None, {"vid": "none"}, "needs a teacher"),  # to start from
         (None, {"initialise": "random"}, "needs a teacher"),  # for VID
     ],
@@ -258,8 +328,9 @@ def test_refusals(teacher: nn.Module | None, values: dict[str, Any], message: st
     assert "\n" not in str(error.value)
 
 
-def test_training_leaves_the_teacher_alone(tmp_path: Path) -> None:
-    method = build()
+@pytest.mark.parametrize("network", ["fsrcnn", "vdsr", "idn"])
+def test_training_leaves_the_teacher_alone(network: str, tmp_path: Path) -> None:
+    method = build(network=network)
     estimator = estimator_of(method)
 
     class Reader:

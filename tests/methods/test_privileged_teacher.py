@@ -101,6 +101,9 @@ CELLS: dict[str, tuple[dict[str, Any], tuple[int, ...], list[str]]] = {
     ),
     "first level": ({"levels": 1}, (2,), ["encoder_lr2", "degradation_lr2"]),
     "no level": ({"levels": 0}, (), []),
+    "vdsr": ({"network": "vdsr"}, (2, 4), ["encoder_lr2", "encoder_lr4", "degradation_lr2", "degradation_lr4"]),
+    "idn": ({"network": "idn"}, (2, 4), ["encoder_lr2", "encoder_lr4", "degradation_lr2", "degradation_lr4"]),
+    "pisr and idn": ({"network": "idn", "encoder": "pisr", "degradation": "none"}, (4,), ["encoder_lr4"]),
     "tied": ({"tie_sdm": True}, (2, 4), ["encoder_lr2", "encoder_lr4", "degradation_lr2", "degradation_lr4"]),
 }
 

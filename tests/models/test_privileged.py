@@ -206,6 +206,7 @@ def test_deploy_keeps_the_function_and_drops_the_degradation(tie: bool) -> None:
         ({"scale": 4, "encoder": "hrfm"}, "encoder is 'hrfm'; did you mean 'hfrm'"),
         ({"scale": 4, "degradation": "smd"}, "degradation is 'smd'; did you mean 'sdm'"),
         ({"scale": 4, "network": "fsrcn"}, "network is 'fsrcn'; did you mean 'fsrcnn'"),
+        ({"scale": 4, "upsampling": "subpixels"}, "upsampling is 'subpixels'; did you mean 'subpixel'"),
         ({"scale": 4, "tie_sdm": True, "encoder": "pisr"}, "tie_sdm needs encoder 'hfrm'"),
         ({"scale": 4, "tie_sdm": True, "degradation": "none"}, "tie_sdm needs .* set it to false"),
         ({"scale": 4, "tie_sdm": True, "levels": 0}, "tie_sdm has no effect"),
