@@ -93,6 +93,22 @@ def load_config(arguments: Sequence[str]) -> Loaded:
     return Loaded(config, files, overrides, Loaded(teacher, (Path(config.teacher.config),), ()))
 
 
+def split_runs(arguments: Sequence[str]) -> list[list[str]]:
+    """`arguments` cut into the command lines of single runs: each file that names a method begins one.
+
+    Overlays and overrides belong to the run before them.
+    """
+    runs: list[list[str]] = []
+    for argument in arguments:
+        begins = not _is_override(argument) and any(
+            OmegaConf.select(layer, "method.name") for _, layer in _file_layers(Path(argument))
+        )
+        if begins or not runs:
+            runs.append([])
+        runs[-1].append(argument)
+    return runs
+
+
 def configured_generators(loaded: Loaded) -> dict[str, nn.Module]:
     """The generators of the run that `loaded` describes and, as "teacher", that of the teacher it names; untrained.
 

@@ -22,12 +22,14 @@ from hpcdistill.config import Loaded, RunConfig, config_files, configured_genera
 from hpcdistill.console import is_main_process, out, say, warn
 from hpcdistill.data.builtin import pack_missing
 from hpcdistill.data.counter import step_seed
-from hpcdistill.data.reader import PatchReader
+from hpcdistill.data.location import is_remote
+from hpcdistill.data.readers import open_reader
 from hpcdistill.methods import METHODS
 from hpcdistill.methods.base import Method
 from hpcdistill.metrics.run_evaluators import SRRunEvaluator
 from hpcdistill.models.registry import load_generator, load_weights
 from hpcdistill.sweep.identity import identify, run_folder, selected_set, weights_file
+from hpcdistill.sweep.requirements import check_present, needed_sets
 from hpcdistill.training.distribution import leave_process_group, make_accelerator
 from hpcdistill.training.launcher import check_launcher
 from hpcdistill.training.loop import train
@@ -78,7 +80,8 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
     config = loaded.config
     accelerator = make_accelerator(config.train)
     with accelerator.main_process_first():  # a built-in set is packed once, by rank 0
-        pack_missing([*config.data.train, *config.data.eval.values()])
+        pack_missing(place for place in needed_sets(loaded) if not is_remote(place))
+    check_present(loaded)
     # What is wrong with the student is said before its teacher is trained for hours.
     configured_generators(loaded)
     identity = identify(loaded)
@@ -121,8 +124,8 @@ def _train(
     method = METHODS[config.method.name](config.method, frozen)  # type: ignore[call-arg]
     _initialise(method, config)
     needs = method.needs
-    reader = PatchReader(
-        [Path(path) for path in config.data.train],
+    reader = open_reader(
+        config.data.train,
         needs,
         config.data,
         config.seed,

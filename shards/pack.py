@@ -1,31 +1,48 @@
-"""Pack images into a data set that hpcdistill trains on: `python shards/pack.py RECIPE --source DIR --out DIR`."""
+"""Pack images into a data set that hpcdistill trains on: `python shards/pack.py RECIPE [--source DIR] [--out DIR]`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-import torch
-
 from hpcdistill.command import run_command
 from hpcdistill.console import warn
 from hpcdistill.data.images import MAX_PIXELS, other_suffixes
 from hpcdistill.data.packing import pack
-from hpcdistill.data.recipes import load_recipe, recipe_names
+from hpcdistill.data.places import data_root, sources_folder
+from hpcdistill.data.recipes import Recipe, load_recipe, recipe_names
 from hpcdistill.errors import UserError
+
+_KINDS = {
+    "lr-hr": "single images, packed with their down-sampled versions at 2, 3 and 4 (super-resolution)",
+    "paired": "pairs of A and B",
+    "unpaired": "A and B apart",
+}
 
 
 def main(arguments: list[str]) -> None:
-    recipes = "\n".join(f"  {name:<10} {load_recipe(name).title}" for name in recipe_names())
     parser = argparse.ArgumentParser(
         prog="python shards/pack.py",
-        description="Pack images: each with its down-sampled versions at 2, 3 and 4 (MATLAB's bicubic), lossless.",
-        epilog=f"recipes:\n{recipes}\n\nStopped or killed, the same command goes on where it was. See docs/data.md.",
+        description="Pack images into shards: lossless, or with the bytes of the files themselves.",
+        epilog=f"{recipes()}\n\nStopped or killed, the same command goes on where it was. See docs/data.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="one of the recipes below, or the path of a recipe's YAML")
-    parser.add_argument("--source", type=Path, metavar="DIR", help="folder of the images (photos needs none)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the packed data set")
+    parser.add_argument(
+        "--source", type=Path, metavar="DIR", help="folder of the images (default: where shards/fetch.py puts them)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the packed data set (default: RECIPE in $HPCDISTILL_DATA, or in data/packed)",
+    )
+    parser.add_argument(
+        "--lr",
+        choices=["computed", "official"],
+        default="computed",
+        help="down-sampled images: MATLAB's bicubic, computed here, or the official ones of the set (default: computed)",
+    )
     parser.add_argument(
         "--on-error", choices=["stop", "skip"], default="stop", help="what to do with a bad image (default: stop)"
     )
@@ -37,23 +54,49 @@ def main(arguments: list[str]) -> None:
         metavar="N",
         help=f"refuse images with more pixels (default: {MAX_PIXELS})",
     )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="the bytes are the same for any number (default: all cores this process may use)",
+    )
     options = parser.parse_args(arguments)
-    if options.max_pixels < 1:
-        raise UserError(f"--max-pixels {options.max_pixels}: must be 1 or more")
-    torch.set_num_threads(1)  # the packer has its own threads, one image each
+    for name in ("max_pixels", "processes"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
     recipe = load_recipe(options.recipe)
-    if recipe.name == "folder" and options.source is not None and options.source.is_dir():
-        left = other_suffixes(options.source)
+    source = options.source or fetched(recipe)
+    if recipe.name == "folder" and source is not None and source.is_dir():
+        left = other_suffixes(source)
         if left:
             listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left.items()))
-            warn(f"{options.source}: not read: {listed}; convert them to PNG to have them packed")
+            warn(f"{source}: not read: {listed}; convert them to PNG to have them packed")
     pack(
         recipe,
-        options.source,
-        options.out,
+        source,
+        options.out or data_root() / recipe.name,
         on_error=options.on_error,
         overwrite=options.overwrite,
         max_pixels=options.max_pixels,
+        official_lr=options.lr == "official",
+        processes=options.processes,
+    )
+
+
+def fetched(recipe: Recipe) -> Path | None:
+    """The folder that `shards/fetch.py` unpacked the recipe's images to, if it did."""
+    folder = sources_folder(recipe.name)
+    return folder if not recipe.builtin and folder.is_dir() else None
+
+
+def recipes() -> str:
+    """The recipes of the clone by kind."""
+    loaded = [load_recipe(name) for name in recipe_names()]
+    width = max(len(recipe.name) for recipe in loaded)
+    return "\n".join(
+        f"{kind}: {what}\n" + "\n".join(f"  {r.name:<{width}}  {r.title}" for r in loaded if r.kind == kind)
+        for kind, what in _KINDS.items()
     )
 
 

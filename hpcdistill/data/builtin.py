@@ -19,4 +19,4 @@ def pack_missing(folders: Iterable[str]) -> None:
         recipe = load_recipe(folder.parent.name)
         if recipe.builtin and folder.name in recipe.splits:
             say(f"{folder}: packing the built-in recipe '{recipe.name}' first")
-            pack(recipe, None, folder.parent)
+            pack(recipe, None, folder.parent, processes=1)  # the process that trains has threads of its own

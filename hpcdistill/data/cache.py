@@ -1,7 +1,7 @@
 """Where patches come from: decoded at every draw (`none`) or cut from images kept in memory (`ram`).
 
 Both give the same bits. What is kept is the luma as float32 (1 channel) or the RGB as uint8 (3 channels); scaling to
-[0, 1] and augmentation are the reader's.
+[0, 1] and augmentation are the reader's. `PackedImages` reads the images of every kind of set.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,24 +19,23 @@ from typing import Any, Protocol
 import numpy as np
 import psutil
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hpcdistill.console import err, is_main_process
-from hpcdistill.data.images import read_rgb
-from hpcdistill.data.index import Index
+from hpcdistill.data.augmentation import Pixels
+from hpcdistill.data.images import MAX_PIXELS, read_packed
+from hpcdistill.data.index import Index, Member, Sample
+from hpcdistill.data.progress import Progress
 from hpcdistill.errors import UserError
 from hpcdistill.ops.colour import luma_uint8
-
-Pixels = NDArray[Any]  # float32 luma [1, H, W] or uint8 RGB [3, H, W]
 
 _SHOW_PROGRESS_FROM = 1 << 26  # pixels; decoding fewer is over before anybody wonders
 
 
 @dataclass(frozen=True)
 class Placed:
-    """The images of one name ("hr", "lr4") in all samples: arrays of length N instead of objects, for large sets."""
+    """The images of one role ("hr", "lr4", "a"): arrays of length N instead of objects, for large sets."""
 
-    name: str
+    role: str
+    samples: NDArray[np.int64]  # position in `PackedImages.sources`: 0 .. N - 1 where every sample has the role
     shards: NDArray[np.int64]  # position in `PackedImages.paths`
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -53,8 +53,19 @@ class PatchSource(Protocol):
 class PackedImages:
     """Packed data sets, joined: reads and decodes single images by their recorded place (cache `none`)."""
 
-    def __init__(self, folders: Sequence[Path], indices: Sequence[Index], names: Sequence[str], channels: int) -> None:
-        """`names` are the images needed of each sample. UserError when a shard is missing, cut off or lacks one."""
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        indices: Sequence[Index],
+        roles: Sequence[str],
+        channels: int,
+        *,
+        everywhere: bool = True,
+    ) -> None:
+        """`roles` are the images that are read, all of them of each sample or, if not `everywhere`, what it has.
+
+        UserError when a shard is missing or cut off, or a sample lacks an image.
+        """
         self.channels = channels
         self.paths: list[Path] = []
         for folder, index in zip(folders, indices, strict=True):
@@ -62,45 +73,40 @@ class PackedImages:
                 _check_shard(folder / shard.name, shard.length)
                 self.paths.append(folder / shard.name)
         self.sources = [sample.source for index in indices for sample in index.samples]
-        self.images = [_place(name, folders, indices) for name in names]
+        self.images = [_place(role, folders, indices, everywhere) for role in roles]
         self._files: dict[int, int] = {}
         self._lock = threading.Lock()
 
     def patch(self, image: int, sample: int, top: int, left: int, size: int) -> Pixels:
         """Read, decode and cut; see `PatchSource`."""
-        return self._pixels(self._decode(image, sample)[top : top + size, left : left + size])
+        return self._pixels(self.decode(image, sample)[top : top + size, left : left + size])
 
     def load(self, image: int, sample: int) -> Pixels:
         """A whole image: [C, H, W]."""
-        return self._pixels(self._decode(image, sample))
+        return self._pixels(self.decode(image, sample))
 
-    def sample(self, sample: int) -> tuple[Path, str]:
-        """The shard that holds `sample`, and the name of the image it was made from."""
-        return self.paths[int(self.images[0].shards[sample])], self.sources[sample]
+    def sample(self, row: int, image: int = 0) -> tuple[Path, str]:
+        """The shard of an image, by its row in `images[image]`, and the name of what its sample was made from."""
+        place = self.images[image]
+        return self.paths[int(place.shards[row])], self.sources[int(place.samples[row])]
 
     def _pixels(self, rgb: NDArray[np.uint8]) -> Pixels:
         return luma_uint8(rgb)[None] if self.channels == 1 else rgb.transpose(2, 0, 1)
 
-    def _decode(self, image: int, sample: int) -> NDArray[np.uint8]:
+    def decode(self, image: int, row: int) -> NDArray[np.uint8]:
+        """The image in a row of `images[image]`: 8-bit RGB [H, W, 3], of the size that the index says."""
         place = self.images[image]
-        shard, length = int(place.shards[sample]), int(place.lengths[sample])
-        path = self.paths[shard]
-        label = f"{path}: {place.name} of sample '{self.sources[sample]}'"
+        path, source = self.sample(row, image)
+        label = f"{path}: {place.role} of sample '{source}'"
         remedy = f"find the damage with `python shards/verify.py {path.parent}` and pack the data set again"
+        length = int(place.lengths[row])
         try:
-            content = os.pread(self._file(shard), length, int(place.offsets[sample]))
+            content = os.pread(self._file(int(place.shards[row])), length, int(place.offsets[row]))
         except OSError as error:
             raise UserError(f"{label} cannot be read ({error.strerror}); {remedy}") from None
         if len(content) != length:
             raise UserError(f"{label} is cut off; {remedy}")
-        try:
-            rgb = read_rgb(content, label)
-        except UserError as error:
-            raise UserError(f"{error}; {remedy}") from None
-        size = (int(place.heights[sample]), int(place.widths[sample]))
-        if rgb.shape[:2] != size:
-            raise UserError(f"{label} is {rgb.shape[:2]} pixels instead of the index's {size}; {remedy}")
-        return rgb
+        return read_packed(content, (int(place.heights[row]), int(place.widths[row])), label, remedy)
 
     def _file(self, shard: int) -> int:
         """The open shard. `pread` has no position that processes could share, so a fork may inherit the handle."""
@@ -144,7 +150,8 @@ class DecodedImages:
         self._channels = packed.channels
         self._type: Any = np.float32 if packed.channels == 1 else np.uint8
         self._item = np.dtype(self._type).itemsize
-        _check_memory(packed, self._item)
+        pixels = sum(int((place.heights * place.widths).sum()) for place in packed.images)
+        check_memory(pixels * packed.channels * self._item, len(packed.sources))
         self._flat: list[Pixels] = []
         self._starts: list[NDArray[np.int64]] = []  # first element of each sample
         self._heights = [place.heights for place in packed.images]
@@ -156,28 +163,13 @@ class DecodedImages:
         self._fill(packed)
 
     def _fill(self, packed: PackedImages) -> None:
-        samples = len(packed.sources)
-
         def load(sample: int) -> None:
             for image, flat in enumerate(self._flat):
                 pixels = packed.load(image, sample)
                 start = self._starts[image][sample]
                 flat[start : start + pixels.size].reshape(pixels.shape)[...] = pixels
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        quick = sum(flat.size for flat in self._flat) < _SHOW_PROGRESS_FROM * self._channels
-        hidden = quick or not is_main_process()
-        threads = min(8, os.cpu_count() or 1)
-        with (
-            Progress(*columns, console=err, transient=True, disable=hidden) as progress,
-            ThreadPoolExecutor(threads) as pool,
-        ):
-            try:
-                for _ in progress.track(pool.map(load, range(samples)), samples, description="decoding images"):
-                    pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # the first bad image ends it, not the last
-                raise
+        load_all(load, len(packed.sources), sum(flat.size for flat in self._flat) // self._channels)
         packed.close()
 
     def patch(self, image: int, sample: int, top: int, left: int, size: int) -> Pixels:
@@ -194,6 +186,34 @@ class DecodedImages:
         )
 
 
+def load_all(load: Callable[[int], None], count: int, pixels: int) -> None:
+    """`load(0)` to `load(count - 1)` in threads, which decode side by side; `pixels` are what they load together."""
+    with ExitStack() as stack:
+        progress = None
+        if pixels >= _SHOW_PROGRESS_FROM:
+            progress = stack.enter_context(Progress("decoding images", total=count, unit="images"))
+        pool = stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1)))
+        try:
+            for _ in pool.map(load, range(count)):
+                if progress:
+                    progress.advance()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # the first bad image ends it, not the last
+            raise
+
+
+def check_memory(length: int, images: int) -> None:
+    """UserError when keeping `length` bytes on each rank of this node does not fit into the free memory."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each rank of a node keeps its own copy
+    needed = length * ranks
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise UserError(
+            f"data.cache=ram needs {needed / 2**30:.1f} GiB for {images} images"
+            f"{f' on {ranks} ranks' if ranks > 1 else ''}, {available / 2**30:.1f} GiB are free; set data.cache=none"
+        )
+
+
 def _check_shard(path: Path, length: int) -> None:
     remedy = "pack the data set again (or copy the shard once more)"
     if not path.is_file():
@@ -202,27 +222,30 @@ def _check_shard(path: Path, length: int) -> None:
         raise UserError(f"{path}: {path.stat().st_size} bytes instead of the index's {length}; {remedy}")
 
 
-def _place(name: str, folders: Sequence[Path], indices: Sequence[Index]) -> Placed:
+def _place(role: str, folders: Sequence[Path], indices: Sequence[Index], everywhere: bool) -> Placed:
     rows = []
-    shards_before = 0
+    shards_before = samples_before = 0
     for folder, index in zip(folders, indices, strict=True):
-        for sample in index.samples:
-            member = next((m for suffix, m in sample.members.items() if suffix.split(".")[0] == name), None)
-            if member is None:
-                raise UserError(f"{folder}: sample '{sample.source}' has no image '{name}'; pack the data set again")
-            rows.append((shards_before + sample.shard, member.offset, member.length, member.height, member.width))
+        for number, sample in enumerate(index.samples, start=samples_before):
+            member = sample.member(role)
+            if member:
+                _check_member(f"{folder}: image '{role}' of sample '{sample.source}'", sample, member, index)
+                shard = shards_before + sample.shard
+                rows.append((number, shard, member.offset, member.length, member.height, member.width))
+            elif everywhere:
+                raise UserError(f"{folder}: sample '{sample.source}' has no image '{role}'; pack the data set again")
         shards_before += len(index.shards)
-    table = np.array(rows, dtype=np.int64).reshape(-1, 5).T.copy()
-    return Placed(name, *table)
+        samples_before += len(index.samples)
+    return Placed(role, *np.array(rows, dtype=np.int64).reshape(-1, 6).T.copy())
 
 
-def _check_memory(packed: PackedImages, item: int) -> None:
-    pixels = sum(int((place.heights * place.widths).sum()) for place in packed.images)
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each rank of a node keeps its own copy
-    needed = pixels * packed.channels * item * ranks
-    available = psutil.virtual_memory().available
-    if needed > available:
-        raise UserError(
-            f"data.cache=ram needs {needed / 2**30:.1f} GiB for {len(packed.sources)} images"
-            f"{f' on {ranks} ranks' if ranks > 1 else ''}, {available / 2**30:.1f} GiB are free; set data.cache=none"
-        )
+def _check_member(label: str, sample: Sample, member: Member, index: Index) -> None:
+    """UserError when an index says of an image what no packer writes: memory is reserved by these numbers."""
+    if not 0 <= sample.shard < len(index.shards):
+        raise UserError(f"{label} is in no shard of the index; pack the data set again")
+    shard = index.shards[sample.shard]
+    if member.offset + member.length > shard.length:
+        raise UserError(f"{label} ends behind the end of {shard.name}; pack the data set again")
+    if member.height * member.width > MAX_PIXELS:
+        limit = f"the limit of {MAX_PIXELS / 1e6:g} megapixels"
+        raise UserError(f"{label} is {member.width}x{member.height}, more than {limit}; cut it into tiles")

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hpcdistill.data.jpeg import decode_plain, read_frame
 from hpcdistill.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -52,6 +53,9 @@ def read_rgb(source: Path | bytes, name: str | None = None, *, max_pixels: int =
     name = name or (str(source) if isinstance(source, Path) else "image")
     content = source if isinstance(source, bytes) else read_file(source, max_pixels=max_pixels)
     _check_header(content, name, max_pixels)
+    plain = decode_plain(content)
+    if plain is not None:
+        return plain
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             refusal = _refusal(image, max_pixels)
@@ -65,6 +69,24 @@ def read_rgb(source: Path | bytes, name: str | None = None, *, max_pixels: int =
         raise UserError(f"{name}: {refusal}")
     assert pixels is not None
     return pixels
+
+
+def read_packed(content: bytes, size: tuple[int, int], name: str, remedy: str) -> NDArray[np.uint8]:
+    """Decode the content of a shard's image, which the index says has `size` (height, width): [H, W, 3].
+
+    UserError, before a pixel is decoded where the header tells it, when it has another; else as `read_rgb`. Both end
+    with `remedy`.
+    """
+    found = header_size(content)
+    if found is None or sorted(found) == sorted(size):  # EXIF may turn it by 90 degrees
+        try:
+            rgb = read_rgb(content, name)
+        except UserError as error:
+            raise UserError(f"{error}; {remedy}") from None
+        found = rgb.shape[0], rgb.shape[1]
+        if found == size:
+            return rgb
+    raise UserError(f"{name} is {found[1]}x{found[0]} pixels instead of the index's {size[1]}x{size[0]}; {remedy}")
 
 
 def read_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
@@ -84,10 +106,16 @@ def read_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
 
 
 def header_size(content: bytes) -> tuple[int, int] | None:
-    """(height, width) from the header of a PNG or WebP, None for other formats; decodes and allocates nothing."""
+    """(height, width) from the header of a PNG, JPEG or WebP, None for other formats; decodes and allocates nothing.
+
+    It is the size before EXIF turns the image.
+    """
     if content[:8] == _PNG_SIGNATURE and len(content) >= 26:
         width, height = struct.unpack(">II", content[16:24])
         return height, width
+    frame = read_frame(content)
+    if frame:
+        return frame.height, frame.width
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP" and len(content) >= 30:
         # Pillow hands a WebP to a decoder that allocates its canvas on opening, so its size has to be known before.
         kind = content[12:16]

@@ -110,7 +110,9 @@ def parse_index(content: bytes, name: str) -> Index:
         if index.kind not in get_args(Kind):
             raise UserError(f"{name}: holds {index.kind} samples, which this version of hpcdistill does not know")
         return index
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: damaged ({type(error).__name__}: {error}); pack the data set again") from None
 
 

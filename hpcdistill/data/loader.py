@@ -1,13 +1,16 @@
-"""Batches step by step, read ahead by processes: what every indexed reader hands to the training loop."""
+"""Batches step by step, read ahead by processes: what every reader hands to the training loop."""
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from hpcdistill.errors import UserError
 
@@ -34,6 +37,45 @@ class StepLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         return raised(super().__iter__())
+
+
+class StreamLoader(DataLoader[Batch]):
+    """The batches of steps first .. last - 1 from workers that each read their own part of a stream.
+
+    `batches(steps, worker, workers)` gives those of `steps`, which are every n-th for n workers; the loader asks its
+    workers in turn, so that all come in the order of the steps. Like StepLoader it delivers this rank's share, raises
+    a worker's UserError, and is not for `Accelerator.prepare`.
+    """
+
+    def __init__(
+        self, batches: Callable[[range, int, int], Iterator[Batch]], first: int, last: int, workers: int, pin: bool
+    ) -> None:
+        self._steps = range(first, last)
+        self._ending = multiprocessing.get_context("fork").RawValue(ctypes.c_bool, False)  # the workers see it, too
+        super().__init__(
+            _StreamedSteps(batches, self._steps),
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin,
+            worker_init_fn=self._listen,
+            multiprocessing_context="fork" if workers > 0 else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self._ending.value = False
+        items = super().__iter__()
+        try:
+            yield from raised(items)
+        finally:
+            self._ending.value = True  # before `items` goes: it waits for its workers a while, then terminates them
+
+    def _listen(self, worker: int) -> None:
+        """Leave signals to the trainer, except when the loader itself ends a worker: it may wait for a dead server."""
+        leave_signals_to_the_trainer(worker)
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if self._ending.value else None)
 
 
 def raised(items: Iterator[Any]) -> Iterator[Batch]:
@@ -63,3 +105,19 @@ class _ErrorsAsItems(Dataset[Batch]):
             return self._reader[step]
         except UserError as error:
             return error
+
+
+class _StreamedSteps(IterableDataset[Batch]):
+    """What one worker delivers; a UserError as the last item."""
+
+    def __init__(self, batches: Callable[[range, int, int], Iterator[Batch]], steps: range) -> None:
+        self._batches = batches
+        self._steps = steps
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        try:
+            yield from self._batches(self._steps[worker::workers], worker, workers)
+        except UserError as error:
+            yield error

@@ -1,9 +1,11 @@
-"""Packing: images into shards of HR and down-sampled LR images, with the same bytes every time.
+"""Packing: images into shards, with the same bytes every time, however many processes do it.
 
-One sample is `<key>.hr.png` (the whole image), `<key>.lr2.png`, `.lr3.png`, `.lr4.png` (HR cropped at its top left
-corner to a multiple of s, then MATLAB's resize) and `<key>.json`. A finished shard is renamed into place beside a
-sidecar (`.shard-00000.json`) that says what went into it; a packer that was killed takes the shards whose sidecars
-still fit the sources and does the rest again. index.json is written when all shards are there, and only then.
+One sample of single images is `<key>.hr.png` (the whole image), `<key>.lr2.png`, `.lr3.png`, `.lr4.png` (HR cropped at
+its top left corner to a multiple of s, then MATLAB's resize, or the official files) and `<key>.json`. A sample of a
+paired or unpaired set is `<key>.a.*`, `<key>.b.*`, or `<key>.ab.*`, the source's own files, and `<key>.json`; a shard
+of an unpaired set holds one side only. A finished shard is renamed into place beside a sidecar (`.shard-00000.json`)
+that says what went into it; a packer that was killed takes the shards whose sidecars still fit the sources and does
+the rest again. index.json is written when all shards are there, and only then.
 """
 
 from __future__ import annotations
@@ -12,12 +14,9 @@ import errno
 import hashlib
 import io
 import json
-import os
 import tarfile
 import time
-from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +26,12 @@ import PIL
 from PIL import features
 
 from hpcdistill.console import say, warn
-from hpcdistill.data.images import MAX_PIXELS, count_pixels
-from hpcdistill.data.index import INDEX_NAME, Index, Member, Sample, Shard, load_index
-from hpcdistill.data.packed_image import SCALES, PackedImage, pack_image, padded
+from hpcdistill.data.images import MAX_PIXELS
+from hpcdistill.data.index import INDEX_NAME, Index, Kind, Member, Sample, Shard, load_index, role_of
+from hpcdistill.data.pack_pool import packed_ahead
+from hpcdistill.data.packed_image import SCALES, PackedImage, padded
 from hpcdistill.data.progress import Progress
-from hpcdistill.data.recipes import UNSPLIT, Recipe, Source, find_sources
+from hpcdistill.data.recipes import UNSPLIT, Recipe
 from hpcdistill.data.sidecars import (
     Digest,
     FinishedShard,
@@ -43,13 +43,13 @@ from hpcdistill.data.sidecars import (
     sidecar_path,
     write_sidecar,
 )
+from hpcdistill.data.sources import Source, find_sources
 from hpcdistill.errors import UserError
 from hpcdistill.storage import replacing, sha256_file
 
 PACKER = 1  # raised when the same sources would give other bytes
 SHARD_SAMPLES = 256
 SHARD_BYTES = 128 << 20
-_PIXELS_IN_FLIGHT = 16_000_000  # decoded, resized and encoded side by side: about 20 bytes a pixel
 
 OnError = Literal["stop", "skip"]
 
@@ -86,8 +86,14 @@ class _Job:
     folder: Path
     on_error: OnError
     max_pixels: int
+    processes: int | None
     shard_samples: int
     shard_bytes: int
+    official_lr: bool
+
+    @property
+    def kind(self) -> Kind:
+        return self.recipe.kind
 
     def settings(self) -> dict[str, Any]:
         """What a finished shard's bytes depend on beside its sources."""
@@ -95,7 +101,8 @@ class _Job:
             "packer": PACKER,
             "recipe": self.recipe.name,
             "split": self.split,
-            "scales": list(SCALES),
+            "kind": self.kind,
+            "official_lr": self.official_lr,
             "shard": [self.shard_samples, self.shard_bytes],
             "encoder": _encoder(),
         }
@@ -109,24 +116,27 @@ def pack(
     on_error: OnError = "stop",
     overwrite: bool = False,
     max_pixels: int = MAX_PIXELS,
-    workers: int | None = None,
+    official_lr: bool = False,
+    processes: int | None = None,
     shard_samples: int = SHARD_SAMPLES,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Index]:
     """Pack `recipe` into `out`, or each of its splits into a folder of its own in `out`; return the indices by split.
 
-    Goes on where a killed run stopped; a data set that is complete already is left alone. Raises UserError for bad
-    images (unless `on_error` is "skip"), for an `out` that holds something else (unless `overwrite`), for a full disk.
+    Goes on where a killed run stopped; a data set that is complete already is left alone. `official_lr` packs the LR
+    images that came with the set in place of computed ones. `processes`: see `pack_pool.packed_ahead`; a training
+    process passes 1. Raises UserError for bad images (unless `on_error` is "skip"), for an `out` that holds something
+    else (unless `overwrite`), for a full disk.
     """
-    by_split = find_sources(recipe, source)
+    by_split = find_sources(recipe, source, official_lr=official_lr)
     _check_layout(out, split=list(by_split) != [UNSPLIT])
     done = {}
     for split, sources in by_split.items():
         folder = out if split == UNSPLIT else out / split
-        job = _Job(recipe, split, folder, on_error, max_pixels, shard_samples, shard_bytes)
+        job = _Job(recipe, split, folder, on_error, max_pixels, processes, shard_samples, shard_bytes, official_lr)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            done[split] = _pack_split(job, sources, overwrite, workers or min(4, os.cpu_count() or 1))
+            done[split] = _pack_split(job, sources, overwrite)
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"{folder}: is a file; choose another --out") from None
         except OSError as error:
@@ -138,7 +148,7 @@ def pack(
     return done
 
 
-def _pack_split(job: _Job, sources: list[Source], overwrite: bool, workers: int) -> Index:
+def _pack_split(job: _Job, sources: list[Source], overwrite: bool) -> Index:
     folder = job.folder
     for leftover in (".shard-*.tar.*.tmp", "..shard-*.json.*.tmp", f".{INDEX_NAME}.*.tmp"):  # of a run that was killed
         remove(folder.glob(leftover))
@@ -154,7 +164,7 @@ def _pack_split(job: _Job, sources: list[Source], overwrite: bool, workers: int)
     label = f"packing {_title(job.recipe.name, job.split)}"
     with (
         Progress(label, total=len(sources), done=len(state.digests), unit="images") as progress,
-        closing(_outcomes(job, sources, len(state.digests), workers, progress)) as outcomes,
+        closing(_outcomes(job, sources, len(state.digests), progress)) as outcomes,
     ):
         _write_shards(job, state, outcomes)
     if not state.samples:
@@ -162,14 +172,14 @@ def _pack_split(job: _Job, sources: list[Source], overwrite: bool, workers: int)
     index = Index(
         recipe=job.recipe.name,
         split=job.split,
-        kind="lr-hr",
-        scales=SCALES,
+        kind=job.kind,
+        scales=_scales(sources),
         licence=job.recipe.licence,
         origin=job.recipe.origin,
         shards=tuple(state.shards),
         samples=tuple(state.samples),
         skipped=tuple(state.skipped),
-        notes=_notes(state.digests),
+        notes=_notes(job, sources, state.digests),
     )
     index.save(folder)
     remove_sidecars(folder)
@@ -177,49 +187,36 @@ def _pack_split(job: _Job, sources: list[Source], overwrite: bool, workers: int)
     return index
 
 
-def _outcomes(job: _Job, sources: list[Source], first: int, workers: int, progress: Progress) -> Generator[_Outcome]:
-    """The sources from position `first` on, in order, made ahead by threads (PNG and resize release Python's lock)."""
-    waiting: deque[tuple[Source, int, Future[PackedImage]]] = deque()
-    ahead, in_flight, position = deque(sources[first:]), 0, first
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="pack")
-    try:
-        while ahead or waiting:
-            while ahead and len(waiting) < 2 * workers:
-                pixels = count_pixels(ahead[0].path)
-                pixels = 0 if pixels > job.max_pixels else pixels  # refused before it is decoded
-                if waiting and in_flight + pixels > _PIXELS_IN_FLIGHT:
-                    break
-                source = ahead.popleft()
-                waiting.append((source, pixels, pool.submit(pack_image, source, job.max_pixels)))
-                in_flight += pixels
-            source, pixels, future = waiting.popleft()
-            try:
-                packed = future.result()
-                outcome = _Outcome(position, packed.digest, packed)
-            except UserError as error:
+def _outcomes(job: _Job, sources: list[Source], first: int, progress: Progress) -> Generator[_Outcome]:
+    """What becomes of the sources from position `first` on, in order."""
+    with closing(packed_ahead(sources[first:], job.kind, job.max_pixels, job.processes)) as made:
+        for position, packed in enumerate(made, first):
+            if isinstance(packed, UserError):
                 if job.on_error == "stop":
-                    raise UserError(f"{error} (or leave such images out with --on-error skip)") from None
-                warn(f"skipped {error}")
-                outcome = _Outcome(position, digest(source), None)
-            yield outcome
-            in_flight -= pixels
-            position += 1
+                    raise UserError(f"{packed} (or leave such images out with --on-error skip)")
+                warn(f"skipped {packed}")
+                yield _Outcome(position, digest(sources[position]), None)
+            else:
+                yield _Outcome(position, packed.digest, packed)
             progress.advance()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _write_shards(job: _Job, state: _State, outcomes: Iterator[_Outcome]) -> None:
-    """Collect outcomes, a shard at a time, and write each shard; the cuts depend on the sources alone."""
+    """Collect outcomes, a shard at a time, and write each shard; the cuts depend on the sources alone.
+
+    A shard holds one combination of roles, so that the sides of an unpaired set can be read by themselves.
+    """
     taken: list[_Outcome] = []
+    roles: tuple[str, ...] = ()
     count = length = 0
     for outcome in outcomes:
         if outcome.packed is not None:
             more = outcome.packed.length
-            if count and (count == job.shard_samples or length + more > job.shard_bytes):
+            full = count == job.shard_samples or length + more > job.shard_bytes
+            if count and (full or outcome.packed.roles != roles):
                 _write_shard(job, state, taken, outcome.digest)
                 taken, count, length = [], 0, 0
-            count, length = count + 1, length + more
+            count, length, roles = count + 1, length + more, outcome.packed.roles
         taken.append(outcome)
     if count:
         _write_shard(job, state, taken, None)
@@ -297,7 +294,15 @@ def _fits(job: _Job, state: _State, finished: FinishedShard, sources: list[Sourc
     coming = sources[first : first + len(expected)] if finished.following else sources[first:]
     if [source.name for source in coming] != [name for name, _, _ in expected]:
         return False
+    packed = [source for source in coming[: len(finished.digests)] if source.name not in finished.skipped]
+    if len(packed) != len(finished.samples) or not all(map(_has_roles, finished.samples, packed)):
+        return False
     return list(map(digest, coming)) == expected and finished.is_whole(job.folder)
+
+
+def _has_roles(sample: Sample, source: Source) -> bool:
+    """True when the sample was made of a source of the same side: A and B may have been swapped since."""
+    return set(source.roles) <= {role_of(suffix) for suffix in sample.members}
 
 
 def _complete(job: _Job, sources: list[Source]) -> Index | None:
@@ -306,8 +311,8 @@ def _complete(job: _Job, sources: list[Source]) -> Index | None:
         index = load_index(job.folder)
     except UserError as error:
         raise UserError(f"{error} with --overwrite") from None
-    same = (index.recipe, index.split, index.scales) == (job.recipe.name, job.split, SCALES)
-    if not same or index.notes != _notes([digest(source) for source in sources]):
+    same = (index.recipe, index.split, index.kind) == (job.recipe.name, job.split, job.kind)
+    if not same or index.notes != _notes(job, sources, [digest(source) for source in sources]):
         what = "the same recipe with other images or another version" if same else _title(index.recipe, index.split)
         raise UserError(
             f"{job.folder}: holds another data set, {what}; choose another --out, or replace it with --overwrite"
@@ -320,13 +325,23 @@ def _complete(job: _Job, sources: list[Source]) -> Index | None:
     return index
 
 
-def _notes(digests: list[Digest]) -> dict[str, Any]:
-    listing = json.dumps(digests, ensure_ascii=False).encode()
-    return {
-        "packer": PACKER,
-        "resize": "MATLAB bicubic, antialiased, rounded half up",
-        "sources_sha256": hashlib.sha256(listing).hexdigest(),
-    }
+def _notes(job: _Job, sources: list[Source], digests: list[Digest]) -> dict[str, Any]:
+    listing: list[Any] = list(digests)
+    if job.kind == "unpaired":  # a digest does not say which side its image is on
+        listing = [(*source.roles, *listed) for source, listed in zip(sources, digests, strict=True)]
+    notes: dict[str, Any] = {"packer": PACKER}
+    if job.kind == "lr-hr":
+        notes["resize"] = "official" if job.official_lr else "MATLAB bicubic, antialiased, rounded half up"
+    notes["sources_sha256"] = hashlib.sha256(json.dumps(listing, ensure_ascii=False).encode()).hexdigest()
+    return notes
+
+
+def _scales(sources: list[Source]) -> tuple[int, ...]:
+    """The scales of the LR images: the official ones that there are, or those that are computed."""
+    roles = sources[0].roles
+    if roles[0] != "hr":
+        return ()
+    return tuple(sorted(int(role.removeprefix("lr")) for role in roles[1:])) or SCALES
 
 
 def _check_layout(out: Path, *, split: bool) -> None:

@@ -6,13 +6,20 @@ import time
 from datetime import timedelta
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bar
+from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
 from hpcdistill.console import err, is_main_process, say
 
+BYTES = "bytes"  # the unit that is shown in MB
 _PLAIN_INTERVAL = 10.0  # seconds between plain lines
+
+
+def megabytes(count: float) -> str:
+    """A number of bytes as people read it: `116.9 MB`, `3.53 GB` (decimal, as download pages give it)."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 class _Rate(ProgressColumn):
@@ -21,20 +28,24 @@ class _Rate(ProgressColumn):
         self.unit = unit
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} {self.unit}/s" if task.speed else f"- {self.unit}/s")
+        return Text(_rate(task.speed, self.unit) if task.speed else f"- {_rate_unit(self.unit)}")
 
 
 class Progress:
-    """Counts towards `total`; `done` of it was done by an earlier run and does not count for the rate."""
+    """Counts towards `total`; `done` of it was done by an earlier run and does not count for the rate.
 
-    def __init__(self, label: str, *, total: int, unit: str, done: int = 0) -> None:
+    `unit` is what is counted; with "bytes", MB and MB/s are shown. A `total` of None is one that nobody knows yet.
+    """
+
+    def __init__(self, label: str, *, total: int | None, unit: str, done: int = 0) -> None:
         self._label, self._unit, self._total = label, unit, total
         self._done = self._before = done
         self._started = self._said = time.monotonic()
         self._bar: Bar | None = None
         if err.is_terminal and is_main_process():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._bar = Bar(*columns, _Rate(unit), TimeRemainingColumn(), console=err)
+            count = DownloadColumn() if unit == BYTES else MofNCompleteColumn()
+            columns = (TextColumn("{task.description}"), BarColumn(), count)
+            self._bar = Bar(*columns, _Rate(unit), TimeLeft(), console=err)
             self._task = self._bar.add_task(label, total=total, completed=done)
 
     def __enter__(self) -> Progress:
@@ -48,15 +59,40 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def advance(self) -> None:
-        """One more is done."""
-        self._done += 1
+    def restart(self, done: int, total: int | None) -> None:
+        """Count from `done` on, towards another `total`: a download that is resumed, or begins again at zero."""
+        self._done = self._before = done
+        self._total, self._started = total, time.monotonic()
         if self._bar:
-            self._bar.advance(self._task)
+            self._bar.reset(self._task, total=total, completed=done)
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more are done."""
+        self._done += n
+        if self._bar:
+            self._bar.advance(self._task, n)
             return
         now = time.monotonic()
         if now - self._said >= _PLAIN_INTERVAL:
             self._said = now
-            rate = (self._done - self._before) / (now - self._started)
-            left = timedelta(seconds=round((self._total - self._done) / rate))
-            say(f"{self._label}: {self._done}/{self._total}, {rate:.1f} {self._unit}/s, {left} left")
+            say(self._line(now))
+
+    def _line(self, now: float) -> str:
+        seconds = now - self._started
+        rate = (self._done - self._before) / seconds if seconds > 0 else 0.0
+        of = "" if self._total is None else f"/{self._total}"
+        count = f"{self._done}{of}"
+        if self._unit == BYTES:
+            count = megabytes(self._done) + ("" if self._total is None else f" of {megabytes(self._total)}")
+        line = f"{self._label}: {count}, {_rate(rate, self._unit)}"
+        if self._total is None or rate <= 0:
+            return line
+        return f"{line}, {timedelta(seconds=round(max(0, self._total - self._done) / rate))} left"
+
+
+def _rate(rate: float, unit: str) -> str:
+    return f"{rate / 1e6 if unit == BYTES else rate:.1f} {_rate_unit(unit)}"
+
+
+def _rate_unit(unit: str) -> str:
+    return "MB/s" if unit == BYTES else f"{unit}/s"

@@ -5,47 +5,88 @@ A recipe is a YAML file in shards/recipes of the clone, or anybody's own.
 
 from __future__ import annotations
 
-import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from hpcdistill.data.images import list_images
+from hpcdistill.data.download import Download
+from hpcdistill.data.index import Kind
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.settings import Section
 
 RECIPES = Path(__file__).resolve().parents[2] / "shards" / "recipes"
 UNSPLIT = "all"
+# Recipes for the images of one's own, by kind.
+OWN: dict[Kind, str] = {"lr-hr": "folder", "paired": "paired", "unpaired": "unpaired"}
+
+Split = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+Role = Literal["hr", "lr2", "lr3", "lr4", "a", "b", "ab"]
+Folders = dict[Role, tuple[str, ...]]  # below the root; several are joined in this order
+
+_ROLES: dict[Kind, tuple[tuple[Role, ...], ...]] = {  # what a split may consist of, apart from official LRs
+    "lr-hr": (("hr",),),
+    "paired": (("ab",), ("a", "b")),
+    "unpaired": (("a", "b"),),
+}
 
 
 class Recipe(Section):
-    """One data set of single images."""
+    """One data set: what it is, where it comes from, and how its folders are laid out."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="what reports and the index call the data set")
     title: str = Field(description="one line for --help")
+    kind: Kind = Field("lr-hr", description="lr-hr: single images; paired: A and B of the same scene; unpaired: A, B")
     licence: str = Field(description="what the images may be used for")
     origin: str = Field(description="who made them")
     builtin: Literal["scikit-image"] | None = Field(None, description="a package that ships the images")
-    images: int | None = Field(None, ge=1, description="the number of images there must be")
-    places: tuple[tuple[str, ...], ...] = Field(
-        ((".",),),
+    downloads: tuple[Download, ...] = Field((), description="the archives, with their mirrors, sizes and checksums")
+    members: tuple[str, ...] = Field((), description="beginnings of the paths to unpack of the archives; () = all")
+    roots: tuple[str, ...] = Field((".",), min_length=1, description="folders below the source that may be the set's")
+    layouts: tuple[dict[Split, Folders], ...] = Field(
         min_length=1,
-        description="where below --source the images lie: the first entry whose folders all have images is taken",
+        description="split -> role -> folder; the first alternative whose folders all have images is taken",
     )
-    splits: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], tuple[str, ...]] = Field(
-        default_factory=dict, description="split -> file names; without splits all images are packed together"
+    images: dict[Split, dict[Role, int]] = Field({}, description="the number of images there must be")
+    files: dict[Split, tuple[str, ...]] = Field(
+        {}, description="the names of the images, where a folder has others too"
     )
 
+    @field_validator("layouts", mode="before")
+    @classmethod
+    def _lists_of_folders(cls, value: Any) -> Any:
+        """A folder alone stands for a list of one."""
+        if not isinstance(value, (list, tuple)):
+            return value
+        return tuple(
+            {split: _lists(folders) for split, folders in layout.items()} if isinstance(layout, Mapping) else layout
+            for layout in value
+        )
 
-@dataclass(frozen=True)
-class Source:
-    """One image to be packed."""
+    @model_validator(mode="after")
+    def _roles_fit(self) -> Recipe:
+        for layout in self.layouts:
+            for split, folders in layout.items():
+                roles = tuple(role for role in folders if not role.startswith("lr"))
+                official = len(roles) < len(folders)
+                if roles not in _ROLES[self.kind] or (official and self.kind != "lr-hr"):
+                    allowed = " or ".join("+".join(roles) for roles in _ROLES[self.kind])
+                    raise ValueError(f"{self.kind} splits consist of {allowed}; {split} has {'+'.join(folders)}")
+                if UNSPLIT in layout and len(layout) > 1:
+                    raise ValueError(f"'{UNSPLIT}' stands for a set without splits; rename it or the others")
+        return self
 
-    path: Path
-    name: str  # what the index calls it: its path below the source, without anything of the machine
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of the first, the official layout."""
+        return tuple(self.layouts[0])
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The optional parts that may be downloaded beside the set itself."""
+        return tuple(dict.fromkeys(download.optional for download in self.downloads if download.optional))
 
 
 def recipe_names() -> list[str]:
@@ -68,76 +109,18 @@ def load_recipe(name: str) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}); mend the file") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: not a recipe; it needs the keys name, title, licence and origin")
+        raise UserError(f"{path}: not a recipe; it needs the keys name, title, licence, origin and layouts")
     try:
         return Recipe(**raw)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        hint = nearest(key, Recipe.model_fields) if first["type"] == "extra_forbidden" else first["msg"]
+        key = ".".join(map(str, first["loc"])) or "layouts"
+        unknown = first["type"] == "extra_forbidden" and len(first["loc"]) == 1
+        hint = nearest(key, Recipe.model_fields) if unknown else first["msg"]
         raise UserError(f"{path}: {key}: {hint}") from None
 
 
-def find_sources(recipe: Recipe, source: Path | None) -> dict[str, list[Source]]:
-    """The images of `recipe` by split (`UNSPLIT` when it has none), in the order they are packed in.
-
-    Raises UserError when the folder, one of its images or the expected number of images is not there.
-    """
-    folders = _folders(recipe, source)
-    if recipe.splits:
-        found = {split: [_named(folders, name, recipe) for name in names] for split, names in recipe.splits.items()}
-    elif len(folders) == 1:
-        found = {UNSPLIT: [Source(path, path.name) for path in list_images(folders[0])]}
-    else:
-        found = {
-            UNSPLIT: [Source(path, f"{folder.name}/{path.name}") for folder in folders for path in list_images(folder)]
-        }
-    count = sum(map(len, found.values()))
-    if recipe.images is not None and count != recipe.images:
-        where = " + ".join(map(str, folders))
-        raise UserError(
-            f"{where}: found {count} images, the recipe {recipe.name} expects {recipe.images}; "
-            "complete the folder, or pack what is there with the recipe folder"
-        )
-    return found
-
-
-def _folders(recipe: Recipe, source: Path | None) -> list[Path]:
-    if recipe.builtin:
-        if source is not None:
-            raise UserError(f"the recipe {recipe.name} brings its images along; leave --source out")
-        return [_scikit_image_folder()]
-    if source is None:
-        raise UserError(f"the recipe {recipe.name} needs the folder of its images: --source DIR")
-    if not source.is_dir():
-        list_images(source)  # says what is wrong with it
-    for place in recipe.places:
-        folders = [source if name == "." else source / name for name in place]
-        if all(_has_images(folder) for folder in folders):
-            return folders
-    if recipe.places == ((".",),):
-        list_images(source)
-    wanted = ", or ".join(" and ".join("itself" if name == "." else name for name in place) for place in recipe.places)
-    raise UserError(f"{source}: no images of {recipe.name}; expected them in the folder's {wanted}; check --source")
-
-
-def _has_images(folder: Path) -> bool:
-    try:
-        return bool(list_images(folder))
-    except UserError:
-        return False
-
-
-def _scikit_image_folder() -> Path:
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("scikit-image is not installed; run `pip install scikit-image`")
-    return Path(spec.submodule_search_locations[0]) / "data"
-
-
-def _named(folders: list[Path], name: str, recipe: Recipe) -> Source:
-    for folder in folders:
-        if (folder / name).is_file():
-            return Source(folder / name, name)
-    remedy = "install scikit-image again" if recipe.builtin else "complete the folder"
-    raise UserError(f"{folders[0] / name}: missing, the recipe {recipe.name} names it; {remedy}")
+def _lists(folders: Any) -> Any:
+    if not isinstance(folders, Mapping):
+        return folders
+    return {role: (names,) if isinstance(names, str) else names for role, names in folders.items()}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hpcdistill.data.index import Member, Sample, Shard
-from hpcdistill.data.recipes import Source
+from hpcdistill.data.sources import Source
 from hpcdistill.storage import sha256_file, write_json
 
 Digest = tuple[str, int, str]  # a source's name, length and sha256
+FileDigest = tuple[str, int, str]  # role, length and sha256 of one of its files
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,18 @@ def matches(path: Path, shard: Shard) -> bool:
 def digest(source: Source) -> Digest:
     """Name, length and sha256 of a source; of one that cannot be read, which may be skipped, the name alone."""
     try:
-        return source.name, source.path.stat().st_size, sha256_file(source.path)
+        return joined(source.name, [(role, path.stat().st_size, sha256_file(path)) for role, path in source.files])
     except OSError:
         return source.name, -1, ""
+
+
+def joined(name: str, files: Sequence[FileDigest]) -> Digest:
+    """The digest of a source from those of its files: of several, the total length and a sha256 over the list."""
+    if len(files) == 1:
+        _, length, sha256 = files[0]
+        return name, length, sha256
+    listing = json.dumps(files).encode()
+    return name, sum(length for _, length, _ in files), hashlib.sha256(listing).hexdigest()
 
 
 def write_sidecar(folder: Path, finished: FinishedShard) -> None:

@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpcdistill.ops.downsampling import downsample_uint8, fold, mirror
+
+__all__ = ["downsample", "downsample_uint8", "kernel", "resize_bicubic", "upsample"]
+
 Scale = Fraction | float | int
 
 _MAX_PHASES = 8  # above this many kernel phases a gather per tap is cheaper than a slice per phase and tap
-_STRIP_PIXELS = 1 << 18  # HR pixels that `downsample_uint8` holds as float64 at a time: 6 MiB, about a core's cache
-_TIE = 1e-9  # at 3 an exact half comes out as half -+ 1e-13, by the machine's order of adding; see `downsample_uint8`
 
 
 def resize_bicubic(images: Tensor, scale: Scale | None = None, *, size: tuple[int, int] | None = None) -> Tensor:
@@ -59,35 +61,6 @@ def downsample(images: Tensor, scale: int) -> Tensor:
 def upsample(images: Tensor, scale: int) -> Tensor:
     """`[..., H, W]` to `[..., H*scale, W*scale]`: the literature's bicubic baseline."""
     return resize_bicubic(images, Fraction(scale))
-
-
-def downsample_uint8(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
-    """`[H, W, C]` 8-bit to `[H/scale, W/scale, C]` 8-bit; H and W must be multiples of `scale`.
-
-    Computed in float64, clamped, rounded half up like MATLAB. A value within 1e-9 of a half counts as the half,
-    so that the same image gives the same bytes on every machine. Works in strips: beside the result it needs
-    a few MiB whatever the image's size.
-    """
-    height, width, channels = image.shape
-    if height % scale or width % scale:
-        raise ValueError(f"{height}x{width} is not a multiple of {scale}; crop the image first")
-    if scale == 1:
-        return image.copy()
-    offset, taps = _phases(Fraction(1, scale))[0]
-    out_height = height // scale
-    result = np.empty((out_height, width // scale, channels), np.uint8)
-    strip = max(1, _STRIP_PIXELS // (width * scale))
-    for top in range(0, out_height, strip):
-        bottom = min(top + strip, out_height)
-        first, last = top * scale + offset, (bottom - 1) * scale + offset + len(taps)
-        inside = image[max(first, 0) : last] if last <= height and first >= 0 else image[_mirror(first, last, height)]
-        # A plane a channel: the column pass then runs along memory.
-        planes = torch.from_numpy(np.ascontiguousarray(inside.transpose(2, 0, 1))).double()
-        rows = _weighted_slices(planes, -2, 0, scale, bottom - top, taps)
-        pixels = _resize_axis(rows, -1, width // scale, Fraction(1, scale))
-        rounded = pixels.clamp_(0, 255).add_(0.5 + _TIE).to(torch.uint8)
-        result[top:bottom] = rounded.numpy().transpose(1, 2, 0)
-    return result
 
 
 def kernel(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -132,7 +105,7 @@ def _gather_weights(length: int, out: int, scale: Fraction) -> tuple[NDArray[np.
     firsts, weights = _weights(np.arange(out), scale)
     positions = firsts[:, None] + np.arange(weights.shape[1])
     used = np.abs(weights).max(axis=0) > 0
-    return _fold(positions, length)[:, used].T.copy(), weights[:, used].T.copy()
+    return fold(positions, length)[:, used].T.copy(), weights[:, used].T.copy()
 
 
 def _resize_axis(images: Tensor, axis: int, out: int, scale: Fraction) -> Tensor:
@@ -187,9 +160,9 @@ def _pad_symmetric(images: Tensor, axis: int, low: int, high: int) -> Tensor:
     start, stop = max(low, 0), min(high, length)
     pieces = [images.narrow(axis, start, stop - start)]
     if low < 0:
-        pieces.insert(0, _take(images, axis, _mirror(low, 0, length)))
+        pieces.insert(0, _take(images, axis, mirror(low, 0, length)))
     if high > length:
-        pieces.append(_take(images, axis, _mirror(length, high, length)))
+        pieces.append(_take(images, axis, mirror(length, high, length)))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=axis)
 
 
@@ -206,13 +179,3 @@ def _resize_axis_by_gather(images: Tensor, axis: int, out: int, scale: Fraction)
     for tap in range(1, len(positions)):
         total = total + _take(images, axis, positions[tap]) * factors[tap]
     return total
-
-
-def _mirror(first: int, last: int, length: int) -> NDArray[np.int64]:
-    return _fold(np.arange(first, last), length)
-
-
-def _fold(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Positions outside 0 .. length-1 folded back: -1 -> 0, -2 -> 1, length -> length-1, ..."""
-    folded = positions % (2 * length)
-    return np.minimum(folded, 2 * length - 1 - folded)

@@ -10,6 +10,7 @@ from typing import Any
 
 from hpcdistill.config import Loaded, RunConfig
 from hpcdistill.data.index import INDEX_NAME, index_digest
+from hpcdistill.data.location import digest_at
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
 from hpcdistill.metrics.sr_evaluation import hr_files
@@ -35,7 +36,7 @@ def identify(loaded: Loaded) -> Identity:
         "method": config.method.name,
         "values": identity_values(config),
         "version": METHODS[config.method.name].version,
-        "data": [index_digest(Path(folder)) for folder in config.data.train],
+        "data": [digest_at(place) for place in config.data.train],
     }
     if selected := selected_set(config):
         record["selection"] = test_set_digest(Path(config.data.eval[selected]))

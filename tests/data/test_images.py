@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpcdistill.data.images import count_pixels, encode_png, list_images, other_suffixes, read_rgb
+from hpcdistill.data.images import count_pixels, encode_png, header_size, list_images, other_suffixes, read_rgb
+from hpcdistill.data.jpeg import decode_plain
 from hpcdistill.errors import UserError
 
 
@@ -65,6 +66,91 @@ def test_jpeg_as_pillow_decodes_it(tmp_path: Path) -> None:
     path = tmp_path / "a.JPG"
     Image.fromarray(pixels()).save(path, quality=90)
     np.testing.assert_array_equal(read_rgb(path), np.asarray(Image.open(path)))
+
+
+SOFT = np.asarray(Image.fromarray(pixels(6, 9)).resize((61, 43), Image.Resampling.BICUBIC))
+JPEGS: dict[str, tuple[np.ndarray, dict[str, object]]] = {
+    "4:2:0": (SOFT, {"quality": 75}),
+    "4:2:2": (SOFT, {"quality": 90, "subsampling": 1}),
+    "4:4:4": (SOFT, {"quality": 100, "subsampling": 0}),
+    "noise": (pixels(33, 50), {"quality": 95}),
+    "progressive": (SOFT, {"progressive": True, "optimize": True}),
+    "restarts": (SOFT, {"restart_marker_blocks": 2}),
+    "gray": (SOFT[:, :, 1], {"quality": 85}),
+    "RGB, not YCbCr": (SOFT, {"keep_rgb": True}),
+    "colour profile": (SOFT, {"icc_profile": bytes(70_000), "comment": "two\nlines"}),
+    "one pixel": (SOFT[:1, :1], {}),
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_plain_jpegs_have_pillows_bits_without_pillow(kind: str) -> None:
+    image, options = JPEGS[kind]
+    content = encoded(Image.fromarray(image), "JPEG", **options)
+    fast = decode_plain(content)
+    assert fast is not None
+    np.testing.assert_array_equal(fast, np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+    np.testing.assert_array_equal(read_rgb(content), fast)
+    assert header_size(content) == image.shape[:2]
+
+
+def test_what_is_no_plain_jpeg_is_left_to_pillow() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(Image.fromarray(SOFT), "JPEG", exif=exif, quality=100, subsampling=0)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    by_xmp = encoded(Image.fromarray(SOFT), "JPEG", xmp=xmp, quality=100, subsampling=0)
+    upright = np.asarray(Image.open(io.BytesIO(encoded(Image.fromarray(SOFT), "JPEG", quality=100, subsampling=0))))
+    for content in (turned, by_xmp):
+        assert decode_plain(content) is None
+        assert header_size(content) == SOFT.shape[:2]
+        np.testing.assert_array_equal(read_rgb(content), np.rot90(upright, -1))
+    plain = encoded(Image.fromarray(SOFT), "JPEG")
+    precision = plain.index(b"\xff\xc0") + 4
+    others = {
+        "12 bits": plain[:precision] + b"\x0c" + plain[precision + 1 :],
+        "CMYK": encoded(Image.fromarray(SOFT).convert("CMYK"), "JPEG"),
+        "PNG": encode_png(SOFT),
+        "cut": plain[:-100],
+        "two frames": plain[: precision - 4] + plain[precision - 4 : precision + 15] + plain[precision - 4 :],
+        "nothing": b"",
+    }
+    for kind, content in others.items():
+        assert decode_plain(content) is None, kind
+
+
+def test_damaged_jpegs_give_what_pillow_alone_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(5)
+    contents = []
+    for number in range(300):
+        image, options = list(JPEGS.values())[number % 7]
+        content = bytearray(encoded(Image.fromarray(image), "JPEG", **options))
+        for place in random.integers(2, len(content), 1 + number % 3):
+            content[place] = random.integers(256)
+        contents.append(bytes(content[: random.integers(2, len(content))] if number % 5 == 0 else content))
+    found = [outcome(content) for content in contents]
+    monkeypatch.setattr("hpcdistill.data.images.decode_plain", lambda _: None)
+    for number, content in enumerate(contents):
+        expected = outcome(content)
+        assert type(found[number]) is type(expected), (number, found[number], expected)
+        np.testing.assert_array_equal(found[number], expected)
+
+
+def outcome(content: bytes) -> np.ndarray | str:
+    try:
+        return read_rgb(content)
+    except UserError as error:
+        return str(error)
+
+
+def test_real_jpegs_have_pillows_bits(test_data: Path) -> None:
+    files = [*(test_data / "i2i/edges2shoes").glob("*/*.jpg"), *(test_data / "sr_test/B100/HR").glob("*.jpg")]
+    assert len(files) == 220
+    for file in files:
+        content = file.read_bytes()
+        fast = decode_plain(content)
+        assert fast is not None
+        np.testing.assert_array_equal(fast, np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), str(file))
 
 
 def test_gray_and_opaque_palette_become_rgb() -> None:

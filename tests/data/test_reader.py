@@ -1,3 +1,4 @@
+import hashlib
 import io
 import tarfile
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ def pack(folder: Path, images: Sequence[np.ndarray], scales: Sequence[int] = (2,
             for suffix, scale in (("hr.png", 1), *((f"lr{s}.png", s) for s in scales)):
                 members[suffix] = Member(*places[f"{at:04d}.{suffix}"], *image[::scale, ::scale].shape[:2])
             samples.append(Sample(f"{at:04d}", f"photo{at}.png", len(shards), members))
-        shards.append(Shard(path.name, path.stat().st_size, ""))
+        shards.append(Shard(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()))
     Index("test", "train", "lr-hr", tuple(scales), "none", "test", tuple(shards), tuple(samples)).save(folder)
     return folder
 

@@ -1,0 +1,302 @@
+"""The members of a zip or tar archive, each one checked: what may escape, bomb or hide is refused.
+
+The kind is told from the content, not from the name: zip, tar, and tar under gzip, xz or bzip2.
+"""
+
+from __future__ import annotations
+
+import bz2
+import errno
+import gzip
+import io
+import lzma
+import re
+import stat
+import struct
+import tarfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from hpcdistill.data.progress import megabytes
+from hpcdistill.errors import UserError
+
+PIECE = 1 << 20
+_DRIVE = re.compile(r"^[A-Za-z]:")
+_JUNK = "__MACOSX"  # what macOS puts beside the files; hidden files go the same way
+_LOCAL_HEADER = 30  # bytes of a zip member's header without name and extra field
+_LONGEST_TAR_NOTE = 1 << 20  # bytes of a pax header or long name; tarfile reads them whole into memory
+_TAR_NOTES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"X")
+_TAR_MEMBER = 4096  # bytes of headers and padding that are allowed a member, beside its content
+# What Python's readers raise for damaged archives, none of them documented in full.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,  # a compression or version that zipfile does not know
+    RuntimeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    TypeError,
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much an archive may hold. DIV2K has 900 members and 3.5 GB; edges2shoes 50,000 members and 2 GB."""
+
+    members: int = 300_000
+    bytes: int = 200 << 30  # written
+    ratio: float = 200.0  # bytes written for a byte of the archive ...
+    ratio_from: int = 64 << 20  # ... once more than this many were written
+    depth: int = 16  # folders in a path
+    name: int = 255  # bytes in one name of a path, as file systems have it
+
+    def by_ratio(self, archive: Path) -> int:
+        """Bytes that `archive` may unpack to for its size."""
+        return max(self.ratio_from, int(self.ratio * archive.stat().st_size))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One regular file of an archive; `read(n)` gives its next bytes, b"" at its end, until the next entry is taken."""
+
+    path: str  # its parts joined by "/", relative, harmless
+    read: Callable[[int], bytes]
+    consumed: int  # bytes of the archive read so far, for progress
+
+
+def declared_bytes(archive: Path) -> int:
+    """What unpacking will write, as far as the archive says so beforehand: exact for zip, at least that for tar."""
+    with _damage_named(archive), open(archive, "rb") as file:
+        if _kind(archive, file) == "zip":
+            with zipfile.ZipFile(file) as opened:
+                return sum(info.file_size for info in opened.infolist())
+        return archive.stat().st_size
+
+
+def entries(archive: Path, limits: Limits) -> Iterator[Entry]:
+    """The regular files of `archive` in its order, without hidden ones; UserError at the first thing that is refused.
+
+    A zip's names are all checked before its first entry is given, a tar's as they come.
+    """
+    with _damage_named(archive), open(archive, "rb") as file:
+        kind = _kind(archive, file)
+        if kind == "zip":
+            yield from _zip_entries(archive, file, limits)
+        else:
+            with ExitStack() as stack:
+                yield from _tar_entries(archive, file, _decompressed(file, kind, stack), limits)
+
+
+def _decompressed(file: IO[bytes], kind: str, stack: ExitStack) -> IO[bytes]:
+    if kind == "gz":
+        return cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=file)))
+    if kind == "xz":
+        return stack.enter_context(lzma.LZMAFile(file))
+    if kind == "bz2":
+        return stack.enter_context(bz2.BZ2File(file))
+    return file
+
+
+@contextmanager
+def _damage_named(archive: Path) -> Iterator[None]:
+    """Turn whatever Python's readers raise for a damaged archive into one line."""
+    try:
+        yield
+        return
+    except UserError:
+        raise
+    except _DAMAGE as error:
+        problem = str(error) or type(error).__name__
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # gzip and bz2 raise it bare; EINVAL: a seek before the beginning
+            raise UserError(f"{archive}: cannot be read ({error.strerror}); check the disk or fetch it again") from None
+        problem = str(error)
+    raise UserError(f"{archive}: damaged ({_printable(problem)}); remove it and fetch it again")
+
+
+def _kind(archive: Path, file: IO[bytes]) -> str:
+    beginning = file.read(512)
+    file.seek(0)
+    for magic, kind in ((b"PK\3\4", "zip"), (b"PK\5\6", "zip"), (b"\x1f\x8b", "gz"), (b"BZh", "bz2")):
+        if beginning.startswith(magic):
+            return kind
+    if beginning.startswith(b"\xfd7zXZ\0"):
+        return "xz"
+    if beginning[257:262] == b"ustar":
+        return "tar"
+    problem = "empty" if not beginning else "neither a zip nor a tar archive (its first bytes belong to neither)"
+    raise UserError(
+        f"{archive}: {problem}; remove it and fetch it again, or unpack it yourself and use `--from FOLDER`"
+    )
+
+
+def _reader(archive: Path, member: IO[bytes]) -> Callable[[int], bytes]:
+    def read(size: int) -> bytes:
+        with _damage_named(archive):
+            return member.read(size)
+
+    return read
+
+
+class _Names:
+    """Checks the members' names and sees that no two of them meet in one file."""
+
+    def __init__(self, archive: Path, limits: Limits) -> None:
+        self._archive, self._limits = archive, limits
+        self._files: set[str] = set()
+        self._folders: dict[str, str] = {}
+        self._members = 0
+
+    def refuse(self, name: str, problem: str) -> UserError:
+        return UserError(
+            f"{self._archive}: member '{_printable(name)}' {problem}; nothing of it was kept; get the archive from "
+            "its official address, or unpack it yourself and use `--from FOLDER`"
+        )
+
+    def check(self, name: str, *, folder: bool) -> str | None:
+        """The harmless path of member `name`; None for what is skipped: folders, hidden files."""
+        self._members += 1
+        if self._members > self._limits.members:
+            raise self.refuse(name, f"is one more than the {self._limits.members} members allowed")
+        if not name or not name.isprintable():
+            raise self.refuse(name, "has a name that is not printable text")
+        if "\\" in name or _DRIVE.match(name) or name.startswith("/"):
+            raise self.refuse(name, "has an absolute path, a drive letter or a backslash in its name")
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if ".." in parts:
+            raise self.refuse(name, "leads out of the folder ('..')")
+        if len(parts) > self._limits.depth + 1 or any(len(part.encode()) > self._limits.name for part in parts):
+            raise self.refuse(name, "has too long a name or lies in too many folders")
+        if folder or any(part.startswith(".") or part == _JUNK for part in parts):
+            return None
+        if not parts or name.endswith("/"):
+            raise self.refuse(name, "is a file with the name of a folder")
+        self._claim(name, parts)
+        return "/".join(parts)
+
+    def _claim(self, name: str, parts: list[str]) -> None:
+        # Names that differ in case or Unicode form only are one file on some disks (macOS, exFAT): which of the two
+        # survived would depend on the machine.
+        path = ""
+        for part in parts[:-1]:
+            path = f"{path}/{part}"
+            folded = _folded(path)
+            if folded in self._files or self._folders.setdefault(folded, path) != path:
+                raise self.refuse(name, "lies in a folder whose name another member has, or has but for its case")
+        folded = _folded(f"{path}/{parts[-1]}")
+        if folded in self._files or folded in self._folders:
+            raise self.refuse(name, "is there twice, or again but for its case")
+        self._files.add(folded)
+
+
+def _folded(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
+
+
+def _printable(text: str) -> str:
+    return text.encode("unicode_escape").decode()[:200]
+
+
+def _zip_entries(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[Entry]:
+    names = _Names(archive, limits)
+    with zipfile.ZipFile(file) as opened:
+        infos = opened.infolist()
+        taken = [(info, path) for info in infos if (path := _check_zip_member(info, names)) is not None]
+        _check_overlaps(infos, archive.stat().st_size, names)
+        consumed = 0
+        for info, path in taken:
+            with opened.open(info) as member:
+                consumed += info.compress_size
+                yield Entry(path, _reader(archive, member), consumed)
+
+
+def _check_zip_member(info: zipfile.ZipInfo, names: _Names) -> str | None:
+    name = info.orig_filename  # `filename` is cut at a NUL
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        what = "a link" if kind == stat.S_IFLNK else "neither a file nor a folder"
+        raise names.refuse(name, f"is {what}")
+    if info.flag_bits & 0x2041:  # encrypted, strongly encrypted, masked headers
+        raise names.refuse(name, "is encrypted")
+    return names.check(name, folder=info.is_dir())
+
+
+def _check_overlaps(infos: list[zipfile.ZipInfo], size: int, names: _Names) -> None:
+    """Members that share bytes are how a zip of 10 MB becomes petabytes."""
+    ordered = sorted(infos, key=lambda info: info.header_offset)
+    ends = [info.header_offset for info in ordered[1:]] + [size]
+    for info, end in zip(ordered, ends, strict=True):
+        least = info.header_offset + _LOCAL_HEADER + info.compress_size  # without the name's length, which may differ
+        if info.header_offset < 0 or least > end:
+            raise names.refuse(info.orig_filename, "overlaps another member or the archive's end")
+
+
+class _StrictInfo(tarfile.TarInfo):
+    """A tar header whose damage is an error. tarfile takes a bad one after the first for the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
+        if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+            return super().frombuf(buf, encoding, errors)  # raises what ends the archive
+        try:
+            info = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            problem = "it is cut off" if len(buf) < tarfile.BLOCKSIZE else str(error)
+            raise tarfile.ReadError(problem) from None
+        if info.size < 0 or (info.type in _TAR_NOTES and info.size > _LONGEST_TAR_NOTE):
+            raise tarfile.ReadError(f"a header of {info.size} bytes")
+        return info
+
+
+class _Bounded(io.RawIOBase):
+    """Reads `file` up to `limit` bytes: headers and skipped members can be a bomb, too."""
+
+    def __init__(self, file: IO[bytes], limit: int, archive: Path) -> None:
+        self._file, self._left, self._limit, self._archive = file, limit, limit, archive
+
+    def read(self, size: int | None = -1) -> bytes:
+        piece = self._file.read(PIECE if size is None or size < 0 else size)
+        self._left -= len(piece)
+        if self._left < 0:
+            raise UserError(
+                f"{self._archive}: holds more than the {megabytes(self._limit)} allowed for its size; it is no data set"
+            )
+        return piece
+
+
+def _tar_entries(archive: Path, file: IO[bytes], plain: IO[bytes], limits: Limits) -> Iterator[Entry]:
+    names = _Names(archive, limits)
+    bounded = _Bounded(plain, min(limits.bytes, limits.by_ratio(archive)) + _TAR_MEMBER * limits.members, archive)
+    stream = cast(IO[bytes], bounded)
+    with closing(tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictInfo, bufsize=PIECE)) as opened:
+        while (info := opened.next()) is not None:
+            opened.members.clear()  # type: ignore[attr-defined]  # what tarfile has seen, and a stream never needs
+            path = _check_tar_member(info, names)
+            if path is not None:
+                member = opened.extractfile(info)
+                assert member is not None, "a regular file has content"
+                yield Entry(path, _reader(archive, member), file.tell())
+    while bounded.read(PIECE):  # to the end: the checksum of gzip, xz and bzip2 is there
+        pass
+
+
+def _check_tar_member(info: tarfile.TarInfo, names: _Names) -> str | None:
+    if info.islnk() or info.issym():
+        raise names.refuse(info.name, "is a link")
+    if info.issparse() or not (info.isfile() or info.isdir()):
+        raise names.refuse(info.name, "is neither a plain file nor a folder")
+    if info.size < 0:
+        raise tarfile.ReadError("a size below zero")
+    return names.check(info.name, folder=info.isdir())

@@ -1,0 +1,226 @@
+"""One HTTP request and when to try it again: the ground under downloads and streams.
+
+Only http and https, also after a redirect. Proxies of the environment are used except for this machine itself.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+
+from hpcdistill.console import say
+from hpcdistill.errors import UserError
+
+PIECE = 1 << 20  # bytes asked for at a time
+RETRIES = 5  # tries in a row without a byte of progress
+TIMEOUT = 30.0  # seconds without an answer or a byte
+_TRIES_IN_ALL = 20  # times the retries, whatever the progress: a server that sends one byte a time is given up
+_LONGEST_PAUSE = 30.0  # seconds
+_LONGEST_RETRY_AFTER = 120.0  # seconds; who asks for more is not asked again
+_REDIRECTS = 10
+_AGAIN = (408, 425, 429)  # HTTP states that may pass, with all from 500 on
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+class Failure(Exception):
+    """Why an address did not give what it should; `again`: the next try may do, not before `after` seconds."""
+
+    def __init__(self, reason: str, *, again: bool = False, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.again, self.after = " ".join(reason.split()), again, after
+
+
+class OutOfRange(Failure):
+    """HTTP 416: what was asked for begins behind the end of the file, which has `total` bytes (None: not said)."""
+
+    def __init__(self, total: int | None) -> None:
+        super().__init__("the file on the server is shorter than what is here", again=True)
+        self.total = total
+
+
+class Attempts:
+    """Counts the tries at one address: pauses 1, 2, 4, ... seconds between them, and at some point gives up."""
+
+    def __init__(self, label: str, retries: int, pause: Callable[[float], None]) -> None:
+        self._label, self._retries, self._pause = label, retries, pause
+        self._in_a_row = self._in_all = 0
+
+    def again(self, failure: Failure, *, progress: bool = False) -> None:
+        """Wait for the next try; raises a Failure when there is none. `progress`: the last try brought some bytes."""
+        self._in_a_row = 1 if progress else self._in_a_row + 1
+        self._in_all += 1
+        if not failure.again:
+            raise failure
+        if self._in_a_row > self._retries or self._in_all > _TRIES_IN_ALL * self._retries:
+            tries = f" ({self._in_all} tries)" if self._in_all > 1 else ""
+            raise Failure(f"{failure.reason}{tries}") from None
+        seconds = min(2.0 ** (self._in_a_row - 1), _LONGEST_PAUSE)
+        if failure.after is not None:
+            seconds = max(failure.after, 0.0)
+        say(f"{self._label}: {failure.reason}; trying again in {seconds:.0f} s")
+        self._pause(seconds)
+
+
+class Reply:
+    """An answered request whose body has not been read yet. Use it in a `with`."""
+
+    def __init__(
+        self, session: requests.Session, response: requests.Response, first: int, total: int | None, timeout: float
+    ) -> None:
+        self.first = first  # the body's first byte is this one of the file
+        self.total = total  # bytes of the whole file, None if the server does not say
+        self._session, self._response, self._timeout = session, response, timeout
+
+    @property
+    def validator(self) -> str | None:
+        """What tells this version of the file from another one (RFC 9110: a strong ETag, or the date)."""
+        etag = self._response.headers.get("ETag")
+        if etag and not etag.startswith("W/"):
+            return etag
+        return self._response.headers.get("Last-Modified")
+
+    @property
+    def is_html(self) -> bool:
+        """True when the server calls the body a web page."""
+        kind = self._response.headers.get("Content-Type", "").split(";")[0].strip().lower()
+        return kind in ("text/html", "application/xhtml+xml")
+
+    def read(self, size: int = PIECE) -> bytes:
+        """At most `size` bytes of the body as they come in, b"" at its end; Failure when the connection is lost."""
+        try:
+            # Undecoded: some servers label a .tar.gz as gzip-encoded, and its checksum is that of the bytes as sent.
+            piece: bytes = self._response.raw.read1(size, decode_content=False)
+        except (urllib3.exceptions.ReadTimeoutError, TimeoutError):
+            raise Failure(f"nothing came for {self._timeout:g} s", again=True) from None
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
+            raise Failure("the connection broke off", again=True) from None
+        return piece
+
+    def __enter__(self) -> Reply:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._response.close()
+        self._session.close()
+
+
+def check_scheme(address: str) -> None:
+    """UserError unless `address` is one of http or https with a host."""
+    try:
+        parts = urlsplit(address)
+        port_is_a_number = parts.port is None or parts.port >= 0
+    except ValueError:
+        parts, port_is_a_number = urlsplit(""), False
+    if parts.scheme.lower() not in ("http", "https") or not parts.hostname or not port_is_a_number:
+        raise UserError(f"{shown(address)}: not an address that is read; it must begin with https:// or http://")
+
+
+def shown(address: str) -> str:
+    """`address` as messages show it: without a password, and without a query, which may be a signature."""
+    before, found, after = address.partition("?")
+    return re.sub(r"//[^/@]*@", "//", before) + (f"?{after}" if found and len(after) < 20 else "?..." if found else "")
+
+
+def open_at(address: str, first: int = 0, *, validator: str | None = None, timeout: float = TIMEOUT) -> Reply:
+    """Ask for the file at `address` from byte `first` on, if its version is still `validator`.
+
+    The reply may begin at byte 0 all the same (`Reply.first`). Raises Failure, OutOfRange.
+    """
+    headers = {"Accept-Encoding": "identity", "User-Agent": "hpcdistill"}
+    if first:
+        headers["Range"] = f"bytes={first}-"
+        if validator:
+            headers["If-Range"] = validator
+    session = requests.Session()
+    try:
+        response = _follow(session, address, headers, timeout)
+        try:
+            begin, total = _place(response, first)
+        except Failure:
+            response.close()
+            raise
+        return Reply(session, response, begin, total, timeout)
+    except requests.RequestException as error:
+        session.close()
+        raise _failure(error, timeout) from None
+    except (urllib3.exceptions.HTTPError, UnicodeError) as error:
+        session.close()
+        raise Failure(str(error)) from None
+    except BaseException:
+        session.close()
+        raise
+
+
+def _follow(session: requests.Session, address: str, headers: dict[str, str], timeout: float) -> requests.Response:
+    for _ in range(_REDIRECTS + 1):
+        host = urlsplit(address).hostname or ""
+        session.trust_env = not (host == "localhost" or host == "::1" or host.startswith("127."))
+        response = session.get(address, headers=headers, stream=True, timeout=timeout, allow_redirects=False)
+        if not response.is_redirect:
+            return response
+        response.close()
+        address = urljoin(address, response.headers["Location"])
+        try:
+            check_scheme(address)
+        except UserError:
+            raise Failure(f"redirects to {shown(address)}, which is neither http nor https") from None
+    raise Failure(f"redirects more than {_REDIRECTS} times")
+
+
+def _place(response: requests.Response, first: int) -> tuple[int, int | None]:
+    """First byte of the body, and bytes of the whole file."""
+    status = response.status_code
+    if status == 200:
+        length = response.headers.get("Content-Length", "")
+        return 0, int(length) if length.isdecimal() else None
+    if status == 206:
+        found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+        if not found or int(found[1]) != first:
+            raise Failure("sends another part of the file than it was asked for")
+        return first, None if found[3] == "*" else int(found[3])
+    if status == 416 and first:
+        total = response.headers.get("Content-Range", "").rpartition("/")[2]
+        raise OutOfRange(int(total) if total.isdecimal() else None)
+    reason = f"HTTP {status} {response.reason or ''}".strip()
+    if status not in _AGAIN and status < 500:
+        raise Failure(reason)
+    after = _retry_after(response.headers.get("Retry-After"))
+    if after is not None and after > _LONGEST_RETRY_AFTER:
+        raise Failure(f"{reason}, asks to come back in {after:.0f} s")
+    raise Failure(reason, again=True, after=after)
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which is a number or a date."""
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _failure(error: requests.RequestException, timeout: float) -> Failure:
+    if isinstance(error, requests.Timeout):
+        return Failure(f"no answer within {timeout:g} s", again=True)
+    if isinstance(error, requests.exceptions.SSLError) and "certificate" in str(error).lower():
+        return Failure("its certificate is not accepted; is this machine's clock right, or a proxy in between?")
+    root: BaseException = error
+    while root.__cause__ or root.__context__:
+        root = root.__cause__ or root.__context__ or root
+    reason = getattr(root, "strerror", None) or str(root) or type(root).__name__
+    if isinstance(error, requests.ConnectionError):
+        return Failure(f"no connection ({reason})", again=True)
+    return Failure(str(reason))

@@ -1,0 +1,57 @@
+"""What runs need besides their code: data sets and published weights, here or to be fetched first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from hpcdistill.config import Loaded
+from hpcdistill.data.fetching import is_packed, wanted_at
+from hpcdistill.data.location import is_remote
+from hpcdistill.data.places import VARIABLE
+from hpcdistill.errors import UserError
+from hpcdistill.methods import METHODS
+
+
+def needed_sets(loaded: Loaded) -> list[str]:
+    """The data sets that a run and its teacher read, for training and evaluation."""
+    data = loaded.config.data
+    teacher = needed_sets(loaded.teacher) if loaded.teacher else []
+    return list(dict.fromkeys([*data.train, *data.eval.values(), *teacher]))
+
+
+def needed_weights(loaded: Loaded) -> list[str]:
+    """The published weights that a run and its teacher use."""
+    teacher = needed_weights(loaded.teacher) if loaded.teacher else []
+    return [*METHODS[loaded.config.method.name].weights(loaded.config.method), *teacher]
+
+
+def is_there(place: str) -> bool:
+    """True for a packed set, a folder of images (for evaluation) and an address."""
+    return is_remote(place) or is_packed(Path(place)) or (Path(place).is_dir() and any(Path(place).iterdir()))
+
+
+def check_obtainable(places: Iterable[str]) -> None:
+    """UserError for the first place that is neither there nor given by a recipe that can be fetched."""
+    for place in places:
+        if is_there(place):
+            continue
+        wanted = wanted_at(Path(place))
+        if wanted is None:
+            raise UserError(f"{place}: is not there, and no recipe is called so; pack it with `python shards/pack.py`")
+        if not wanted.recipe.downloads and not wanted.recipe.builtin:
+            raise UserError(
+                f"{place}: has no public address; give your copy once: "
+                f"`python shards/fetch.py {wanted.recipe.name} --from FOLDER`"
+            )
+
+
+def check_present(loaded: Loaded) -> None:
+    """UserError when a run lacks sets that a recipe gives: which command gets them all, and where to run it."""
+    missing = [place for place in needed_sets(loaded) if not is_there(place) and wanted_at(Path(place))]
+    if missing:
+        command = " ".join(map(str, [*loaded.files, *loaded.overrides]))
+        raise UserError(
+            f"{', '.join(missing)}: not on this machine; run `python -m hpcdistill.prefetch {command}` "
+            f"where there is a network (a login node), with the same {VARIABLE}"
+        )

@@ -1,0 +1,60 @@
+"""Get a data set: download, check, unpack and pack it: `python shards/fetch.py RECIPE [--from FILE_OR_FOLDER]`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hpcdistill.command import run_command
+from hpcdistill.console import say
+from hpcdistill.data.fetching import fetch, obtain
+from hpcdistill.data.places import VARIABLE, data_root
+from hpcdistill.data.recipes import load_recipe, recipe_names
+
+
+def main(arguments: list[str]) -> None:
+    recipes = "\n".join(f"  {name:<14} {load_recipe(name).title}" for name in recipe_names())
+    parser = argparse.ArgumentParser(
+        prog="python shards/fetch.py",
+        description="Download a data set with its checksums, unpack it safely and pack it for training.",
+        epilog=f"recipes:\n{recipes}\n\nStopped or killed, the same command goes on where it was. Everything lies below "
+        f"${VARIABLE} (now {data_root()}). See docs/data.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="one of the recipes below, or the path of a recipe's YAML")
+    parser.add_argument(
+        "--from",
+        dest="origin",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="your own copy: the archive, a folder of the archives, or a folder of the images; nothing is downloaded",
+    )
+    parser.add_argument("--mirror", metavar="ADDRESS", help="try ADDRESS/<file> first; checksums are compared as ever")
+    parser.add_argument(
+        "--with",
+        dest="parts",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="an optional part too (div2k: lr, the official LR images, which are then packed in place of computed ones)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"folder of the packed set (default: ${VARIABLE}/RECIPE)"
+    )
+    parser.add_argument("--no-pack", action="store_true", help="stop after unpacking")
+    parser.add_argument("--processes", type=int, metavar="N", help="packing processes (default: all cores)")
+    options = parser.parse_args(arguments)
+    recipe = load_recipe(options.recipe)
+    what = {"origin": options.origin, "mirror": options.mirror, "parts": options.parts}
+    if options.no_pack:
+        source = fetch(recipe, **what)
+        if source is None:
+            say(f"the recipe {recipe.name} ships inside {recipe.builtin}; there is nothing to fetch")
+        else:
+            say(f"next: python shards/pack.py {options.recipe} --source {source} --out {data_root() / recipe.name}")
+        return
+    obtain(recipe, options.out or data_root() / recipe.name, processes=options.processes, **what)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,121 @@
+"""`python -m hpcdistill.prefetch`: what runs need, fetched once; and what a run says where it is missing."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))  # the support modules of the data tests
+
+from packed_sets import encode, noise
+from serving import Server
+
+from hpcdistill import prefetch, train
+from hpcdistill.config import load_config, split_runs
+from hpcdistill.data import fetching
+from hpcdistill.data import recipes as recipes_module
+from hpcdistill.data.index import load_index
+from hpcdistill.errors import UserError
+from hpcdistill.sweep.requirements import check_present, needed_sets
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HPCDISTILL_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of recipes with the one recipe `tiny` (train, test); its archive is served from the folder beside it."""
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    monkeypatch.setattr(recipes_module, "RECIPES", folder)
+    monkeypatch.setattr(fetching, "RECIPES", folder)
+    (tmp_path / "served").mkdir()
+    with tarfile.open(tmp_path / "served" / "tiny.tar", "w") as tar:
+        for number in range(4):
+            content = encode(noise(16, 20, number), "hr.png")
+            entry = tarfile.TarInfo(f"tiny/{'train' if number < 3 else 'test'}/{number}.png")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return folder / "tiny.yaml"
+
+
+def write_recipe(path: Path, address: str) -> None:
+    values = {
+        **{"name": "tiny", "title": "t", "licence": "none", "origin": "here", "roots": [".", "tiny"]},
+        "downloads": [{"file": "tiny.tar", "addresses": [address]}],
+        "layouts": [{"train": {"hr": "train"}, "test": {"hr": "test"}}],
+    }
+    path.write_text(yaml.safe_dump(values))
+
+
+def write_config(folder: Path) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(
+        "name: tiny\nmethod: {name: plain_sr, scale: 2}\n"
+        "data: {train: '${oc.env:HPCDISTILL_DATA}/tiny/train', eval: {tiny: '${oc.env:HPCDISTILL_DATA}/tiny/test'}}\n"
+        f"runs: {folder / 'runs'}\n"
+    )
+    return path
+
+
+def test_what_a_run_needs_is_fetched_once(tmp_path: Path, root: Path, recipe: Path) -> None:
+    config = write_config(tmp_path)
+    with Server(tmp_path / "served") as server:
+        write_recipe(recipe, server.address("tiny.tar"))
+        prefetch.main([str(config)])
+        assert [len(load_index(root / "tiny" / split).samples) for split in ("train", "test")] == [3, 1]
+        requests = len(server.requests)
+        prefetch.main([str(config), str(config), "seed=3"])
+        assert len(server.requests) == requests
+    check_present(load_config([str(config)]))
+
+
+def test_a_compute_node_is_told_what_to_run_and_where(tmp_path: Path, root: Path, recipe: Path) -> None:
+    config = write_config(tmp_path)
+    write_recipe(recipe, "http://127.0.0.1:9/tiny.tar")
+    with pytest.raises(UserError) as error:
+        train.main([str(config), "seed=3"])
+    assert f"run `python -m hpcdistill.prefetch {config} seed=3` where there is a network" in str(error.value)
+    assert str(root / "tiny" / "train") in str(error.value)
+    assert str(root / "tiny" / "test") in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_teacher_s_sets_are_needed_too() -> None:
+    loaded = load_config([str(CONFIGS / "dssd/x4.yaml"), "data.train=[a,b]", "data.eval={c: d}"])
+    assert needed_sets(loaded) == ["a", "b", "d"]
+    loaded = load_config(
+        [str(CONFIGS / "dssd/x4.yaml"), "data.train=[a]", "data.eval={c: d}", "teacher.overrides={data: {train: [e]}}"]
+    )
+    assert needed_sets(loaded) == ["a", "d", "e"]
+
+
+def test_overlays_belong_to_the_run_before_them() -> None:
+    dssd, fsrcnn = str(CONFIGS / "dssd/x4.yaml"), str(CONFIGS / "fsrcnn/x4.yaml")
+    overlay = str(CONFIGS / "variants/cpu.yaml")
+    assert split_runs([dssd, overlay, "seed=1", fsrcnn]) == [[dssd, overlay, "seed=1"], [fsrcnn]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to fetch"),
+        (["--weights", "vgg"], "did you mean 'vgg16'"),
+        (["{config}", "data.train=nowhere/mine"], r"nowhere/mine: is not there, and no recipe is called so"),
+        (["{config}", "data.train=nowhere/edges2shoes-r/train"], r"shards/fetch.py edges2shoes-r --from FOLDER"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, tmp_path: Path, root: Path) -> None:
+    config = write_config(tmp_path)
+    with pytest.raises(UserError, match=message):
+        prefetch.main([argument.format(config=config) for argument in arguments])
