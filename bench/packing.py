@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     # A shard takes about 20 such images, and is in memory until it is full: smaller sets would show less.
     parser.add_argument("--images", type=int, nargs="+", default=[24, 72], help="sizes of the sets (default: 24 72)")
-    parser.add_argument("--pairs", type=int, default=4000, help="JPEG pairs, 0 for none (default: 4000)")
+    parser.add_argument("--pairs", type=int, default=10000, help="JPEG pairs, 0 for none (default: 10000)")
     parser.add_argument("--processes", type=int, default=available_cores(), help="default: all cores")
     parser.add_argument("--folder", type=Path, help="where the temporary sets go (default: the system's)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
@@ -83,9 +83,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     table = Table(title=f"packing in {options.processes} processes")
     table.add_column("set")
-    for heading in ("images", "peak MiB", "s", "CPU s", "images/s", "codec's", "ratio", "CPU ratio", "MB", "shards"):
+    for heading in ("images", "peak MiB", "seconds", "CPU s", "per s", "codec", "ratio", "CPU ratio", "MB", "shards"):
         table.add_column(heading, justify="right")
-    for name, row in [(f"PNG {WIDTH}x{HEIGHT}", row) for row in rows] + [("JPEG pairs", row) for row in pairs]:
+    for name, row in [("PNG", row) for row in rows] + [("JPEG", row) for row in pairs]:
         times = (f"{row[key]:.1f}" for key in ("seconds", "cpu_seconds", "images_per_second", "codec_per_second"))
         ratios = (f"{row[key]:.2f}" for key in ("ratio", "cpu_ratio"))
         size = f"{row['packed_bytes'] / 1e6:.0f}"
@@ -141,7 +141,7 @@ def measure(drawn: list[Path], folder: Path, recipe: str, count: int, processes:
     shards = [path.stat().st_size for path in packed.glob("*.tar")]
     return {
         "images": count,
-        "peak_bytes": peak,  # of all processes together, shared pages shared out
+        "peak_bytes": peak,  # of all processes together, sampled 20 times a second
         "seconds": seconds,  # with the start of the processes
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "images_per_second": count / seconds,
@@ -187,15 +187,16 @@ def _down(hr: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _memory(pid: int) -> int:
-    """Bytes of memory of a process and all below it; 0 once it has ended."""
-    total = 0
+    """Bytes of memory of a process and all below it, what they share (libraries) once; 0 when it has ended."""
+    private, shared = 0, [0]
     with contextlib.suppress(psutil.Error):
         parent = psutil.Process(pid)
         for process in [parent, *parent.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
-                memory = process.memory_full_info()
-                total += getattr(memory, "pss", memory.rss)  # PSS: Linux alone
-    return total
+                memory = process.memory_info()
+                shared.append(getattr(memory, "shared", 0))  # Linux alone
+                private += memory.rss - shared[-1]
+    return private + max(shared)
 
 
 def draw(folder: Path, count: int) -> list[Path]:

@@ -33,6 +33,7 @@ _PIXELS_PER_SECOND: dict[Kind, int] = {  # what one core packs, roughly
 }
 _BATCH_SECONDS = 0.03  # handed over at once: small beside the whole, long beside what the handing over takes
 _POOL_SECONDS = 8.0  # a set that one core packs in this time is not worth the start of processes (0.5 s of each core)
+_JUDGED = 16  # images by which the size of a set is judged
 _SMALL_SET_THREADS = 4
 _PIXELS_IN_FLIGHT = 16_000_000  # decoded, resized and encoded side by side: about 20 bytes a pixel
 _PIXELS_PER_PROCESS = 8_000_000  # where there are so many that the limit above would leave some idle
@@ -184,12 +185,10 @@ def _batches(sources: Sequence[Source], kind: Kind, max_pixels: int) -> Iterator
 
 
 def _is_large(sources: Sequence[Source], kind: Kind) -> bool:
-    enough, total = _POOL_SECONDS * _PIXELS_PER_SECOND[kind], 0
-    for source in sources:
-        total += sum(_pixels(source))
-        if total >= enough:
-            return True
-    return False
+    """True when one core would take more than `_POOL_SECONDS`, judged by the first images."""
+    first = sources[:_JUDGED]
+    pixels = sum(sum(_pixels(source)) for source in first) * len(sources) / max(1, len(first))
+    return pixels > _POOL_SECONDS * _PIXELS_PER_SECOND[kind]
 
 
 def _pixels(source: Source) -> Iterator[int]:

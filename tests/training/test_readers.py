@@ -1,0 +1,187 @@
+"""Each kind of data set trains by the command, from each reader."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # the support modules of the data tests
+
+from packed_sets import noise, write_set
+from serving import Server
+
+from hpcdistill import train
+from hpcdistill.data.needs import Needs
+from hpcdistill.errors import UserError
+from hpcdistill.methods import METHODS
+from hpcdistill.methods.base import Batch, Carry, Group, Method, MethodConfig, OptimizerSettings, Phase, Terms
+from hpcdistill.models.registry import GENERATORS
+from hpcdistill.ops.bicubic import downsample_uint8
+
+
+class Translator(nn.Module):
+    """A generator of one layer: [B, 3, H, W] in [-1, 1] to the same."""
+
+    takes = "image"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = {}
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        translated: Tensor = self.layer(image)
+        return translated
+
+
+class Translation(Method):
+    """a to b: by L1 where they are pairs, by the mean colour where they are not."""
+
+    class Config(MethodConfig):
+        name: Literal["translation"] = "translation"
+        kind: Literal["paired", "unpaired"]
+
+    version: ClassVar[int] = 1
+
+    def __init__(self, config: Config, frozen: Mapping[str, nn.Module] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.generator = Translator()
+        self.groups = {"generator": Group(self.generator, OptimizerSettings())}
+        self.generators = {"generator": self.generator}
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("generator", "generator", self.loss),)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(self.config.kind)
+
+    def loss(self, batch: Batch, carry: Carry) -> Terms:
+        assert batch["a"].shape == batch["b"].shape == (4, 3, 8, 8)
+        assert batch["a"].abs().max() <= 1
+        translated, target = self.call("generator", batch["a"]), batch["b"]
+        if self.config.kind == "unpaired":
+            translated, target = translated.mean((0, 2, 3)), target.mean((0, 2, 3))
+        return {"l1": (translated - target).abs().mean()}
+
+
+METHOD = {"lr-hr": "name: plain_sr, scale: 2", "paired": "name: translation, kind: paired"}
+METHOD["unpaired"] = METHOD["paired"].replace("paired", "unpaired")
+READERS = ("none", "ram", "stream", "http", "staged", "staged stream")
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders lr-hr, paired and unpaired: seven samples in shards of three."""
+    folder = tmp_path_factory.mktemp("sets")
+    photos = [noise(20, 24, seed) for seed in range(7)]
+    super_resolution = [{"hr.png": photo, "lr2.png": downsample_uint8(photo, 2)} for photo in photos]
+    write_set(folder / "lr-hr", "lr-hr", super_resolution, scales=(2,))
+    write_set(folder / "paired", "paired", [{"ab.jpg": noise(16, 32, seed)} for seed in range(7)])
+    domains = [{"a.jpg": noise(16, 16, seed)} for seed in range(4)] + [
+        {"b.png": noise(16, 20, 9 + n)} for n in range(3)
+    ]
+    write_set(folder / "unpaired", "unpaired", domains)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def toy_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "translation", Translation)
+    monkeypatch.setitem(GENERATORS, "Translator", Translator)
+
+
+def command(kind: str, sets: Path, folder: Path, reader: str, address: str = "") -> list[str]:
+    config = folder / f"{kind}.yaml"
+    sizes = "patch: 16" if kind == "lr-hr" else "load_size: 12, crop: 8"
+    config.write_text(
+        f"name: {kind}\nmethod: {{{METHOD[kind]}}}\nruns: {folder / 'runs'}\n"
+        f"data: {{train: '{sets / kind}', {sizes}, workers: 2, samples_per_epoch: 16}}\n"
+        "train: {steps: 6, batch_size: 4, device: cpu, trackers: [], log_every: 1, checkpoint_every: 3}\n"
+    )
+    more = {
+        "none": [],
+        "ram": ["data.cache=ram"],
+        "stream": ["data.reader=stream"],
+        "http": ["data.reader=stream", f"data.train={address}{kind}"],
+        "staged": [f"data.stage={folder / 'scratch'}"],
+        "staged stream": [f"data.stage={folder / 'scratch'}", "data.reader=stream", f"data.train={address}{kind}"],
+    }
+    return [str(config), *more[reader]]
+
+
+def results(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[dict[str, Any]]]:
+    [run] = (folder / "runs").iterdir()
+    [weights] = (run / "generators" / "last").glob("*.safetensors")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return json.loads((run / "result.json").read_text()), load_file(weights), lines
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", METHOD)
+def test_each_kind_trains_from_each_reader(kind: str, reader: str, sets: Path, tmp_path: Path) -> None:
+    with Server(sets) as server:
+        assert train.main(command(kind, sets, tmp_path, reader, server.address())) == 0
+        assert any(request.path.endswith(".tar") for request in server.requests) == (
+            reader in ("http", "staged stream")
+        )
+    result, weights, lines = results(tmp_path)
+    assert result["steps"] == 6
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+@pytest.mark.parametrize("kind", METHOD)
+def test_the_indexed_readers_give_the_same_run(kind: str, sets: Path, tmp_path: Path) -> None:
+    ends = []
+    for reader in ("none", "ram", "staged"):
+        folder = tmp_path / reader
+        folder.mkdir()
+        train.main(command(kind, sets, folder, reader))
+        ends.append(results(folder))
+    for result, weights, _ in ends[1:]:
+        assert result["identity"] == ends[0][0]["identity"]
+        assert all(torch.equal(weights[name], ends[0][1][name]) for name in weights)
+
+
+def test_the_order_of_a_stream_is_part_of_a_run_s_identity(sets: Path, tmp_path: Path) -> None:
+    identities = []
+    for reader in ("none", "stream", "http"):
+        folder = tmp_path / reader
+        folder.mkdir()
+        with Server(sets) as server:
+            train.main(command("paired", sets, folder, reader, server.address()))
+        identities.append(results(folder)[0]["identity"])
+    assert identities[0] != identities[1] == identities[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "message"),
+    [
+        ("paired", ["data.train={sets}/unpaired"], r"holds unpaired samples, the method needs paired"),
+        ("lr-hr", ["data.train={sets}/paired"], r"holds paired samples, the method needs lr-hr"),
+        ("paired", ["data.crop=13"], r"data.crop"),
+        ("paired", ["data.train=http://127.0.0.1:9/paired"], r"could not|cannot|refused"),
+        ("paired", ["data.train=s3://bucket/paired", "data.reader=stream"], r"s3"),
+        ("paired", ["data.train=pipe:cat", "data.reader=stream"], r"pipe"),
+        ("paired", ["data.reader=stream", "data.cache=ram"], r"data.cache"),
+        ("paired", ["data.stage={sets}/paired/index.json"], r"index.json"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_written(
+    kind: str, more: list[str], message: str, sets: Path, tmp_path: Path
+) -> None:
+    arguments = [*command(kind, sets, tmp_path, "none"), *(part.format(sets=sets) for part in more)]
+    with pytest.raises(UserError, match=message):
+        train.main(arguments)
+    assert not (tmp_path / "runs").exists()
