@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
         "--lr",
         choices=["computed", "official"],
         default="computed",
-        help="down-sampled images: MATLAB's bicubic, computed here, or the official ones of the set (default: computed)",
+        help="down-sampled images: MATLAB's bicubic, computed here, or the official ones (default: computed)",
     )
     parser.add_argument(
         "--on-error", choices=["stop", "skip"], default="stop", help="what to do with a bad image (default: stop)"

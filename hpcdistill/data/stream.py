@@ -6,7 +6,8 @@ The order of the samples and the point where a run resumes are therefore NOT exa
 - a slot is one reader process of one rank; in each pass over the data the shards are dealt to the slots anew, or, when
   there are fewer shards than slots, slots share a shard and take its samples in turn. So each sample is taken once in
   each pass, but the slots come to the end of a pass at different steps;
-- within a slot the samples of a pass are mixed by a buffer of `data.shuffle_buffer` samples, never beyond the pass;
+- within a slot the samples of a pass are mixed by a buffer of `data.shuffle_buffer` samples (their files, not
+  decoded: a thousand DIV2K images take 5 GB in each reader process), never beyond the pass;
 - the batches are the same for the same (seed, ranks, workers, first step), and others when one of them changes. A run
   resumed at step k starts a pass of its own: some samples come twice and others not until the next pass. What was
   drawn before it is not repeated, as shards are dealt by (seed, pass, first step) and crops by the draw's number.

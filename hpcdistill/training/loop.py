@@ -98,6 +98,7 @@ def train(
     culprits: dict[str, Tensor] = {}  # term -> 0-dim bool: it was the first to be non-finite
     good_buffers = GoodBuffers(method.generators)
 
+    share = config.batch_size // accelerator.num_processes
     segments = _place(method.segments(), steps)
     loader = reader.loader(position.step, steps, workers, device.type == "cuda")
     listening = contextlib.nullcontext(signals) if signals else StopSignals()
@@ -108,6 +109,8 @@ def train(
             if step == segment_start:
                 _enter(segment, method, evaluated, folder)
             torch.manual_seed(step_seed(seed, step, accelerator.process_index))
+            first = step * config.batch_size + accelerator.process_index * share
+            batch = {"number": torch.arange(first, first + share), **batch}  # which of the run's draws they are
             batch = {key: _moved(value, device, layout) for key, value in batch.items()}
             parts = _cut(batch, config.accumulation)
             carries = [Carry() for _ in parts]

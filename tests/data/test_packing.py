@@ -21,7 +21,7 @@ from PIL import Image
 
 from hpcdistill.data.index import load_index
 from hpcdistill.data.packing import pack
-from hpcdistill.data.recipes import Recipe, find_sources, load_recipe, recipe_names
+from hpcdistill.data.recipes import load_recipe, recipe_names
 from hpcdistill.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,12 +107,16 @@ def test_index_says_where_each_byte_is(source: Path, tmp_path: Path) -> None:
             assert decoded.size == (hr.width, hr.height)
 
 
-def test_same_bytes_twice_whatever_the_threads_and_the_place(source: Path, tmp_path: Path) -> None:
-    first = packed(source, tmp_path / "a", workers=1)
+def test_same_bytes_twice_whatever_the_threads_and_the_place(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = packed(source, tmp_path / "a", processes=1)
     elsewhere = source.rename(tmp_path / "elsewhere")
     for path in elsewhere.iterdir():
         os.utime(path, (1, 1))
-    assert packed(elsewhere, tmp_path / "b" / "deeper", workers=4) == first
+    monkeypatch.setattr("hpcdistill.data.pack_pool._BATCH_SECONDS", 0)  # so that each thread gets an image
+    monkeypatch.setattr("hpcdistill.data.pack_pool.available_cores", lambda: 4)
+    assert packed(elsewhere, tmp_path / "b" / "deeper") == first
 
 
 def test_shards_are_cut_by_bytes_too(source: Path, tmp_path: Path) -> None:
@@ -394,57 +398,6 @@ def test_splits_and_an_unsplit_set_do_not_share_a_folder(source: Path, tmp_path:
         pack(load_recipe("photos"), None, out / "train")
 
 
-def test_every_recipe_loads() -> None:
-    assert recipe_names() == ["b100", "bsd", "folder", "photos", "set14", "set5", "t91", "urban100"]
-    for name in recipe_names():
-        assert load_recipe(name).name == name
-
-
-@pytest.mark.parametrize("layout", [".", "HR", "Set5/HR", "Set5"])
-def test_layouts_of_a_test_set_and_the_number_of_images(tmp_path: Path, layout: str) -> None:
-    folder = tmp_path / layout
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(4):
-        Image.fromarray(image(number)).save(folder / f"{number}.png")
-    with pytest.raises(UserError, match="found 4 images, the recipe set5 expects 5"):
-        find_sources(load_recipe("set5"), tmp_path)
-    Image.fromarray(image(4)).save(folder / "4.png")
-    found = find_sources(load_recipe("set5"), tmp_path)["all"]
-    assert [source.name for source in found] == [f"{n}.png" for n in range(5)]
-
-
-def test_recipe_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no recipe 'sett5'; did you mean 'set5'"):
-        load_recipe("sett5")
-    with pytest.raises(UserError, match=r"no such recipe file"):
-        load_recipe(str(tmp_path / "mine.yaml"))
-    with pytest.raises(UserError, match="needs the folder of its images: --source DIR"):
-        find_sources(load_recipe("bsd"), None)
-    with pytest.raises(UserError, match="leave --source out"):
-        find_sources(load_recipe("photos"), tmp_path)
-    with pytest.raises(UserError, match=r"no images of bsd; expected them in the folder's BSDS500_train and BSDS500_"):
-        find_sources(load_recipe("bsd"), tmp_path)
-    with pytest.raises(UserError, match="nothing: no such folder"):
-        find_sources(load_recipe("set5"), tmp_path / "nothing")
-
-
-def test_own_recipe(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text("name: mine\ntitle: t\nlicence: l\norigin: o\nplaces: [[a, b]]\nimages: 2\n")
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        Image.fromarray(image(0)).save(tmp_path / name / "same.png")
-    recipe = load_recipe(str(path))
-    assert isinstance(recipe, Recipe)
-    assert [source.name for source in find_sources(recipe, tmp_path)["all"]] == ["a/same.png", "b/same.png"]
-    path.write_text("name: mine\ntitle: t\nlicense: l\norigin: o\n")
-    with pytest.raises(UserError, match=r"mine\.yaml: (licence: Field required|license: did you mean 'licence'\?)"):
-        load_recipe(str(path))
-    path.write_text("name: [")
-    with pytest.raises(UserError, match="not readable as YAML"):
-        load_recipe(str(path))
-
-
 def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"shards_{name}", ROOT / "shards" / f"{name}.py")
     assert spec is not None
@@ -459,6 +412,20 @@ def test_help_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         script("pack").main(["--help"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in recipe_names())
+
+
+def test_folders_by_default(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HPCDISTILL_DATA", str(tmp_path / "root"))
+    with pytest.raises(UserError, match=r"needs the folder of its images: --source DIR$"):
+        script("pack").main(["folder"])
+    (tmp_path / "root" / "sources").mkdir(parents=True)
+    source.rename(tmp_path / "root" / "sources" / "folder")
+    script("pack").main(["folder"])
+    assert len(load_index(tmp_path / "root" / "folder").samples) == 7
+    with pytest.raises(UserError, match="--processes 0: must be 1 or more"):
+        script("pack").main(["folder", "--processes", "0"])
 
 
 def test_command_line(source: Path, tmp_path: Path) -> None:
@@ -483,5 +450,3 @@ def test_real_sets(test_data: Path, tmp_path: Path) -> None:
     butterfly = next(sample for sample in index.samples if "butterfly" in sample.source)
     hr, lr = butterfly.members["hr.png"], butterfly.members["lr4.png"]
     assert (hr.height, hr.width, lr.height, lr.width) == (256, 256, 64, 64)
-    for name, count in (("bsd", 399), ("t91", 91)):
-        assert len(find_sources(load_recipe(name), test_data / "sr_train")["all"]) == count
