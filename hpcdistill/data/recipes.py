@@ -24,7 +24,8 @@ OWN: dict[Kind, str] = {"lr-hr": "folder", "paired": "paired", "unpaired": "unpa
 
 Split = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 Role = Literal["hr", "lr2", "lr3", "lr4", "a", "b", "ab"]
-Folders = dict[Role, tuple[str, ...]]  # below the root; several are joined in this order
+_Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Folders = dict[Role, _Names]  # below the root; several are joined in this order
 
 _ROLES: dict[Kind, tuple[tuple[Role, ...], ...]] = {  # what a split may consist of, apart from official LRs
     "lr-hr": (("hr",),),
@@ -45,7 +46,7 @@ class Recipe(Section):
     downloads: tuple[Download, ...] = Field((), description="the archives, with their mirrors, sizes and checksums")
     members: tuple[str, ...] = Field((), description="beginnings of the paths to unpack of the archives; () = all")
     roots: tuple[str, ...] = Field((".",), min_length=1, description="folders below the source that may be the set's")
-    layouts: tuple[dict[Split, Folders], ...] = Field(
+    layouts: tuple[Annotated[dict[Split, Folders], Field(min_length=1)], ...] = Field(
         min_length=1,
         description="split -> role -> folder; the first alternative whose folders all have images is taken",
     )
@@ -76,6 +77,12 @@ class Recipe(Section):
                     raise ValueError(f"{self.kind} splits consist of {allowed}; {split} has {'+'.join(folders)}")
                 if UNSPLIT in layout and len(layout) > 1:
                     raise ValueError(f"'{UNSPLIT}' stands for a set without splits; rename it or the others")
+        known = {split for layout in self.layouts for split in layout}
+        for split in (*self.images, *self.files):
+            if split not in known:
+                raise ValueError(
+                    f"no layout has the split '{split}' that images or files name; {nearest(split, known)}"
+                )
         return self
 
     @property
@@ -113,10 +120,13 @@ def load_recipe(name: str) -> Recipe:
     try:
         return Recipe(**raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "layouts"
-        unknown = first["type"] == "extra_forbidden" and len(first["loc"]) == 1
-        hint = nearest(key, Recipe.model_fields) if unknown else first["msg"]
+        # An unknown key first: what is missing is then most likely what it was meant to be.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "layouts"
+        hint = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            fields = Recipe.model_fields if len(first["loc"]) == 1 else Download.model_fields
+            hint = f"unknown key; {nearest(str(first['loc'][-1]), fields)}"
         raise UserError(f"{path}: {key}: {hint}") from None
 
 

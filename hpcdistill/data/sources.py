@@ -44,7 +44,8 @@ def find_sources(recipe: Recipe, source: Path | None, *, official_lr: bool = Fal
         official = any(map(_is_lr, roles))
         if official_lr and not official:
             raise UserError(f"the recipe {recipe.name} has no official LR images; leave `--lr official` out")
-        wanted = roles if official_lr else {role: folders for role, folders in roles.items() if not _is_lr(role)}
+        # HR before its LRs, however the recipe lists them.
+        wanted = {role: roles[role] for role in sorted(roles, key=_is_lr) if official_lr or not _is_lr(role)}
         listed = {role: _images(root, role, folders, recipe, split) for role, folders in wanted.items()}
         _check_counts(recipe, root, split, wanted, listed)
         found[split] = _samples(recipe, listed)
@@ -127,7 +128,7 @@ def _check_left_out(recipe: Recipe, root: Path, chosen: dict[str, Folders]) -> N
     for layout in recipe.layouts:
         for split, roles in layout.items():
             folders = _folders({split: roles})
-            if split in chosen or taken & set(folders):
+            if split in chosen or split == UNSPLIT or taken & set(folders):
                 continue
             there = any((root / folder).is_dir() for folder in folders)
             if there and not all(_has_images(root / folder) for folder in folders):
