@@ -143,7 +143,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
         (HEAD + "layouts: [{all: {hr: x}, test: {hr: y}}]\n", r"'all' stands for a set without splits; rename it"),
         (HEAD + "layouts: [{}]\n", r"layouts\.0: Dictionary should have at least 1 item"),
         (HEAD + "layouts: [{train: {hr: []}}]\n", r"layouts\.0\.train\.hr: Tuple should have at least 1 item"),
-        (HEAD + HR + "images: {tran: {hr: 3}}\n", r"none has the split 'tran' .*; did you mean 'train'\?$"),
+        (HEAD + HR + "images: {tran: {hr: 3}}\n", r"no layout has the split 'tran' .*; did you mean 'train'\?$"),
     ],
 )
 def test_wrong_recipes_are_one_line(tmp_path: Path, content: str, line: str) -> None:

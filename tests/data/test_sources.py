@@ -104,7 +104,7 @@ def test_pairs_are_matched_by_name_whatever_their_suffixes(tmp_path: Path) -> No
         (
             "1.png 2.png",
             "1.png",
-            r"A/2\.png: has no partner 2\.\* in .*/B \(a and b belong together\); add it, or take",
+            r"A/2\.png: has no partner 2\.\* in .*/B \(a and b belong together\); add it",
         ),
         ("1.png", "1.png 2.png", r"B/2\.png: has no partner 2\.\* in .*/A "),
         ("1.png", "1.png 1.jpg", r"B/1\.png: has the same name as .*/B/1\.jpg, so its partner cannot be told"),
@@ -135,9 +135,7 @@ def test_half_a_split_is_not_left_out_silently(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"testB: no images in this folder; .*; the split 'test' needs it"):
         find_sources(UNPAIRED, root)
     (root / "testB").rmdir()
-    with pytest.raises(
-        UserError, match=r"testB: no such folder, but .*/testA has images; the split 'test' needs testA"
-    ):
+    with pytest.raises(UserError, match=r"testB: no such folder, but .*/testA has images; the split 'test' needs"):
         find_sources(UNPAIRED, root)
     with pytest.raises(UserError, match=r"val: no images in this folder; .*; the split 'val' needs it"):
         find_sources(PAIRED, fill(tmp_path / "pairs", train="1.png", val="", test="1.png"))
@@ -241,9 +239,7 @@ def test_wrong_folders(tmp_path: Path) -> None:
     line = r"no images of horse2zebra; .* trainA and trainB and testA and testB, or the same in its folder horse2zebra"
     with pytest.raises(UserError, match=line):
         find_sources(load_recipe("horse2zebra"), tmp_path)
-    with pytest.raises(
-        UserError, match=r"no images of paired; expected them in the folder's train and val and test; or"
-    ):
+    with pytest.raises(UserError, match=r"no images of paired; expected them in the folder's train and val and test;"):
         find_sources(PAIRED, tmp_path)
     with pytest.raises(UserError, match=r"no images in this folder; its folders inside have some: name one of them"):
         find_sources(load_recipe("folder"), fill(tmp_path, inside="1.png"))
