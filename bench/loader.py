@@ -213,7 +213,7 @@ class Stopwatch:
         data = "hpcdistill.data"
         stages = {
             "reading": ("os.pread",),
-            "decoding": (f"{data}.cache.read_packed", f"{data}.stream_batches.read_rgb"),
+            "decoding": (f"{data}.cache.read_packed", f"{data}.stream_batches.read_packed"),
             "augmenting": (
                 *(f"{data}.{module}.luma_uint8" for module in ("cache", "stream_batches")),
                 *(f"{data}.{module}.resized" for module in ("domains", "stream_batches")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
@@ -40,8 +41,16 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
             raise
         fail(f"{error.filename or 'writing'}: {_SYSTEM_ERRORS[error.errno]}")
     except KeyboardInterrupt:
+        err.print("stopped", style="yellow")
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(code or 0)
+
+
+def positive(text: str) -> int:
+    """For argparse: an integer of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, 1 or more")
+    return int(text)
 
 
 def fail(message: str) -> None:

@@ -1,7 +1,8 @@
-"""`python -m hpcdistill.evaluate RUN_OR_CHECKPOINT --data SET`: PSNR and SSIM of a trained generator, or of bicubic.
+"""`python -m hpcdistill.evaluate RUN_OR_CHECKPOINT --data SET`: how good a trained generator is, or bicubic.
 
-RUN is a run folder (`runs/<name>-<8 hex>`), CHECKPOINT a generator's .safetensors file, SET a packed data set or a
-folder of HR images.
+RUN is a run folder (`runs/<name>-<8 hex>`), CHECKPOINT a generator's .safetensors file, SET a packed data set or, for
+super-resolution, a folder of HR images. Super-resolution is measured by PSNR and SSIM, translation by FID and KID and,
+with pairs, PSNR and LPIPS.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hpcdistill.metrics.sr_evaluation import SRImages, SRResult
+    from hpcdistill.metrics.translation_evaluation import TranslationResult
 
 BASELINES = ("bicubic",)
 BASELINE_SCALES = (2, 3, 4, 8)
+TRANSLATION_OPTIONS = ("size", "real", "features", "direction")
 
 
 def main(argv: list[str]) -> int:
@@ -37,7 +40,11 @@ def main(argv: list[str]) -> int:
         model, generator, scale = _baseline(arguments)
     else:
         path = generator_file(arguments.model, arguments.which, arguments.generator)
-        model, generator, scale = str(path), *_trained(path, arguments.scale)
+        generator = _load(path)
+        if generator.takes == "image":
+            return _translation(generator, path, arguments)
+        model, scale = str(path), _scale_of(generator, path, arguments.scale)
+    _refuse_translation_options(arguments)
     # Imported only now: --help and a misspelt path answer at once.
     from hpcdistill.metrics.sr_evaluation import load_test_set
 
@@ -56,10 +63,11 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hpcdistill.evaluate",
-        description="PSNR and SSIM on luma, per image and mean, of a trained generator or of bicubic enlargement.",
+        description="Super-resolution: PSNR and SSIM on luma, per image and mean, of a trained generator or of bicubic "
+        "enlargement. Translation: FID and KID; for pairs also PSNR (RGB) and LPIPS.",
     )
     parser.add_argument("model", nargs="?", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder or .safetensors")
-    parser.add_argument("--data", type=Path, required=True, help="packed data set, or folder of HR images")
+    parser.add_argument("--data", type=Path, required=True, help="packed data set, or (SR) folder of HR images")
     parser.add_argument("--baseline", metavar="NAME", help="evaluate this instead of a run: bicubic (give --scale)")
     parser.add_argument("--scale", type=int, help="super-resolution factor; a network knows its own")
     parser.add_argument(
@@ -68,10 +76,15 @@ def _parser() -> argparse.ArgumentParser:
         default="pisr",
         help="pisr (default): the output is rounded to 8 bits, the reference is not; matlab: both are",
     )
+    translation = parser.add_argument_group("translation", "by default as the run was configured")
+    translation.add_argument("--size", type=int, help="side that test images are resized to, pixels")
+    translation.add_argument("--real", choices=("train+test", "test"), help="real images that FID compares with")
+    translation.add_argument("--features", choices=("inception", "efficientnet-lite0"), help="inception: FID and KID")
+    translation.add_argument("--direction", choices=("AtoB", "BtoA"), help="which domain is translated to which")
     parser.add_argument("--which", choices=("best", "last"), default="best", help="which of a run's weights")
     parser.add_argument("--generator", metavar="NAME", help="which of a run's networks; default: its student")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--save-images", type=Path, metavar="DIR", help="write the enlarged images there as PNG")
+    parser.add_argument("--save-images", type=Path, metavar="DIR", help="write the outputs there as PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -124,28 +137,60 @@ def _baseline(arguments: argparse.Namespace) -> tuple[str, nn.Module, int]:
     return name, bicubic_upsampler(scale), scale
 
 
-def _trained(path: Path, scale: int | None) -> tuple[nn.Module, int]:
+def _load(path: Path) -> nn.Module:
     from hpcdistill.models.registry import load_generator
 
-    generator, _ = load_generator(path)
+    return load_generator(path)[0]
+
+
+def _scale_of(generator: nn.Module, path: Path, scale: int | None) -> int:
     own = getattr(generator, "scale", None)
     if not isinstance(own, int):
         raise UserError(f"{path}: a {type(generator).__name__} is no super-resolution network; give one that enlarges")
     if scale not in (None, own):
         raise UserError(f"--scale {scale}: {path} enlarges x{own}; leave --scale out or use a network of x{scale}")
-    return generator, own
+    return own
+
+
+def _refuse_translation_options(arguments: argparse.Namespace) -> None:
+    for name in TRANSLATION_OPTIONS:
+        if getattr(arguments, name) is not None:
+            raise UserError(f"--{name} is for networks that translate images; leave it out for super-resolution")
+
+
+def _translation(generator: nn.Module, path: Path, arguments: argparse.Namespace) -> int:
+    """Evaluate a network that translates images, and print its numbers with how they were made."""
+    from hpcdistill.metrics.trained_translation import TranslationOptions, evaluate_translation
+
+    if arguments.scale is not None:
+        raise UserError(f"--scale {arguments.scale}: {path} translates images and enlarges none; leave --scale out")
+    if arguments.size is not None and arguments.size < 1:
+        raise UserError(f"--size {arguments.size}: must be 1 pixel or more")
+    options = TranslationOptions(**{name: getattr(arguments, name) for name in TRANSLATION_OPTIONS})
+    device = _device(arguments.device)
+    result, about = evaluate_translation(generator, path, arguments.data, options, device, arguments.save_images)
+    if arguments.json:
+        report = {
+            **result.metrics,
+            "images": result.images,
+            "protocol": about,
+            "per_image": result.per_image,
+            "model": str(path),
+            "data": str(arguments.data),
+        }
+        out.out(json.dumps(report, allow_nan=False), highlight=False)
+    else:
+        out.print(f"{path} on {arguments.data}", markup=False, emoji=False, soft_wrap=True)
+        out.print(_metrics_table(result))
+        out.print(about["note"], markup=False, emoji=False, soft_wrap=True)
+    return 0
 
 
 def _evaluate(generator: nn.Module, images: SRImages, scale: int, arguments: argparse.Namespace) -> SRResult:
     """`evaluate_sr` with a progress bar, keeping the enlarged images where they are asked for."""
-    import torch
-
     from hpcdistill.metrics.sr_evaluation import ImageRow, evaluate_image, evaluating, summarise
 
-    available = torch.cuda.is_available()
-    if arguments.device == "cuda" and not available:
-        raise UserError("--device cuda: no CUDA device is visible; use --device cpu, or run where there is a GPU")
-    device = "cuda" if available and arguments.device != "cpu" else "cpu"
+    device = _device(arguments.device)
     generator.to(device)
     rows: list[ImageRow] = []
     if arguments.save_images:
@@ -166,6 +211,24 @@ def _evaluate(generator: nn.Module, images: SRImages, scale: int, arguments: arg
     if arguments.save_images:
         say(f"wrote {len(rows)} images to {arguments.save_images}")
     return summarise(rows, scale, arguments.rule)
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise UserError("--device cuda: no CUDA device is visible; use --device cpu, or run where there is a GPU")
+    return "cuda" if available and asked != "cpu" else "cpu"
+
+
+def _metrics_table(result: TranslationResult) -> Table:
+    table = Table()
+    table.add_column("metric")
+    table.add_column(f"mean of {result.images}" if result.per_image else f"{result.images} images", justify="right")
+    for metric, value in result.metrics.items():
+        table.add_row(metric, f"{value:.4f}")
+    return table
 
 
 def _table(result: SRResult) -> Table:

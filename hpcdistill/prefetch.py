@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
     for name in names:
         table.add_row(f"weights {name}", str(fetch_weights(name, options.mirror)))
     out.print(table)
-    say(f"all is there; on a machine without a network set {VARIABLE}={data_root()}")
+    say(f"all is there; on a machine without a network set {VARIABLE}={data_root().resolve()}")
 
 
 def _prefetch_set(place: str, mirror: str | None) -> str:

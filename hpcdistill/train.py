@@ -24,9 +24,10 @@ from hpcdistill.data.builtin import pack_missing
 from hpcdistill.data.counter import step_seed
 from hpcdistill.data.location import is_remote
 from hpcdistill.data.readers import open_reader
+from hpcdistill.data.staging import StagingStopped
 from hpcdistill.methods import METHODS
 from hpcdistill.methods.base import Method
-from hpcdistill.metrics.run_evaluators import SRRunEvaluator
+from hpcdistill.metrics.run_evaluators import open_evaluator
 from hpcdistill.models.registry import load_generator, load_weights
 from hpcdistill.sweep.identity import identify, run_folder, selected_set, weights_file
 from hpcdistill.sweep.requirements import check_present, needed_sets
@@ -123,16 +124,22 @@ def _train(
     torch.manual_seed(step_seed(config.seed, 0, 0))  # initial weights: the same on every rank
     method = METHODS[config.method.name](config.method, frozen)  # type: ignore[call-arg]
     _initialise(method, config)
+    method.prepare(config.data.crop)
     needs = method.needs
-    reader = open_reader(
-        config.data.train,
-        needs,
-        config.data,
-        config.seed,
-        config.train.batch_size,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    try:
+        reader = open_reader(
+            config.data.train,
+            needs,
+            config.data,
+            config.seed,
+            config.train.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+            lambda: signals is not None and signals.received,
+        )
+    except StagingStopped:
+        say(f"{config.name}: stopped while staging; the same command goes on from here")
+        return None
     per_epoch = config.data.samples_per_epoch or reader.samples
     steps = config.train.steps or max(1, round(config.train.epochs * per_epoch / config.train.batch_size))
     selected = selected_set(config)
@@ -140,8 +147,7 @@ def _train(
         warn(f"{config.name}: data.eval is empty; nothing will be evaluated")
     evaluator = None
     if selected is not None:
-        generator = next(iter(method.generators))
-        evaluator = SRRunEvaluator(config.data.eval, selected, generator, needs, config.eval, accelerator)
+        evaluator = open_evaluator(config.data, config.eval, selected, needs, method.generators, accelerator)
     # Everything that can be wrong with the configuration has been said; only now is something written.
     if accelerator.is_main_process:
         folder.create(to_yaml(_self_contained(loaded)), identity)
@@ -183,6 +189,7 @@ def _train(
         "last": outcome.position.last,
         "protocol": evaluator.protocol() if evaluator else None,
         "teacher": run_name(loaded.teacher) if loaded.teacher else None,
+        "weights": method.origins,
         "revision": code_revision(),
     }
     if accelerator.is_main_process:
@@ -240,6 +247,7 @@ def _show(result: dict[str, Any]) -> None:
     if not is_main_process():
         return
     table = Table(title=f"{result['name']}-{result['identity']}: {result['steps']} steps, {result['seconds']:.0f} s")
+    table.caption = (result["protocol"] or {}).get("note")
     table.add_column("metric")
     for which in ("best", "last"):
         table.add_column(f"{which} (step {result[which]['step']})" if result[which] else which, justify="right")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
-from hpcdistill.command import run_command
+from hpcdistill.command import positive, run_command
 from hpcdistill.console import say
 from hpcdistill.data.fetching import fetch, obtain
+from hpcdistill.data.images import MAX_PIXELS
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.data.recipes import load_recipe, recipe_names
 
@@ -42,7 +44,17 @@ def main(arguments: list[str]) -> None:
         "--out", type=Path, metavar="DIR", help=f"folder of the packed set (default: ${VARIABLE}/RECIPE)"
     )
     parser.add_argument("--no-pack", action="store_true", help="stop after unpacking")
-    parser.add_argument("--processes", type=int, metavar="N", help="packing processes (default: all cores)")
+    parser.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="packing: what to do with a bad image (default: stop)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="packing: replace another data set in --out")
+    parser.add_argument(
+        "--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="packing: refuse images with more pixels"
+    )
+    parser.add_argument("--processes", type=positive, metavar="N", help="packing processes (default: all cores)")
     options = parser.parse_args(arguments)
     recipe = load_recipe(options.recipe)
     what = {"origin": options.origin, "mirror": options.mirror, "parts": options.parts}
@@ -51,9 +63,18 @@ def main(arguments: list[str]) -> None:
         if source is None:
             say(f"the recipe {recipe.name} ships inside {recipe.builtin}; there is nothing to fetch")
         else:
-            say(f"next: python shards/pack.py {options.recipe} --source {source} --out {data_root() / recipe.name}")
+            official = " --lr official" if "lr" in options.parts else ""
+            say(f"next: python shards/pack.py {options.recipe} --source {shlex.quote(str(source))}{official}")
         return
-    obtain(recipe, options.out or data_root() / recipe.name, processes=options.processes, **what)
+    obtain(
+        recipe,
+        options.out or data_root() / recipe.name,
+        on_error=options.on_error,
+        overwrite=options.overwrite,
+        max_pixels=options.max_pixels,
+        processes=options.processes,
+        **what,
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from hpcdistill.command import run_command
 from hpcdistill.console import out, say, warn
 from hpcdistill.data.duplicates import Duplicate, Findings, find_duplicates
 from hpcdistill.data.location import join
-from hpcdistill.data.repair import repair_by_fetching, repair_index, repair_shards
+from hpcdistill.data.repair import repair_by_fetching, repair_by_name, repair_index, repair_shards
 from hpcdistill.data.verify import Report, data_sets, verify
 from hpcdistill.errors import UserError
 
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     if options.place is not None and len(options.folders) > 1:
         parser.error("--from mends one DIR at a time")
     reports = []
-    for folder in _folders(options.folders, options.place):
+    for folder in _folders(options.folders, options.place, options.repair):
         report = verify(folder)
         if options.repair and report.faults:
             report = _repaired(report, _copy_of(folder, options.folders[0], options.place))
@@ -68,8 +68,16 @@ def main(arguments: list[str]) -> int:
     return EXIT_FAULTS if failed else 0
 
 
-def _folders(given: Sequence[Path], place: str | None) -> list[Path]:
-    """The data sets to check, each once; with a copy to mend them from, their indices are mended first."""
+def _folders(given: Sequence[Path], place: str | None, repair: bool) -> list[Path]:
+    """The data sets to check, each once; when they are to be mended, their indices are mended first."""
+    if repair and place is None:
+        for folder in given:
+            try:
+                data_sets(folder)
+            except UserError as error:
+                warn(str(error))
+                if not repair_by_name(folder):
+                    raise
     if place is not None:
         (folder,) = given
         splits = sorted(path.parent for path in folder.glob("*/index.json"))
@@ -81,7 +89,7 @@ def _folders(given: Sequence[Path], place: str | None) -> list[Path]:
 
 def _copy_of(folder: Path, given: Path, place: str | None) -> str | None:
     """Where the copy of `folder` is, which is `given` or a split in it."""
-    return place if place is None or folder == given else join(place, folder.name)
+    return place if place is None or folder == given else join(place, str(folder.relative_to(given)))
 
 
 def _repaired(report: Report, place: str | None) -> Report:

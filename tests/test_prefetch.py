@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 import tarfile
 from pathlib import Path
@@ -89,6 +90,35 @@ def test_a_compute_node_is_told_what_to_run_and_where(tmp_path: Path, root: Path
     assert str(root / "tiny" / "train") in str(error.value)
     assert str(root / "tiny" / "test") in str(error.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_set_that_is_packed_by_half_is_not_there(tmp_path: Path, root: Path, recipe: Path) -> None:
+    config = write_config(tmp_path)
+    (root / "tiny" / "train").mkdir(parents=True)
+    (root / "tiny" / "train" / "shard-00000.tar").write_bytes(b"of a packer that was killed")
+    (root / "tiny" / "train" / ".shard-00000.json").write_text("{}")
+    write_recipe(recipe, "http://127.0.0.1:9/tiny.tar")
+    with pytest.raises(UserError, match="not on this machine; run"):
+        check_present(load_config([str(config)]))
+    with Server(tmp_path / "served") as server:
+        write_recipe(recipe, server.address("tiny.tar"))
+        prefetch.main([str(config)])
+    assert len(load_index(root / "tiny" / "train").samples) == 3
+
+
+def test_the_command_that_is_named_can_be_pasted(tmp_path: Path, root: Path, recipe: Path) -> None:
+    config = write_config(tmp_path)
+    write_recipe(recipe, "http://127.0.0.1:9/tiny.tar")
+    with pytest.raises(UserError) as error:
+        check_present(load_config([str(config), "data.eval={my set: x}"]))
+    command = str(error.value).split("`")[1]
+    assert shlex.split(command)[-1] == "data.eval={my set: x}"
+
+
+def test_a_tilde_that_the_shell_left_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPCDISTILL_DATA", "~/data")
+    with pytest.raises(UserError, match="has not expanded the ~"):
+        prefetch.main(["--weights", "vgg16"])
 
 
 def test_the_teacher_s_sets_are_needed_too() -> None:

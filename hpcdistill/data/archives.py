@@ -121,9 +121,13 @@ def _damage_named(archive: Path) -> Iterator[None]:
         problem = str(error) or type(error).__name__
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # gzip and bz2 raise it bare; EINVAL: a seek before the beginning
-            raise UserError(f"{archive}: cannot be read ({error.strerror}); check the disk or fetch it again") from None
+            raise UserError(
+                f"{archive}: cannot be read ({error.strerror}); check the disk, or get the archive again"
+            ) from None
         problem = str(error)
-    raise UserError(f"{archive}: damaged ({_printable(problem)}); remove it and fetch it again")
+    raise UserError(
+        f"{archive}: damaged ({_printable(problem)}); get the archive again (a downloaded one: remove it first)"
+    )
 
 
 def _kind(archive: Path, file: IO[bytes]) -> str:

@@ -27,7 +27,8 @@ class DataConfig(Section):
         "inexact in order and resume",
     )
     stage: str | None = operational(
-        None, "folder on node-local scratch that packed sets are copied to, once a node; null = they are read where they lie"
+        None,
+        "folder on node-local scratch that packed sets are copied to, once a node; null = they are read where they lie",
     )
     patch: int = Field(192, gt=0, description="lr-hr: side of the HR patch, pixels; a multiple of the scale")
     load_size: int = Field(286, gt=0, description="paired, unpaired: side that images are resized to (bicubic), pixels")

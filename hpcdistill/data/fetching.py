@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpcdistill.console import say
 from hpcdistill.data.download import Download, check_file, fetch_file
 from hpcdistill.data.index import INDEX_NAME, load_index
-from hpcdistill.data.packing import OnError, pack
+from hpcdistill.data.packing import pack
 from hpcdistill.data.places import downloads_folder, sources_folder
 from hpcdistill.data.recipes import RECIPES, UNSPLIT, Recipe, load_recipe, recipe_names
 from hpcdistill.data.sources import find_sources
@@ -40,6 +41,8 @@ def fetch(
             valid = nearest(part, recipe.parts) if recipe.parts else "it has none"
             raise UserError(f"the recipe {recipe.name} has no optional part '{part}'; {valid}")
     if recipe.builtin:
+        if origin is not None or mirror is not None:
+            raise UserError(f"the recipe {recipe.name} ships inside {recipe.builtin}; leave --from and --mirror out")
         return None
     wanted = [download for download in recipe.downloads if download.optional in (None, *parts)]
     if origin is not None:
@@ -66,12 +69,14 @@ def obtain(
     origin: Path | None = None,
     mirror: str | None = None,
     parts: Sequence[str] = (),
-    on_error: OnError = "stop",
-    processes: int | None = None,
+    **packing: Any,
 ) -> None:
-    """Fetch the recipe's images and pack them into `out`; official LR images when the part `lr` is asked for."""
+    """`fetch` the recipe's images and `pack` them into `out`, with the official LR images when the part `lr` is asked for.
+
+    `packing` goes to `pack`.
+    """
     source = fetch(recipe, origin=origin, mirror=mirror, parts=parts)
-    pack(recipe, source, out, on_error=on_error, official_lr="lr" in parts, processes=processes)
+    pack(recipe, source, out, official_lr="lr" in parts, **packing)
 
 
 def refetch(folder: Path) -> None:
@@ -82,7 +87,21 @@ def refetch(folder: Path) -> None:
     recipe = load_recipe(index.recipe)
     official = index.notes.get("resize") == "official"
     out = folder if index.split == UNSPLIT else folder.parent
+    if not recipe.downloads and not recipe.builtin:
+        raise UserError(
+            f"{folder}: the recipe {recipe.name} has no public address; mend it with --from PACKED_COPY, or pack it again: "
+            f"`python shards/pack.py {recipe.name} --source IMAGES --out {out} --overwrite`"
+        )
     obtain(recipe, out, parts=recipe.parts if official else ())
+
+
+def refetch_named(folder: Path) -> bool:
+    """Fetch and pack what `folder` should hold by its name, whose index is damaged; False when no recipe gives it."""
+    wanted = wanted_at(folder)
+    if wanted is None or not (wanted.recipe.downloads or wanted.recipe.builtin):
+        return False
+    obtain(wanted.recipe, wanted.out, overwrite=True)
+    return True
 
 
 def wanted_at(folder: Path) -> Wanted | None:

@@ -140,7 +140,11 @@ def list_images(folder: Path) -> list[Path]:
         state = "is a file, not a folder of images" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {state}; check the path")
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    images = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+    named = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
+    images = [entry for entry in named if entry.is_file()]
+    for entry in named:
+        if entry.is_symlink() and not entry.exists():
+            raise UserError(f"{entry}: is a link to a file that is not there; mend or remove it")
     if not images:
         hint = f"expected files ending in {', '.join(SUFFIXES)}"
         folders = sorted(entry.name for entry in entries if entry.is_dir() and _has_images(entry))

@@ -26,6 +26,7 @@ import PIL
 from PIL import features
 
 from hpcdistill.console import say, warn
+from hpcdistill.data.disk import exclusive
 from hpcdistill.data.images import MAX_PIXELS
 from hpcdistill.data.index import INDEX_NAME, Index, Kind, Member, Sample, Shard, load_index, role_of
 from hpcdistill.data.pack_pool import packed_ahead
@@ -136,7 +137,9 @@ def pack(
         job = _Job(recipe, split, folder, on_error, max_pixels, processes, shard_samples, shard_bytes, official_lr)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            done[split] = _pack_split(job, sources, overwrite)
+            # Two first runs of an array both find that a set is missing: the second then finds it whole.
+            with exclusive(folder / ".packing.lock", f"{folder}: another process is packing into it; waiting"):
+                done[split] = _pack_split(job, sources, overwrite)
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"{folder}: is a file; choose another --out") from None
         except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -29,22 +29,29 @@ class Reader(Protocol):
 
 
 def open_reader(
-    places: Sequence[str], needs: Needs, config: DataConfig, seed: int, batch_size: int, rank: int = 0, ranks: int = 1
+    places: Sequence[str],
+    needs: Needs,
+    config: DataConfig,
+    seed: int,
+    batch_size: int,
+    rank: int = 0,
+    ranks: int = 1,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Reader:
     """The reader of the data sets at `places` (folders, or http(s) addresses) that `config` and `needs` ask for.
 
     With `data.stage` they are copied to node-local scratch first and read from there. `batch_size` is global.
-    Raises UserError for an address that the indexed reader cannot read, and what the readers raise.
+    Raises StagingStopped when `stopping` says so while they are copied, UserError for an address that the indexed reader cannot read, and what the readers raise.
     """
     if config.stage is not None:
-        places = [str(stage(place, Path(config.stage))) for place in places]
+        places = [str(stage(place, Path(config.stage), stopping)) for place in places]
     if config.reader == "stream":
         return StreamReader(places, needs, config, seed, batch_size, rank, ranks)
     for place in places:
         if is_remote(place):
             raise UserError(
                 f"{shown(place)}: data.reader=indexed reads folders only; use data.reader=stream, or copy it here "
-                "first with data.stage=FOLDER or `python shards/fetch.py`"
+                "first with data.stage=FOLDER or `python shards/stage.py ADDRESS --to FOLDER`"
             )
     folders = [Path(place) for place in places]
     if needs.kind == "lr-hr":

@@ -19,6 +19,7 @@ from hpcdistill.settings import Section
 
 RECIPES = Path(__file__).resolve().parents[2] / "shards" / "recipes"
 UNSPLIT = "all"
+RESERVED = ("downloads", "sources", "weights", "features")  # see data.places
 # Recipes for the images of one's own, by kind.
 OWN: dict[Kind, str] = {"lr-hr": "folder", "paired": "paired", "unpaired": "unpaired"}
 
@@ -55,6 +56,19 @@ class Recipe(Section):
         {}, description="the names of the images, where a folder has others too"
     )
 
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value in RESERVED:
+            raise ValueError(f"'{value}' is a folder of the data root; choose another name")
+        return value
+
+    @field_validator("roots", "members", mode="before")
+    @classmethod
+    def _lists_of_names(cls, value: Any) -> Any:
+        """A name alone stands for a list of one."""
+        return (value,) if isinstance(value, str) else value
+
     @field_validator("layouts", mode="before")
     @classmethod
     def _lists_of_folders(cls, value: Any) -> Any:
@@ -77,6 +91,13 @@ class Recipe(Section):
                     raise ValueError(f"{self.kind} splits consist of {allowed}; {split} has {'+'.join(folders)}")
                 if UNSPLIT in layout and len(layout) > 1:
                     raise ValueError(f"'{UNSPLIT}' stands for a set without splits; rename it or the others")
+        folders_of_layouts = [
+            f for layout in self.layouts for roles in layout.values() for fs in roles.values() for f in fs
+        ]
+        names = [name for names in self.files.values() for name in names]
+        for path in (*self.roots, *self.members, *folders_of_layouts, *names):
+            if path.startswith("/") or ".." in path.split("/"):
+                raise ValueError(f"'{path}' leads out of the source's folder; name a folder or file in it")
         known = {split for layout in self.layouts for split in layout}
         for split in (*self.images, *self.files):
             if split not in known:

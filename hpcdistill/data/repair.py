@@ -65,3 +65,10 @@ def repair_by_fetching(report: Report) -> None:
     from hpcdistill.data.fetching import refetch
 
     refetch(report.folder)
+
+
+def repair_by_name(folder: Path) -> bool:
+    """Fetch and pack what a folder with a damaged index should hold by its name; False when no recipe gives it."""
+    from hpcdistill.data.fetching import refetch_named
+
+    return refetch_named(folder)

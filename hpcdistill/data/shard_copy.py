@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
-from threading import Event
 
 from hpcdistill.data.download import open_stream
 from hpcdistill.data.index import Shard
@@ -35,18 +34,18 @@ def is_whole(path: Path, shard: Shard) -> bool:
         return False
 
 
-def copy_shard(place: str, shard: Shard, target: Path, stop: Event | None = None) -> None:
+def copy_shard(place: str, shard: Shard, target: Path, stop: Callable[[], bool] = lambda: False) -> None:
     """Copy `shard` of the data set at `place` to `target`, which is replaced only by the bytes the index promises.
 
     Raises UserError when the source cannot be read or holds other bytes, OSError when `target` cannot be written, and
-    Stopped once `stop` is set.
+    Stopped once `stop` says so.
     """
     address = join(place, shard.name)
     digest, length = hashlib.sha256(), 0
     with replacing(target) as temporary, closing(_pieces(address)) as pieces:
         with open(temporary, "wb") as file:
             for piece in pieces:
-                if stop is not None and stop.is_set():
+                if stop():
                     raise Stopped
                 length += len(piece)
                 if length > shard.length:

@@ -43,7 +43,7 @@ def find_sources(recipe: Recipe, source: Path | None, *, official_lr: bool = Fal
     for split, roles in layout.items():
         official = any(map(_is_lr, roles))
         if official_lr and not official:
-            raise UserError(f"the recipe {recipe.name} has no official LR images; leave `--lr official` out")
+            raise UserError(f"the recipe {recipe.name} has no official LR images; leave them out (--lr, --with lr)")
         # HR before its LRs, however the recipe lists them.
         wanted = {role: roles[role] for role in sorted(roles, key=_is_lr) if official_lr or not _is_lr(role)}
         listed = {role: _images(root, role, folders, recipe, split) for role, folders in wanted.items()}
@@ -157,7 +157,7 @@ def _not_found(recipe: Recipe, source: Path) -> str:
     known = "; or ".join(dict.fromkeys(" and ".join(map(_called, _folders(layout))) for layout in recipe.layouts))
     roots = [root for root in recipe.roots if root != "."]
     inside = f", or the same in its folder {' or '.join(roots)}" if roots else ""
-    return f"{source}: no images of {recipe.name}; expected them in the folder's {known}{inside}; check --source"
+    return f"{source}: no images of {recipe.name}; expected them in the folder's {known}{inside}; check the folder"
 
 
 def _half(root: Path, folders: list[str], what: str) -> str:
@@ -182,7 +182,7 @@ def _images(root: Path, role: str, folders: tuple[str, ...], recipe: Recipe, spl
     several = len(folders) > 1 or recipe.kind == "unpaired"
     if _is_lr(role) and not all(_has_images(root / folder) for folder in folders):
         fetch = f"fetch them with `python shards/fetch.py {recipe.name} --with lr`, or " if recipe.parts else ""
-        raise UserError(f"{root / folders[0]}: no official LR images; {fetch}leave `--lr official` out")
+        raise UserError(f"{root / folders[0]}: no official LR images; {fetch}leave them out")
     return [
         (f"{path.parent.name}/{path.name}" if several else path.name, path)
         for folder in folders

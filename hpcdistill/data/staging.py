@@ -38,7 +38,7 @@ LOCK = ".staged.lock"
 
 _THREADS = 4
 _COPYING, _IN_USE = 0, 1  # bytes of the lock file
-_REMEDY = "choose another folder with data.stage=DIR, or read the data where they are with data.stage=null"
+_REMEDY = "choose another folder (data.stage=DIR, or --to DIR), or read the data where they are"
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 _REASONS = {
     errno.EROFS: "is read-only",
@@ -58,13 +58,18 @@ _HELD: dict[Path, TextIO] = {}  # the lock files of the sets that this process u
 _ONE_THREAD = threading.Lock()  # a file lock is the process's, it keeps no thread out
 
 
-def stage(place: str, scratch: Path) -> Path:
+class StagingStopped(Exception):
+    """The caller asked to stop; the shards that are whole are kept."""
+
+
+def stage(place: str, scratch: Path, stopping: Callable[[], bool] = lambda: False) -> Path:
     """Copy the packed data set at `place`, a folder or an http(s) address, to `scratch`; returns the copy's folder.
 
     Of several processes one copies, the others wait and find the set whole. What is there and intact is not copied
     again, what is damaged is; a copy that was stopped or killed goes on. This process counts as a user of the set, so
     that `clean` leaves it, until it ends or calls `release`. Raises UserError when the source cannot be read or has
-    other bytes than its index says, and when `scratch` cannot be written or has no room.
+    other bytes than its index says, and when `scratch` cannot be written or has no room; StagingStopped soon after
+    `stopping` has become true.
     """
     index = index_at(place)
     check_index(index, join(place, INDEX_NAME))
@@ -75,7 +80,7 @@ def stage(place: str, scratch: Path) -> Path:
         stamps = _read_stamps(folder, digest)
         suspects = [shard for shard in index.shards if not _is_unchanged(folder, shard, stamps)]
         if suspects or not _has_bytes(folder / INDEX_NAME, content):
-            _complete(place, folder, index, content, digest, stamps, suspects)
+            _complete(place, folder, index, content, digest, stamps, suspects, stopping)
     return folder
 
 
@@ -98,7 +103,14 @@ def clean(scratch: Path) -> list[Path]:
 
 
 def _complete(
-    place: str, folder: Path, index: Index, content: bytes, digest: str, stamps: Stamps, suspects: Sequence[Shard]
+    place: str,
+    folder: Path,
+    index: Index,
+    content: bytes,
+    digest: str,
+    stamps: Stamps,
+    suspects: Sequence[Shard],
+    stopping: Callable[[], bool],
 ) -> None:
     """Verify `suspects`, copy those that are not whole, and write the index when all are."""
     started = time.monotonic()
@@ -113,7 +125,7 @@ def _complete(
         return shard, is_whole(folder / shard.name, shard)
 
     def copy(shard: Shard) -> Shard:
-        copy_shard(place, shard, folder / shard.name, stop)
+        copy_shard(place, shard, folder / shard.name, lambda: stop.is_set() or stopping())
         return shard
 
     stop = threading.Event()
@@ -134,6 +146,8 @@ def _complete(
         with closing(_in_threads(copy, missing, stop, f"staging {folder.name}")) as copied:
             for shard in copied:
                 stamps[shard.name] = _stamp(folder / shard.name)
+        if stopping() and any(stamps[shard.name] is None for shard in missing):
+            raise StagingStopped
     except BaseException:
         with suppress(OSError):  # the disk may be full; then the next one verifies these shards again
             _write_stamps(folder, digest, stamps)

@@ -15,7 +15,7 @@ from hpcdistill.data.augmentation import OPERATIONS, place_crop, place_patch, re
 from hpcdistill.data.checks import check_crop
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.counter import AUGMENTATION, below, draw
-from hpcdistill.data.images import header_size, read_rgb
+from hpcdistill.data.images import read_packed
 from hpcdistill.data.index import Member, Sample
 from hpcdistill.data.loader import Batch
 from hpcdistill.data.needs import Needs
@@ -40,18 +40,7 @@ class Taken:
         """Decode one; UserError when it cannot be, or has another size than in the index."""
         label = f"{self.shard.label}: {role} of sample '{self.sample.source}'"
         content, member = self.contents[role], _member(self.shard.place, self.sample, role)
-        size = (member.height, member.width)
-        claimed = header_size(content) or size
-        if sorted(claimed) == sorted(size):  # EXIF may turn it by 90 degrees
-            try:
-                rgb = read_rgb(content, label)
-            except UserError as error:
-                raise UserError(f"{error}; {self.shard.remedy}") from None
-            if rgb.shape[:2] == size:
-                return rgb
-            claimed = rgb.shape[:2]
-        found, expected = (f"{width}x{height}" for height, width in (claimed, size))
-        raise UserError(f"{label} is {found} pixels instead of the index's {expected}; {self.shard.remedy}")
+        return read_packed(content, (member.height, member.width), label, self.shard.remedy)
 
 
 class BatchMaker(Protocol):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
@@ -33,9 +34,12 @@ _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 class Failure(Exception):
     """Why an address did not give what it should; `again`: the next try may do, not before `after` seconds."""
 
-    def __init__(self, reason: str, *, again: bool = False, after: float | None = None) -> None:
+    def __init__(
+        self, reason: str, *, again: bool = False, after: float | None = None, tries: int | None = None
+    ) -> None:
         super().__init__(reason)
         self.reason, self.again, self.after = " ".join(reason.split()), again, after
+        self.tries = tries  # at most in a row, None = as many as usual
 
 
 class OutOfRange(Failure):
@@ -59,7 +63,8 @@ class Attempts:
         self._in_all += 1
         if not failure.again:
             raise failure
-        if self._in_a_row > self._retries or self._in_all > _TRIES_IN_ALL * self._retries:
+        most = self._retries if failure.tries is None else min(self._retries, failure.tries - 1)
+        if self._in_a_row > most or self._in_all > _TRIES_IN_ALL * self._retries:
             tries = f" ({self._in_all} tries)" if self._in_all > 1 else ""
             raise Failure(f"{failure.reason}{tries}") from None
         seconds = min(2.0 ** (self._in_a_row - 1), _LONGEST_PAUSE)
@@ -222,5 +227,7 @@ def _failure(error: requests.RequestException, timeout: float) -> Failure:
         root = root.__cause__ or root.__context__ or root
     reason = getattr(root, "strerror", None) or str(root) or type(root).__name__
     if isinstance(error, requests.ConnectionError):
-        return Failure(f"no connection ({reason})", again=True)
+        # Who refuses, or is not known by name, will hardly do otherwise a minute later; a broken network may.
+        hopeless = isinstance(root, (ConnectionRefusedError, socket.gaierror))
+        return Failure(f"no connection ({reason})", again=True, tries=2 if hopeless else None)
     return Failure(str(reason))

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from hpcdistill.data.images import MAX_PIXELS, read_rgb
 from hpcdistill.data.index import INDEX_NAME, Index, Kind, Member, Sample, Shard, load_index, role_of
 from hpcdistill.data.index_check import check_index
+from hpcdistill.data.pack_pool import available_cores
 from hpcdistill.data.progress import Progress
 from hpcdistill.errors import UserError
 from hpcdistill.storage import sha256_file
@@ -30,7 +31,7 @@ from hpcdistill.storage import sha256_file
 _REMEDY = "mend it with --repair, or pack the data set again with --overwrite"
 # Threads, as Pillow and hashlib release Python's lock: B100 with its LRs on 2 cores takes 1.10 s with one, 0.57 s
 # with two, and 0.76 to 1.1 s with two processes.
-_THREADS = min(8, os.cpu_count() or 1)
+_THREADS = min(8, available_cores())
 _SAMPLES_AT_ONCE = 16  # a task's worth; shards differ too much in size to be one
 _LARGE_PIXELS = 16_000_000
 _LISTED_FAULTS = 10  # of one kind in one shard
@@ -87,11 +88,11 @@ class _Found:
 
 
 def data_sets(folder: Path) -> list[Path]:
-    """`folder` when it is a packed data set, else its splits; UserError when it is neither."""
+    """`folder` when it is a packed data set, else those in it, two levels deep; UserError when there is none."""
     if not (folder / INDEX_NAME).is_file():
-        splits = sorted(path.parent for path in folder.glob(f"*/{INDEX_NAME}"))
-        if splits:
-            return splits
+        inside = sorted(path.parent for level in ("*", "*/*") for path in folder.glob(f"{level}/{INDEX_NAME}"))
+        if inside:
+            return inside
     load_index(folder)  # a clear error for what is no data set
     return [folder]
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcdistill.data.digests import file_digest
 from hpcdistill.data.download import Download, fetch_file
 from hpcdistill.data.places import weights_folder
 from hpcdistill.errors import UserError, nearest
-from hpcdistill.storage import sha256_file
+from hpcdistill.storage import replacing
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,16 @@ def find_weights(name: str) -> Path:
     Looked for in `places.weights_folder()`, then where torch.hub keeps what it has downloaded.
     """
     download = _known(name).download
-    for folder in (weights_folder(), _hub_folder()):
-        path = folder / download.file
-        if path.is_file():
-            assert download.sha256_prefix
-            if not sha256_file(path).startswith(download.sha256_prefix):
-                raise UserError(
-                    f"{path}: damaged, its sha256 does not begin with {download.sha256_prefix}; remove it and run "
-                    f"`python -m hpcdistill.prefetch --weights {name}` where there is a network"
-                )
+    there = [folder / download.file for folder in (weights_folder(), _hub_folder())]
+    there = [path for path in there if path.is_file()]
+    for path in there:
+        if _is_whole(download, path):
             return path
+    if there:
+        raise UserError(
+            f"{there[0]}: damaged, its sha256 does not begin with {download.sha256_prefix}; remove it and run "
+            f"`python -m hpcdistill.prefetch --weights {name}` where there is a network"
+        )
     raise UserError(
         f"{weights_folder() / download.file}: not here ({WEIGHTS[name].title}); run `python -m hpcdistill.prefetch "
         f"--weights {name}` where there is a network (a login node), with the same HPCDISTILL_DATA"
@@ -63,10 +65,22 @@ def find_weights(name: str) -> Path:
 
 
 def fetch_weights(name: str, mirror: str | None = None) -> Path:
-    """`find_weights`, or the file fetched from where it was published; UserError when it cannot be had."""
-    download = _known(name).download
-    in_hub = _hub_folder() / download.file
-    return in_hub if in_hub.is_file() else fetch_file(download, weights_folder(), mirror=mirror)
+    """The file in `places.weights_folder()`, copied from torch.hub's cache or fetched from where it was published.
+
+    UserError when it cannot be had.
+    """
+    download, folder = _known(name).download, weights_folder()
+    path, in_hub = folder / download.file, _hub_folder() / download.file
+    if not path.exists() and in_hub.is_file() and _is_whole(download, in_hub):
+        folder.mkdir(parents=True, exist_ok=True)  # one folder has it all: a node may not see this user's home
+        with replacing(path) as temporary:
+            shutil.copyfile(in_hub, temporary)
+    return fetch_file(download, folder, mirror=mirror)
+
+
+def _is_whole(download: Download, path: Path) -> bool:
+    assert download.sha256_prefix
+    return file_digest(path, keep=False).startswith(download.sha256_prefix)
 
 
 def _known(name: str) -> Weights:

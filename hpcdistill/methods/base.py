@@ -109,6 +109,7 @@ class Method(nn.Module):
         self.groups: dict[str, Group] = {}
         self.generators: dict[str, nn.Module] = {}  # evaluated, exported and saved alone
         self.memory: dict[str, nn.Module] = {}  # not trained, but part of a checkpoint (replay pools)
+        self.origins: dict[str, str] = {}  # published weights in use -> where they are from, for result.json
         self._wrapped: dict[str, Callable[..., Any]] = {}
 
     def train(self, mode: bool = True) -> Self:
@@ -128,6 +129,19 @@ class Method(nn.Module):
     def weights(cls, config: Any) -> tuple[str, ...]:
         """The published weights (keys of `data.weights.WEIGHTS`) that a run of this configuration uses."""
         return ()
+
+    @property
+    def measured(self) -> dict[str, nn.Module]:
+        """The networks whose cost the `benchmark` command counts, in the order of its table: the generators.
+
+        A GAN's method adds "discriminator", and what its paper compares with ("original"), built only when asked.
+        Each has `takes`: "lr" or "hr" with `scale` and `channels`, or "image" with `channels_in`.
+        """
+        return self.generators
+
+    def prepare(self, crop: int) -> None:
+        """Called once before training: check that images of `crop` x `crop` pixels (`data.crop`) fit, load published
+        weights. Raises UserError for what cannot be trained."""
 
     @property
     def phases(self) -> tuple[Phase, ...]:

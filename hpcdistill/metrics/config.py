@@ -11,8 +11,25 @@ from hpcdistill.settings import Section, operational
 
 class EvalConfig(Section):
     every: int = Field(5000, gt=0, description="steps between evaluations; the last step is always evaluated")
-    select: str | None = Field(None, description="the data.eval set whose PSNR chooses the best weights; unset = first")
-    rule: Literal["pisr", "matlab"] = Field(
-        "pisr", description="pisr: the output is rounded to 8 bits, the reference is not; matlab: both are"
+    select: str | None = Field(
+        None, description="the data.eval set whose PSNR (lr-hr) or FID chooses the best weights; unset = first"
     )
+    rule: Literal["pisr", "matlab"] = Field(
+        "pisr", description="lr-hr: pisr: the output is rounded to 8 bits, the reference is not; matlab: both are"
+    )
+    size: int | None = Field(
+        None, gt=0, description="paired, unpaired: side that test images are resized to, pixels; unset = data.crop"
+    )
+    real: Literal["train+test", "test"] | None = Field(
+        None,
+        description="paired, unpaired: target images that outputs are compared with as a set (FID, KID); "
+        "unset = train+test without pairs, test with pairs",
+    )
+    features: Literal["inception", "efficientnet-lite0"] = Field(
+        "inception",
+        description="paired, unpaired: inception = FID, KID; efficientnet-lite0 = distances of another name, offline",
+    )
+    kid: bool = operational(True, "paired, unpaired: compute the kernel distance (KID) too")
+    lpips: bool = operational(True, "paired: compute LPIPS (AlexNet) where its weights are on this machine")
+    both_directions: bool = operational(False, "paired, unpaired: evaluate generators from b to a (*_b2a) as well")
     samples: int = operational(4, "images of the selected set shown in samples/*.png", ge=0)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 OUTPUT_SIZE = (720, 1280)  # height, width in pixels: the literature's size for super-resolution
+IMAGE_SIZE = (256, 256)  # and for image-to-image translation
 
 
 class Cost(NamedTuple):
@@ -54,6 +55,21 @@ def super_resolution_cost(generator: nn.Module) -> Cost:
     divisor = 1 if cast(str, generator.takes) == "hr" else scale
     counted = cost(generator, (1, channels, height // divisor, width // divisor))
     return Cost(counted.params, round(counted.macs * reduction), round(counted.true_macs * reduction))
+
+
+def image_cost(network: nn.Module) -> Cost:
+    """The cost of an image-to-image generator or a discriminator (with `channels_in`) for a 256x256 input."""
+    return cost(network, (1, cast(int, network.channels_in), *IMAGE_SIZE))
+
+
+def network_cost(network: nn.Module) -> Cost:
+    """The cost of any network at the literature's size for what it `takes`: "lr" or "hr", or "image"."""
+    return image_cost(network) if takes_images(network) else super_resolution_cost(network)
+
+
+def takes_images(network: nn.Module) -> bool:
+    """Whether `network` translates or judges images rather than enlarges them."""
+    return cast(str, network.takes) == "image"
 
 
 def _convolution_count(module: nn.Module, image: torch.Tensor, options: dict[str, Any], mapping: dict[Any, Any]) -> int:

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from hpcdistill.console import warn
+from hpcdistill.data.config import DataConfig
 from hpcdistill.data.needs import Needs
+from hpcdistill.data.weights import WEIGHTS
+from hpcdistill.errors import UserError
 from hpcdistill.metrics.config import EvalConfig
-from hpcdistill.metrics.sample_grid import sample_grid, sample_row
+from hpcdistill.metrics.feature_networks import FeatureNetwork, missing, open_features
+from hpcdistill.metrics.lpips import LPIPS, open_lpips
+from hpcdistill.metrics.real_side import real_side
+from hpcdistill.metrics.sample_grid import Image, sample_grid, sample_row
 from hpcdistill.metrics.sr_evaluation import SREvaluator
-from hpcdistill.training.evaluation import Evaluation
+from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol
+from hpcdistill.training.evaluation import Evaluation, Evaluator
+
+BACKWARDS = "_b2a"  # the end of the name of a generator that translates b to a
+
+
+def open_evaluator(
+    data: DataConfig,
+    config: EvalConfig,
+    selected: str,
+    needs: Needs,
+    generators: Mapping[str, nn.Module],
+    accelerator: Accelerator,
+) -> Evaluator:
+    """The evaluator for what a method needs of its data; the set `selected` of `data.eval` chooses the best weights.
+
+    UserError for a test set that is missing or does not fit, before anything is trained.
+    """
+    if needs.kind == "lr-hr":
+        return SRRunEvaluator(data.eval, selected, next(iter(generators)), needs, config, accelerator)
+    return TranslationRunEvaluator(data, config, selected, needs, generators, accelerator)
 
 
 class SRRunEvaluator:
@@ -66,3 +94,114 @@ class SRRunEvaluator:
     def _picture(self, generator: nn.Module) -> np.ndarray:
         samples = self.evaluator.samples(generator, self.selected, self.config.samples)
         return sample_grid([sample_row(pair, output, self.evaluator.scale) for _, pair, output in samples])
+
+
+class TranslationRunEvaluator:
+    """Every generator of an image-to-image run on every test set: FID, KID and, for pairs, PSNR and LPIPS.
+
+    The best weights are chosen by the student's FID or, where Inception's weights are missing, its PSNR on pairs.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        config: EvalConfig,
+        selected: str,
+        needs: Needs,
+        generators: Mapping[str, nn.Module],
+        accelerator: Accelerator,
+    ) -> None:
+        """Decodes this rank's test images. Missing weights are one line each, and leave their metrics out."""
+        self.config, self.selected = config, selected
+        self.names = evaluated_names(generators, config.both_directions)
+        self.generator = "student" if "student" in self.names else self.names[0]
+        size = config.size or data.crop
+        for name in self.names:
+            check_size(generators[name], size)
+        features = features_if_there(config.features, accelerator.device)
+        lpips = lpips_if_there(accelerator.device) if config.lpips and needs.kind == "paired" else None
+        self.evaluator = TranslationEvaluator(
+            data.eval,
+            TranslationProtocol(needs.kind, data.direction, size, real_side(needs.kind, config.real), config.kid),
+            data.train,
+            features,
+            lpips,
+            accelerator.device,
+            accelerator.process_index,
+            accelerator.num_processes,
+            backwards=any(name.endswith(BACKWARDS) for name in self.names),
+        )
+        self.evaluator.preload()
+        metric = features.frechet_name if features else "psnr" if needs.kind == "paired" else None
+        self.selects: str | None = f"{self.generator}/{selected}/{metric}" if metric else None
+        self.larger_is_better = metric == "psnr"
+
+    def __call__(self, generators: Mapping[str, nn.Module], accelerator: Accelerator) -> Evaluation:
+        metrics: dict[str, float] = {}
+        for name in self.names:
+            for test_set in self.evaluator.test_sets:
+                result = self.evaluator.evaluate(generators[name], test_set, name.endswith(BACKWARDS))
+                metrics |= {f"{name}/{test_set}/{metric}": value for metric, value in result.metrics.items()}
+        pictures: dict[str, Image] = {}
+        if accelerator.is_main_process and self.config.samples > 0:
+            for picture, backwards in (("translation", False), (f"translation{BACKWARDS}", True)):
+                shown = {name: generators[name] for name in self.names if name.endswith(BACKWARDS) == backwards}
+                if shown:
+                    pictures[picture] = self._picture(shown, backwards)
+        return Evaluation(metrics, pictures)
+
+    def protocol(self) -> dict[str, Any]:
+        """What result.json says about how the numbers were made."""
+        counts = {name: self.evaluator.count(name) for name in self.evaluator.test_sets}
+        return {**self.evaluator.describe(), "selects": self.selects, "test_sets": counts}
+
+    def _picture(self, generators: Mapping[str, nn.Module], backwards: bool) -> Image:
+        """A row for each image: source, what the teacher and the others make of it, and its pair's target."""
+        numbers = range(min(self.config.samples, self.evaluator.count(self.selected, backwards)))
+        columns = {"source": [self.evaluator.image(self.selected, int(backwards), number) for number in numbers]}
+        for name in sorted(generators, key=lambda name: not name.startswith("teacher")):
+            columns[name] = list(self.evaluator.translations(generators[name], self.selected, numbers, backwards))
+        if self.evaluator.paired:
+            columns["target"] = [self.evaluator.image(self.selected, int(not backwards), number) for number in numbers]
+        rows = [
+            {
+                label: np.ascontiguousarray(images[number].numpy().transpose(1, 2, 0))
+                for label, images in columns.items()
+            }
+            for number in numbers
+        ]
+        return sample_grid(rows, zoom=1)
+
+
+def evaluated_names(generators: Iterable[str], both_directions: bool) -> list[str]:
+    """Which generators are evaluated: those that translate a to b; all of them, if both directions are asked for."""
+    names = list(generators)
+    forward = [name for name in names if not name.endswith(BACKWARDS)]
+    assert forward
+    return names if both_directions else forward
+
+
+def check_size(generator: nn.Module, size: int) -> None:
+    """UserError when a generator cannot take images of `size` pixels a side."""
+    check = getattr(generator, "check_size", None)
+    if check is not None:
+        try:
+            check(size, size)
+        except UserError as error:
+            raise UserError(f"eval.size={size}: {error}") from None
+
+
+def features_if_there(name: str, device: torch.device | str) -> FeatureNetwork | None:
+    """The network of `eval.features`, or one line of how to get its weights; UserError for damaged ones."""
+    if name in WEIGHTS and (reason := missing(name)):
+        warn(f"no FID and no KID: {reason}")
+        return None
+    return open_features(name, device)
+
+
+def lpips_if_there(device: torch.device | str) -> LPIPS | None:
+    """LPIPS, or one line of how to get its weights; UserError for damaged ones."""
+    if reason := missing("alexnet"):
+        warn(f"no LPIPS: {reason}")
+        return None
+    return open_lpips(device)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hpcdistill.config import Loaded, RunConfig
-from hpcdistill.data.index import INDEX_NAME, index_digest
+from hpcdistill.data.index import INDEX_NAME, index_digest, load_index
 from hpcdistill.data.location import digest_at
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
+from hpcdistill.metrics.real_side import real_folders, real_side
 from hpcdistill.metrics.sr_evaluation import hr_files
 from hpcdistill.settings import identity_values
 from hpcdistill.storage import sha256_file
@@ -39,7 +40,10 @@ def identify(loaded: Loaded) -> Identity:
         "data": [digest_at(place) for place in config.data.train],
     }
     if selected := selected_set(config):
-        record["selection"] = test_set_digest(Path(config.data.eval[selected]))
+        folder = Path(config.data.eval[selected])
+        record["selection"] = test_set_digest(folder)
+        if real := _real_digests(folder, config):
+            record["real"] = real
     if config.init:
         record["init"] = {name: sha256_file(weights_file(Path(path), name)) for name, path in config.init.items()}
     if loaded.teacher and config.teacher:
@@ -71,6 +75,17 @@ def test_set_digest(folder: Path) -> str:
         return index_digest(folder)
     listing = [(path.name, sha256_file(path)) for path in hr_files(folder)]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _real_digests(folder: Path, config: RunConfig) -> list[str]:
+    """Digests of the training images that FID compares with besides the test set's (it chooses the best weights)."""
+    if not (folder / INDEX_NAME).is_file() or (kind := load_index(folder).kind) == "lr-hr":
+        return []
+    try:
+        folders = real_folders(folder, real_side(kind, config.eval.real), config.data.train)
+    except UserError:  # an evaluator that needs these images says so itself
+        return []
+    return [index_digest(other) for other in folders if other != folder]
 
 
 def weights_file(path: Path, generator: str) -> Path:

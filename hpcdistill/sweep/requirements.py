@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,8 +28,12 @@ def needed_weights(loaded: Loaded) -> list[str]:
 
 
 def is_there(place: str) -> bool:
-    """True for a packed set, a folder of images (for evaluation) and an address."""
-    return is_remote(place) or is_packed(Path(place)) or (Path(place).is_dir() and any(Path(place).iterdir()))
+    """True for a packed set, a folder of images (for evaluation) and an address; not for a set that is packed by half."""
+    folder = Path(place)
+    if is_remote(place) or is_packed(folder):
+        return True
+    half = any(folder.glob("shard-*.tar")) or any(folder.glob(".shard-*"))
+    return not half and folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def check_obtainable(places: Iterable[str]) -> None:
@@ -50,7 +55,7 @@ def check_present(loaded: Loaded) -> None:
     """UserError when a run lacks sets that a recipe gives: which command gets them all, and where to run it."""
     missing = [place for place in needed_sets(loaded) if not is_there(place) and wanted_at(Path(place))]
     if missing:
-        command = " ".join(map(str, [*loaded.files, *loaded.overrides]))
+        command = shlex.join(map(str, [*loaded.files, *loaded.overrides]))
         raise UserError(
             f"{', '.join(missing)}: not on this machine; run `python -m hpcdistill.prefetch {command}` "
             f"where there is a network (a login node), with the same {VARIABLE}"

@@ -267,7 +267,7 @@ def test_nobody_there_is_named_and_the_next_mirror_is_tried(folder: Path, cache:
         addresses = (dead, portal.address(NAME), wrong.address(NAME), good.address(NAME))
         file = wanted(*addresses, sha256=SHA256)
         assert fetch_file(file, cache, retries=2, pause=pauses).read_bytes() == CONTENT
-        assert pauses[:2] == [1.0, 2.0]
+        assert pauses == [1.0], "who refuses is asked once more only, then the next one is asked"
         file = wanted(*addresses[:3], sha256=SHA256)
         with pytest.raises(UserError, match=r"no connection \(Connection refused\).*web page.*sha256") as caught:
             fetch_file(file, cache.with_name("other"), retries=0)

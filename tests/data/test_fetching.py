@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import io
 import json
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from hpcdistill.data.recipes import UNSPLIT, Recipe, load_recipe, recipe_names
 from hpcdistill.data.verify import data_sets, verify
 from hpcdistill.errors import UserError
 
+SHARDS = Path(__file__).resolve().parents[2] / "shards"
 PUBLIC = [name for name in recipe_names() if load_recipe(name).downloads]
 LOCAL = [name for name in recipe_names() if not load_recipe(name).downloads and name != "photos"]
 # Images a role in the small copies: different for each, so that an exchange would show.
@@ -32,7 +35,7 @@ COUNTS = {"hr": 3, "a": 2, "b": 4, "ab": 3}
 
 def script(name: str) -> ModuleType:
     """A command of shards/, which is no package."""
-    path = Path(__file__).resolve().parents[2] / "shards" / f"{name}.py"
+    path = SHARDS / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"shards_{name}", path)
     assert spec
     assert spec.loader
@@ -256,3 +259,59 @@ def test_names_of_folders_tell_the_recipe() -> None:
     assert fetching.wanted_at(Path("x/div2k")) is None
     assert fetching.wanted_at(Path("x/div2k/tests")) is None
     assert fetching.wanted_at(Path("mine")) is None
+
+
+def test_a_damaged_index_is_mended_by_the_folder_s_name(
+    server: Server, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = small("set14", server.folder, server.address)
+    script("fetch").main([str(path), "--processes", "1"])
+    index = root / "set14" / "index.json"
+    whole = index.read_bytes()
+    index.write_bytes(whole[:100])
+    monkeypatch.setattr(recipes_module, "RECIPES", path.parent)
+    monkeypatch.setattr(fetching, "RECIPES", path.parent)
+    with pytest.raises(UserError, match="damaged"):
+        script("verify").main([str(root / "set14")])
+    assert script("verify").main([str(root / "set14"), "--repair"]) == 0
+    assert index.read_bytes() == whole
+
+
+def test_a_set_without_an_address_says_how_it_is_mended(tmp_path: Path, root: Path) -> None:
+    path, _ = small("t91", tmp_path, None)
+    for place, image in contents(load_recipe("t91")).items():
+        (tmp_path / "images" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / place).write_bytes(image)
+    script("fetch").main([str(path), "--from", str(tmp_path / "images")])
+    with pytest.raises(
+        UserError, match=r"--from PACKED_COPY, or pack it again: `python shards/pack.py t91 --source IMAGES"
+    ):
+        fetching.refetch(root / "t91")
+
+
+def test_the_data_root_is_verified_as_a_whole(tmp_path: Path, root: Path) -> None:
+    for name in ("set5", "horse2zebra"):
+        path, archives = small(name, tmp_path / name, None)
+        script("fetch").main([str(path), "--processes", "1", "--from", str(next(archives.iterdir()))])
+    found = [str(folder.relative_to(root)) for folder in data_sets(root)]
+    assert found == ["horse2zebra/test", "horse2zebra/train", "set5"]
+
+
+def test_two_commands_that_pack_the_same_set_take_turns(tmp_path: Path, root: Path) -> None:
+    path, archives = small("monet2photo", tmp_path, None)
+    command = [sys.executable, str(SHARDS / "fetch.py"), str(path), "--from", str(next(archives.iterdir()))]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    ends = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], ends
+    assert sum("shards:" in end for end in ends) == 1, "packed once"
+    check_packed(load_recipe("monet2photo"), root / "monet2photo")
+    assert not list(root.rglob(".packing.lock"))
+
+
+@pytest.mark.parametrize("option", ["--processes", "--max-pixels"])
+@pytest.mark.parametrize("value", ["0", "-3", "x"])
+def test_counts_are_one_or_more(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        script("fetch").main(["photos", f"{option}={value}"])
+    assert end.value.code == 2
+    assert "must be a whole number, 1 or more" in capsys.readouterr().err

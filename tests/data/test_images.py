@@ -283,3 +283,10 @@ def test_png_is_lossless_and_deterministic() -> None:
     first = encode_png(pixels())
     assert first == encode_png(pixels().copy())
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(first))), pixels())
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(UserError, match=r"b\.png: is a link to a file that is not there"):
+        list_images(tmp_path)

@@ -73,7 +73,7 @@ def test_an_address_needs_the_stream(packed: Path, kind: Kind) -> None:
     with Server(packed) as server, pytest.raises(UserError) as caught:
         opened(server.address(), kind)
     message = str(caught.value)
-    for part in (server.address(), "data.reader=stream", "data.stage=FOLDER", "shards/fetch.py"):
+    for part in (server.address(), "data.reader=stream", "data.stage=FOLDER", "shards/stage.py ADDRESS --to FOLDER"):
         assert part in message
     with pytest.raises(UserError, match="http"):
         opened("s3://bucket/set", kind)

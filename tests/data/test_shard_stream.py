@@ -288,7 +288,7 @@ def test_an_image_of_another_size_than_recorded_is_refused_before_it_is_decoded(
     index = json.loads((tmp_path / "index.json").read_text())
     index["samples"][0]["members"]["hr.png"]["height"] = 20
     (tmp_path / "index.json").write_text(json.dumps(index))
-    monkeypatch.setattr("hpcdistill.data.stream_batches.read_rgb", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("hpcdistill.data.images.read_rgb", lambda *_: pytest.fail("decoded"))
     fails(lambda: list(stream(tmp_path).loader(0, 1)), "hr of sample 'image0'", "16x16", "the index's 16x20")
 
 

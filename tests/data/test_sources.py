@@ -192,10 +192,10 @@ def test_official_lr_images(tmp_path: Path) -> None:
 def test_official_lr_images_that_are_not_there(tmp_path: Path) -> None:
     recipe = changed("div2k", images={})
     root = fill(tmp_path, DIV2K_train_HR="0001.png", DIV2K_valid_HR="0801.png")
-    line = r"DIV2K_train_LR_bicubic/X2: no official LR images; fetch them with .*div2k --with lr`, or leave `--lr off"
+    line = r"DIV2K_train_LR_bicubic/X2: no official LR images; fetch them with .*div2k --with lr`, or leave them out"
     with pytest.raises(UserError, match=line):
         find_sources(recipe, root, official_lr=True)
-    with pytest.raises(UserError, match="the recipe set5 has no official LR images; leave `--lr official` out"):
+    with pytest.raises(UserError, match="the recipe set5 has no official LR images; leave them out"):
         find_sources(changed("set5", images={}), fill(tmp_path / "set5", here="1.png"), official_lr=True)
 
 

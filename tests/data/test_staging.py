@@ -12,7 +12,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -51,7 +50,7 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     copy = shard_copy.copy_shard
 
-    def noted(place: str, shard: staging.Shard, target: Path, stop: threading.Event | None = None) -> None:
+    def noted(place: str, shard: staging.Shard, target: Path, stop: Callable[[], bool]) -> None:
         names.append(shard.name)
         copy(place, shard, target, stop)
 
@@ -287,7 +286,7 @@ def test_no_room(source: Path, scratch: Path, copied: list[str], monkeypatch: py
     needed = sum(map(len, contents(source).values()))
     with monkeypatch.context() as patch:
         patch.setattr(staging.shutil, "disk_usage", lambda _: Usage(10**9, 10**9, needed - 1))
-        with pytest.raises(UserError, match=r"staging needs .* MB, .* MB are free; .*data\.stage=null"):
+        with pytest.raises(UserError, match=r"staging needs .* MB, .* MB are free; .*\(data\.stage=DIR"):
             stage(str(source), scratch)
         assert copied == []
         patch.setattr(staging.shutil, "disk_usage", lambda _: Usage(10**9, 10**9, needed))
@@ -318,7 +317,7 @@ def test_disk_that_fills_up(source: Path, scratch: Path, copied: list[str], monk
 def test_scratch_that_cannot_be_used(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
     for scratch in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match=r"file.*: is a file, not a folder; choose another .* data\.stage=DIR"):
+        with pytest.raises(UserError, match=r"file.*: is a file, not a folder; choose another .*data\.stage=DIR"):
             stage(str(source), scratch)
 
     def failing(number: int) -> Callable[..., None]:
@@ -429,3 +428,13 @@ def test_command_line(source: Path, scratch: Path, tmp_path: Path, capsys: pytes
         with pytest.raises(SystemExit) as ended:
             command.main(arguments)
         assert ended.value.code == 2
+
+
+def test_a_signal_stops_it_and_the_next_one_goes_on(source: Path, scratch: Path, copied: list[str]) -> None:
+    with pytest.raises(staging.StagingStopped):
+        stage(str(source), scratch, lambda: len(copied) == 3)
+    (folder,) = scratch.iterdir()
+    assert not (folder / "index.json").exists()
+    assert sorted(path.name for path in folder.glob("*.tar")) == [shard(0), shard(1)], "the third was given up"
+    assert staged(stage(str(source), scratch)) == contents(source)
+    assert copied == [shard(0), shard(1), shard(2), *map(shard, range(2, SHARDS))]

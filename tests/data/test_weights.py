@@ -51,7 +51,23 @@ def test_what_torch_hub_has_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     there = tmp_path / "torch" / "hub" / "checkpoints" / FILE
     there.parent.mkdir(parents=True)
     there.write_bytes(CONTENT)
-    assert find_weights("tiny") == fetch_weights("tiny") == there
+    assert find_weights("tiny") == there
+    copied = fetch_weights("tiny")
+    assert copied == tmp_path / "data" / "weights" / FILE, "a compute node may not see this user's home"
+    assert copied.read_bytes() == CONTENT
+
+
+def test_a_damaged_file_in_torch_hub_s_cache_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / FILE).write_bytes(CONTENT)
+    there = tmp_path / "torch" / "hub" / "checkpoints" / FILE
+    there.parent.mkdir(parents=True)
+    there.write_bytes(CONTENT[:-1] + b"?")
+    with Server(tmp_path) as server:
+        known(monkeypatch, server.address(FILE))
+        with pytest.raises(UserError, match="damaged"):
+            find_weights("tiny")
+        assert fetch_weights("tiny").read_bytes() == CONTENT
+    assert find_weights("tiny") == tmp_path / "data" / "weights" / FILE
 
 
 def test_damaged_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from hpcdistill.metrics.cost import cost, super_resolution_cost
+from hpcdistill.metrics.cost import cost, image_cost, network_cost, super_resolution_cost
+from hpcdistill.models.discriminator import PatchDiscriminator
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
+from hpcdistill.models.unet_generator import UNetGenerator
 
 
 @pytest.mark.parametrize(
@@ -95,3 +97,22 @@ def test_counts_shared_layers_once_and_leaves_the_module_alone() -> None:
     assert layer.weight.device == torch.device("cpu")
     assert module.training
     assert module[1].num_batches_tracked == 0
+
+
+def test_each_kind_is_counted_at_the_literatures_size() -> None:
+    teacher, unet, discriminator = PrivilegedTeacher(2), UNetGenerator(2, 4, channels_in=1), PatchDiscriminator(6, 2)
+    assert network_cost(teacher) == super_resolution_cost(teacher)
+    assert network_cost(unet) == image_cost(unet) == cost(unet, (1, 1, 256, 256))
+    assert network_cost(discriminator) == cost(discriminator, (1, 6, 256, 256))
+    assert cost(unet, (1, 1, 512, 256)).macs == 2 * image_cost(unet).macs
+    assert cost(unet, (3, 1, 256, 256)).true_macs == 3 * image_cost(unet).true_macs
+
+
+def test_a_parametrized_module_is_counted_and_its_state_stays() -> None:
+    normalised = nn.utils.parametrizations.spectral_norm(nn.Linear(4 * 6 * 6, 1))
+    module = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), normalised).train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    counted = cost(module, (1, 1, 6, 6))
+    assert counted.params == 4 * 9 + 4 + 144 + 1
+    assert counted.macs == 36 * 4 * 9
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

@@ -132,6 +132,16 @@ def test_uint8_equals_matlab_rounded_half_up(scale: int, shape: tuple[int, int])
         np.testing.assert_array_equal(result[..., channel], expected)
 
 
+@pytest.mark.parametrize("scale", [2, 3, 4, 5, 16])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (3, 1), (4, 7)], ids=str)  # of the result
+def test_uint8_where_all_is_border(scale: int, shape: tuple[int, int]) -> None:
+    for low, high in ((0, 256), (0, 2), (255, 256)):
+        size = (shape[0] * scale, shape[1] * scale)
+        image = np.random.default_rng(scale).integers(low, high, (*size, 1), dtype=np.uint8) * (255 if high == 2 else 1)
+        exact = matlab_resize(image[..., 0].astype(np.float64), Fraction(1, scale)).clip(0, 255)
+        np.testing.assert_array_equal(downsample_uint8(image, scale)[..., 0], np.floor(exact + 0.5 + 1e-9))
+
+
 def test_uint8_rounds_a_half_up_and_clamps() -> None:
     # A column of 1 beside zeros, halved: 0.43359375 and 0.11328125 of it; times 255/... chosen to land on a half.
     image = np.zeros((8, 8, 1), np.uint8)
@@ -144,6 +154,8 @@ def test_refuses_what_it_cannot_do() -> None:
         downsample(torch.rand(25, 24), 2)
     with pytest.raises(ValueError, match=r"not a multiple of 4"):
         downsample_uint8(np.zeros((8, 9, 3), np.uint8), 4)
+    with pytest.raises(ValueError, match=r"by 1 to 16, not by 17"):
+        downsample_uint8(np.zeros((17, 17, 3), np.uint8), 17)
     with pytest.raises(ValueError, match=r"floating-point"):
         resize_bicubic(torch.zeros(4, 4, dtype=torch.uint8), 2)
     with pytest.raises(ValueError, match=r"either a scale or a size"):

@@ -1,0 +1,298 @@
+"""A small generator learns from a large one while both are trained: FESD, DCD (BL) and BL + PCS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hpcdistill.console import say, warn
+from hpcdistill.errors import UserError
+from hpcdistill.losses import discriminator_distillation, perceptual
+from hpcdistill.methods.base import Batch, Carry, Group, Phase, Segment, Terms
+from hpcdistill.methods.compared_maps import ComparedMaps, check_maps
+from hpcdistill.methods.cyclegan import cycle_terms
+from hpcdistill.methods.distillation_settings import DistilledGANConfig
+from hpcdistill.methods.gan_settings import A2B, FAMILIES, Direction, GeneratorSettings
+from hpcdistill.methods.pix2pix import paired_terms
+from hpcdistill.methods.translation_gan import Maps, TranslationGAN, Translators, is_batch_free, leave, one_batch
+from hpcdistill.models.discriminator import PatchDiscriminator
+from hpcdistill.models.generators import build_generator
+from hpcdistill.models.image_generator import ImageGenerator
+from hpcdistill.models.vgg import LAYERS as VGG_LAYERS
+from hpcdistill.models.vgg import VGG16Features, load_vgg16
+from hpcdistill.ops.radial_spectrum import radial_spectrum
+
+STUDENT = "student"
+STUDENT_STEPS = 4  # a student's block is this many times as long as a teacher's
+
+
+class StudentOutput(NamedTuple):
+    image: Tensor  # [B, 3, H, W] in [-1, 1]
+    own: Maps  # f^S of its maps by layer, [B, 3 or 6, h, w] each; empty without distillation
+    teachers: Maps  # f^T of the teacher's, where it trains with the student
+
+
+class Student(nn.Module):
+    """The student's generators and the projections that train with them, behind one forward (one DDP wrapper)."""
+
+    def __init__(
+        self, translators: Translators, own: Mapping[str, ComparedMaps], teachers: Mapping[str, ComparedMaps]
+    ) -> None:
+        """`own` and `teachers`: f^S and a trained (or shared) f^T by direction; empty where there is none."""
+        super().__init__()
+        self.translators = translators
+        self.own = nn.ModuleDict(dict(own))
+        self.teachers = nn.ModuleDict(dict(teachers))
+
+    def forward(self, direction: str, image: Tensor, layers: Sequence[str], teachers_maps: Maps) -> StudentOutput:
+        """The translation, and the projected maps of the student and of the teacher."""
+        translated, maps = self.translators(direction, image, layers)
+        own = self.own[direction](maps) if direction in self.own else {}
+        teachers = self.teachers[direction](teachers_maps) if direction in self.teachers else {}
+        return StudentOutput(translated, own, teachers)
+
+
+class DistilledGAN(TranslationGAN):
+    """Equation 14: L_GAN + L_sty + L_feat + L_dcd + L_spectral, each with its weight.
+
+    In an iteration the teacher learns as an Original does, then the student, then the discriminators and spectral
+    classifiers, which see the images of both. The teacher's images and maps are computed once, before its update.
+
+    The generated half of D's loss is the average of the teacher's with weight 1 and the student's with weight
+    lambda_stu, the weights divided by their sum: with lambda_stu = 0 the teacher's GAN is the Original's.
+    """
+
+    Config = DistilledGANConfig
+    version: ClassVar[int] = 1
+    weight_student: Tensor
+
+    def __init__(self, config: DistilledGANConfig, frozen: Mapping[str, nn.Module] | None = None) -> None:
+        family = FAMILIES[config.family]
+        super().__init__(config, family, "teacher", config.teacher, pool=config.pool)
+        self.config = config
+        self.student_directions = family.directions if config.direction == "both" else (A2B,)
+        self.add_weights(
+            student=config.weight_student,
+            style=config.weight_style,
+            feature=config.weight_feature,
+            dcd=config.weight_dcd,
+            spectral=config.weight_spectral,
+        )
+        if config.family == "cyclegan":
+            self.add_weights(cycle=config.weight_cycle, identity=config.weight_identity)
+        else:
+            self.add_weights(reconstruction=config.weight_reconstruction)
+        students = self.built_generators(config.student, self.student_directions)
+        self.compares = self.uses("dcd", "spectral")
+        self.layers, side = self._chosen_layers(students)
+        own: dict[str, ComparedMaps] = {}
+        trained: dict[str, ComparedMaps] = {}
+        fixed: dict[str, ComparedMaps] = {}
+        for direction in self.student_directions if self.compares else ():
+            own[direction.name] = self._projections(students, direction)
+            if config.projection == "shared":
+                trained[direction.name] = own[direction.name]
+            else:
+                kept = fixed if config.projection == "frozen" else trained
+                kept[direction.name] = self._projections(self.translators, direction)
+        self.student = Student(students, own, trained)
+        # In no group: never trained, always in eval mode.
+        self.fixed_projections = nn.ModuleDict(fixed).requires_grad_(False).eval()
+        if fixed:
+            self.memory["projections"] = self.fixed_projections
+        if self.uses("spectral") or config.mix_spectral:
+            self.add_classifiers(self.student_directions, side, config.mix_spectral)
+        self.groups = {
+            self.teaching: self.groups[self.teaching],
+            STUDENT: Group(self.student, config.optimizer),
+            "discriminator": self.groups["discriminator"],
+        }
+        self.generators = {**self.named(STUDENT, students), **self.generators}
+        if self.uses("student"):
+            self.add_pools(STUDENT, self.student_directions)
+        self.vgg: VGG16Features | None = None
+
+    @classmethod
+    def weights(cls, config: DistilledGANConfig) -> tuple[str, ...]:
+        perceptual_terms = config.weight_style > 0 or config.weight_feature > 0
+        return ("vgg16",) if perceptual_terms and config.vgg == "torchvision" else ()
+
+    def prepare(self, crop: int) -> None:
+        """UserError when the data does not fit or VGG16's weights are not to be had."""
+        super().prepare(crop)
+        if self.uses("style", "feature"):
+            config = self.config
+            layers = [layer for layer in VGG_LAYERS if layer in {*config.style_layers, *config.feature_layers}]
+            self.vgg = load_vgg16(config.vgg, layers, config.vgg_normalise)
+            self.origins["vgg16"] = self.vgg.origin
+            say(f"style and feature losses: VGG16, {self.vgg.origin}")
+        if self.compares and self.config.projection != "frozen":
+            warn(f"method.projection is {self.config.projection}: watch student/dcd, it can fall to zero by collapse")
+
+    @property
+    def measured(self) -> dict[str, nn.Module]:
+        networks = super().measured
+        name, arguments = GeneratorSettings(network=self.config.teacher.network).arguments(self.family)
+        discriminator = networks.pop("discriminator")
+        return {**networks, "original": build_generator(name, **arguments), "discriminator": discriminator}
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        teacher, discriminator = super().phases
+        return (teacher, self._student_phase, discriminator)
+
+    @property
+    def _student_phase(self) -> Phase:
+        return Phase(STUDENT, STUDENT, self.student_loss)
+
+    def segments(self) -> tuple[Segment, ...]:
+        """One, or the blocks of DCD: the teacher with its discriminators, then the student alone with the best teacher.
+
+        A student's block needs images of its source only, so the discriminators rest; the teacher goes on from the
+        weights that its student had.
+        """
+        if self.config.schedule == "online":
+            return super().segments()
+        assert self.config.block_steps is not None
+        assert self.config.blocks is not None
+        steps, last = self.config.block_steps, self.config.blocks - 1
+        teacher = super().phases
+        which: Literal["best"] = "best"
+        best = tuple((name, which) for name in self.named(self.teaching, self.translators))
+        segments = []
+        for block in range(self.config.blocks):
+            segments.append(Segment(f"teacher{block}", teacher, steps))
+            of_student = None if block == last else STUDENT_STEPS * steps
+            segments.append(Segment(f"student{block}", (self._student_phase,), of_student, load=best))
+        return tuple(segments)
+
+    # --- the phases ------------------------------------------------------------------------------------------------
+
+    def generator_loss(self, batch: Batch, carry: Carry) -> Terms:
+        """The teacher's, as an Original's; leaves its translations and maps to the student's phase."""
+        terms = cycle_terms if self.config.family == "cyclegan" else paired_terms
+        return terms(self, batch, carry, self.layers)
+
+    def student_loss(self, batch: Batch, carry: Carry) -> Terms:
+        """Equations 8 to 13 for the student."""
+        terms: Terms = {}
+        for direction in self.student_directions:
+            image, maps = self._teachers(direction, batch, carry)
+            output = self.call(STUDENT, direction.name, batch[direction.source], self.layers, maps)
+            carry[STUDENT + direction.suffix] = output.image.detach()
+            found: Terms = {}
+            if self.uses("student"):
+                found["gan"] = self.weighted("student", self.fooling(direction, batch, output.image))
+            if self.vgg is not None:
+                found |= self._perceptual_terms(output.image, image)
+            if self.compares:
+                found |= self._comparison_terms(direction, output, maps)
+            terms |= {name + direction.suffix: term for name, term in found.items()}
+        assert terms, "checked when the method was built"
+        return terms
+
+    def shown(self, carry: Carry, direction: Direction) -> dict[str, Tensor | float]:
+        """The teacher's image and, where it was translated and lambda_stu > 0, the student's: a weighted average."""
+        if not self.uses("student") or STUDENT + direction.suffix not in carry:
+            return {self.teaching: 1.0}
+        weight = self.weight_student
+        return {self.teaching: 1 / (1 + weight), STUDENT: weight / (1 + weight)}
+
+    def _teachers(self, direction: Direction, batch: Batch, carry: Carry) -> tuple[Tensor, Maps]:
+        """The teacher's translation and maps, from its phase or, where it has none, computed now."""
+        name = self.teaching + direction.suffix
+        if name not in carry:
+            with torch.no_grad():
+                leave(carry, name, *self.translators(direction.name, batch[direction.source], self.layers))
+        return carry[name], {layer: carry[f"{name}.{layer}"] for layer in self.layers}
+
+    def _perceptual_terms(self, student: Tensor, teacher: Tensor) -> Terms:
+        """L_sty and L_feat."""
+        assert self.vgg is not None
+        with torch.no_grad():
+            targets = self.vgg(teacher)
+        maps = self.vgg(student)
+        terms: Terms = {}
+        for name, distance, layers in (
+            ("style", perceptual.style, self.config.style_layers),
+            ("feature", perceptual.feature, self.config.feature_layers),
+        ):
+            if self.uses(name):
+                chosen = ({layer: found[layer] for layer in layers} for found in (maps, targets))
+                terms[name] = self.weighted(name, distance(*chosen))
+        return terms
+
+    def _comparison_terms(self, direction: Direction, output: StudentOutput, maps: Maps) -> Terms:
+        """L_dcd and L_spectral: what the frozen judges make of the projected maps."""
+        seen = [output.own, output.teachers]
+        if self.config.projection == "frozen":
+            with torch.no_grad():
+                seen[1] = self.fixed_projections[direction.name](maps)
+        terms: Terms = {}
+        batch_free = is_batch_free(self.judges.discriminators)
+        for name, distance, look, exact in (
+            ("dcd", discriminator_distillation.dcd, self._activation, batch_free),
+            ("spectral", discriminator_distillation.spectral, self._opinion, True),
+        ):
+            if self.uses(name):
+                students, teachers = (_looked_at(found, partial(look, direction.name), exact) for found in seen)
+                terms[name] = self.weighted(name, distance(students, teachers))
+        return terms
+
+    def _activation(self, direction: str, x: Tensor) -> Tensor:
+        return self.judges.activations(direction, x, self.config.discriminator_layer)
+
+    def _opinion(self, direction: str, x: Tensor) -> Tensor:
+        opinion: Tensor = self.judges(direction, radial_spectrum(x), spectrum=True)
+        return opinion
+
+    # --- building --------------------------------------------------------------------------------------------------
+
+    def _chosen_layers(self, students: Translators) -> tuple[tuple[str, ...], int]:
+        """The compared layers and the side of the map that the discriminator sees; UserError for what does not fit."""
+        config = self.config
+        student, teacher = (found.by_direction[A2B.name] for found in (students, self.translators))
+        assert isinstance(student, ImageGenerator)
+        assert isinstance(teacher, ImageGenerator)
+        discriminator = self.judges.discriminators[A2B.name]
+        assert isinstance(discriminator, PatchDiscriminator)
+        if not self.compares:
+            return (), self.crop // 4
+        if config.projection == "shared" and config.teacher.ngf != config.student.ngf:
+            raise UserError(
+                f"method.projection: shared needs maps of one width, teacher.ngf is {config.teacher.ngf}, student.ngf "
+                f"{config.student.ngf}; use trained or frozen"
+            )
+        layers = config.layers or student.DISTILLED
+        networks = {"teacher": teacher, "student": student}
+        side = check_maps(networks, layers, self.crop, discriminator.channels_in, config.shift)
+        if self.uses("dcd"):
+            try:
+                discriminator.check_size(side, side)
+            except UserError as error:
+                raise UserError(
+                    f"method.layers: the maps of {self.crop}x{self.crop} images have {side}x{side} pixels, too few for "
+                    f"the discriminator: {error} (method.discriminator_strides)"
+                ) from None
+            valid = discriminator.activation_channels
+            if config.discriminator_layer is not None and config.discriminator_layer not in valid:
+                raise UserError(f"method.discriminator_layer: {config.discriminator_layer} is not one of {list(valid)}")
+        return tuple(layers), side
+
+    def _projections(self, translators: Translators, direction: Direction) -> ComparedMaps:
+        generator = translators.by_direction[direction.name]
+        assert isinstance(generator, ImageGenerator)
+        widths = {layer: generator.map_channels[layer] for layer in self.layers}
+        channels = 6 if self.family.conditional else 3
+        return ComparedMaps(widths, channels, self.config.shift)
+
+
+def _looked_at(maps: Maps, look: Callable[[Tensor], Tensor], exact: bool) -> Maps:
+    """`look` at the maps of all layers, as one batch where that is `exact`; without gradients where they have none."""
+    with torch.set_grad_enabled(any(x.requires_grad for x in maps.values())):
+        found = one_batch(look, list(maps.values()), exact)
+    return dict(zip(maps, found, strict=True))

@@ -1,0 +1,104 @@
+"""The configuration sections that the GAN methods share, and what the two families differ in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from hpcdistill.data.index import Kind
+from hpcdistill.methods.base import MethodConfig, OptimizerSettings
+from hpcdistill.settings import Section
+
+Network = Literal["resnet", "unet"]
+Adversarial = Literal["lsgan", "hinge", "vanilla"]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A translation of images of the domain `source` into `target`, both keys of a batch."""
+
+    name: str
+    source: str
+    target: str
+    suffix: str  # of its terms' and its generators' names
+
+
+A2B = Direction("a2b", "a", "b", "")
+B2A = Direction("b2a", "b", "a", "_b2a")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What CycleGAN and Pix2Pix differ in."""
+
+    kind: Kind
+    directions: tuple[Direction, ...]
+    network: Network  # the generator, unless the configuration names another
+    gan: Adversarial
+    ndf: int
+    pool: int  # generated images the discriminator remembers, per domain
+    conditional: bool  # the discriminator sees the source beside the image
+
+
+FAMILIES: dict[str, Family] = {
+    "cyclegan": Family("unpaired", (A2B, B2A), "resnet", "lsgan", ndf=64, pool=50, conditional=False),
+    "pix2pix": Family("paired", (A2B,), "unet", "hinge", ndf=128, pool=0, conditional=True),
+}
+
+
+class GANOptimizer(OptimizerSettings):
+    """Adam as the GAN papers use it: constant for half of the run, then a straight line to zero."""
+
+    learning_rate: float = Field(2e-4, gt=0, description="Adam's step size at the start of the schedule")
+    final_learning_rate: float = Field(0.0, ge=0, description="the schedule's last value")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "linear", description="by step: constant; half a cosine; constant, then a straight line (see decay_from)"
+    )
+    betas: tuple[float, float] = Field((0.5, 0.999), description="Adam's decay rates of the first and second moment")
+
+
+class GeneratorSettings(Section):
+    """A generator's architecture. The defaults are the Original's."""
+
+    network: Network | None = Field(None, description="unset = the family's own: cyclegan resnet, pix2pix unet")
+    ngf: int = Field(64, gt=0, description="base width, channels")
+    separable: bool = Field(False, description="resnet: depthwise-separable blocks instead of dense ones")
+    blocks: int = Field(9, gt=0, description="resnet: residual blocks")
+    levels: int = Field(8, gt=0, description="unet: down-convolutions; the crop is a multiple of 2^levels")
+
+    def arguments(self, family: Family) -> tuple[Network, dict[str, Any]]:
+        """The network's name and the arguments it is built with."""
+        network = self.network or family.network
+        if network == "resnet":
+            return network, {"ngf": self.ngf, "blocks": self.blocks, "separable": self.separable}
+        return network, {"ngf": self.ngf, "levels": self.levels}
+
+
+class TeacherSettings(GeneratorSettings):
+    """The default teacher: the separable generator of base width 64."""
+
+    separable: bool = Field(True, description="resnet: depthwise-separable blocks instead of dense ones")
+
+
+class StudentSettings(TeacherSettings):
+    """The default student: the separable generator of base width 16."""
+
+    ngf: int = Field(16, gt=0, description="base width, channels")
+
+
+class GANConfig(MethodConfig):
+    """What every GAN method's configuration has."""
+
+    crop: int = Field(256, gt=0, description="side of the training images, pixels; the same as data.crop")
+    gan: Adversarial | None = Field(
+        None, description="form of the adversarial loss; unset = the family's own: cyclegan lsgan, pix2pix hinge"
+    )
+    ndf: int | None = Field(
+        None, gt=0, description="base width of the discriminator; unset = the family's own: cyclegan 64, pix2pix 128"
+    )
+    discriminator_strides: int = Field(
+        3, gt=0, description="strided layers of the discriminator: 3 for 70x70 patches; fewer for small images"
+    )
+    optimizer: GANOptimizer = GANOptimizer()

@@ -1,0 +1,263 @@
+"""What the GAN methods have in common: generators and discriminators by direction, and the discriminators' phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hpcdistill.data.needs import Needs
+from hpcdistill.errors import UserError
+from hpcdistill.losses.adversarial import discriminator_loss, generator_loss
+from hpcdistill.methods.base import Batch, Carry, Group, Method, Phase, Terms, constant, weigh
+from hpcdistill.methods.gan_settings import A2B, B2A, Direction, Family, GANConfig, GeneratorSettings
+from hpcdistill.methods.replay_pool import ReplayPool
+from hpcdistill.models.discriminator import PatchDiscriminator
+from hpcdistill.models.generators import build_generator
+from hpcdistill.models.spectral_classifier import SpectralClassifier
+from hpcdistill.ops.radial_spectrum import radial_spectrum, ring_count
+
+Maps = dict[str, Tensor]
+
+
+class Translators(nn.Module):
+    """The generators of one group by direction, behind one forward (one DDP wrapper)."""
+
+    def __init__(self, generators: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.by_direction = nn.ModuleDict(dict(generators))
+
+    def forward(self, direction: str, image: Tensor, maps: Sequence[str] = ()) -> tuple[Tensor, Maps]:
+        """The translation of `image` [B, 3, H, W] in [-1, 1], and the feature maps named `maps`."""
+        output = self.by_direction[direction](image, maps=tuple(maps)) if maps else self.by_direction[direction](image)
+        return output if maps else (output, {})
+
+
+class Judges(nn.Module):
+    """The discriminators, and the spectral classifiers where there are any, by direction, behind one forward."""
+
+    def __init__(self, discriminators: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.discriminators = nn.ModuleDict(dict(discriminators))
+        self.classifiers = nn.ModuleDict()
+
+    def forward(self, direction: str, x: Tensor, spectrum: bool = False) -> Tensor:
+        """Logits of D's input `x` [B, 3 or 6, H, W] or, with `spectrum`, of the profiles `x` [B, rings]."""
+        judges = self.classifiers if spectrum else self.discriminators
+        logits: Tensor = judges[direction](x)
+        return logits
+
+    def activations(self, direction: str, x: Tensor, layer: int | None) -> Tensor:
+        """The discriminator's activation of that number, None = the last."""
+        discriminator = self.discriminators[direction]
+        assert isinstance(discriminator, PatchDiscriminator)
+        return discriminator.activations(x, layer)
+
+
+class TranslationGAN(Method):
+    """Generators and discriminators of a family, the adversarial terms and the discriminators' phase.
+
+    `teaching` names the group of the generators of full size: "generator" alone, "teacher" beside a student. What a
+    phase leaves to the next is `<group><suffix>`, an image, with the direction's suffix.
+    """
+
+    def __init__(
+        self,
+        config: GANConfig,
+        family: Family,
+        teaching: str,
+        settings: GeneratorSettings,
+        *,
+        pool: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.family = family
+        self.teaching = teaching
+        self.gan = config.gan or family.gan
+        self.crop = config.crop
+        self.mix_spectral = False
+        self.spectrum_side = 0
+        self.translators = self.built_generators(settings, family.directions)
+        instance_norm = not family.conditional or settings.arguments(family)[0] == "resnet"
+        discriminators = {
+            direction.name: PatchDiscriminator(
+                channels_in=6 if family.conditional else 3,
+                ndf=config.ndf or family.ndf,
+                norm="instance" if instance_norm else "batch",
+                layers=config.discriminator_strides,
+            )
+            for direction in family.directions
+        }
+        for discriminator in discriminators.values():
+            discriminator.check_size(config.crop, config.crop)
+        self.judges = Judges(discriminators)
+        self.groups = {
+            teaching: Group(self.translators, config.optimizer),
+            "discriminator": Group(self.judges, config.optimizer),
+        }
+        self.generators = self.named(teaching, self.translators)
+        self.pool_size = family.pool if pool is None else pool
+        self.add_pools(teaching, family.directions)
+        self._weights: dict[str, float] = {}
+
+    # --- building --------------------------------------------------------------------------------------------------
+
+    def built_generators(self, settings: GeneratorSettings, directions: Sequence[Direction]) -> Translators:
+        """New generators; UserError when the crop does not fit them."""
+        name, arguments = settings.arguments(self.family)
+        generators = {direction.name: build_generator(name, **arguments) for direction in directions}
+        for generator in generators.values():
+            generator.check_size(self.crop, self.crop)
+        return Translators(generators)
+
+    def named(self, role: str, translators: Translators) -> dict[str, nn.Module]:
+        """The generators as they are evaluated and saved: the role itself translates a to b."""
+        return {
+            role + direction.suffix: translators.by_direction[direction.name]
+            for direction in self.family.directions
+            if direction.name in translators.by_direction
+        }
+
+    def add_pools(self, role: str, directions: Sequence[Direction]) -> None:
+        """Pools of the images that the discriminators are shown; saved with every checkpoint."""
+        if self.pool_size:
+            for direction in directions:
+                pool = ReplayPool(self.pool_size, height=self.crop, width=self.crop, part=len(self.memory))
+                self.memory[f"pool_{role}{direction.suffix}"] = pool
+                self.add_module(f"pool_{role}{direction.suffix}", pool)
+
+    def add_classifiers(self, directions: Sequence[Direction], side: int, mix: bool) -> None:
+        """A spectral classifier for the target images of each direction, shrunk to `side` x `side` pixels.
+
+        `mix`: the adversarial loss sees it beside the discriminator.
+        """
+        self.spectrum_side, self.mix_spectral = side, mix
+        for direction in directions:
+            self.judges.classifiers[direction.name] = SpectralClassifier(ring_count(side, side))
+
+    def add_weights(self, **weights: float) -> None:
+        """Loss weights as 0-dim tensors `weight_<name>`; a term of weight 0 is never computed."""
+        for name, value in weights.items():
+            self.register_buffer(f"weight_{name}", constant(value), persistent=False)
+            self._weights[name] = value
+
+    def uses(self, *names: str) -> bool:
+        """Whether a term of these has a weight."""
+        return any(self._weights.get(name) for name in names)
+
+    def weighted(self, name: str, value: Tensor) -> Tensor:
+        return weigh(getattr(self, f"weight_{name}"), value)
+
+    # --- the contract ----------------------------------------------------------------------------------------------
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(self.family.kind)
+
+    def prepare(self, crop: int) -> None:
+        """UserError when the data's crops have another side than the method was built for."""
+        if crop != self.crop:
+            raise UserError(
+                f"method.crop: is {self.crop}, data.crop is {crop}; set both alike (method.crop: ${{data.crop}})"
+            )
+
+    @property
+    def measured(self) -> dict[str, nn.Module]:
+        both = {name: network for name, network in self.generators.items() if not name.endswith(B2A.suffix)}
+        return {**both, "discriminator": self.judges.discriminators[A2B.name]}
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (
+            Phase(self.teaching, self.teaching, self.generator_loss),
+            Phase("discriminator", "discriminator", self.discriminator_loss),
+        )
+
+    def generator_loss(self, batch: Batch, carry: Carry) -> Terms:
+        """The terms of the generators of full size; leaves their translations in `carry`."""
+        raise NotImplementedError
+
+    # --- what the terms are made of --------------------------------------------------------------------------------
+
+    def judged(self, direction: Direction, batch: Batch, image: Tensor) -> Tensor:
+        """The discriminator's input for `image` of the direction's target."""
+        return torch.cat([batch[direction.source], image], dim=1) if self.family.conditional else image
+
+    def profile(self, images: Tensor) -> Tensor:
+        """The radial spectra [B, rings] of images, shrunk to the size of the feature maps."""
+        size = (self.spectrum_side, self.spectrum_side)
+        return radial_spectrum(functional.interpolate(images, size, mode="area"))
+
+    def fooling(self, direction: Direction, batch: Batch, image: Tensor) -> Tensor:
+        """The adversarial loss of a generator whose image the frozen judges see."""
+        logits = self.judges(direction.name, self.judged(direction, batch, image))
+        if self.mix_spectral and direction.name in self.judges.classifiers:
+            logits = mixed(logits, self.judges(direction.name, self.profile(image), spectrum=True))
+        return generator_loss(logits, self.gan)
+
+    def shown(self, carry: Carry, direction: Direction) -> dict[str, Tensor | float]:
+        """Whose images the discriminator of a direction is shown as generated, and their shares of its loss."""
+        return {self.teaching: 1.0}
+
+    def discriminator_loss(self, batch: Batch, carry: Carry) -> Terms:
+        """0.5 (real + generated) for every discriminator and spectral classifier."""
+        terms: Terms = {}
+        for direction in self.family.directions:
+            name, suffix = direction.name, direction.suffix
+            shares = self.shown(carry, direction)
+            images = [batch[direction.target]]
+            for role in shares:
+                image = carry[role + suffix]
+                pool = self.memory.get(f"pool_{role}{suffix}")
+                assert pool is None or isinstance(pool, ReplayPool)
+                images.append(image if pool is None else pool.query(image, batch["number"]))
+            # "fake", and "fake_student" where the student's images are shown too.
+            titles = ["real", *("fake_student" if role == "student" else "fake" for role in shares)]
+            halves = [0.5, *(0.5 * share for share in shares.values())]
+
+            def judge(x: Tensor, name: str = name) -> Tensor:
+                logits: Tensor = self.call("discriminator", name, x)
+                return logits
+
+            exact = is_batch_free(self.judges.discriminators[name])
+            logits = one_batch(judge, [self.judged(direction, batch, image) for image in images], exact)
+            if name in self.judges.classifiers:
+                # One pass whatever the images: each moves the vectors of the spectral norm.
+                profiles = self.profile(torch.cat(images))
+                opinions = self.call("discriminator", name, profiles, spectrum=True).split(len(images[0]))
+                for title, half, opinion in zip(titles, halves, opinions, strict=True):
+                    loss = discriminator_loss(opinion, title == "real", self.gan)
+                    terms[f"spectral_{title}{suffix}"] = half * loss
+                if self.mix_spectral:  # the classifier learns from its own loss alone
+                    logits = [mixed(x, opinion.detach()) for x, opinion in zip(logits, opinions, strict=True)]
+            for title, half, verdict in zip(titles, halves, logits, strict=True):
+                terms[title + suffix] = half * discriminator_loss(verdict, title == "real", self.gan)
+        return terms
+
+
+def mixed(logits: Tensor, opinions: Tensor) -> Tensor:
+    """Half the discriminator's logits [B, 1, h, w], half the spectral classifier's [B, 1] (SSD-GAN)."""
+    return 0.5 * logits + 0.5 * opinions[:, :, None, None]
+
+
+def is_batch_free(module: nn.Module) -> bool:
+    """Whether an image's output does not depend on what else is in its batch."""
+    return not any(isinstance(part, _BatchNorm) for part in module.modules())
+
+
+def one_batch(run: Callable[[Tensor], Any], inputs: Sequence[Tensor], exact: bool) -> list[Tensor]:
+    """`run` of each input [B, ...]: as one batch where that is `exact`, else one after the other."""
+    if not exact or len(inputs) == 1:
+        return [run(x) for x in inputs]
+    return list(run(torch.cat(list(inputs))).split(len(inputs[0])))
+
+
+def leave(carry: Carry, name: str, image: Tensor, maps: Maps) -> None:
+    """Leave an image under `name` and its maps under `name.<map>` to the next phases, without gradients."""
+    carry[name] = image.detach()
+    for key, value in maps.items():
+        carry[f"{name}.{key}"] = value.detach()

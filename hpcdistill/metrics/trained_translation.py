@@ -1,0 +1,112 @@
+"""Evaluating the generator of a finished or running image-to-image run, as the run itself would: its own settings."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from rich.progress import track
+from torch import nn
+
+from hpcdistill.console import err, say
+from hpcdistill.data.images import encode_png
+from hpcdistill.errors import UserError
+from hpcdistill.metrics.real_side import Real, load_translation_index, real_side
+from hpcdistill.metrics.run_evaluators import BACKWARDS, check_size, features_if_there, lpips_if_there
+from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol, TranslationResult
+from hpcdistill.storage import write_bytes
+
+DEFAULT_SIZE = 256  # pixels
+
+
+@dataclass(frozen=True)
+class TranslationOptions:
+    """What the command line says; None = as the run was configured, or the project's default."""
+
+    size: int | None = None
+    real: Real | None = None
+    features: str | None = None
+    direction: str | None = None
+
+
+def evaluate_translation(
+    generator: nn.Module,
+    file: Path,
+    folder: Path,
+    options: TranslationOptions,
+    device: torch.device | str,
+    save_images: Path | None = None,
+) -> tuple[TranslationResult, dict[str, Any]]:
+    """`generator`, loaded from `file`, on the packed test set `folder`: its result, and how it was made.
+
+    With `save_images`, the 8-bit outputs are written there as PNG. UserError for a set or a size that does not fit.
+    """
+    run = run_values(file)
+    data, evaluation = run.get("data") or {}, run.get("eval") or {}
+    index = load_translation_index(folder, None, "--data")
+    size = options.size or evaluation.get("size") or data.get("crop") or DEFAULT_SIZE
+    check_size(generator, size)
+    train = data.get("train") or ()
+    protocol = TranslationProtocol(
+        index.kind,
+        options.direction or data.get("direction") or "AtoB",
+        size,
+        real_side(index.kind, options.real or evaluation.get("real")),
+    )
+    backwards = file.stem.endswith(BACKWARDS)
+    features = features_if_there(options.features or evaluation.get("features") or "inception", device)
+    lpips = lpips_if_there(device) if index.kind == "paired" else None
+    generator.to(device)
+    evaluator = TranslationEvaluator(
+        {"data": folder},
+        protocol,
+        [train] if isinstance(train, str) else train,
+        features,
+        lpips,
+        device,
+        backwards=backwards,
+    )
+    result = evaluator.evaluate(generator, "data", backwards)
+    if save_images is not None:
+        _save(evaluator, generator, backwards, save_images)
+    about = evaluator.describe()
+    if "real_images" in about:
+        about["real_images"] = len(evaluator.real["data", backwards])
+    return result, about
+
+
+def run_values(file: Path) -> dict[str, Any]:
+    """The configuration of the run that the generator's file lies in; empty for a file anywhere else."""
+    if file.parent.parent.name != "generators":
+        return {}
+    with contextlib.suppress(OSError, yaml.YAMLError):
+        values = yaml.safe_load((file.parents[2] / "config.yaml").read_text(encoding="utf-8"))
+        return values if isinstance(values, dict) else {}
+    return {}
+
+
+def _save(evaluator: TranslationEvaluator, generator: nn.Module, backwards: bool, folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--save-images {folder}: is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    count = evaluator.count("data", backwards)
+    names = _unique([evaluator.name("data", number, backwards) for number in range(count)])
+    shown = track(range(count), "writing", console=err, transient=True, disable=not err.is_terminal)
+    for number in shown:
+        [image] = evaluator.translations(generator, "data", [number], backwards)
+        pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
+        write_bytes(folder / f"{names[number]}.png", encode_png(pixels))
+    say(f"wrote {count} images to {folder}")
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names or, where two images share one, their numbers before them."""
+    if len(set(names)) == len(names):
+        return list(names)
+    return [f"{number:06d}-{name}" for number, name in enumerate(names)]

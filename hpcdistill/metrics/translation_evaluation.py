@@ -1,0 +1,313 @@
+"""How well a generator translates images: FID, KID, and for pairs PSNR and LPIPS (`fesd.md`, section 7).
+
+Each test image is resized to a square (bicubic, as in training; no crop, no flip), translated in eval mode and rounded
+to 8 bits in memory. Images are shared among ranks; what they found is gathered, and rank 0 compares the sets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from accelerate.utils import broadcast_object_list, gather
+from torch import Tensor, nn
+
+from hpcdistill.console import say
+from hpcdistill.data.domains import DomainImages
+from hpcdistill.data.index import Kind
+from hpcdistill.data.progress import Progress
+from hpcdistill.errors import UserError
+from hpcdistill.metrics.feature_networks import FeatureNetwork
+from hpcdistill.metrics.frechet import Moments, frechet, kid, moments
+from hpcdistill.metrics.lpips import LPIPS
+from hpcdistill.metrics.real_side import Real, RealFeatures, load_translation_index, real_folders
+from hpcdistill.metrics.sr_evaluation import PSNR_CAP, evaluating
+
+BATCH = 16  # images at a time, through generators and feature networks
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+
+
+@dataclass(frozen=True)
+class TranslationProtocol:
+    """How generators are measured; all of it is printed beside the numbers."""
+
+    kind: Kind  # paired or unpaired
+    direction: str  # AtoB or BtoA: which domain is translated, as in training
+    size: int  # side of the square that test images are resized to, pixels
+    real: Real
+    kid: bool = True
+
+
+class PairRow(TypedDict, total=False):
+    """One pair's result: PSNR in dB, at most PSNR_CAP."""
+
+    name: str
+    psnr: float
+    lpips: float
+
+
+@dataclass(frozen=True)
+class TranslationResult:
+    """One generator on one test set."""
+
+    metrics: dict[str, float]  # "fid", "kid", "psnr", "lpips": what could be computed
+    images: int
+    per_image: list[PairRow] = field(default_factory=list)  # of pairs
+
+
+class TranslationEvaluator:
+    """Evaluates generators on packed test sets again and again. Every rank makes one and calls the same methods."""
+
+    def __init__(
+        self,
+        test_sets: Mapping[str, Path | str],
+        protocol: TranslationProtocol,
+        train: Sequence[str],
+        features: FeatureNetwork | None,
+        lpips: LPIPS | None,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        ranks: int = 1,
+        *,
+        backwards: bool = False,
+    ) -> None:
+        """`train`: the sets that are trained on, for the real side; `backwards`: b is translated to a as well.
+
+        UserError for a set that is missing, of another kind, or too small to compare.
+        """
+        self.protocol, self.features, self.lpips = protocol, features, lpips
+        self.device, self.rank, self.ranks = torch.device(device), rank, ranks
+        if lpips is not None:
+            lpips.check_size(protocol.size, protocol.size)
+        self.directions = (False, True) if backwards else (False,)
+        self.test_sets: dict[str, DomainImages] = {}
+        self.real: dict[tuple[str, bool], RealFeatures] = {}
+        for name, place in test_sets.items():
+            folder = Path(place)
+            index = load_translation_index(folder, protocol.kind, f"data.eval.{name}")
+            images = DomainImages([folder], [index], protocol.kind, protocol.direction, protocol.size)
+            self.test_sets[name] = images
+            if features is None:
+                continue
+            if min(map(len, images.domains)) < 2:
+                raise UserError(f"{folder}: one image is no set to compare; give a test set of two or more")
+            folders = real_folders(folder, protocol.real, train)
+            for back in self.directions:
+                self.real[name, back] = RealFeatures(
+                    folders, protocol.kind, protocol.direction, 0 if back else 1, protocol.size, features
+                )
+        self._images: dict[tuple[str, int, int], Tensor] = {}  # (set, domain, number) -> uint8 [3, size, size]
+        self._known: dict[tuple[str, bool], tuple[Tensor, Moments]] = {}  # the real side, on rank 0
+
+    @property
+    def paired(self) -> bool:
+        return self.protocol.kind == "paired"
+
+    def count(self, test_set: str, backwards: bool = False) -> int:
+        """The number of images that are translated."""
+        return len(self.test_sets[test_set].domains[1 if backwards else 0])
+
+    def preload(self) -> None:
+        """Decode this rank's images now, so that a damaged one ends the run before it trains."""
+        for name in self.test_sets:
+            for back in self.directions:
+                for number in self._share(self.count(name, back)):
+                    self._image(name, int(back), number)
+                    if self.paired:
+                        self._image(name, int(not back), number)
+
+    def evaluate(self, generator: nn.Module, test_set: str, backwards: bool = False) -> TranslationResult:
+        """Translate and measure; the same result on every rank. The generator's modes are left as they were.
+
+        UserError when the output is not finite or not of the input's size.
+        """
+        count = self.count(test_set, backwards)
+        with_lpips = self.paired and self.lpips is not None
+        rows = [torch.empty(0, 3, device=self.device, dtype=torch.float64)]  # finite, PSNR, LPIPS
+        found = [torch.empty(0, self.features.dimensions if self.features else 0, device=self.device)]
+        with evaluating(generator) as network:
+            for numbers in _batches(self._share(count)):
+                sources = self._batch(test_set, int(backwards), numbers)
+                output = translate(network, sources)
+                produced = eight_bits(output)
+                row = rows[0].new_zeros(len(numbers), 3)
+                row[:, 0] = output.isfinite().flatten(1).all(dim=1)
+                if self.paired:
+                    targets = self._batch(test_set, int(not backwards), numbers)
+                    row[:, 1] = psnr_rgb(produced, targets)
+                    if with_lpips:
+                        assert self.lpips is not None
+                        row[:, 2] = self.lpips(as_input(produced), as_input(targets))
+                rows.append(row)
+                if self.features is not None:
+                    found.append(self.features(produced))
+        finite, decibels, distances = self._gathered(torch.cat(rows), count).T.tolist()
+        if not all(finite):
+            raise UserError(
+                f"{self._name(test_set, int(backwards), finite.index(0.0))}: the generator's output is not finite; "
+                "its weights are damaged or its training diverged"
+            )
+        metrics = self._compared(torch.cat(found), test_set, backwards, count)
+        per_image: list[PairRow] = []
+        if self.paired:
+            per_image = [
+                PairRow(name=self._name(test_set, int(backwards), number), psnr=value)
+                for number, value in enumerate(decibels)
+            ]
+            metrics["psnr"] = math.fsum(decibels) / count
+        if with_lpips:
+            metrics["lpips"] = math.fsum(distances) / count
+            for pair, distance in zip(per_image, distances, strict=True):
+                pair["lpips"] = distance
+        return TranslationResult(metrics, count, per_image)
+
+    def translations(
+        self, generator: nn.Module, test_set: str, numbers: Sequence[int], backwards: bool = False
+    ) -> Tensor:
+        """The 8-bit outputs for the images `numbers`, uint8 [n, 3, size, size] on the CPU."""
+        with evaluating(generator) as network:
+            outputs = [
+                eight_bits(translate(network, self._batch(test_set, int(backwards), batch))).cpu()
+                for batch in _batches(numbers)
+            ]
+        return torch.cat(outputs)
+
+    def image(self, test_set: str, domain: int, number: int) -> Tensor:
+        """A test image as it is used, uint8 [3, size, size]; domain 0 is what is translated."""
+        return self._image(test_set, domain, number)
+
+    def name(self, test_set: str, number: int, backwards: bool = False) -> str:
+        """The file that a translated image came from, without its suffix."""
+        return self._name(test_set, int(backwards), number)
+
+    def describe(self) -> dict[str, Any]:
+        """How the numbers are made, for result.json and beside tables."""
+        protocol = self.protocol
+        about: dict[str, Any] = {
+            "images": f"resized to {protocol.size}x{protocol.size} (bicubic), no crop, no flip; outputs of 8 bits",
+            "direction": protocol.direction,
+            "size": protocol.size,
+        }
+        note = []
+        if self.features is not None:
+            name = self.features.frechet_name
+            about["real"] = protocol.real
+            about["real_images"] = {test_set: len(real) for (test_set, back), real in self.real.items() if not back}
+            about[name] = self.features.origin
+            counted = ", ".join(f"{n} for {test_set}" for test_set, n in about["real_images"].items())
+            note.append(f"{name}: {self.features.origin}; real side {protocol.real} ({counted})")
+            if protocol.kid:
+                about[self.features.kernel_name] = (
+                    f"mean over {KID_SUBSETS} subsets of at most {KID_SUBSET_SIZE}, unbiased"
+                )
+        if self.paired:
+            about["psnr"] = "RGB, 8 bits, mean over pairs (dB)"
+        if self.paired and self.lpips is not None:
+            about["lpips"] = "AlexNet, version 0.1, mean over pairs"
+        note.append(f"images {protocol.size}x{protocol.size}, {protocol.direction}")
+        about["note"] = "; ".join(note)
+        return about
+
+    def _compared(self, found: Tensor, test_set: str, backwards: bool, count: int) -> dict[str, float]:
+        """The distances of the outputs' features from the real side's."""
+        if self.features is None:
+            return {}
+        features = self._gathered(found, count)
+        self._prepare(test_set, backwards)
+        metrics: dict[str, float] = {}
+        if self.rank == 0:
+            real, real_moments = self._known[test_set, backwards]
+            metrics[self.features.frechet_name] = frechet(moments(features), real_moments)
+            if self.protocol.kid:
+                distance = kid(features, real.to(self.device), KID_SUBSETS, KID_SUBSET_SIZE)
+                metrics[self.features.kernel_name] = distance.mean
+        gathered: dict[str, float] = self._from_first(metrics)
+        return gathered
+
+    def _prepare(self, test_set: str, backwards: bool) -> None:
+        """Have the real side's features on rank 0: from the disk, or computed by all ranks together."""
+        real = self.real[test_set, backwards]
+        known = self._known.get((test_set, backwards))
+        features = known[0] if known else real.kept() if self.rank == 0 else None
+        if not self._from_first(features is not None):
+            numbers = self._share(len(real))
+            label = f"features of {len(real)} real images of {test_set}"
+            if self.rank == 0:
+                say(f"computing {label} once, for {real.file}")
+            with Progress(label, total=len(numbers), unit="images") as progress:
+                features = self._gathered(real.compute(numbers, BATCH, self.device, progress.advance), len(real)).cpu()
+            real.images.packed.close()
+            if self.rank == 0:
+                real.keep(features)
+        if known is None and self.rank == 0:
+            assert features is not None
+            self._known[test_set, backwards] = features, moments(features.to(self.device))
+
+    def _share(self, count: int) -> range:
+        """The numbers of this rank's images."""
+        return range(self.rank, count, self.ranks)
+
+    def _gathered(self, rows: Tensor, count: int) -> Tensor:
+        """Row n of the result belongs to image n; `rows` are those of this rank's images, in order."""
+        if self.ranks == 1:
+            return rows
+        share = -(-count // self.ranks)
+        padded = rows.new_zeros(share, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        together: Tensor = gather(padded)
+        return together.view(self.ranks, share, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)[:count]
+
+    def _from_first(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        return broadcast_object_list([value])[0] if self.ranks > 1 else value
+
+    def _batch(self, test_set: str, domain: int, numbers: Sequence[int]) -> Tensor:
+        return torch.stack([self._image(test_set, domain, number) for number in numbers]).to(self.device)
+
+    def _image(self, test_set: str, domain: int, number: int) -> Tensor:
+        """From memory after the first time: 200 pairs of 256 pixels take 79 MB."""
+        key = (test_set, domain, number)
+        if key not in self._images:
+            rgb = self.test_sets[test_set].load(domain, number)
+            self._images[key] = torch.from_numpy(rgb.transpose(2, 0, 1).copy())
+        return self._images[key]
+
+    def _name(self, test_set: str, domain: int, number: int) -> str:
+        images = self.test_sets[test_set]
+        place, row = images.domains[domain].place(number)
+        return Path(images.packed.sample(row, place)[1]).stem
+
+
+def translate(generator: nn.Module, sources: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] to the generator's output, float32 [B, 3, H, W] nominally in [-1, 1]."""
+    output: Tensor = generator(as_input(sources))
+    if output.shape != sources.shape:
+        raise UserError(
+            f"the generator makes {list(output.shape[1:])} of images of {list(sources.shape[1:])}; evaluate a network "
+            "that keeps their size"
+        )
+    return output.float()
+
+
+def as_input(images: Tensor) -> Tensor:
+    """8-bit images as networks take them: float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def eight_bits(output: Tensor) -> Tensor:
+    """A generator's output to uint8, rounded; outside [-1, 1] it is clamped."""
+    return ((output + 1) * 127.5).nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8)
+
+
+def psnr_rgb(produced: Tensor, targets: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio [B] in dB of uint8 RGB [B, 3, H, W], at most PSNR_CAP; float64."""
+    error = (produced.double() - targets.double()).square().mean(dim=(1, 2, 3))
+    return (10 * torch.log10(255.0**2 / error)).clamp(max=PSNR_CAP)
+
+
+def _batches(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH))

@@ -1,0 +1,80 @@
+"""What every image-to-image generator has in common: an image in, one of the same size out, and named maps between."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from torch import Tensor, nn
+
+from hpcdistill.errors import UserError, nearest
+
+
+class ImageGenerator(nn.Module):
+    """`[B, channels_in, H, W]` in [-1, 1] -> `[B, channels_out, H, W]` in [-1, 1] (tanh).
+
+    `forward(image)` gives the image; `forward(image, maps=names)` a pair of it and `{name: feature map [B, C, h, w]}`.
+    No later layer writes into a map that was handed out. `arguments` rebuild the network. H and W are multiples of
+    `multiple` and no less than `smallest`: `check_size`.
+    """
+
+    # The maps that `forward` gives, in the order they are computed; they depend on how deep the network is.
+    MAPS: tuple[str, ...]
+    DISTILLED: tuple[str, ...]  # the layers that FESD compares unless it is told otherwise
+    takes: Literal["image"] = "image"
+    map_channels: dict[str, int]
+    multiple: int
+    smallest: int
+
+    def __init__(self, channels_in: int, channels_out: int, **others: Any) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = {**others, "channels_in": channels_in, "channels_out": channels_out}
+        check_positive(type(self).__name__, self.arguments)
+        self.channels_in = channels_in
+        self.channels_out = channels_out
+
+    def forward(self, image: Tensor, maps: Sequence[str] = ()) -> Any:
+        """The generated image; with `maps`, a pair of it and `{name: feature map}`."""
+        raise NotImplementedError
+
+    def check_size(self, height: int, width: int) -> None:
+        """UserError, with the nearest sizes that fit, for an image that the network cannot take."""
+        sides = (height, width)
+        if all(side % self.multiple == 0 and side >= self.smallest for side in sides):
+            return
+        lower = [max(self.smallest, side // self.multiple * self.multiple) for side in sides]
+        upper = [max(self.smallest, -(-side // self.multiple) * self.multiple) for side in sides]
+        sizes = dict.fromkeys("x".join(map(str, size)) for size in (lower, upper))
+        least = f" of at least {self.smallest}" if self.smallest > self.multiple else ""
+        raise UserError(
+            f"{self.described()} takes images whose height and width are multiples of {self.multiple}{least}, not "
+            f"{height}x{width}; nearest: {' or '.join(sizes)}{self._other_remedy(height, width)}"
+        )
+
+    def check_maps(self, names: Sequence[str]) -> None:
+        """UserError for a map that `forward` cannot give."""
+        for name in names:
+            if name not in self.MAPS:
+                raise UserError(
+                    f"{self.described()} has no feature map '{name}'; {nearest(name, self.MAPS)}"
+                    f" (all: {', '.join(self.MAPS)})"
+                )
+
+    def described(self) -> str:
+        """The network's name for messages."""
+        return type(self).__name__
+
+    def deploy(self) -> Self:
+        """A copy for inference, in eval mode."""
+        return copy.deepcopy(self).eval()
+
+    def _other_remedy(self, height: int, width: int) -> str:
+        return ""
+
+
+def check_positive(network: str, arguments: dict[str, Any]) -> None:
+    """UserError for a width, depth or number of channels below 1."""
+    for key, value in arguments.items():
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise UserError(f"{network}: {key} is {value}; give 1 or more")

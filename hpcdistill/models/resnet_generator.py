@@ -1,0 +1,108 @@
+"""CycleGAN's generator (Zhu et al., ICCV 2017), with dense or with separable residual blocks (fesd.md, section 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from hpcdistill.models.image_generator import ImageGenerator
+from hpcdistill.models.initialisation import init_gan
+
+BLOCKS = 9
+
+
+class ResidualBlock(nn.Module):
+    """`[B, d, h, w]` -> the same: x + (two 3x3 convolutions, each normalised, a ReLU between them).
+
+    Dense: 2 (9 d^2 + d) parameters. Separable: each convolution is a depthwise one, normalised, and a pointwise one;
+    2 (d^2 + 11 d) parameters.
+    """
+
+    def __init__(self, channels: int, separable: bool) -> None:
+        super().__init__()
+        layers = _separable if separable else _dense
+        self.body = nn.Sequential(
+            *layers(channels), _norm(channels), nn.ReLU(inplace=True), *layers(channels), _norm(channels)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The next block's input."""
+        residual: Tensor = self.body(features)
+        return features + residual
+
+
+class ResNetGenerator(ImageGenerator):
+    """`[B, channels_in, H, W]` in [-1, 1] -> `[B, channels_out, H, W]` in [-1, 1]; H and W multiples of 4, from 8 on.
+
+    `ngf` is the base width: 7x7 to ngf, two steps down to 4 ngf, `blocks` residual blocks, two steps up, 7x7 and
+    tanh; all padding reflects but in the strided layers. InstanceNorm has no parameters and no running statistics, so
+    that an image's output does not depend on its batch or on the mode. Weights start as `init_gan`'s.
+    11,378,179 parameters and 56.8 G MACs at 256x256 with ngf 64 (the Original); separable 1,987,075 and 18.3 G;
+    the student, separable with ngf 16, 137,347 and 1.41 G.
+
+    Maps, all [B, 4 ngf, H/4, W/4]: "down2" (after its ReLU) and "block1" to "block9". The distilled ones are "down2"
+    and those after each third of the blocks: 3, 6 and 9 of 9.
+    """
+
+    MAPS: tuple[str, ...] = ("down2", *(f"block{block}" for block in range(1, BLOCKS + 1)))
+    DISTILLED: tuple[str, ...] = ("down2", "block3", "block6", "block9")
+    multiple = 4
+    smallest = 8  # InstanceNorm and reflection need 2x2 in the blocks
+
+    def __init__(
+        self,
+        ngf: int = 64,
+        blocks: int = BLOCKS,
+        separable: bool = False,
+        channels_in: int = 3,
+        channels_out: int = 3,
+    ) -> None:
+        super().__init__(channels_in, channels_out, ngf=ngf, blocks=blocks, separable=separable)
+        width = 4 * ngf
+        block_names = tuple(f"block{block}" for block in range(1, blocks + 1))
+        thirds = (-(-blocks * part // 3) for part in (1, 2, 3))
+        self.MAPS = ("down2", *block_names)
+        self.DISTILLED = ("down2", *dict.fromkeys(f"block{block}" for block in thirds))
+        self.map_channels = dict.fromkeys(self.MAPS, width)
+        self.stem = _normalised(nn.Conv2d(channels_in, ngf, 7, padding=3, padding_mode="reflect"))
+        self.down1 = _normalised(nn.Conv2d(ngf, 2 * ngf, 3, stride=2, padding=1))
+        self.down2 = _normalised(nn.Conv2d(2 * ngf, width, 3, stride=2, padding=1))
+        for name in block_names:
+            self.add_module(name, ResidualBlock(width, separable))
+        self.up1 = _normalised(nn.ConvTranspose2d(width, 2 * ngf, 3, stride=2, padding=1, output_padding=1))
+        self.up2 = _normalised(nn.ConvTranspose2d(2 * ngf, ngf, 3, stride=2, padding=1, output_padding=1))
+        self.head = nn.Sequential(nn.Conv2d(ngf, channels_out, 7, padding=3, padding_mode="reflect"), nn.Tanh())
+        self._stages = ("stem", "down1", *self.MAPS, "up1", "up2", "head")
+        init_gan(self)
+
+    def forward(self, image: Tensor, maps: Sequence[str] = ()) -> Any:
+        """The generated image; with `maps`, a pair of it and `{name: map [B, 4 ngf, H/4, W/4]}`."""
+        self.check_size(*image.shape[-2:])
+        self.check_maps(maps)
+        taken: dict[str, Tensor] = {}
+        features = image
+        for name in self._stages:
+            features = getattr(self, name)(features)
+            if name in maps:
+                taken[name] = features
+        return (features, taken) if maps else features
+
+
+def _dense(channels: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect")]
+
+
+def _separable(channels: int) -> list[nn.Module]:
+    depthwise = nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect", groups=channels)
+    return [depthwise, _norm(channels), nn.Conv2d(channels, channels, 1)]
+
+
+def _norm(channels: int) -> nn.InstanceNorm2d:
+    return nn.InstanceNorm2d(channels, affine=False, track_running_stats=False)
+
+
+def _normalised(convolution: nn.Conv2d | nn.ConvTranspose2d) -> nn.Sequential:
+    # In place is safe: what a map shows is the ReLU's result, and the normalisation's backward needs its input only.
+    return nn.Sequential(convolution, _norm(convolution.out_channels), nn.ReLU(inplace=True))

@@ -1,0 +1,262 @@
+"""CycleGAN: its terms by hand, what moves in which phase, its pools, resuming, two processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+from processes import launch
+from toy import Killed, ToyReader, kill_at, newest_tensors, rows, run
+from translation import (
+    BATCH,
+    CROP,
+    Phases,
+    adversarial,
+    batch_of,
+    cyclegan,
+    l1,
+    logits,
+    moved,
+    reached,
+    samples,
+    state_of,
+)
+
+from hpcdistill.data.needs import Needs
+from hpcdistill.errors import UserError
+from hpcdistill.methods import METHODS, translation_gan
+from hpcdistill.methods import cyclegan as module
+from hpcdistill.methods.cyclegan import CycleGAN
+
+
+def double_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
+    return {name: images.double() for name, images in samples(numbers).items()}
+
+
+GENERATOR_TERMS = ["gan", "identity", "gan_b2a", "identity_b2a", "cycle", "cycle_b2a"]
+DISCRIMINATOR_TERMS = ["real", "fake", "real_b2a", "fake_b2a"]
+
+
+@torch.no_grad()
+def expected(method: CycleGAN, batch: dict[str, Tensor], kind: str = "lsgan") -> dict[str, float]:
+    """All terms from single passes of the generators and the discriminators' layers by hand; the pools are empty."""
+    g, f = (method.translators.by_direction[name] for name in ("a2b", "b2a"))
+    d_b, d_a = (method.judges.discriminators[name] for name in ("a2b", "b2a"))
+    a, b = batch["a"], batch["b"]
+    return {
+        "gan": adversarial(logits(d_b, g(a)), "fool", kind),
+        "gan_b2a": adversarial(logits(d_a, f(b)), "fool", kind),
+        "cycle": 10 * l1(f(g(a)), a),
+        "cycle_b2a": 10 * l1(g(f(b)), b),
+        "identity": 5 * l1(g(b), b),
+        "identity_b2a": 5 * l1(f(a), a),
+        "real": 0.5 * adversarial(logits(d_b, b), "real", kind),
+        "fake": 0.5 * adversarial(logits(d_b, g(a)), "fake", kind),
+        "real_b2a": 0.5 * adversarial(logits(d_a, a), "real", kind),
+        "fake_b2a": 0.5 * adversarial(logits(d_a, f(b)), "fake", kind),
+    }
+
+
+@pytest.mark.parametrize("values", [{}, {"gan": "hinge"}, {"generator": {"network": "unet", "ngf": 4, "levels": 4}}])
+def test_every_term_by_hand(values: dict[str, Any]) -> None:
+    method, batch = cyclegan(**values).double(), batch_of()
+    phases = Phases(method)
+    of_generator = phases.run("generator", batch)
+    of_discriminator = phases.run("discriminator", batch)
+    assert list(of_generator) == GENERATOR_TERMS
+    assert list(of_discriminator) == DISCRIMINATOR_TERMS
+    reference = expected(method, batch, values.get("gan", "lsgan"))
+    for name, term in {**of_generator, **of_discriminator}.items():
+        assert term.item() == pytest.approx(reference[name], rel=1e-6), name
+        assert term.shape == ()
+
+
+def test_where_the_gradients_go() -> None:
+    method, batch = cyclegan(), batch_of(torch.float32)
+    phases = Phases(method)
+    terms = phases.run("generator", batch)
+    directions = {
+        "gan": {"a2b"},
+        "identity": {"a2b"},
+        "gan_b2a": {"b2a"},
+        "identity_b2a": {"b2a"},
+        "cycle": {"a2b", "b2a"},
+        "cycle_b2a": {"a2b", "b2a"},
+    }
+    for name, whose in directions.items():
+        found = {parameter.split(".")[2] for parameter in reached(terms[name], method)}
+        assert found == whose, name
+    for name, term in phases.run("discriminator", batch).items():
+        found = {".".join(parameter.split(".")[:3]) for parameter in reached(term, method)}
+        assert found == {"judges.discriminators." + ("b2a" if name.endswith("b2a") else "a2b")}, name
+    assert not any(tensor.requires_grad for tensor in phases.carry.values())
+
+
+def test_one_batch_gives_what_single_passes_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = batch_of()
+    found = []
+    passes: list[int] = []
+    for together in (True, False):
+        if not together:
+            for place in (module, translation_gan):
+                monkeypatch.setattr(place, "is_batch_free", lambda network: False)
+        method = cyclegan().double()
+        phases = Phases(method)
+        count: list[int] = []
+        for network in (*method.translators.by_direction.values(), *method.judges.discriminators.values()):
+            network.register_forward_hook(lambda *_, count=count: count.append(1))
+        results: dict[str, Tensor] = {}
+        for phase in ("generator", "discriminator"):
+            terms = phases.run(phase, batch)
+            torch.stack(list(terms.values())).sum().backward()
+            results |= {name: term.detach() for name, term in terms.items()}
+        results |= {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+        found.append(results)
+        passes.append(len(count))
+    assert passes == [4 + 2 + 2, 6 + 2 + 4]
+    assert found[0].keys() == found[1].keys()
+    assert len(found[0]) == 10 + len(list(cyclegan().parameters()))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_one_batch_in_float32() -> None:
+    network, images = cyclegan().translators.by_direction["a2b"], batch_of(torch.float32)
+    both = network(torch.cat([images["a"], images["b"]])).split(BATCH)
+    for image, together in zip((images["a"], images["b"]), both, strict=True):
+        torch.testing.assert_close(together, network(image), rtol=1e-5, atol=1e-5)
+
+
+def test_networks_with_batchnorm_stay_apart() -> None:
+    method = cyclegan(generator={"network": "unet", "ngf": 4, "levels": 4})
+    sizes: list[int] = []
+    for network in method.translators.by_direction.values():
+        network.register_forward_pre_hook(lambda network, inputs: sizes.append(len(inputs[0])))
+    Phases(method).run("generator", batch_of(torch.float32))
+    assert sizes == [BATCH] * 6
+
+
+def test_the_discriminators_see_the_pools_images() -> None:
+    """With a pool of 3 and batches of 2, images of earlier steps come back sooner or later."""
+    method = cyclegan()
+    shown: list[Tensor] = []
+    method.judges.discriminators["a2b"].register_forward_pre_hook(
+        lambda network, inputs: shown.append(inputs[0].clone()) if len(inputs[0]) == 2 * BATCH else None
+    )
+    phases = Phases(method)
+    made = []
+    for step in range(8):
+        numbers = np.arange(step * BATCH, (step + 1) * BATCH)
+        batch = {**samples(numbers), "number": torch.from_numpy(numbers)}
+        phases.run("generator", batch)
+        made.append(phases.carry["generator"])
+        phases.run("discriminator", batch)
+    same = [torch.equal(images[BATCH:], fresh) for images, fresh in zip(shown, made, strict=True)]
+    assert same[0]
+    assert not all(same)
+    everything = torch.cat(made)
+    for images in shown:
+        for image in images[BATCH:]:
+            assert any(torch.equal(image, known) for known in everything)
+    assert int(method.memory["pool_generator"].filled) == 3
+    assert method.memory["pool_generator"].part != method.memory["pool_generator_b2a"].part
+
+
+def test_a_term_of_weight_zero_is_not_computed() -> None:
+    method = cyclegan(weight_identity=0, weight_cycle=0)
+    passes: list[int] = []
+    method.translators.register_forward_hook(lambda *_: passes.append(1))
+    assert list(Phases(method).run("generator", batch_of(torch.float32))) == ["gan", "gan_b2a"]
+    assert len(passes) == 2
+
+
+def test_the_contract() -> None:
+    method = cyclegan()
+    assert method.needs == Needs("unpaired")
+    assert list(method.generators) == ["generator", "generator_b2a"]
+    assert list(method.measured) == ["generator", "discriminator"]
+    assert [(phase.name, phase.group) for phase in method.phases] == [
+        ("generator", "generator"),
+        ("discriminator", "discriminator"),
+    ]
+    assert METHODS["cyclegan"] is CycleGAN
+    settings = method.config.optimizer
+    assert (settings.learning_rate, settings.final_learning_rate, settings.schedule, settings.decay_from) == (
+        2e-4,
+        0.0,
+        "linear",
+        0.5,
+    )
+    assert settings.betas == (0.5, 0.999)
+    original = CycleGAN(CycleGAN.Config())
+    assert sum(p.numel() for p in original.generators["generator"].parameters()) == 11_378_179
+    assert sum(p.numel() for p in original.measured["discriminator"].parameters()) == 2_764_737
+    assert original.memory["pool_generator"].images.shape == (50, 3, 256, 256)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop": 50}, "multiples of 4.*not 50x50"),
+        ({"generator": {"network": "unet", "levels": 5}}, "multiples of 32.*not 48x48"),
+        ({"discriminator_strides": 5}, "PatchDiscriminator with 5 layers takes 96x96"),
+    ],
+)
+def test_refusals(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        cyclegan(**values)
+    assert "\n" not in str(error.value)
+
+
+def test_crops_of_another_size_are_refused() -> None:
+    with pytest.raises(UserError, match=r"method.crop: is 48, data.crop is 64; set both alike"):
+        cyclegan().prepare(64)
+    cyclegan().prepare(CROP)
+
+
+def test_a_killed_run_resumes_bit_equal(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"checkpoint_every": 2, "log_every": 2}
+    run(cyclegan(), ToyReader(BATCH, samples), tmp_path / "undisturbed", 5, **options)
+    with pytest.raises(Killed):
+        run(cyclegan(), ToyReader(BATCH, samples, before=kill_at(3)), tmp_path / "killed", 5, **options)
+    run(cyclegan(), ToyReader(BATCH, samples), tmp_path / "killed", 5, **options)
+    tensors = newest_tensors(tmp_path / "killed")
+    assert "memory/pool_generator.safetensors" in tensors
+    assert tensors == newest_tensors(tmp_path / "undisturbed")  # bytes
+    assert rows(tmp_path / "killed") == rows(tmp_path / "undisturbed")
+
+
+@pytest.mark.distributed
+def test_one_and_two_processes_train_the_same(tmp_path: Path) -> None:
+    """In float64: InstanceNorm takes a bias out again, and Adam makes steps of the rounding of its gradient, zero."""
+    steps = 4
+    for ranks in (1, 2):
+
+        def work(rank: int, of: int) -> None:
+            reader = ToyReader(BATCH, double_samples, rank, of)
+            run(cyclegan().double(), reader, tmp_path / str(of), steps, checkpoint_every=steps)
+
+        assert launch(ranks, work) == [0] * ranks
+    one, two = (rows(tmp_path / str(ranks)) for ranks in (1, 2))
+    for first, second in zip(one, two, strict=True):
+        for name in first:
+            assert second[name] == pytest.approx(first[name], rel=1e-5, abs=1e-5), name
+    left, right = (load(newest_tensors(tmp_path / str(n))["memory/pool_generator.safetensors"]) for n in (1, 2))
+    torch.testing.assert_close(left["images"], right["images"], rtol=0, atol=1e-5)
+    weights = [load(newest_tensors(tmp_path / str(n))["networks/generator.safetensors"]) for n in (1, 2)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-5)
+    before = state_of(cyclegan().double().translators)
+    trained = cyclegan().double().translators
+    trained.load_state_dict(weights[0])
+    assert len(moved(trained, before)) == len(before)  # and it did train

@@ -1,0 +1,224 @@
+"""What the tests of the GAN methods share: small methods in float64, batches, phases, and arithmetic by hand."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))  # the toy loop of the training tests
+
+from toy import uniform
+
+from hpcdistill.methods.base import Carry, Method, Terms
+from hpcdistill.methods.cyclegan import CycleGAN
+from hpcdistill.methods.distilled_gan import DistilledGAN
+from hpcdistill.methods.pix2pix import Pix2Pix
+from hpcdistill.training.freezing import Freezer
+
+CROP = 48  # maps of 12x12 pixels, the smallest that a discriminator of two strided layers takes
+BATCH = 2
+
+
+def small(settings: dict[str, Any], ngf: int) -> dict[str, Any]:
+    return {"ngf": ngf, "blocks": 3, "levels": 4, **settings}
+
+
+def cyclegan(**values: Any) -> CycleGAN:
+    torch.manual_seed(0)
+    given = {"crop": CROP, "ndf": 4, "discriminator_strides": 2, "pool": 3, "generator": small({}, 4)}
+    return CycleGAN(CycleGAN.Config(**(given | values)))
+
+
+def pix2pix(**values: Any) -> Pix2Pix:
+    torch.manual_seed(0)
+    given = {"crop": CROP, "ndf": 4, "discriminator_strides": 2, "generator": small({}, 4)}
+    return Pix2Pix(Pix2Pix.Config(**(given | values)))
+
+
+def distilled(vgg: Path | None = None, **values: Any) -> DistilledGAN:
+    """Teacher of width 8, student of 4 (U-Net: 12 and 8); without `vgg` no style and no feature loss."""
+    torch.manual_seed(0)
+    given: dict[str, Any] = {"crop": CROP, "ndf": 4, "discriminator_strides": 2}
+    given |= {"teacher": small({}, 8), "student": small({}, 4)}
+    given |= {"vgg": str(vgg)} if vgg else {"weight_style": 0, "weight_feature": 0}
+    if values.get("family", "cyclegan") == "cyclegan":
+        given["pool"] = 3
+    else:
+        given |= {"teacher": small({}, 12), "student": small({}, 8)}
+    method = DistilledGAN(DistilledGAN.Config(**(given | values)))
+    method.prepare(CROP)
+    return method
+
+
+def samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
+    """a: smooth noise, b: its negative with a gradient, both [B, 3, CROP, CROP] in [-1, 1]; float32."""
+    drawn = torch.from_numpy(uniform(numbers, 3 * 36)).view(-1, 3, 6, 6).float()
+    a = nn.functional.interpolate(2 * drawn - 1, (CROP, CROP), mode="bilinear")
+    return {"a": a, "b": 0.7 * torch.linspace(-1, 1, CROP) - 0.3 * a}
+
+
+def batch_of(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    numbers = np.arange(BATCH)
+    images = {key: value.to(dtype) for key, value in samples(numbers).items()}
+    # Two images of each domain that have nothing to do with each other.
+    return {**images, "b": images["b"].flip(0), "number": torch.from_numpy(numbers)}
+
+
+class Phases:
+    """The phases of one iteration as the loop runs them, without updates."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method.train()
+        self.freezer = Freezer({name: group.module for name, group in method.groups.items()})
+        self.carry = Carry()
+
+    def run(self, name: str, batch: dict[str, Tensor]) -> Terms:
+        phase = next(phase for phase in self.method.phases if phase.name == name)
+        self.freezer.only(phase.group)
+        return phase.loss(batch, self.carry)
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def moved(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def reached(terms: Tensor, module: nn.Module) -> set[str]:
+    """The names of the parameters that a term's gradient reaches."""
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(terms, list(parameters.values()), retain_graph=True, allow_unused=True)
+    return {name for name, found in zip(parameters, gradients, strict=True) if found is not None}
+
+
+def write_vgg(path: Path) -> Path:
+    """VGG16's convolutions with random weights under torchvision's names, in a file."""
+    widths = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+    generator = torch.Generator().manual_seed(4)
+    tensors, number, channels_in = {}, 0, 3
+    for block in widths:
+        for channels in block:
+            deviation = math.sqrt(2 / (9 * channels_in))
+            weight = torch.randn(channels, channels_in, 3, 3, generator=generator) * deviation
+            tensors[f"features.{number}.weight"] = weight
+            tensors[f"features.{number}.bias"] = 0.1 * torch.randn(channels, generator=generator)
+            channels_in = channels
+            number += 2
+        number += 1
+    save_file(tensors, path)
+    return path
+
+
+# --- by hand, float64 ------------------------------------------------------------------------------------------------
+
+
+def l1(first: Tensor, second: Tensor) -> float:
+    return float(np.abs(first.detach().numpy() - second.detach().numpy()).mean())
+
+
+def adversarial(logits: Tensor, to: str, kind: str) -> float:
+    """`to`: "real" and "fake" for the discriminator, "fool" for a generator."""
+    x = logits.detach().double().numpy()
+    values = {
+        ("lsgan", "real"): (x - 1) ** 2,
+        ("lsgan", "fool"): (x - 1) ** 2,
+        ("lsgan", "fake"): x**2,
+        ("hinge", "real"): np.maximum(0, 1 - x),
+        ("hinge", "fake"): np.maximum(0, 1 + x),
+        ("hinge", "fool"): -x,
+    }
+    return float(values[kind, to].mean())
+
+
+def normalised(x: Tensor, norm: nn.Module) -> Tensor:
+    """By the image's own (InstanceNorm) or the batch's statistics, or by the running ones of a BatchNorm at rest."""
+    if isinstance(norm, nn.BatchNorm2d) and not norm.training:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean, variance = norm.running_mean[:, None, None], norm.running_var[:, None, None]
+    else:
+        axes = (0, 2, 3) if isinstance(norm, nn.BatchNorm2d) else (2, 3)
+        mean, variance = x.mean(axes, keepdim=True), x.var(axes, keepdim=True, unbiased=False)
+    x = (x - mean) / (variance + norm.eps).sqrt()
+    return x * norm.weight[:, None, None] + norm.bias[:, None, None] if isinstance(norm, nn.BatchNorm2d) else x
+
+
+@torch.no_grad()
+def activation(discriminator: nn.Module, x: Tensor, layer: int) -> Tensor:
+    """The layer-th LeakyReLU of a PatchGAN of two strided layers."""
+    for number in range(1, layer + 1):
+        convolution, *norm, _ = getattr(discriminator, f"layer{number}")
+        x = nn.functional.conv2d(x, convolution.weight, convolution.bias, stride=2 if number < 3 else 1, padding=1)
+        x = normalised(x, norm[0]) if norm else x
+        x = torch.where(x > 0, x, 0.2 * x)
+    return x
+
+
+@torch.no_grad()
+def logits(discriminator: nn.Module, x: Tensor) -> Tensor:
+    last = discriminator.logit
+    return nn.functional.conv2d(activation(discriminator, x, 3), last.weight, last.bias, padding=1)
+
+
+@torch.no_grad()
+def projected(projection: nn.Module, x: Tensor) -> Tensor:
+    convolution, norm, _ = projection.body
+    x = torch.einsum("oc,bchw->bohw", convolution.weight[:, :, 0, 0], x)
+    return normalised(x, norm).clamp_min(0)
+
+
+def shifted(x: Tensor, number: int, step: int = 2) -> Tensor:
+    """`number` channels around the middle: the first half of them down, the other up."""
+    y = x.detach().clone()
+    middle, half = x.shape[1] // 2, number // 2
+    down, up = slice(middle - half, middle), slice(middle, middle + half)
+    y[:, down] = 0
+    y[:, down, step:] = x[:, down, :-step]
+    y[:, up] = 0
+    y[:, up, :-step] = x[:, up, step:]
+    return y
+
+
+def profile(images: Tensor) -> Tensor:
+    """phi by a loop over the frequencies of the full, shifted spectrum; the last three channels."""
+    rows = []
+    for image in images.detach().double().numpy()[:, -3:]:
+        gray = 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
+        log = np.log(np.abs(np.fft.fftshift(np.fft.fft2(gray))) + 1e-8)
+        rings: dict[int, list[float]] = {}
+        side = len(gray)
+        for i in range(side):
+            for j in range(side):
+                rings.setdefault(int(math.hypot(i - side // 2, j - side // 2)), []).append(float(log[i, j]))
+        values = np.array([np.mean(rings[radius]) for radius in range(1, max(rings) - 1)])
+        rows.append((values - values.min()) / (values.max() - values.min()))
+    return torch.from_numpy(np.stack(rows))
+
+
+@torch.no_grad()
+def opinion(classifier: nn.Module, profiles: Tensor) -> Tensor:
+    """SC's logits with the singular vectors as they are."""
+    spectral = classifier.linear.parametrizations.weight
+    weight = spectral.original
+    sigma = spectral[0]._u @ weight @ spectral[0]._v if hasattr(spectral[0], "_v") else weight.norm()
+    return profiles @ (weight / sigma).T + classifier.linear.bias
+
+
+def area(images: Tensor, side: int) -> Tensor:
+    """Means over blocks."""
+    block = images.shape[2] // side
+    return images.detach().unflatten(3, (side, block)).unflatten(2, (side, block)).mean((3, 5))
+
+
+def gram(x: Tensor) -> Tensor:
+    return torch.einsum("bchw,bdhw->bcd", x, x) / math.prod(x.shape[1:])
