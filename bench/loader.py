@@ -42,14 +42,14 @@ from rich.table import Table
 
 from hpcdistill.command import run_command
 from hpcdistill.console import out, say
-from hpcdistill.data.cache import PackedImages
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.images import encode_png
 from hpcdistill.data.index import Index, Kind, Member, Sample, Shard, load_index
 from hpcdistill.data.needs import Needs
-from hpcdistill.data.reader import PatchReader
-from hpcdistill.data.stream import StreamReader
-from hpcdistill.data.translation import TranslationReader
+from hpcdistill.data.read.cache import PackedImages
+from hpcdistill.data.read.reader import PatchReader
+from hpcdistill.data.read.stream import StreamReader
+from hpcdistill.data.read.translation import TranslationReader
 from hpcdistill.ops.colour import luma_uint8
 from hpcdistill.storage import sha256_file
 
@@ -177,7 +177,7 @@ def raw(read: Read) -> Read:
         return np.frombuffer(content, np.uint8).reshape(*size, 3)
 
     def read_raw(step: int) -> Any:
-        with patch("hpcdistill.data.cache.read_packed", view):
+        with patch("hpcdistill.data.read.cache.read_packed", view):
             return read(step)
 
     return read_raw
@@ -213,12 +213,12 @@ class Stopwatch:
         data = "hpcdistill.data"
         stages = {
             "reading": ("os.pread",),
-            "decoding": (f"{data}.cache.read_packed", f"{data}.stream_batches.read_packed"),
+            "decoding": (f"{data}.read.cache.read_packed", f"{data}.read.stream_batches.read_packed"),
             "augmenting": (
-                *(f"{data}.{module}.luma_uint8" for module in ("cache", "stream_batches")),
-                *(f"{data}.{module}.resized" for module in ("domains", "stream_batches")),
-                *(f"{data}.{module}.place_patch" for module in ("reader", "stream_batches")),
-                *(f"{data}.{module}.place_crop" for module in ("translation", "stream_batches")),
+                *(f"{data}.read.{module}.luma_uint8" for module in ("cache", "stream_batches")),
+                *(f"{data}.read.{module}.resized" for module in ("domains", "stream_batches")),
+                *(f"{data}.read.{module}.place_patch" for module in ("reader", "stream_batches")),
+                *(f"{data}.read.{module}.place_crop" for module in ("translation", "stream_batches")),
             ),
         }
         with ExitStack() as stack:
@@ -227,8 +227,8 @@ class Stopwatch:
                     module, _, function = name.rpartition(".")
                     original = getattr(importlib.import_module(module), function)
                     stack.enter_context(patch(name, self._timed(stage, original)))
-            pipeline = importlib.import_module(f"{data}.stream")
-            stack.enter_context(patch(f"{data}.stream.read_files", self._timed_items(pipeline.read_files)))
+            pipeline = importlib.import_module(f"{data}.read.stream")
+            stack.enter_context(patch(f"{data}.read.stream.read_files", self._timed_items(pipeline.read_files)))
             yield
 
     def _timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -31,8 +31,8 @@ from rich.table import Table
 from hpcdistill.command import run_command
 from hpcdistill.console import out, say
 from hpcdistill.data.images import encode_png, read_rgb
-from hpcdistill.data.pack_pool import available_cores
-from hpcdistill.data.packed_image import SCALES
+from hpcdistill.data.pack.pack_pool import available_cores
+from hpcdistill.data.pack.packed_image import SCALES
 from hpcdistill.errors import UserError
 from hpcdistill.ops.downsampling import downsample_uint8
 

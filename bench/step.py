@@ -29,7 +29,7 @@ from torch.nn import functional
 from hpcdistill.command import run_command
 from hpcdistill.console import err, out, say, warn
 from hpcdistill.data.config import DataConfig
-from hpcdistill.data.reader import PatchReader
+from hpcdistill.data.read.reader import PatchReader
 from hpcdistill.methods.base import Batch, Method, OptimizerSettings
 from hpcdistill.methods.plain_sr import PlainSR
 from hpcdistill.methods.privileged_student import PrivilegedStudent

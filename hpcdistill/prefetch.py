@@ -15,10 +15,10 @@ from rich.table import Table
 from hpcdistill.command import run_command
 from hpcdistill.config import load_config, split_runs
 from hpcdistill.console import out, say
-from hpcdistill.data.fetching import obtain, wanted_at
+from hpcdistill.data.fetch.weights import WEIGHTS, fetch_weights
 from hpcdistill.data.location import is_remote
+from hpcdistill.data.pack.fetching import obtain, wanted_at
 from hpcdistill.data.places import VARIABLE, data_root
-from hpcdistill.data.weights import WEIGHTS, fetch_weights
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.sweep.requirements import check_obtainable, is_there, needed_sets, needed_weights
 

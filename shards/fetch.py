@@ -8,10 +8,10 @@ from pathlib import Path
 
 from hpcdistill.command import positive, run_command
 from hpcdistill.console import say
-from hpcdistill.data.fetching import fetch, obtain
 from hpcdistill.data.images import MAX_PIXELS
+from hpcdistill.data.pack.fetching import fetch, obtain
+from hpcdistill.data.pack.recipes import load_recipe, recipe_names
 from hpcdistill.data.places import VARIABLE, data_root
-from hpcdistill.data.recipes import load_recipe, recipe_names
 
 
 def main(arguments: list[str]) -> None:
@@ -19,8 +19,8 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python shards/fetch.py",
         description="Download a data set with its checksums, unpack it safely and pack it for training.",
-        epilog=f"recipes:\n{recipes}\n\nStopped or killed, the same command goes on where it was. Everything lies below "
-        f"${VARIABLE} (now {data_root()}). See docs/data.md.",
+        epilog=f"recipes:\n{recipes}\n\nStopped or killed, the same command goes on where it was. Everything lies "
+        f"below ${VARIABLE} (now {data_root()}). See docs/data.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="one of the recipes below, or the path of a recipe's YAML")
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
         action="append",
         default=[],
         metavar="PART",
-        help="an optional part too (div2k: lr, the official LR images, which are then packed in place of computed ones)",
+        help="an optional part too (div2k: lr, the official LR images, packed in place of computed ones)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help=f"folder of the packed set (default: ${VARIABLE}/RECIPE)"

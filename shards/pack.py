@@ -8,9 +8,9 @@ from pathlib import Path
 from hpcdistill.command import run_command
 from hpcdistill.console import warn
 from hpcdistill.data.images import MAX_PIXELS, other_suffixes
-from hpcdistill.data.packing import pack
+from hpcdistill.data.pack.packing import pack
+from hpcdistill.data.pack.recipes import Recipe, load_recipe, recipe_names
 from hpcdistill.data.places import data_root, sources_folder
-from hpcdistill.data.recipes import Recipe, load_recipe, recipe_names
 from hpcdistill.errors import UserError
 
 _KINDS = {

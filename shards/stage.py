@@ -7,9 +7,9 @@ from pathlib import Path
 
 from hpcdistill.command import run_command
 from hpcdistill.console import out, say
+from hpcdistill.data.check.verify import data_sets
 from hpcdistill.data.location import is_remote
-from hpcdistill.data.staging import clean, stage
-from hpcdistill.data.verify import data_sets
+from hpcdistill.data.read.staging import clean, stage
 
 
 def main(arguments: list[str]) -> None:

@@ -171,16 +171,32 @@ def test_the_printed_configuration_loads_again(tmp_path: Path, base: str) -> Non
     assert again.dump() == config.dump()
 
 
+def loads(*files: Path) -> bool:
+    try:
+        load_config([str(file) for file in files])
+    except UserError:
+        return False
+    return True
+
+
 def test_every_configuration_that_ships_is_valid() -> None:
     files = config_files(CONFIGS)
     assert {f"{method}/x{scale}.yaml" for method in ("dssd", "pisr", "fsrcnn") for scale in (2, 3, 4)} <= {
         str(path.relative_to(CONFIGS)) for path in files
     }
+    assert {
+        f"{row}/{data}.yaml"
+        for row in ("fesd", "dcd", "original")
+        for data in ("horse2zebra", "summer2winter", "edges2shoes")
+    } <= {str(path.relative_to(CONFIGS)) for path in files}
     variants = sorted((CONFIGS / "variants").glob("*.yaml"))
     for path in files:
         load_config([str(path)])
     for variant in variants:
-        load_config([str(CONFIGS / "dssd" / "x4.yaml"), str(variant)])
+        # What a variant is for: super-resolution, a distilled GAN, or an Original.
+        bases = ("dssd/x4.yaml", "fesd/horse2zebra.yaml", "original/horse2zebra.yaml")
+        valid = [base for base in bases if loads(CONFIGS / base, variant)]
+        assert valid, variant
 
 
 def test_the_papers_recipe() -> None:

@@ -18,9 +18,9 @@ from serving import Server
 
 from hpcdistill import prefetch, train
 from hpcdistill.config import load_config, split_runs
-from hpcdistill.data import fetching
-from hpcdistill.data import recipes as recipes_module
 from hpcdistill.data.index import load_index
+from hpcdistill.data.pack import fetching
+from hpcdistill.data.pack import recipes as recipes_module
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.requirements import check_present, needed_sets
 

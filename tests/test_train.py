@@ -14,19 +14,27 @@ import pytest
 from PIL import Image
 
 from hpcdistill.config import config_files, load_config
-from hpcdistill.data.packing import pack
-from hpcdistill.data.recipes import load_recipe
+from hpcdistill.data.pack.packing import pack
+from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import load_generator
 from hpcdistill.train import main, run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-STUDENTS = [path for path in config_files(CONFIGS) if "teacher" not in path.name and path.parent.name != "demo"]
+# Translation has tests of its own, test_train_translation.py.
+TRANSLATION = ("fesd", "dcd", "original")
+STUDENTS = [
+    path
+    for path in config_files(CONFIGS)
+    if "teacher" not in path.name and path.parent.name not in ("demo", *TRANSLATION)
+]
+TRANSLATION_VARIANTS = ("schedule-200", "dcd-batch4", "dcd-relu2_2", "pcs-after", "bl-pcs")
+TRANSLATION_VARIANTS += ("gan-cpu", "gan-cpu-original", "student-alone-resnet", "student-alone-unet")
 # Variants that only say where and how long to train say nothing about the method.
 METHOD_VARIANTS = [
     path
     for path in sorted((CONFIGS / "variants").glob("*.yaml"))
-    if path.stem not in ("cpu", "short", "bsd-t91", "demo")
+    if path.stem not in ("cpu", "short", "bsd-t91", "demo", *TRANSLATION_VARIANTS)
 ]
 
 

@@ -6,7 +6,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from hpcdistill.data.download import check_scheme, fetch_bytes
+from hpcdistill.data.fetch.download import check_scheme, fetch_bytes
 from hpcdistill.data.index import INDEX_NAME, Index, index_digest, load_index, parse_index
 
 _INDEX_BYTES = 1 << 30  # five million samples

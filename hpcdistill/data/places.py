@@ -1,7 +1,7 @@
 """The folders of one data root: packed sets, what they were made of, and published weights.
 
-`$HPCDISTILL_DATA` (default data/packed) holds `<recipe>/` packed, `sources/<recipe>/` unpacked, `downloads/` archives and
-`weights/`. One folder on a shared file system serves a whole cluster.
+`$HPCDISTILL_DATA` (default data/packed) holds `<recipe>/` packed, `sources/<recipe>/` unpacked, `downloads/`,
+`weights/` and `features/` (of metrics). One folder on a shared file system serves a whole cluster.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class Method(nn.Module):
 
     @classmethod
     def weights(cls, config: Any) -> tuple[str, ...]:
-        """The published weights (keys of `data.weights.WEIGHTS`) that a run of this configuration uses."""
+        """The published weights (keys of `data.fetch.weights.WEIGHTS`) that a run of this configuration uses."""
         return ()
 
     @property

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpcdistill import torchvision_operators
+from hpcdistill.data.fetch.weights import WEIGHTS, find_weights
 from hpcdistill.data.places import weights_folder
-from hpcdistill.data.weights import WEIGHTS, find_weights
 from hpcdistill.errors import UserError
 from hpcdistill.storage import sha256_file
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hpcdistill.data.weights import find_weights
+from hpcdistill.data.fetch.weights import find_weights
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.feature_networks import exact, fitting, read_state
 

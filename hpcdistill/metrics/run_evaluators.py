@@ -13,8 +13,8 @@ from torch import nn
 
 from hpcdistill.console import warn
 from hpcdistill.data.config import DataConfig
+from hpcdistill.data.fetch.weights import WEIGHTS
 from hpcdistill.data.needs import Needs
-from hpcdistill.data.weights import WEIGHTS
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.metrics.feature_networks import FeatureNetwork, missing, open_features

@@ -17,9 +17,9 @@ from accelerate.utils import broadcast_object_list, gather
 from torch import Tensor, nn
 
 from hpcdistill.console import say
-from hpcdistill.data.domains import DomainImages
 from hpcdistill.data.index import Kind
 from hpcdistill.data.progress import Progress
+from hpcdistill.data.read.domains import DomainImages
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.feature_networks import FeatureNetwork
 from hpcdistill.metrics.frechet import Moments, frechet, kid, moments

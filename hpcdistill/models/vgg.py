@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcdistill.data.weights import find_weights
+from hpcdistill.data.fetch.weights import find_weights
 from hpcdistill.errors import UserError
 from hpcdistill.storage import sha256_file
 
@@ -124,7 +124,7 @@ def load_vgg16(
 ) -> VGG16Features:
     """VGG16 with published weights, `.origin` saying which.
 
-    `source` is "torchvision" (the original ImageNet weights, found by `data.weights.find_weights`), "stlpips" (the
+    `source` is "torchvision" (the original ImageNet weights, found by `find_weights`), "stlpips" (the
     shift-tolerant trunk inside the installed package stlpips-pytorch, fine-tuned for another pooling: other maps,
     another loss), or a .pth or .safetensors file with the keys of either. UserError when the file is missing, damaged
     or holds another network.

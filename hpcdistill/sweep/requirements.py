@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hpcdistill.config import Loaded
-from hpcdistill.data.fetching import is_packed, wanted_at
 from hpcdistill.data.location import is_remote
+from hpcdistill.data.pack.fetching import is_packed, wanted_at
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
@@ -28,7 +28,7 @@ def needed_weights(loaded: Loaded) -> list[str]:
 
 
 def is_there(place: str) -> bool:
-    """True for a packed set, a folder of images (for evaluation) and an address; not for a set that is packed by half."""
+    """True for a packed set, a folder of images (for evaluation) and an address; not for a set packed by half."""
     folder = Path(place)
     if is_remote(place) or is_packed(folder):
         return True

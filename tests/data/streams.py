@@ -12,7 +12,7 @@ from packed_sets import Rgb
 
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.needs import Needs
-from hpcdistill.data.stream import StreamReader
+from hpcdistill.data.read.stream import StreamReader
 from hpcdistill.errors import UserError
 
 RGB = Needs(kind="lr-hr", scale=4, lr_scales=(4,), channels=3)

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from packed_sets import encode, noise, write_set
 
+from hpcdistill.data.check.verify import verify
 from hpcdistill.data.config import DataConfig
-from hpcdistill.data.fetching import fetch
 from hpcdistill.data.index import load_index
 from hpcdistill.data.needs import Needs
-from hpcdistill.data.packing import pack
-from hpcdistill.data.readers import open_reader
-from hpcdistill.data.recipes import load_recipe
-from hpcdistill.data.verify import verify
+from hpcdistill.data.pack.fetching import fetch
+from hpcdistill.data.pack.packing import pack
+from hpcdistill.data.pack.recipes import load_recipe
+from hpcdistill.data.read.readers import open_reader
 from hpcdistill.errors import UserError
 
 EACH = 100

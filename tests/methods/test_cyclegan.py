@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from translation import (
     adversarial,
     batch_of,
     cyclegan,
+    double_samples,
     l1,
     logits,
     moved,
@@ -37,11 +37,6 @@ from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS, translation_gan
 from hpcdistill.methods import cyclegan as module
 from hpcdistill.methods.cyclegan import CycleGAN
-
-
-def double_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
-    return {name: images.double() for name, images in samples(numbers).items()}
-
 
 GENERATOR_TERMS = ["gan", "identity", "gan_b2a", "identity_b2a", "cycle", "cycle_b2a"]
 DISCRIMINATOR_TERMS = ["real", "fake", "real_b2a", "fake_b2a"]

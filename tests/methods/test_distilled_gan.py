@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
+from processes import launch
 from toy import Killed, ToyReader, kill_at, newest_tensors, rows, run
 from translation import (
     BATCH,
@@ -24,6 +26,7 @@ from translation import (
     area,
     batch_of,
     distilled,
+    double_samples,
     gram,
     l1,
     logits,
@@ -574,6 +577,38 @@ def test_a_killed_run_resumes_bit_equal(case: str, tmp_path: Path) -> None:
     assert tensors == newest_tensors(tmp_path / "undisturbed")  # bytes
     first, second = ([row for row in rows(tmp_path / name) if "images" in row] for name in ("killed", "undisturbed"))
     assert first == second
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", ["without projections", "fesd", "pix2pix"])
+def test_one_and_two_processes(case: str, tmp_path: Path) -> None:
+    """All terms but those behind a BatchNorm (the student's projections, Pix2Pix), which sees a rank's share alone."""
+    values: dict[str, Any] = {
+        "without projections": {"weight_dcd": 0, "weight_spectral": 0, "mix_spectral": True, "direction": "both"},
+        "fesd": {},
+        "pix2pix": {"family": "pix2pix"},
+    }[case]
+    for ranks in (1, 2):
+
+        def work(rank: int, of: int) -> None:
+            reader = ToyReader(BATCH, double_samples, rank, of)
+            run(distilled(**values).double(), reader, tmp_path / str(of), 3, checkpoint_every=3)
+
+        assert launch(ranks, work) == [0] * ranks
+    one, two = (rows(tmp_path / str(ranks)) for ranks in (1, 2))
+    for number, (first, second) in enumerate(zip(one, two, strict=True)):
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            assert np.isfinite(second[name])
+            # Before anything has learnt, the other terms are the same.
+            of_images = number == 0 and not name.startswith("gradient") and not name.endswith(("dcd", "spectral"))
+            if case == "without projections" or (case == "fesd" and of_images):
+                assert second[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    if case == "without projections":
+        for name in ("memory/pool_student", "memory/pool_teacher_b2a", "networks/student", "networks/discriminator"):
+            left, right = (load(newest_tensors(tmp_path / str(n))[f"{name}.safetensors"]) for n in (1, 2))
+            for key, value in left.items():
+                torch.testing.assert_close(right[key], value, rtol=0, atol=1e-5)
 
 
 def test_it_learns(tmp_path: Path) -> None:

@@ -65,6 +65,10 @@ def samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
     return {"a": a, "b": 0.7 * torch.linspace(-1, 1, CROP) - 0.3 * a}
 
 
+def double_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
+    return {name: images.double() for name, images in samples(numbers).items()}
+
+
 def batch_of(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     numbers = np.arange(BATCH)
     images = {key: value.to(dtype) for key, value in samples(numbers).items()}

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hpcdistill import torchvision_operators
-from hpcdistill.data.weights import WEIGHTS
+from hpcdistill.data.fetch.weights import WEIGHTS
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.feature_networks import (
     NETWORKS,

@@ -1,0 +1,1 @@
+"""Packed data sets verified, compared and mended."""

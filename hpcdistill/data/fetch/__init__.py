@@ -1,0 +1,1 @@
+"""Getting bytes: downloads, streams and archives, verified."""

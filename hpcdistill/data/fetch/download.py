@@ -1,0 +1,369 @@
+"""Getting the right bytes once: resumed, tried again, from one mirror after the other, and verified.
+
+A file grows as `.NAME.part` beside its place and is renamed there when size and checksum are right; nothing half or
+wrong ever has the final name. `.NAME.part.json` says where the part comes from and which version of the file it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+from pydantic import AfterValidator, Field
+
+from hpcdistill.console import warn
+from hpcdistill.data.fetch.digests import RECORDED, file_digest, record, recorded, remember
+from hpcdistill.data.fetch.disk import cannot_write, check_space, exclusive
+from hpcdistill.data.fetch.streaming import fetch_bytes, open_stream
+from hpcdistill.data.fetch.transfer import (
+    PIECE,
+    RETRIES,
+    TIMEOUT,
+    Attempts,
+    Failure,
+    OutOfRange,
+    Reply,
+    check_scheme,
+    open_at,
+    shown,
+)
+from hpcdistill.data.progress import BYTES, Progress, megabytes
+from hpcdistill.errors import UserError
+from hpcdistill.settings import Section
+from hpcdistill.storage import sha256_file, sync_file, sync_folder, write_json
+
+__all__ = ["Download", "check_file", "check_scheme", "fetch_bytes", "fetch_file", "open_stream"]
+
+LARGEST = 64 << 30  # bytes taken from a server that does not say how many there are
+_HTML = (b"<!doctype html", b"<html", b"<head", b"<body")
+_REMEDY = "check the network, or give a copy with `--from FILE` or another address with `--mirror URL`"
+
+
+def _address(address: str) -> str:
+    check_scheme(address)
+    return address
+
+
+class Download(Section):
+    """One file that a recipe, or a method's frozen network, needs."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="its name in the cache folder")
+    addresses: tuple[Annotated[str, AfterValidator(_address)], ...] = Field(
+        (), description="mirrors, tried in order; none: there is no public address, only a local copy"
+    )
+    bytes: int | None = Field(None, ge=1, description="size")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="null: nobody published it; recorded at the first fetch"
+    )
+    sha256_prefix: str | None = Field(
+        None, pattern=r"^[0-9a-f]{8,64}$", description="its first hex digits, which weights carry in their file name"
+    )
+    md5_third_party: str | None = Field(
+        None, pattern=r"^[0-9a-f]{32}$", description="somebody else's figure: a difference is only a warning"
+    )
+    optional: str | None = Field(None, description="the part of the data set it belongs to; null: always needed")
+
+
+def fetch_file(
+    download: Download,
+    folder: Path,
+    *,
+    mirror: str | None = None,
+    retries: int = RETRIES,
+    timeout: float = TIMEOUT,
+    pause: Callable[[float], None] = time.sleep,
+) -> Path:
+    """`folder/file`, whole and verified. Nothing is asked of the network when it is there already.
+
+    `mirror` is tried before the recipe's addresses: the file's own address, or that of a folder that holds it.
+    `timeout` is in seconds without a byte, `retries` counts tries without progress, `pause` waits between them.
+    Raises UserError when no address gives the file, when it is not the one that is recorded, when the disk has no room
+    for it or `folder` cannot be written.
+    """
+    path = folder / download.file
+    if path.exists() and _wrong(download, path) is None:
+        return path
+    addresses = _addresses(download, mirror)
+    if not addresses and not path.exists():
+        raise UserError(f"{path}: missing, and has no public address; give a copy with `--from FILE` or `--mirror URL`")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    with exclusive(folder / f".{download.file}.lock", f"{path}: another process is fetching it; waiting"):
+        problem = _wrong(download, path) if path.exists() else ""
+        if problem is None:
+            return path
+        if problem:
+            if not addresses:
+                raise UserError(f"{path}: {problem}; there is no public address, give a whole copy with `--from FILE`")
+            warn(f"{path}: {problem}; fetching it again")
+        _Fetch(download, path, retries, timeout, pause).run(addresses)
+    return path
+
+
+def check_file(download: Download, path: Path, folder: Path | None = None) -> None:
+    """UserError unless `path`, a copy from elsewhere, is what `download` should be, as far as that is known.
+
+    An unknown digest is compared with what was recorded in `folder` (of the downloads), or recorded there.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check --from")
+    size, digest = path.stat().st_size, file_digest(path, keep=False)
+    problem = _mismatch(download, size, digest)
+    record_in = folder if download.sha256 is None else None
+    if problem is None and record_in is not None:
+        problem = _unlike_recorded(record_in / download.file, digest)
+    if problem:
+        raise UserError(f"{path}: is not the {download.file} that is wanted: it {problem}; give a whole copy")
+    _compare_md5(download, path)
+    if record_in is not None:
+        _record_local(record_in / download.file, size, digest)
+
+
+def _addresses(download: Download, mirror: str | None) -> list[str]:
+    if mirror is None:
+        return list(download.addresses)
+    check_scheme(mirror)
+    name = quote(download.file)
+    own = mirror if mirror.rpartition("/")[2] == name else f"{mirror.rstrip('/')}/{name}"
+    return [own, *(address for address in download.addresses if address != own)]
+
+
+def _wrong(download: Download, path: Path) -> str | None:
+    """What is wrong with the file that is there; None: nothing. An unknown digest is recorded."""
+    if not path.is_file():
+        raise UserError(f"{path}: a folder stands where the file is needed; move it away")
+    size = path.stat().st_size
+    if download.bytes is not None and size != download.bytes:
+        return f"has {size} bytes instead of {download.bytes}"
+    digest = file_digest(path)
+    problem = _mismatch(download, size, digest)
+    if problem is None and download.sha256 is None:
+        problem = _unlike_recorded(path, digest)
+        if problem is None:
+            _record_local(path, size, digest)
+    return problem
+
+
+def _record_local(path: Path, size: int, digest: str) -> None:
+    """Record the digest of a file that the user brought, if none is recorded."""
+    if path.name not in recorded(path.parent):
+        with contextlib.suppress(UserError, OSError):  # in a read-only folder it stays unrecorded
+            path.parent.mkdir(parents=True, exist_ok=True)
+            record(path.parent, path.name, {"bytes": size, "sha256": digest, "address": None})
+
+
+def _mismatch(download: Download, size: int, digest: str) -> str | None:
+    if download.bytes is not None and size != download.bytes:
+        return f"has {size} bytes instead of {download.bytes}"
+    if download.sha256 is not None and digest != download.sha256:
+        return f"has the sha256 {digest} instead of {download.sha256}"
+    if download.sha256_prefix is not None and not digest.startswith(download.sha256_prefix):
+        return f"has the sha256 {digest}, which should begin with {download.sha256_prefix}"
+    return None
+
+
+def _unlike_recorded(path: Path, digest: str) -> str | None:
+    entry = recorded(path.parent).get(path.name)
+    if entry is None or entry["sha256"] == digest:
+        return None
+    return (
+        f"has the sha256 {digest} instead of {entry['sha256']}, recorded on {entry.get('date')}; to accept the new one "
+        f"remove the entry {path.name} from {path.parent / RECORDED}"
+    )
+
+
+def _compare_md5(download: Download, path: Path) -> None:
+    if download.md5_third_party is None:
+        return
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if digest != download.md5_third_party:
+        warn(
+            f"{download.file}: its md5 is {digest}, a third party gives {download.md5_third_party}; the file may have "
+            "been published anew: look at its images before you rely on it"
+        )
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a part comes from; kept beside it."""
+
+    address: str
+    validator: str | None
+    total: int | None
+
+
+class _Part:
+    """`.NAME.part` and its sidecar."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.with_name(f".{path.name}.part")
+        self.sidecar = path.with_name(f".{path.name}.part.json")
+
+    def size(self) -> int:
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def origin(self) -> _Origin | None:
+        try:
+            return _Origin(**json.loads(self.sidecar.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def remove(self) -> None:
+        self.sidecar.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+
+class _Fetch:
+    """One file on its way; the caller holds its lock."""
+
+    def __init__(
+        self, download: Download, path: Path, retries: int, timeout: float, pause: Callable[[float], None]
+    ) -> None:
+        self.download, self.path = download, path
+        self.retries, self.timeout, self.pause = retries, timeout, pause
+        self.part = _Part(path)
+        # With a digest to compare at the end, a part may be resumed on trust: from another mirror, without an ETag.
+        known = download.sha256 or download.sha256_prefix or recorded(path.parent).get(path.name)
+        self.has_digest = known is not None
+        self.fresh = False  # every byte of the part came from one address and version during this call
+
+    def run(self, addresses: list[str]) -> None:
+        """Try the addresses in turn; UserError with each one's reason when none gave the file."""
+        if self.download.bytes is not None:
+            check_space(self.path.parent, self.download.bytes - self.part.size(), self.path.name)
+        failures = []
+        with Progress(f"fetching {self.path.name}", total=self.download.bytes, unit=BYTES) as self.progress:
+            for position, address in enumerate(addresses):
+                try:
+                    return self._from(address)
+                except Failure as failure:
+                    failures.append(f"{shown(address)}: {failure.reason}")
+                    if position + 1 < len(addresses):
+                        warn(f"{failures[-1]}; trying the next address")
+        raise UserError(f"{self.path.name} could not be fetched from {'; '.join(failures)}; {_REMEDY}")
+
+    def _from(self, address: str) -> None:
+        attempts = Attempts(f"{self.path.name} from {shown(address)}", self.retries, self.pause)
+        self.fresh = False
+        while True:
+            before = self.part.size()
+            try:
+                self._receive(address)
+            except Failure as failure:
+                attempts.again(failure, progress=self.part.size() > before)
+                continue
+            problem = self._settle(address)
+            if problem is None:
+                return
+            self.part.remove()
+            # Bytes of an earlier call or another mirror may be to blame: once more, all from here.
+            if self.fresh:
+                raise Failure(problem)
+            warn(f"{self.path}: {problem}; starting again from zero")
+
+    def _receive(self, address: str) -> None:
+        """Add to the part until the file is whole, as far as its size tells; raises Failure."""
+        origin, have = self.part.origin(), self.part.size()
+        same = origin is not None and origin.address == address
+        validator = origin.validator if origin and same else None
+        total = self.download.bytes or (origin.total if origin else None)
+        if have and (not (validator or self.has_digest) or (total is not None and have > total)):
+            self.part.remove()
+            have = 0
+        if have and have == total:
+            return
+        try:
+            reply = open_at(address, have, validator=validator, timeout=self.timeout)
+        except OutOfRange as failure:
+            if failure.total == have or (failure.total is None and self.has_digest and not self.fresh):
+                return  # it was whole already; the digest tells
+            self.part.remove()
+            raise
+        with reply:
+            if reply.is_html:
+                raise Failure("sends a web page instead of the file")
+            if reply.first and same and validator and reply.validator not in (None, validator):
+                self.part.remove()
+                raise Failure("the file on the server has changed", again=True)
+            self._save(reply, _Origin(address, reply.validator, reply.total), have)
+
+    def _save(self, reply: Reply, origin: _Origin, have: int) -> None:
+        size = self.download.bytes
+        total = size if size is not None else reply.total
+        limit = LARGEST if total is None else total
+        piece = self._read(reply, reply.first, total)
+        if not reply.first and piece.lstrip(b"\xef\xbb\xbf \t\r\n")[:14].lower().startswith(_HTML):
+            raise Failure("sends a web page instead of the file")
+        if size is not None and reply.total not in (None, size):
+            raise Failure(f"has {reply.total} bytes instead of {size}")
+        if not piece and not total:
+            raise Failure("sends an empty file", again=True)
+        if not reply.first and piece:  # only now, with something better at hand, is an old part given up
+            self.part.remove()
+            self.fresh, have = True, 0
+        if total is not None:
+            check_space(self.path.parent, total - have, self.path.name)
+        self.progress.restart(have, total)
+        try:
+            write_json(self.part.sidecar, asdict(origin))
+            with open(self.part.path, "ab", buffering=0) as file:
+                while piece:
+                    have += len(piece)
+                    if have > limit:
+                        break
+                    view = memoryview(piece)
+                    while view:
+                        view = view[file.write(view) :]
+                    self.progress.advance(len(piece))
+                    piece = self._read(reply, have, total)
+        except OSError as error:
+            raise cannot_write(self.path, error, "; what has come is kept") from None
+        if have > limit:
+            self.part.remove()
+            raise Failure(f"sends more than the {limit} bytes expected")
+
+    def _read(self, reply: Reply, have: int, total: int | None) -> bytes:
+        """The next bytes, b"" at the end; Failure when the connection is lost or the end comes before `total`."""
+        try:
+            piece = reply.read(PIECE)
+            if not piece and total is not None and have < total:
+                raise Failure("the connection broke off", again=True)
+        except Failure as failure:
+            at = megabytes(have) + ("" if total is None else f" of {megabytes(total)}")
+            raise Failure(f"{failure.reason} at {at}", again=failure.again) from None
+        return piece
+
+    def _settle(self, address: str) -> str | None:
+        """Verify the part and give it its name; what is wrong with it, or None."""
+        try:
+            sync_file(self.part.path)
+            size, digest = self.part.size(), sha256_file(self.part.path)
+            problem = _mismatch(self.download, size, digest)
+            if problem is None and self.download.sha256 is None:
+                problem = _unlike_recorded(self.path, digest)
+                if problem is None:
+                    record(
+                        self.path.parent, self.path.name, {"bytes": size, "sha256": digest, "address": shown(address)}
+                    )
+            if problem is None:
+                _compare_md5(self.download, self.part.path)
+                self.part.path.replace(self.path)
+                remember(self.path, digest)
+                self.part.sidecar.unlink(missing_ok=True)
+                sync_folder(self.path.parent)
+        except OSError as error:
+            raise cannot_write(self.path, error, "; what has come is kept") from None
+        return problem

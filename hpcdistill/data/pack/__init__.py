@@ -1,0 +1,1 @@
+"""From images to packed data sets: recipes, their sources, the packer."""

@@ -1,0 +1,387 @@
+"""Packing: images into shards, with the same bytes every time, however many processes do it.
+
+One sample of single images is `<key>.hr.png` (the whole image), `<key>.lr2.png`, `.lr3.png`, `.lr4.png` (HR cropped at
+its top left corner to a multiple of s, then MATLAB's resize, or the official files) and `<key>.json`. A sample of a
+paired or unpaired set is `<key>.a.*`, `<key>.b.*`, or `<key>.ab.*`, the source's own files, and `<key>.json`; a shard
+of an unpaired set holds one side only. A finished shard is renamed into place beside a sidecar (`.shard-00000.json`)
+that says what went into it; a packer that was killed takes the shards whose sidecars still fit the sources and does
+the rest again. index.json is written when all shards are there, and only then.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import tarfile
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import PIL
+from PIL import features
+
+from hpcdistill.console import say, warn
+from hpcdistill.data.fetch.disk import exclusive
+from hpcdistill.data.images import MAX_PIXELS
+from hpcdistill.data.index import INDEX_NAME, Index, Kind, Member, Sample, Shard, load_index, role_of
+from hpcdistill.data.pack.pack_pool import packed_ahead
+from hpcdistill.data.pack.packed_image import SCALES, PackedImage, padded
+from hpcdistill.data.pack.recipes import UNSPLIT, Recipe
+from hpcdistill.data.pack.sidecars import (
+    Digest,
+    FinishedShard,
+    digest,
+    matches,
+    read_sidecars,
+    remove,
+    remove_sidecars,
+    sidecar_path,
+    write_sidecar,
+)
+from hpcdistill.data.pack.sources import Source, find_sources
+from hpcdistill.data.progress import Progress
+from hpcdistill.errors import UserError
+from hpcdistill.storage import replacing, sha256_file
+
+PACKER = 1  # raised when the same sources would give other bytes
+SHARD_SAMPLES = 256
+SHARD_BYTES = 128 << 20
+
+OnError = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of one source: `packed` is None for an image that was skipped."""
+
+    position: int  # in the list of sources
+    digest: Digest
+    packed: PackedImage | None
+
+
+@dataclass
+class _State:
+    """What is in finished shards so far of one split."""
+
+    shards: list[Shard] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    digests: list[Digest] = field(default_factory=list)  # of every source looked at, skipped ones too
+    skipped: list[str] = field(default_factory=list)
+
+    def add(self, finished: FinishedShard) -> None:
+        self.shards.append(finished.shard)
+        self.samples += finished.samples
+        self.digests += finished.digests
+        self.skipped += finished.skipped
+
+
+@dataclass(frozen=True)
+class _Job:
+    recipe: Recipe
+    split: str
+    folder: Path
+    on_error: OnError
+    max_pixels: int
+    processes: int | None
+    shard_samples: int
+    shard_bytes: int
+    official_lr: bool
+
+    @property
+    def kind(self) -> Kind:
+        return self.recipe.kind
+
+    def settings(self) -> dict[str, Any]:
+        """What a finished shard's bytes depend on beside its sources."""
+        return {
+            "packer": PACKER,
+            "recipe": self.recipe.name,
+            "split": self.split,
+            "kind": self.kind,
+            "official_lr": self.official_lr,
+            "shard": [self.shard_samples, self.shard_bytes],
+            "encoder": _encoder(),
+        }
+
+
+def pack(
+    recipe: Recipe,
+    source: Path | None,
+    out: Path,
+    *,
+    on_error: OnError = "stop",
+    overwrite: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    official_lr: bool = False,
+    processes: int | None = None,
+    shard_samples: int = SHARD_SAMPLES,
+    shard_bytes: int = SHARD_BYTES,
+) -> dict[str, Index]:
+    """Pack `recipe` into `out`, or each of its splits into a folder of its own in `out`; return the indices by split.
+
+    Goes on where a killed run stopped; a data set that is complete already is left alone. `official_lr` packs the LR
+    images that came with the set in place of computed ones. `processes`: see `pack_pool.packed_ahead`; a training
+    process passes 1. Raises UserError for bad images (unless `on_error` is "skip"), for an `out` that holds something
+    else (unless `overwrite`), for a full disk.
+    """
+    by_split = find_sources(recipe, source, official_lr=official_lr)
+    _check_layout(out, split=list(by_split) != [UNSPLIT])
+    done = {}
+    for split, sources in by_split.items():
+        folder = out if split == UNSPLIT else out / split
+        job = _Job(recipe, split, folder, on_error, max_pixels, processes, shard_samples, shard_bytes, official_lr)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Two first runs of an array both find that a set is missing: the second then finds it whole.
+            with exclusive(folder / ".packing.lock", f"{folder}: another process is packing into it; waiting"):
+                done[split] = _pack_split(job, sources, overwrite)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{folder}: is a file; choose another --out") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"{folder}: the disk is full; free some space and run the same command again (finished shards are kept)"
+            ) from None
+    return done
+
+
+def _pack_split(job: _Job, sources: list[Source], overwrite: bool) -> Index:
+    folder = job.folder
+    for leftover in (".shard-*.tar.*.tmp", "..shard-*.json.*.tmp", f".{INDEX_NAME}.*.tmp"):  # of a run that was killed
+        remove(folder.glob(leftover))
+    if (folder / INDEX_NAME).exists():
+        complete = None if overwrite else _complete(job, sources)
+        if complete is not None:
+            remove_sidecars(folder)
+            say(f"{folder}: already holds these {len(complete.samples)} images, nothing to do")
+            return complete
+        _clear(folder)
+    state = _resume(job, sources, overwrite)
+    started, kept = time.monotonic(), len(state.samples)
+    label = f"packing {_title(job.recipe.name, job.split)}"
+    with (
+        Progress(label, total=len(sources), done=len(state.digests), unit="images") as progress,
+        closing(_outcomes(job, sources, len(state.digests), progress)) as outcomes,
+    ):
+        _write_shards(job, state, outcomes)
+    if not state.samples:
+        raise UserError(f"{folder}: none of the {len(sources)} images could be packed; see the warnings above")
+    index = Index(
+        recipe=job.recipe.name,
+        split=job.split,
+        kind=job.kind,
+        scales=_scales(sources),
+        licence=job.recipe.licence,
+        origin=job.recipe.origin,
+        shards=tuple(state.shards),
+        samples=tuple(state.samples),
+        skipped=tuple(state.skipped),
+        notes=_notes(job, sources, state.digests),
+    )
+    index.save(folder)
+    remove_sidecars(folder)
+    _report(index, folder, kept, time.monotonic() - started)
+    return index
+
+
+def _outcomes(job: _Job, sources: list[Source], first: int, progress: Progress) -> Generator[_Outcome]:
+    """What becomes of the sources from position `first` on, in order."""
+    with closing(packed_ahead(sources[first:], job.kind, job.max_pixels, job.processes)) as made:
+        for position, packed in enumerate(made, first):
+            if isinstance(packed, UserError):
+                if job.on_error == "stop":
+                    raise UserError(f"{packed} (or leave such images out with --on-error skip)")
+                warn(f"skipped {packed}")
+                yield _Outcome(position, digest(sources[position]), None)
+            else:
+                yield _Outcome(position, packed.digest, packed)
+            progress.advance()
+
+
+def _write_shards(job: _Job, state: _State, outcomes: Iterator[_Outcome]) -> None:
+    """Collect outcomes, a shard at a time, and write each shard; the cuts depend on the sources alone.
+
+    A shard holds one combination of roles, so that the sides of an unpaired set can be read by themselves.
+    """
+    taken: list[_Outcome] = []
+    roles: tuple[str, ...] = ()
+    count = length = 0
+    for outcome in outcomes:
+        if outcome.packed is not None:
+            more = outcome.packed.length
+            full = count == job.shard_samples or length + more > job.shard_bytes
+            if count and (full or outcome.packed.roles != roles):
+                _write_shard(job, state, taken, outcome.digest)
+                taken, count, length = [], 0, 0
+            count, length, roles = count + 1, length + more, outcome.packed.roles
+        taken.append(outcome)
+    if count:
+        _write_shard(job, state, taken, None)
+    else:  # skipped ones after the last shard
+        state.digests += [outcome.digest for outcome in taken]
+        state.skipped += [outcome.digest[0] for outcome in taken]
+
+
+def _write_shard(job: _Job, state: _State, taken: list[_Outcome], following: Digest | None) -> None:
+    number = len(state.shards)
+    path = job.folder / _shard_name(number)
+    samples = []
+    with replacing(path) as temporary:
+        # USTAR with every field fixed: the bytes depend on names and contents alone.
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            position = 0
+            for outcome in taken:
+                if outcome.packed is None:
+                    continue
+                key, members = f"{outcome.position:06d}", {}
+                for suffix, content, height, width in outcome.packed.members:
+                    header = tarfile.TarInfo(f"{key}.{suffix}")
+                    header.size, header.mode = len(content), 0o644
+                    tar.addfile(header, io.BytesIO(content))
+                    if suffix != "json":
+                        members[suffix] = Member(position + tarfile.BLOCKSIZE, len(content), height, width)
+                    position += tarfile.BLOCKSIZE + padded(len(content))
+                samples.append(Sample(key, outcome.digest[0], number, members))
+        finished = FinishedShard(
+            settings=job.settings(),
+            max_pixels=job.max_pixels,
+            shard=Shard(path.name, temporary.stat().st_size, sha256_file(temporary)),
+            samples=tuple(samples),
+            digests=tuple(outcome.digest for outcome in taken),
+            skipped=tuple(outcome.digest[0] for outcome in taken if outcome.packed is None),
+            following=following,
+        )
+        # Before the shard has its name: a shard without a sidecar is then never one of ours.
+        write_sidecar(job.folder, finished)
+    state.add(finished)
+
+
+def _resume(job: _Job, sources: list[Source], overwrite: bool) -> _State:
+    """Take over the finished shards that still fit, remove the others; UserError when they are not this data set's."""
+    state, folder = _State(), job.folder
+    sidecars = read_sidecars(folder)
+    foreign = sorted(path.name for path in folder.glob("*.tar") if path.name not in sidecars)
+    theirs = {_title(str(done.settings["recipe"]), str(done.settings["split"])) for done in sidecars.values() if done}
+    theirs.discard(_title(job.recipe.name, job.split))
+    if (foreign or theirs) and not overwrite:
+        holds = f"a tar file that was not packed here ({foreign[0]})" if foreign else f"half of {theirs.pop()}"
+        raise UserError(f"{folder}: holds {holds}; choose another --out, or replace it with --overwrite")
+    for finished in sidecars.values():
+        if finished is None or not _fits(job, state, finished, sources):
+            break
+        state.add(finished)
+    if state.shards:
+        say(f"{folder}: going on after {len(state.shards)} finished shards with {len(state.samples)} images")
+    kept = {shard.name for shard in state.shards}
+    for path in folder.glob("shard-*.tar"):
+        if path.name not in kept:
+            remove([path, sidecar_path(folder, path.name)])
+    return state
+
+
+def _fits(job: _Job, state: _State, finished: FinishedShard, sources: list[Source]) -> bool:
+    """True when the shard is whole and was made, with the same settings, of the sources that come next."""
+    if finished.settings != job.settings() or finished.shard.name != _shard_name(len(state.shards)):
+        return False
+    if finished.skipped and (job.on_error == "stop" or finished.max_pixels != job.max_pixels):
+        return False
+    # The image after the shard decided where it was cut.
+    expected = [*finished.digests, *([finished.following] if finished.following else [])]
+    first = len(state.digests)
+    coming = sources[first : first + len(expected)] if finished.following else sources[first:]
+    if [source.name for source in coming] != [name for name, _, _ in expected]:
+        return False
+    packed = [source for source in coming[: len(finished.digests)] if source.name not in finished.skipped]
+    if len(packed) != len(finished.samples) or not all(map(_has_roles, finished.samples, packed)):
+        return False
+    return list(map(digest, coming)) == expected and finished.is_whole(job.folder)
+
+
+def _has_roles(sample: Sample, source: Source) -> bool:
+    """True when the sample was made of a source of the same side: A and B may have been swapped since."""
+    return set(source.roles) <= {role_of(suffix) for suffix in sample.members}
+
+
+def _complete(job: _Job, sources: list[Source]) -> Index | None:
+    """The index of `job.folder` when it holds just these sources, whole; None when a shard of it is damaged."""
+    try:
+        index = load_index(job.folder)
+    except UserError as error:
+        raise UserError(f"{error} with --overwrite") from None
+    same = (index.recipe, index.split, index.kind) == (job.recipe.name, job.split, job.kind)
+    if not same or index.notes != _notes(job, sources, [digest(source) for source in sources]):
+        what = "the same recipe with other images or another version" if same else _title(index.recipe, index.split)
+        raise UserError(
+            f"{job.folder}: holds another data set, {what}; choose another --out, or replace it with --overwrite"
+        )
+    for shard in index.shards:
+        path = job.folder / shard.name
+        if not matches(path, shard):
+            warn(f"{path}: is damaged or missing; packing the data set again")
+            return None
+    return index
+
+
+def _notes(job: _Job, sources: list[Source], digests: list[Digest]) -> dict[str, Any]:
+    listing: list[Any] = list(digests)
+    if job.kind == "unpaired":  # a digest does not say which side its image is on
+        listing = [(*source.roles, *listed) for source, listed in zip(sources, digests, strict=True)]
+    notes: dict[str, Any] = {"packer": PACKER}
+    if job.kind == "lr-hr":
+        notes["resize"] = "official" if job.official_lr else "MATLAB bicubic, antialiased, rounded half up"
+    notes["sources_sha256"] = hashlib.sha256(json.dumps(listing, ensure_ascii=False).encode()).hexdigest()
+    return notes
+
+
+def _scales(sources: list[Source]) -> tuple[int, ...]:
+    """The scales of the LR images: the official ones that there are, or those that are computed."""
+    roles = sources[0].roles
+    if roles[0] != "hr":
+        return ()
+    return tuple(sorted(int(role.removeprefix("lr")) for role in roles[1:])) or SCALES
+
+
+def _check_layout(out: Path, *, split: bool) -> None:
+    """An unsplit data set and splits in the same folder would hide each other."""
+    if split and (out / INDEX_NAME).exists():
+        raise UserError(f"{out}: holds a data set without splits; choose another --out")
+    inside = sorted(path.parent.name for path in out.glob(f"*/{INDEX_NAME}"))
+    if not split and inside:
+        raise UserError(f"{out}: holds the splits {', '.join(inside)} of another data set; choose another --out")
+
+
+def _clear(folder: Path) -> None:
+    """Remove a packed data set, its index first: without it nobody takes the rest for whole."""
+    (folder / INDEX_NAME).unlink(missing_ok=True)
+    remove(folder.glob("shard-*.tar"))
+    remove_sidecars(folder)
+
+
+def _title(recipe: str, split: str) -> str:
+    return recipe if split == UNSPLIT else f"{recipe}/{split}"
+
+
+def _report(index: Index, folder: Path, kept: int, seconds: float) -> None:
+    size = sum(shard.length for shard in index.shards) / 1e6
+    again = f" ({kept} of them by an earlier run)" if kept else ""
+    say(
+        f"{folder}: {len(index.samples)} images{again}, shards: {len(index.shards)}, {size:.1f} MB, {seconds:.1f} s; "
+        f"licence: {index.licence}"
+    )
+    if index.skipped:
+        warn(f"{len(index.skipped)} images were skipped: {', '.join(index.skipped)}")
+
+
+def _encoder() -> str:
+    """What PNG's bytes depend on; shards of one data set must not mix encoders."""
+    return f"Pillow {PIL.__version__}, zlib {features.version('zlib')}, zlib-ng {features.version('zlib_ng')}"
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05d}.tar"

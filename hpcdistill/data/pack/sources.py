@@ -1,0 +1,237 @@
+"""The images of a recipe below a folder: found, matched, counted and named before anything is packed."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcdistill.data.images import SUFFIXES, list_images
+from hpcdistill.data.pack.recipes import OWN, UNSPLIT, Folders, Recipe, Role
+from hpcdistill.errors import UserError
+
+_Images = list[tuple[str, Path]]  # name in the index, file
+_Listed = dict[Role, _Images]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one sample is made of."""
+
+    name: str  # what the index calls it: a path below the source, without anything of the machine
+    files: tuple[tuple[str, Path], ...]  # role -> file; one, or the two of a pair, or HR and its official LRs
+
+    @property
+    def path(self) -> Path:
+        """The file that messages name."""
+        return self.files[0][1]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of the files, in their order."""
+        return tuple(role for role, _ in self.files)
+
+
+def find_sources(recipe: Recipe, source: Path | None, *, official_lr: bool = False) -> dict[str, list[Source]]:
+    """The samples of `recipe` by split (`UNSPLIT` when it has none), in the order they are packed in.
+
+    `official_lr` asks for the LR images that came with the set, beside its HR. An unpaired split lists all of A, then
+    all of B. Raises UserError when a folder, an image, the other half of a pair or the expected number is not there.
+    """
+    root, layout = _layout(recipe, source)
+    found = {}
+    for split, roles in layout.items():
+        official = any(map(_is_lr, roles))
+        if official_lr and not official:
+            raise UserError(f"the recipe {recipe.name} has no official LR images; leave them out (--lr, --with lr)")
+        # HR before its LRs, however the recipe lists them.
+        wanted = {role: roles[role] for role in sorted(roles, key=_is_lr) if official_lr or not _is_lr(role)}
+        listed = {role: _images(root, role, folders, recipe, split) for role, folders in wanted.items()}
+        _check_counts(recipe, root, split, wanted, listed)
+        found[split] = _samples(recipe, listed)
+    return found
+
+
+def _samples(recipe: Recipe, listed: _Listed) -> list[Source]:
+    if recipe.kind == "unpaired":
+        return [Source(name, ((role, path),)) for role, images in listed.items() for name, path in images]
+    main, *others = listed
+    matched = [_matched(main, listed[main], role, listed[role]) for role in others]
+    return [
+        Source(name, ((main, path), *((role, files[number]) for role, files in zip(others, matched, strict=True))))
+        for number, (name, path) in enumerate(listed[main])
+    ]
+
+
+def _matched(main: str, images: _Images, role: str, partners: _Images) -> list[Path]:
+    """The partner of each image: the file of the same name without its suffix, with "x4" added for `lr4`."""
+    tail = f"x{role.removeprefix('lr')}" if _is_lr(role) else ""
+    _by_stem(images)  # refuses two of the same name
+    by_stem = _by_stem(partners)
+    result = []
+    for _, path in images:
+        partner = by_stem.pop(path.stem + tail, None)
+        if partner is None:
+            raise UserError(
+                f"{path}: has no partner {path.stem}{tail}.* in {partners[0][1].parent} ({main} and {role} belong "
+                "together); add it, or take the image out"
+            )
+        result.append(partner)
+    if by_stem:
+        alone = next(iter(by_stem.values()))
+        stem = alone.stem.removesuffix(tail)
+        raise UserError(
+            f"{alone}: has no partner {stem}.* in {images[0][1].parent} ({main} and {role} belong together); add it, "
+            "or take the image out"
+        )
+    return result
+
+
+def _by_stem(images: _Images) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for _, path in images:
+        other = found.setdefault(path.stem, path)
+        if other is not path:
+            raise UserError(f"{path}: has the same name as {other}, so its partner cannot be told; take one out")
+    return found
+
+
+def _layout(recipe: Recipe, source: Path | None) -> tuple[Path, dict[str, Folders]]:
+    """The root and the layout that fit what is below `source`."""
+    if recipe.builtin:
+        if source is not None:
+            raise UserError(f"the recipe {recipe.name} brings its images along; leave --source out")
+        return _scikit_image_folder(), recipe.layouts[0]
+    if source is None:
+        fetch = f", or `python shards/fetch.py {recipe.name}`" if recipe.downloads else ""
+        raise UserError(f"the recipe {recipe.name} needs the folder of its images: --source DIR{fetch}")
+    if not source.is_dir():
+        list_images(source)  # says what is wrong with it
+    for name in recipe.roots:
+        for layout in recipe.layouts:
+            if all(_has_images(source / name / folder) for folder in _folders(layout)):
+                _check_left_out(recipe, source / name, layout)
+                return source / name, layout
+    raise UserError(_not_found(recipe, source))
+
+
+def _folders(layout: dict[str, Folders]) -> list[str]:
+    """The folders that must have images: official LRs are optional, a set is there when its HR is."""
+    return [
+        folder for roles in layout.values() for role, folders in roles.items() if not _is_lr(role) for folder in folders
+    ]
+
+
+def _check_left_out(recipe: Recipe, root: Path, chosen: dict[str, Folders]) -> None:
+    """Refuse a split that is there by half, which another layout would have taken whole."""
+    taken = set(_folders(chosen))
+    for layout in recipe.layouts:
+        for split, roles in layout.items():
+            folders = _folders({split: roles})
+            if split in chosen or split == UNSPLIT or taken & set(folders):
+                continue
+            there = any((root / folder).is_dir() for folder in folders)
+            if there and not all(_has_images(root / folder) for folder in folders):
+                raise UserError(_half(root, folders, f"the split '{split}'"))
+
+
+def _not_found(recipe: Recipe, source: Path) -> str:
+    """What was expected below `source`; the folder that is wrong, when all others are right."""
+    places = [(source / root, layout) for root in recipe.roots for layout in recipe.layouts]
+    if len(recipe.layouts) == 1 and _folders(recipe.layouts[0]) == ["."] and recipe.roots == (".",):
+        try:
+            list_images(source)
+        except UserError as error:
+            return str(error)
+    for place, layout in places:  # all folders are there
+        folders = _folders(layout)
+        if "." not in folders and all((place / folder).is_dir() for folder in folders):
+            return _half(place, folders, f"the recipe {recipe.name}")
+    for place, layout in places:  # some are
+        for split, roles in layout.items():
+            folders = _folders({split: roles})
+            if len(folders) > 1 and any(_has_images(place / folder) for folder in folders):
+                what = f"the recipe {recipe.name}" if split == UNSPLIT else f"the split '{split}' of {recipe.name}"
+                if not all(_has_images(place / folder) for folder in folders):
+                    return _half(place, folders, what)
+    known = "; or ".join(dict.fromkeys(" and ".join(map(_called, _folders(layout))) for layout in recipe.layouts))
+    roots = [root for root in recipe.roots if root != "."]
+    inside = f", or the same in its folder {' or '.join(roots)}" if roots else ""
+    return f"{source}: no images of {recipe.name}; expected them in the folder's {known}{inside}; check the folder"
+
+
+def _half(root: Path, folders: list[str], what: str) -> str:
+    """Which of the folders of a split has no images, or is not there."""
+    wrong = next(folder for folder in folders if not _has_images(root / folder))
+    state = "no such folder"
+    if (root / wrong).is_dir():
+        try:
+            list_images(root / wrong)
+        except UserError as error:  # names the suffixes that it found in place of images
+            return f"{error}; {what} needs it"
+    with_images = [folder for folder in folders if _has_images(root / folder)]
+    beside = f", but {root / with_images[0]} has images" if with_images else ""
+    return f"{root / wrong}: {state}{beside}; {what} needs {' and '.join(folders)}"
+
+
+def _images(root: Path, role: str, folders: tuple[str, ...], recipe: Recipe, split: str) -> _Images:
+    """(name in the index, path) of each image of one role."""
+    if split in recipe.files:
+        return [(name, _named(root / folders[0], name, recipe)) for name in recipe.files[split]]
+    # Where several folders are read, an image is called by its folder too.
+    several = len(folders) > 1 or recipe.kind == "unpaired"
+    if _is_lr(role) and not all(_has_images(root / folder) for folder in folders):
+        fetch = f"fetch them with `python shards/fetch.py {recipe.name} --with lr`, or " if recipe.parts else ""
+        raise UserError(f"{root / folders[0]}: no official LR images; {fetch}leave them out")
+    return [
+        (f"{path.parent.name}/{path.name}" if several else path.name, path)
+        for folder in folders
+        for path in list_images(root / folder)
+    ]
+
+
+def _check_counts(recipe: Recipe, root: Path, split: str, folders: Folders, listed: _Listed) -> None:
+    counts = recipe.images.get(split, {})
+    if recipe.kind == "paired":  # a pair counts once, however its two images are stored
+        pairs = counts.get("ab", counts.get("a"))
+        counts = dict.fromkeys(folders, pairs) if pairs is not None else {}
+    for role, roles_folders in folders.items():
+        expected, found = counts.get(role), len(listed[role])
+        if expected is not None and found != expected:
+            where = " + ".join(str(root / name) for name in roles_folders)
+            raise UserError(
+                f"{where}: found {found} images, the recipe {recipe.name} expects {expected}; complete the folder, "
+                f"or pack what is there with the recipe {OWN[recipe.kind]}"
+            )
+
+
+def _has_images(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    return any(_is_image(entry) for entry in folder.iterdir())
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _is_lr(role: str) -> bool:
+    return role.startswith("lr")
+
+
+def _called(folder: str) -> str:
+    return "itself" if folder == "." else folder
+
+
+def _scikit_image_folder() -> Path:
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("scikit-image is not installed; run `pip install scikit-image`")
+    return Path(spec.submodule_search_locations[0]) / "data"
+
+
+def _named(folder: Path, name: str, recipe: Recipe) -> Path:
+    if (folder / name).is_file():
+        return folder / name
+    remedy = "install scikit-image again" if recipe.builtin else "complete the folder"
+    raise UserError(f"{folder / name}: missing, the recipe {recipe.name} names it; {remedy}")

@@ -1,0 +1,1 @@
+"""From packed data sets to training batches: readers, their order, caches, staging."""

@@ -1,0 +1,251 @@
+"""Where patches come from: decoded at every draw (`none`) or cut from images kept in memory (`ram`).
+
+Both give the same bits. What is kept is the luma as float32 (1 channel) or the RGB as uint8 (3 channels); scaling to
+[0, 1] and augmentation are the reader's. `PackedImages` reads the images of every kind of set.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from hpcdistill.data.images import MAX_PIXELS, read_packed
+from hpcdistill.data.index import Index, Member, Sample
+from hpcdistill.data.progress import Progress
+from hpcdistill.data.read.augmentation import Pixels
+from hpcdistill.errors import UserError
+from hpcdistill.ops.colour import luma_uint8
+
+_SHOW_PROGRESS_FROM = 1 << 26  # pixels; decoding fewer is over before anybody wonders
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The images of one role ("hr", "lr4", "a"): arrays of length N instead of objects, for large sets."""
+
+    role: str
+    samples: NDArray[np.int64]  # position in `PackedImages.sources`: 0 .. N - 1 where every sample has the role
+    shards: NDArray[np.int64]  # position in `PackedImages.paths`
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    heights: NDArray[np.int64]
+    widths: NDArray[np.int64]
+
+
+class PatchSource(Protocol):
+    """Cuts patches out of a data set's images."""
+
+    def patch(self, image: int, sample: int, top: int, left: int, size: int) -> Pixels:
+        """The square patch of image number `image` (in `PackedImages.images`) of `sample`: [C, size, size]."""
+
+
+class PackedImages:
+    """Packed data sets, joined: reads and decodes single images by their recorded place (cache `none`)."""
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        indices: Sequence[Index],
+        roles: Sequence[str],
+        channels: int,
+        *,
+        everywhere: bool = True,
+    ) -> None:
+        """`roles` are the images that are read, all of them of each sample or, if not `everywhere`, what it has.
+
+        UserError when a shard is missing or cut off, or a sample lacks an image.
+        """
+        self.channels = channels
+        self.paths: list[Path] = []
+        for folder, index in zip(folders, indices, strict=True):
+            for shard in index.shards:
+                _check_shard(folder / shard.name, shard.length)
+                self.paths.append(folder / shard.name)
+        self.sources = [sample.source for index in indices for sample in index.samples]
+        self.images = [_place(role, folders, indices, everywhere) for role in roles]
+        self._files: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def patch(self, image: int, sample: int, top: int, left: int, size: int) -> Pixels:
+        """Read, decode and cut; see `PatchSource`."""
+        return self._pixels(self.decode(image, sample)[top : top + size, left : left + size])
+
+    def load(self, image: int, sample: int) -> Pixels:
+        """A whole image: [C, H, W]."""
+        return self._pixels(self.decode(image, sample))
+
+    def sample(self, row: int, image: int = 0) -> tuple[Path, str]:
+        """The shard of an image, by its row in `images[image]`, and the name of what its sample was made from."""
+        place = self.images[image]
+        return self.paths[int(place.shards[row])], self.sources[int(place.samples[row])]
+
+    def _pixels(self, rgb: NDArray[np.uint8]) -> Pixels:
+        return luma_uint8(rgb)[None] if self.channels == 1 else rgb.transpose(2, 0, 1)
+
+    def decode(self, image: int, row: int) -> NDArray[np.uint8]:
+        """The image in a row of `images[image]`: 8-bit RGB [H, W, 3], of the size that the index says."""
+        place = self.images[image]
+        path, source = self.sample(row, image)
+        label = f"{path}: {place.role} of sample '{source}'"
+        remedy = f"find the damage with `python shards/verify.py {path.parent}` and pack the data set again"
+        length = int(place.lengths[row])
+        try:
+            content = os.pread(self._file(int(place.shards[row])), length, int(place.offsets[row]))
+        except OSError as error:
+            raise UserError(f"{label} cannot be read ({error.strerror}); {remedy}") from None
+        if len(content) != length:
+            raise UserError(f"{label} is cut off; {remedy}")
+        return read_packed(content, (int(place.heights[row]), int(place.widths[row])), label, remedy)
+
+    def _file(self, shard: int) -> int:
+        """The open shard. `pread` has no position that processes could share, so a fork may inherit the handle."""
+        handle = self._files.get(shard)
+        if handle is None:
+            with self._lock:
+                handle = self._files.get(shard)
+                if handle is None:
+                    try:
+                        handle = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+                    except OSError as error:
+                        if error.errno == errno.EMFILE:
+                            remedy = "raise the limit with `ulimit -n` or pack into larger shards"
+                            raise UserError(f"{self.paths[shard]}: too many open files; {remedy}") from None
+                        raise
+                    self._files[shard] = handle
+        return handle
+
+    def close(self) -> None:
+        """Close the shards; they are opened again when needed."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:  # a spawned worker opens its own
+        return {**{k: v for k, v in self.__dict__.items() if k != "_lock"}, "_files": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+
+class DecodedImages:
+    """All images decoded once, one flat array for each name (cache `ram`); forked workers share the memory."""
+
+    def __init__(self, packed: PackedImages) -> None:
+        """Decode everything `packed` has. UserError, before anything is decoded, when it does not fit in memory."""
+        self._channels = packed.channels
+        self._type: Any = np.float32 if packed.channels == 1 else np.uint8
+        self._item = np.dtype(self._type).itemsize
+        pixels = sum(int((place.heights * place.widths).sum()) for place in packed.images)
+        check_memory(pixels * packed.channels * self._item, len(packed.sources))
+        self._flat: list[Pixels] = []
+        self._starts: list[NDArray[np.int64]] = []  # first element of each sample
+        self._heights = [place.heights for place in packed.images]
+        self._widths = [place.widths for place in packed.images]
+        for heights, widths in zip(self._heights, self._widths, strict=True):
+            ends = np.cumsum(heights * widths * self._channels)
+            self._starts.append(np.concatenate(([0], ends[:-1])))
+            self._flat.append(np.empty(int(ends[-1]), dtype=self._type))
+        self._fill(packed)
+
+    def _fill(self, packed: PackedImages) -> None:
+        def load(sample: int) -> None:
+            for image, flat in enumerate(self._flat):
+                pixels = packed.load(image, sample)
+                start = self._starts[image][sample]
+                flat[start : start + pixels.size].reshape(pixels.shape)[...] = pixels
+
+        load_all(load, len(packed.sources), sum(flat.size for flat in self._flat) // self._channels)
+        packed.close()
+
+    def patch(self, image: int, sample: int, top: int, left: int, size: int) -> Pixels:
+        """A view into the kept image, no copy; see `PatchSource`."""
+        height, width = int(self._heights[image][sample]), int(self._widths[image][sample])
+        start = int(self._starts[image][sample]) + top * width + left
+        # One constructor call: slicing and reshaping takes four times as long, 2 us for each image of each draw.
+        return np.ndarray(
+            (self._channels, size, size),
+            self._type,
+            self._flat[image],
+            start * self._item,
+            (height * width * self._item, width * self._item, self._item),
+        )
+
+
+def load_all(load: Callable[[int], None], count: int, pixels: int) -> None:
+    """`load(0)` to `load(count - 1)` in threads, which decode side by side; `pixels` are what they load together."""
+    with ExitStack() as stack:
+        progress = None
+        if pixels >= _SHOW_PROGRESS_FROM:
+            progress = stack.enter_context(Progress("decoding images", total=count, unit="images"))
+        pool = stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1)))
+        try:
+            for _ in pool.map(load, range(count)):
+                if progress:
+                    progress.advance()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # the first bad image ends it, not the last
+            raise
+
+
+def check_memory(length: int, images: int) -> None:
+    """UserError when keeping `length` bytes on each rank of this node does not fit into the free memory."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each rank of a node keeps its own copy
+    needed = length * ranks
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise UserError(
+            f"data.cache=ram needs {needed / 2**30:.1f} GiB for {images} images"
+            f"{f' on {ranks} ranks' if ranks > 1 else ''}, {available / 2**30:.1f} GiB are free; set data.cache=none"
+        )
+
+
+def _check_shard(path: Path, length: int) -> None:
+    remedy = "pack the data set again (or copy the shard once more)"
+    if not path.is_file():
+        raise UserError(f"{path}: this shard of the data set is missing; {remedy}")
+    if path.stat().st_size != length:
+        raise UserError(f"{path}: {path.stat().st_size} bytes instead of the index's {length}; {remedy}")
+
+
+def _place(role: str, folders: Sequence[Path], indices: Sequence[Index], everywhere: bool) -> Placed:
+    rows = []
+    shards_before = samples_before = 0
+    for folder, index in zip(folders, indices, strict=True):
+        for number, sample in enumerate(index.samples, start=samples_before):
+            member = sample.member(role)
+            if member:
+                _check_member(f"{folder}: image '{role}' of sample '{sample.source}'", sample, member, index)
+                shard = shards_before + sample.shard
+                rows.append((number, shard, member.offset, member.length, member.height, member.width))
+            elif everywhere:
+                raise UserError(f"{folder}: sample '{sample.source}' has no image '{role}'; pack the data set again")
+        shards_before += len(index.shards)
+        samples_before += len(index.samples)
+    return Placed(role, *np.array(rows, dtype=np.int64).reshape(-1, 6).T.copy())
+
+
+def _check_member(label: str, sample: Sample, member: Member, index: Index) -> None:
+    """UserError when an index says of an image what no packer writes: memory is reserved by these numbers."""
+    if not 0 <= sample.shard < len(index.shards):
+        raise UserError(f"{label} is in no shard of the index; pack the data set again")
+    shard = index.shards[sample.shard]
+    if member.offset + member.length > shard.length:
+        raise UserError(f"{label} ends behind the end of {shard.name}; pack the data set again")
+    if member.height * member.width > MAX_PIXELS:
+        limit = f"the limit of {MAX_PIXELS / 1e6:g} megapixels"
+        raise UserError(f"{label} is {member.width}x{member.height}, more than {limit}; cut it into tiles")

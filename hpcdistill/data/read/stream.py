@@ -1,0 +1,177 @@
+"""The reader `stream`: a webdataset pipeline over the shards of local folders and of http(s) addresses.
+
+For sets that are far away or too large for random access: each shard is read once from front to back by one process.
+The order of the samples and the point where a run resumes are therefore NOT exact, unlike the indexed reader's:
+
+- a slot is one reader process of one rank; in each pass over the data the shards are dealt to the slots anew, or, when
+  there are fewer shards than slots, slots share a shard and take its samples in turn. So each sample is taken once in
+  each pass, but the slots come to the end of a pass at different steps;
+- within a slot the samples of a pass are mixed by a buffer of `data.shuffle_buffer` samples (their files, not
+  decoded: a thousand DIV2K images take 5 GB in each reader process), never beyond the pass;
+- the batches are the same for the same (seed, ranks, workers, first step), and others when one of them changes. A run
+  resumed at step k starts a pass of its own: some samples come twice and others not until the next pass. What was
+  drawn before it is not repeated, as shards are dealt by (seed, pass, first step) and crops by the draw's number.
+
+Shards are checked against the index as they are read (`data.read.shard_stream`); nothing is unpickled or executed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from webdataset import DataPipeline, shuffle
+from webdataset.tariterators import group_by_keys
+
+from hpcdistill.console import warn
+from hpcdistill.data.config import DataConfig
+from hpcdistill.data.counter import STREAM, draw
+from hpcdistill.data.index import INDEX_NAME, Sample, role_of
+from hpcdistill.data.index_check import check_index as check_values
+from hpcdistill.data.location import index_at, is_remote, join
+from hpcdistill.data.needs import Needs
+from hpcdistill.data.read.checks import check_batch_size, check_index
+from hpcdistill.data.read.loader import Batch, StreamLoader
+from hpcdistill.data.read.shard_stream import PlacedShard, Share, placed_shards, read_files
+from hpcdistill.data.read.stream_batches import BatchMaker, CropMaker, PatchMaker, Taken
+from hpcdistill.errors import UserError
+
+
+class StreamReader:
+    """Training batches streamed from packed data sets, in folders or at http(s) addresses.
+
+    A batch is what `needs` describes, this rank's `batch_size / ranks` samples of it; see the module for their order.
+    `samples` is how many draws one pass takes: all samples, of an unpaired set those of its larger domain.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[str],
+        needs: Needs,
+        config: DataConfig,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        """Join the data sets at `places` and check that they can deliver `needs`.
+
+        `batch_size` is global. UserError when ranks do not divide it, an address has another scheme than http(s), an
+        index cannot be had, or a patch does not fit.
+        """
+        assert 0 <= rank < ranks
+        check_batch_size(batch_size, ranks)
+        if config.cache != "none":
+            raise UserError(f"data.cache={config.cache} is for data.reader=indexed; a stream needs data.cache=none")
+        if not places:
+            raise UserError("data.train: names no data set; give a packed folder, e.g. data.train=packed/bsd/train")
+        indices = [index_at(place) for place in places]
+        for place, index in zip(places, indices, strict=True):
+            check_values(index, join(place, INDEX_NAME))
+            check_index(place, index, needs)
+        listed = [(place, sample) for place, index in zip(places, indices, strict=True) for sample in index.samples]
+        self._maker: BatchMaker = (
+            PatchMaker(listed, needs, config, seed) if needs.kind == "lr-hr" else CropMaker(listed, needs, config, seed)
+        )
+        self._domains = []
+        for number, (roles, usable) in enumerate(self._maker.domains):
+            shards = placed_shards(places, indices, usable)
+            self._domains.append(_Domain(number, shards, roles, seed, config.shuffle_buffer))
+        self.samples = max(domain.size for domain in self._domains)
+        self.batch_size = batch_size
+        self._share = batch_size // ranks
+        self._rank, self._ranks = rank, ranks
+
+    def loader(self, first: int, last: int, workers: int = 0, pin_memory: bool = False) -> StreamLoader:
+        """The batches of steps first .. last - 1, in this order; see `StreamLoader`."""
+        slots = self._ranks * max(1, workers)
+        for domain in self._domains:
+            if len(domain.shards) < slots and domain.is_remote:
+                warn(
+                    f"{len(domain.shards)} shards for {slots} readers: some are sent several times a pass; "
+                    "fewer data.workers or smaller shards send less"
+                )
+        return StreamLoader(self._batches, first, last, workers, pin_memory)
+
+    def _batches(self, steps: range, worker: int, workers: int) -> Iterator[Batch]:
+        """The batches of `steps`, which are those of one worker of this rank."""
+        slot, slots = self._rank * workers + worker, self._ranks * workers
+        start = steps.start - worker  # of the loader: the same on all ranks and workers
+        passes = [domain.samples(slot, slots, start, start * self.batch_size) for domain in self._domains]
+        for step in steps:
+            taken = [[next(samples) for _ in range(self._share)] for samples in passes]
+            yield self._maker.batch(step * self.batch_size + self._rank * self._share, taken)
+
+
+class _Domain:
+    """An endless stream of samples: all of a set, or one of the two domains of an unpaired set."""
+
+    def __init__(
+        self, number: int, shards: Sequence[PlacedShard], roles: Collection[str], seed: int, shuffle_buffer: int
+    ) -> None:
+        """`roles` are the images that are read; `number` tells the domains apart."""
+        self._number = number
+        self._roles = roles
+        self._seed = seed
+        self._buffer = shuffle_buffer
+        self.shards = shards
+        self.size = sum(len(shard.usable) for shard in shards)
+        assert self.size
+        self.is_remote = any(is_remote(shard.place) for shard in shards)
+
+    def samples(self, slot: int, slots: int, start: int, draws: int) -> Iterator[Taken]:
+        """What `slot` of `slots` takes, from the pass that `draws` draws before step `start` have reached."""
+        for number in itertools.count(draws // self.size):
+            shares = self._shares(number, slot, slots, start)
+            if shares:
+                yield from self._one_pass(shares, random.Random(self._word(number, start, slot)))
+
+    def _shares(self, number: int, slot: int, slots: int, start: int) -> list[Share]:
+        """What `slot` takes in pass `number`: no sample twice, and each is some slot's."""
+        count = len(self.shards)
+        # Keyed by the first step, too: jobs that never get to the end of a pass would else see its beginning only.
+        words = draw(self._seed, STREAM, start * count + np.arange(count), part=4 * number + self._number)
+        order = np.argsort(words[:, 0], kind="stable").tolist()
+        if count >= slots:
+            return [Share(self.shards[shard]) for shard in order[slot::slots]]
+        sharing = len(range(slot % count, slots, count))
+        # Another place among the sharing slots in each pass, or a slot could go without samples for ever.
+        first = (slot // count + number) % sharing
+        share = Share(self.shards[order[slot % count]], first, sharing)
+        return [share] if share.samples else []
+
+    def _word(self, number: int, start: int, slot: int) -> int:
+        words = draw(self._seed, STREAM, np.array([start << 24 | slot]), part=4 * number + 2 + self._number)
+        return int(words[0, 0]) << 32 | int(words[0, 1])
+
+    def _one_pass(self, shares: list[Share], rng: random.Random) -> Iterator[Taken]:
+        return iter(
+            DataPipeline(
+                partial(read_files, shares, self._roles),
+                partial(group_by_keys, lcase=False),
+                partial(self._known, shares),
+                shuffle(self._buffer, rng=rng),
+            )
+        )
+
+    def _known(self, shares: list[Share], groups: Iterator[dict[str, Any]]) -> Iterator[Taken]:
+        """Webdataset's groups of files as samples of the index; unneeded ones are not among them."""
+        waiting = iter(shares)
+        shard: PlacedShard | None = None
+        samples: dict[str, Sample] = {}
+        for group in groups:
+            while shard is None or shard.address != group["__url__"]:
+                shard = next(waiting).shard
+                samples = {sample.key: sample for sample in shard.samples}
+            sample = samples.get(group["__key__"])
+            # The first of a role, as `Sample.member` says.
+            files = {role_of(suffix): suffix for suffix in reversed(sample.members)} if sample else {}
+            needed = {role: suffix for role, suffix in files.items() if role in self._roles}
+            if sample is None or not group.keys() >= set(needed.values()):
+                fault = f"holds the files of {group['__key__']!a:.80} apart, not side by side as webdataset asks for"
+                raise UserError(f"{shard.label}: this shard {fault}; {shard.remedy}")
+            yield Taken(sample, shard, {role: group[suffix] for role, suffix in needed.items()})

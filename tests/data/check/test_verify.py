@@ -1,0 +1,297 @@
+"""Verification finds every kind of damage and names the shard; a whole data set passes."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from damaged_sets import SCALES, flip, script, with_lrs, write_small_set
+from packed_sets import noise, write_set
+from PIL import Image
+
+from hpcdistill.data.check import verify as verify_module
+from hpcdistill.data.check.duplicates import find_duplicates
+from hpcdistill.data.check.verify import data_sets, verify
+from hpcdistill.data.index import Index, Member, load_index
+from hpcdistill.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_small_set(tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+def faults(folder: Path) -> list[str]:
+    found = list(verify(folder).faults)
+    assert all("\n" not in fault for fault in found)
+    return found
+
+
+def edit_member(folder: Path, number: int, suffix: str, **values: int) -> None:
+    """Let the index say something else of one member, with all checksums right."""
+    index = load_index(folder)
+    sample = index.samples[number]
+    members: dict[str, Member] = {**sample.members, suffix: replace(sample.members[suffix], **values)}
+    samples = [*index.samples[:number], replace(sample, members=members), *index.samples[number + 1 :]]
+    edited: Index = replace(index, samples=tuple(samples))
+    edited.save(folder)
+
+
+def test_whole(folder: Path) -> None:
+    report = verify(folder)
+    assert report.faults == ()
+    assert report.samples == 5
+    assert [(shard.samples, shard.members) for shard in report.shards] == [(2, 8), (2, 8), (1, 4)]
+
+
+def test_flipped_byte_in_an_image(folder: Path) -> None:
+    member = load_index(folder).samples[3].members["lr2.png"]
+    flip(folder / "shard-00001.tar", member.offset + member.length // 2)
+    (fault,) = faults(folder)
+    assert "shard-00001.tar: its sha256 differs" in fault
+    assert "1 of its 8 images are affected, first 000003.lr2.png" in fault
+    assert "mend it with --repair, or pack the data set again" in fault
+
+
+def test_flipped_byte_in_padding(folder: Path) -> None:
+    flip(folder / "shard-00002.tar", -1)
+    (fault,) = faults(folder)
+    assert (
+        "shard-00002.tar: its sha256 differs from the index; mend it with --repair, or pack the data set again" in fault
+    )
+
+
+def test_cut_shard(folder: Path) -> None:
+    path = folder / "shard-00000.tar"
+    path.write_bytes(path.read_bytes()[:3000])
+    (fault,) = faults(folder)
+    assert "shard-00000.tar: has 3000 bytes instead of" in fault
+
+
+def test_missing_and_additional_shard(folder: Path) -> None:
+    (folder / "shard-00001.tar").rename(folder / "shard-00009.tar")
+    missing, additional = sorted(faults(folder))
+    assert "shard-00001.tar: missing; mend it with --repair, or pack the data set again" in missing
+    assert "shard-00009.tar: not in index.json" in additional
+
+
+def test_index_with_another_size(folder: Path) -> None:
+    edit_member(folder, 2, "hr.png", width=21)
+    (fault,) = faults(folder)
+    assert "shard-00001.tar: 000002.hr.png: is 20 x 18 pixels instead of 21 x 18" in fault
+
+
+def test_index_with_another_offset(folder: Path) -> None:
+    member = load_index(folder).samples[2].members["hr.png"]
+    edit_member(folder, 2, "hr.png", offset=member.offset + 512)
+    (fault,) = faults(folder)
+    assert "000002.hr.png: no member begins at the recorded offset" in fault
+
+
+def test_index_with_anothers_offset(folder: Path) -> None:
+    other = load_index(folder).samples[2].members["lr2.png"]
+    edit_member(folder, 2, "hr.png", offset=other.offset, length=other.length)
+    (fault,) = faults(folder)
+    assert "000002.hr.png: the member at its offset is '000002.lr2.png' of" in fault
+
+
+def test_offset_beyond_the_end(folder: Path) -> None:
+    edit_member(folder, 4, "lr4.png", offset=1 << 40)
+    (fault,) = faults(folder)
+    assert "000004.lr4.png: lies beyond the end of the shard" in fault
+
+
+def test_splits_are_found(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "both").mkdir()
+    folder.rename(tmp_path / "both" / "train")
+    assert data_sets(tmp_path / "both") == [tmp_path / "both" / "train"]
+    (tmp_path / "source").mkdir()
+    with pytest.raises(UserError, match="not a packed data set"):
+        data_sets(tmp_path / "source")
+    with pytest.raises(UserError, match="does not exist"):
+        data_sets(tmp_path / "nothing")
+
+
+def test_lr_of_another_size(tmp_path: Path) -> None:
+    good, bad = with_lrs(noise(17, 20, 0), 0), with_lrs(noise(17, 21, 1), 1)
+    bad["lr3.png"] = noise(6, 7, 2)  # 17 / 3 rounded, not cut
+    write_set(tmp_path, "lr-hr", [good, bad], scales=SCALES)
+    (fault,) = faults(tmp_path)
+    assert "000001.lr3.png: is 7 x 6 pixels, HR down-sampled by 3 is 7 x 5" in fault
+
+
+def test_sizes_of_pairs(tmp_path: Path) -> None:
+    pairs = [
+        {"a.png": noise(8, 8, 0), "b.png": noise(8, 8, 1)},
+        {"a.png": noise(8, 8, 2), "b.jpg": noise(8, 9, 3)},
+    ]
+    write_set(tmp_path / "two", "paired", pairs)
+    (fault,) = faults(tmp_path / "two")
+    assert "000001.b.jpg: is 9 x 8 pixels, a of this pair is 8 x 8" in fault
+    write_set(tmp_path / "one", "paired", [{"ab.jpg": noise(8, 16, 0)}, {"ab.webp": noise(8, 15, 1)}])
+    (fault,) = faults(tmp_path / "one")
+    assert "000001.ab.webp: is 15 x 8 pixels, an odd width" in fault
+
+
+def test_whole_translation_sets(tmp_path: Path) -> None:
+    write_set(
+        tmp_path / "paired", "paired", [{"a.png": noise(8, 8, n), "b.jpg": noise(8, 8, 50 + n)} for n in range(4)]
+    )
+    write_set(tmp_path / "ab", "paired", [{"ab.jpg": noise(8, 16, n)} for n in range(4)])
+    unpaired = [{"a.jpg": noise(8, 8, n)} for n in range(4)] + [{"b.png": noise(9, 9, 50 + n)} for n in range(2)]
+    write_set(tmp_path / "unpaired", "unpaired", unpaired)
+    found = [verify(tmp_path / name) for name in ("paired", "ab", "unpaired")]
+    assert [report.faults for report in found] == [(), (), ()]
+    assert [report.images for report in found] == [{"a": 4, "b": 4}, {"ab": 4}, {"a": 4, "b": 2}]
+
+
+def test_roles(tmp_path: Path) -> None:
+    whole = with_lrs(noise(16, 16, 0), 0)
+    write_set(tmp_path / "sr", "lr-hr", [whole, {key: whole[key] for key in ("hr.png", "lr2.png")}], scales=SCALES)
+    (fault,) = faults(tmp_path / "sr")
+    assert "1 of 2 samples have the images hr and lr2 in place of hr and lr2 and lr3 and lr4, first 000001" in fault
+    write_set(tmp_path / "pair", "paired", [{"a.png": noise(8, 8, 0)}])
+    assert "have the images a in place of a and b, or ab" in faults(tmp_path / "pair")[0]
+    write_set(tmp_path / "un", "unpaired", [{"b.png": noise(8, 8, 0)}, {"a.png": noise(8, 8, 1)}])
+    assert "shards of the domain b come before" in faults(tmp_path / "un")[0]
+    write_set(tmp_path / "half", "unpaired", [{"b.png": noise(8, 8, 0)}])
+    assert "the domain a has no images" in faults(tmp_path / "half")[0]
+
+
+def test_damaged_jpeg_with_the_right_checksum(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(64, 64, 0)).save(buffer, "JPEG")
+    cut = buffer.getvalue()[:1500]
+    pairs = [{"ab.png": noise(8, 16, n)} for n in range(3)]
+    write_set(tmp_path, "paired", [*pairs, {"ab.jpg": cut}])
+    (fault,) = faults(tmp_path)
+    assert "000003.ab.jpg: cannot be decoded" in fault
+
+
+def test_many_faults_are_few_lines(tmp_path: Path) -> None:
+    write_set(tmp_path, "paired", [{"ab.png": noise(8, 15, n)} for n in range(50)], shard_samples=50)
+    found = faults(tmp_path)
+    assert len(found) == 11
+    assert "and 40 more such faults" in found[-1]
+
+
+def test_an_index_that_leads_elsewhere(folder: Path) -> None:
+    original = (folder / "index.json").read_text()
+    for old, new in [
+        ("shard-00001.tar", "../shard-00001.tar"),
+        ("shard-00001.tar", "shard-00000.tar"),
+        ('"recipe": "test"', '"recipe": "../../test"'),
+        ('"split": "train"', '"split": null'),
+        ('"key": "000001"', '"key": 1'),
+        ('"height": 17', '"height": "17"'),
+        ('"width": 20', '"width": -20'),
+        ('"shard": 0', '"shard": 0.5'),
+    ]:
+        assert old in original
+        (folder / "index.json").write_text(original.replace(old, new, 1))
+        with pytest.raises(UserError, match=r"index.json: damaged \("):
+            verify(folder)
+
+
+def test_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = script("verify")
+    assert command.main([str(folder)]) == 0
+    assert "shard-00002.tar" in capsys.readouterr().out
+    flip(folder / "shard-00002.tar", -1)
+    assert command.main([str(folder), "--json"]) == 1
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert not report["ok"]
+    assert [shard["shard"] for shard in report["data_sets"][0]["shards"] if shard["faults"]] == ["shard-00002.tar"]
+    assert printed.err.count("fault: ") == 1
+
+
+def test_usage(folder: Path) -> None:
+    for arguments in ([], [str(folder), "--from", "x"], [str(folder), str(folder), "--repair", "--from", "x"]):
+        with pytest.raises(SystemExit) as ended:
+            script("verify").main(arguments)
+        assert ended.value.code == 2
+
+
+def test_memory_does_not_grow_with_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a few shards are worked on ahead of the one that is reported."""
+    write_set(tmp_path, "unpaired", [{"a.png": noise(8, 8, n)} for n in range(60)], shard_samples=1)
+    begun, reported, ahead = itertools.count(1), itertools.count(1), []
+    checksum, report = verify_module._checksum, verify_module._report
+    latest = [0]
+
+    def counted(path: Path) -> tuple[int, str]:
+        latest[0] = next(begun)
+        return checksum(path)
+
+    def finished(*arguments: object) -> object:
+        ahead.append(latest[0] - next(reported))
+        return report(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verify_module, "_checksum", counted)
+    monkeypatch.setattr(verify_module, "_report", finished)
+    assert verify(tmp_path).samples == 60
+    assert max(ahead) <= verify_module._THREADS + 1
+
+
+def mixed_set(folder: Path, kind: str) -> None:
+    if kind == "lr-hr":
+        samples = [with_lrs(noise(16 + n, 16, n), n) for n in range(3)]
+        write_set(folder, "lr-hr", samples, scales=SCALES, shard_samples=2)
+    elif kind == "paired":
+        write_set(folder, "paired", [{"ab.jpg": noise(16, 32, n)} for n in range(4)], shard_samples=2)
+    else:
+        images = [{"a.webp": noise(16, 16, n)} for n in range(2)] + [{"b.jpg": noise(16, 16, n)} for n in range(2)]
+        write_set(folder, "unpaired", images)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_damage_at_random(tmp_path: Path, seed: int) -> None:
+    """Any damage to a shard or the index ends in a report with faults, or in one clear line; never in a traceback."""
+    chosen = random.Random(seed)
+    folder = tmp_path / "set"
+    mixed_set(folder, chosen.choice(["lr-hr", "paired", "unpaired"]))
+    path = chosen.choice(sorted(folder.iterdir()))
+    original = bytearray(path.read_bytes())
+    content = bytearray(original)
+    way = chosen.choice(["flip", "cut", "grow", "zero", "token", "swap", "bits"])
+    at = chosen.randrange(len(content))
+    if way == "flip":
+        content[at] ^= 1 << chosen.randrange(8)
+    elif way == "cut":
+        del content[at:]
+    elif way == "grow":
+        content[at:at] = chosen.randbytes(chosen.randrange(1, 2000))
+    elif way == "zero":
+        content[at : at + 600] = bytes(len(content[at : at + 600]))
+    elif way == "swap":
+        content[at : at + 64] = chosen.randbytes(len(content[at : at + 64]))
+    elif way == "bits":
+        for _ in range(40):
+            content[chosen.randrange(len(content))] = chosen.randrange(256)
+    else:  # another value of JSON in the place of a number or a name
+        words = sorted(set(bytes(content).split()))
+        value = chosen.choice([b"null", b"-1", b"1e999", b"99999999999999999999999", b'"x"', b"[]", b"{}", b"true"])
+        content = bytearray(bytes(content).replace(chosen.choice(words), value + b","))
+    path.write_bytes(content)
+    changed = content != original
+    try:
+        report = verify(folder)
+    except UserError as error:
+        line = str(error)
+    else:
+        line = ""
+        find_duplicates([report])
+    if line:
+        assert path.name == "index.json"
+        assert "\n" not in line
+        return
+    assert all("\n" not in fault for fault in report.faults)
+    if path.name != "index.json":  # a changed name in the index may be as good as the old one
+        assert bool(report.faults) == changed

@@ -1,0 +1,442 @@
+"""A packed set comes to the node's scratch once, whole, whoever asks for it and whatever stopped the one before."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from damaged_sets import ROOT, contents, flip, script
+from packed_sets import noise, write_set
+from serving import Faults, Server
+
+from hpcdistill.data.fetch import shard_copy
+from hpcdistill.data.location import digest_at
+from hpcdistill.data.read import staging
+from hpcdistill.data.read.staging import LOCK, MARKER, clean, release, stage
+from hpcdistill.errors import UserError
+
+SHARDS = 5
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    samples = [{"a.png": noise(8, 8, n)} for n in range(SHARDS - 1)] + [{"b.png": noise(8, 8, 99)}]
+    write_set(tmp_path / "source", "unpaired", samples, shard_samples=1)
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "node" / "scratch"
+    for folder in list(staging._HELD):
+        release(folder)
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the shards that are copied, one after the other."""
+    names: list[str] = []
+    copy = shard_copy.copy_shard
+
+    def noted(place: str, shard: staging.Shard, target: Path, stop: Callable[[], bool]) -> None:
+        names.append(shard.name)
+        copy(place, shard, target, stop)
+
+    monkeypatch.setattr(staging, "copy_shard", noted)
+    monkeypatch.setattr(staging, "_THREADS", 1)
+    return names
+
+
+def staged(folder: Path) -> dict[str, bytes]:
+    """The files without those of staging itself."""
+    return {name: content for name, content in contents(folder).items() if name not in (MARKER, LOCK)}
+
+
+def shard(number: int) -> str:
+    return f"shard-{number:05d}.tar"
+
+
+def test_copy(source: Path, scratch: Path) -> None:
+    folder = stage(str(source), scratch)
+    digest = hashlib.sha256((source / "index.json").read_bytes()).hexdigest()
+    assert folder == scratch / f"test-train-{digest[:12]}"
+    assert staged(folder) == contents(source)
+    assert digest_at(str(folder)) == digest_at(str(source)) == digest
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_from_a_server(source: Path, scratch: Path) -> None:
+    with Server(source.parent, break_after=700, break_times=1) as server:
+        folder = stage(server.address("source"), scratch)
+    assert staged(folder) == contents(source)
+    assert folder == stage(str(source), scratch)  # the same data set, wherever it comes from
+
+
+def test_intact_is_not_read_again(source: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = stage(str(source), scratch)
+    for path in source.glob("*.tar"):
+        path.unlink()
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(staging, "is_whole", refuse)
+    monkeypatch.setattr(staging, "copy_shard", refuse)
+    assert stage(str(source), scratch) == folder
+
+
+def test_only_what_is_damaged_is_copied_again(source: Path, scratch: Path, copied: list[str]) -> None:
+    folder = stage(str(source), scratch)
+    assert sorted(copied) == [shard(n) for n in range(SHARDS)]
+    copied.clear()
+    os.utime(folder / shard(0))  # touched, with the same bytes
+    flip(folder / shard(1), 600)
+    (folder / shard(3)).write_bytes((folder / shard(3)).read_bytes()[:-512])
+    (folder / shard(4)).unlink()
+    stage(str(source), scratch)
+    assert copied == [shard(1), shard(3), shard(4)]
+    copied.clear()
+    (folder / "index.json").write_bytes(b"{}")
+    stage(str(source), scratch)
+    assert copied == []
+    assert staged(folder) == contents(source)
+    (folder / MARKER).write_bytes(b'{"index"')  # without its marker all is verified, and whole
+    stage(str(source), scratch)
+    assert copied == []
+    assert json.loads((folder / MARKER).read_text())["shards"][shard(2)] == [
+        (folder / shard(2)).stat().st_size,
+        (folder / shard(2)).stat().st_mtime_ns,
+    ]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(errno.EIO, "broken"), UserError("no connection")])
+def test_stopped_and_resumed(
+    source: Path, scratch: Path, copied: list[str], monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    with monkeypatch.context() as patch:
+        copy = staging.copy_shard
+
+        def stopping(place: str, one: staging.Shard, *arguments: object) -> None:
+            if one.name == shard(2):
+                raise stop
+            copy(place, one, *arguments)
+
+        patch.setattr(staging, "copy_shard", stopping)
+        with pytest.raises(KeyboardInterrupt if stop is KeyboardInterrupt else UserError):
+            stage(str(source), scratch)
+    (folder,) = scratch.iterdir()
+    assert not (folder / "index.json").exists()
+    assert sorted(staged(folder)) == [shard(0), shard(1)]
+    copied.clear()
+    monkeypatch.setattr(staging, "is_whole", lambda *_: pytest.fail("verified again what was known to be whole"))
+    stage(str(source), scratch)
+    assert copied == [shard(2), shard(3), shard(4)]
+    assert staged(folder) == contents(source)
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from hpcdistill.data.fetch import shard_copy
+from hpcdistill.data.read import staging
+staging._THREADS = 1
+read = shard_copy._pieces
+def pieces(address):
+    for piece in read(address):
+        yield piece[:100]
+        if address.endswith("shard-00002.tar"):
+            os._exit(9)
+        yield piece[100:]
+shard_copy._pieces = pieces
+staging.stage(sys.argv[1], Path(sys.argv[2]))
+"""
+
+
+def test_killed_and_resumed(source: Path, scratch: Path, copied: list[str]) -> None:
+    """A process that ends in the middle of a shard: what it had finished is verified and kept, the rest copied."""
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(source), str(scratch)], cwd=ROOT, timeout=60)
+    assert killed.returncode == 9
+    (folder,) = scratch.iterdir()
+    assert len(list(folder.glob(".shard-00002.tar.*.tmp"))) == 1
+    flip(folder / shard(0), 3)
+    stage(str(source), scratch)
+    assert copied == [shard(0), shard(2), shard(3), shard(4)]
+    assert staged(folder) == contents(source)
+    assert not list(folder.glob(".*.tmp"))
+
+
+def started(stack: contextlib.ExitStack, *command: str | Path) -> subprocess.Popen[str]:
+    """A process that does not outlive `stack`."""
+    pipe = subprocess.PIPE
+    command = (sys.executable, *map(str, command))
+    process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    stack.enter_context(process)
+    stack.callback(process.kill)
+    return process
+
+
+@pytest.mark.distributed
+def test_two_processes_copy_once(source: Path, scratch: Path) -> None:
+    """One shard is a pipe that gives its bytes once: whoever copied it a second time would never end."""
+    whole = contents(source)
+    pipe = source / shard(3)
+    pipe.unlink()
+    os.mkfifo(pipe)
+    with contextlib.ExitStack() as stack:
+        first = started(stack, "shards/stage.py", source, "--to", scratch)
+        handle = opened_for_writing(pipe)
+        second = started(stack, "shards/stage.py", source, "--to", scratch)
+        line = second.stderr.readline()
+        with open(handle, "wb") as writer:
+            writer.write(whole[shard(3)])
+        outputs = [process.communicate(timeout=60) for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    (folder,) = scratch.iterdir()
+    assert line == f"{folder}: waiting for process {first.pid} on {socket.gethostname()}, which stages it\n"
+    assert [printed for printed, _ in outputs] == [f"{folder}\n"] * 2
+    assert f"staging {SHARDS} of {SHARDS} shards" in outputs[0][1]
+    assert "stag" not in outputs[1][1]
+    assert staged(folder) == whole
+
+
+def opened_for_writing(pipe: Path) -> int:
+    """A pipe can be opened for writing once somebody reads it."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            handle = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            os.set_blocking(handle, True)
+            return handle
+        time.sleep(0.01)
+    pytest.fail("nobody reads the pipe")
+
+
+def test_lock_that_clean_removed(source: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waited for a lock file that was removed meanwhile locks nothing, and has to make a new one."""
+    lockf, calls = fcntl.lockf, []
+
+    def removing(handle: object, operation: int, *place: int) -> None:
+        lockf(handle, operation, *place)
+        if not calls:
+            shutil.rmtree(next(scratch.iterdir()))
+        calls.append(operation)
+
+    monkeypatch.setattr(staging.fcntl, "lockf", removing)
+    folder = stage(str(source), scratch)
+    assert staged(folder) == contents(source)
+    assert os.path.samestat((folder / LOCK).stat(), os.fstat(staging._HELD[folder].fileno()))
+
+
+def test_damaged_source(source: Path, scratch: Path) -> None:
+    flip(source / shard(1), 600)
+    with pytest.raises(UserError, match=rf"source/{shard(1)}: its sha256 differs from the index; mend it with"):
+        stage(str(source), scratch)
+    (source / shard(1)).write_bytes((source / shard(1)).read_bytes() + b"x")
+    with pytest.raises(UserError, match=rf"{shard(1)}: has more bytes instead of \d+"):
+        stage(str(source), scratch)
+    (source / shard(1)).unlink()
+    with pytest.raises(UserError, match=rf"{shard(1)}: missing"):
+        stage(str(source), scratch)
+    (folder,) = scratch.iterdir()
+    assert not (folder / "index.json").exists()
+    assert not (folder / shard(1)).exists()
+    with pytest.raises(UserError, match="does not exist"):
+        stage(str(source / "nothing"), scratch)
+
+
+def test_server_faults(source: Path, scratch: Path) -> None:
+    with Server(source.parent) as server:
+        digest_at(server.address("source"))
+        for faults, said in [
+            (Faults(status=403), "HTTP 403"),
+            (Faults(html=True), "web page"),
+            (Faults(endless=True), "has more bytes"),
+            (Faults(wrong_bytes=True), "sha256 differs"),
+        ]:
+            server.faults = faults
+            with pytest.raises(UserError, match=said):
+                stage(server.address("source"), scratch)
+            assert not (next(scratch.iterdir()) / "index.json").exists()
+
+
+def test_index_that_leads_elsewhere(source: Path, scratch: Path) -> None:
+    text = (source / "index.json").read_text()
+    for old, new in [(shard(2), "../../x.tar"), ('"split": "train"', '"split": "../.."')]:
+        (source / "index.json").write_text(text.replace(old, new))
+        with pytest.raises(UserError, match="damaged"):
+            stage(str(source), scratch)
+    assert not scratch.exists()
+
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_no_room(source: Path, scratch: Path, copied: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = sum(map(len, contents(source).values()))
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.shutil, "disk_usage", lambda _: Usage(10**9, 10**9, needed - 1))
+        with pytest.raises(UserError, match=r"staging needs .* MB, .* MB are free; .*\(data\.stage=DIR"):
+            stage(str(source), scratch)
+        assert copied == []
+        patch.setattr(staging.shutil, "disk_usage", lambda _: Usage(10**9, 10**9, needed))
+        stage(str(source), scratch)
+
+
+def test_disk_that_fills_up(source: Path, scratch: Path, copied: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    replacing = shard_copy.replacing
+
+    @contextlib.contextmanager
+    def full(path: Path) -> Iterator[Path]:
+        if path.name == shard(2):
+            yield Path("/dev/full")
+        else:
+            with replacing(path) as temporary:
+                yield temporary
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_copy, "replacing", full)
+        with pytest.raises(UserError, match=r"the disk is full; free some space .*data\.stage=DIR"):
+            stage(str(source), scratch)
+    copied.clear()
+    folder = stage(str(source), scratch)
+    assert copied == [shard(2), shard(3), shard(4)]
+    assert staged(folder) == contents(source)
+
+
+def test_scratch_that_cannot_be_used(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    for scratch in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=r"file.*: is a file, not a folder; choose another .*data\.stage=DIR"):
+            stage(str(source), scratch)
+
+    def failing(number: int) -> Callable[..., None]:
+        def fail(*arguments: object, **options: object) -> None:
+            raise OSError(number, os.strerror(number), "somewhere")
+
+        return fail
+
+    with monkeypatch.context() as patch:  # permissions do not stop root
+        patch.setattr(Path, "mkdir", failing(errno.EROFS))
+        with pytest.raises(UserError, match=r"scratch: is read-only; .*data\.stage=DIR"):
+            stage(str(source), tmp_path / "scratch")
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.fcntl, "lockf", failing(errno.ENOLCK))
+        with pytest.raises(UserError, match=r"its file system has no locks; .*data\.stage=DIR"):
+            stage(str(source), tmp_path / "scratch")
+    assert not staging._HELD
+
+
+def test_foreign_folder_of_the_same_name(source: Path, scratch: Path) -> None:
+    folder = scratch / f"test-train-{digest_at(str(source))[:12]}"
+    folder.mkdir(parents=True)
+    (folder / "mine").write_text("x")
+    with pytest.raises(UserError, match="was not made by staging; move it away"):
+        stage(str(source), scratch)
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+
+
+def test_clean_leaves_what_is_not_its_own(source: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = stage(str(source), scratch)
+    write_set(source.parent / "other", "unpaired", [{"a.png": noise(8, 8, 5)}, {"b.png": noise(8, 8, 6)}])
+    with_more = stage(str(source.parent / "other"), scratch)
+    (with_more / "notes.txt").write_text("mine")
+    named_alike = scratch / "set-train-0123456789ab"
+    shutil.copytree(source, named_alike)
+    outside = scratch.parent / "x.tar"
+    outside.write_text("x")
+    false = scratch / "set-train-ba9876543210"
+    false.mkdir()
+    (false / MARKER).write_text(json.dumps({"index": "ba9876543210", "shards": {"../../x.tar": [1, 1]}}))
+    (scratch / "results.csv").write_text("1")
+    (scratch / "link-0123456789ab").symlink_to(folder)
+    assert clean(scratch) == []  # in use by this process
+    assert staged(folder) == contents(source)
+    release(folder)
+    release(with_more)
+    (folder / f".{shard(1)}.123.tmp").write_text("of a killed copy")
+    assert clean(scratch) == [folder]
+    assert not folder.exists()
+    assert contents(with_more) == {"notes.txt": b"mine"}
+    assert contents(named_alike) == contents(source)
+    assert outside.exists()
+    left = {"results.csv", "link-0123456789ab", named_alike.name, false.name, with_more.name}
+    assert {path.name for path in scratch.iterdir()} == left
+    printed = capsys.readouterr().err
+    assert f"{folder}: in use by this process, left" in printed
+    assert "staging did not make notes.txt" in printed
+    assert f"{false}: its {MARKER} is damaged" in printed
+    with pytest.raises(UserError, match="no such folder"):
+        clean(scratch / "nothing")
+
+
+def test_clean_after_a_failed_start(source: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: Usage(1, 1, 0))
+    with pytest.raises(UserError, match="are free"):
+        stage(str(source), scratch)
+    only_a_lock = scratch / "set-train-0123456789ab"
+    only_a_lock.mkdir()
+    (only_a_lock / LOCK).touch()
+    assert len(clean(scratch)) == 2
+    assert list(scratch.iterdir()) == []
+
+
+USER = """
+import sys
+from pathlib import Path
+from hpcdistill.data.read.staging import stage
+print(stage(sys.argv[1], Path(sys.argv[2])), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.distributed
+def test_clean_skips_a_set_in_use(source: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.ExitStack() as stack:
+        user = started(stack, "-c", USER, source, scratch)
+        folder = Path(user.stdout.readline().strip())
+        stage(str(source), scratch)  # several may use it at once
+        release(folder)
+        assert clean(scratch) == []
+        assert f"{folder}: in use by a running process, left" in capsys.readouterr().err
+        assert staged(folder) == contents(source)
+        user.communicate(timeout=60)
+    assert clean(scratch) == [folder]
+    assert list(scratch.iterdir()) == []
+
+
+def test_command_line(source: Path, scratch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = script("stage")
+    shutil.copytree(source, tmp_path / "split" / "train")
+    command.main([str(tmp_path / "split"), "--to", str(scratch)])
+    folder = Path(capsys.readouterr().out.strip())
+    assert staged(folder) == contents(source)
+    release(folder)
+    command.main(["--clean", "--to", str(scratch)])
+    assert "1 staged data sets removed" in capsys.readouterr().err
+    for arguments in ([str(source)], ["--to", str(scratch)], [str(source), "--clean", "--to", str(scratch)]):
+        with pytest.raises(SystemExit) as ended:
+            command.main(arguments)
+        assert ended.value.code == 2
+
+
+def test_a_signal_stops_it_and_the_next_one_goes_on(source: Path, scratch: Path, copied: list[str]) -> None:
+    with pytest.raises(staging.StagingStopped):
+        stage(str(source), scratch, lambda: len(copied) == 3)
+    (folder,) = scratch.iterdir()
+    assert not (folder / "index.json").exists()
+    assert sorted(path.name for path in folder.glob("*.tar")) == [shard(0), shard(1)], "the third was given up"
+    assert staged(stage(str(source), scratch)) == contents(source)
+    assert copied == [shard(0), shard(1), shard(2), *map(shard, range(2, SHARDS))]

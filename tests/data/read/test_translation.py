@@ -1,0 +1,446 @@
+"""Image-to-image batches against Pillow and the packed files, and their order against its definition."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from packed_sets import Rgb, noise, numbered, write_set
+from PIL import Image
+
+from hpcdistill.data import images as images_module
+from hpcdistill.data.config import DataConfig
+from hpcdistill.data.counter import AUGMENTATION, ORDER, ORDER_OF_TARGETS
+from hpcdistill.data.index import Kind, load_index
+from hpcdistill.data.needs import Needs
+from hpcdistill.data.read.translation import TranslationReader
+from hpcdistill.errors import UserError
+
+LOAD, CROP = 20, 12
+PAIRS, A, B = 7, 7, 3  # an epoch of 7 draws in each set
+SETS: dict[str, Kind] = {"pairs": "paired", "ab": "paired", "mixed": "paired", "unpaired": "unpaired"}
+
+
+def side_by_side(a: Rgb, b: Rgb) -> Rgb:
+    return np.concatenate((a, b), axis=1)
+
+
+def jpeg(image: Rgb, **options: Any) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "JPEG", **options)
+    return content.getvalue()
+
+
+def samples_of(name: str, image: Callable[[int, int], Rgb | bytes]) -> list[dict[str, Any]]:
+    """`image(domain, number)` as the samples of a set; "mixed" has both ways to store a pair."""
+    if name == "unpaired":
+        return [{"a.png": image(0, n)} for n in range(A)] + [{"b.png": image(1, n)} for n in range(B)]
+    joined = {"pairs": range(0), "ab": range(PAIRS), "mixed": range(0, PAIRS, 2)}[name]
+    return [
+        {"ab.png": side_by_side(image(0, n), image(1, n))}
+        if n in joined
+        else {"a.png": image(0, n), "b.png": image(1, n)}
+        for n in range(PAIRS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random images of the same contents in all sets, of which b is smaller than a in none but `unpaired`."""
+    folder = tmp_path_factory.mktemp("sets")
+    for name, kind in SETS.items():
+
+        def image(domain: int, number: int, kind: Kind = kind) -> Rgb:
+            height = 16 + 2 * number
+            return noise(height, height + (6 if kind == "unpaired" and domain else 4), 100 * domain + number)
+
+        write_set(folder / name, kind, samples_of(name, image))
+    return {name: folder / name for name in SETS}
+
+
+def reader(folders: Path | Sequence[Path], kind: Kind = "paired", **options: Any) -> TranslationReader:
+    loop = {name: options.pop(name) for name in ("seed", "batch_size", "rank", "ranks") if name in options}
+    config = DataConfig(**{"load_size": LOAD, "crop": CROP, **options})
+    folders = [folders] if isinstance(folders, Path) else list(folders)
+    return TranslationReader(folders, Needs(kind=kind), config, **{"seed": 3, "batch_size": 1, **loop})
+
+
+def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# An independent reference: Philox in plain integers, tarfile, Pillow.
+
+
+def philox(counter: list[int], seed: int) -> list[int]:
+    c, k = list(counter), [seed, 0]
+    for _ in range(10):
+        first, second = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        c = [second >> 32 ^ c[1] ^ k[0], second & 0xFFFFFFFF, first >> 32 ^ c[3] ^ k[1], first & 0xFFFFFFFF]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c
+
+
+def order(size: int, draws: int, epoch: int, seed: int, stream: int) -> list[int]:
+    result: list[int] = []
+    while len(result) < draws:
+        keys = [philox([len(result) + i, 0, epoch, stream], seed) for i in range(size)]
+        result += sorted(range(size), key=lambda i: (keys[i][0] << 32) | keys[i][1])
+    return result[:draws]
+
+
+def domains_by_hand(folder: Path) -> tuple[list[Image.Image], list[Image.Image]]:
+    """The two domains, as tarfile and Pillow read them, in the order of the shards."""
+    found: dict[str, list[Image.Image]] = {"a": [], "b": []}
+    for shard in sorted(folder.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for entry in tar:
+                file = tar.extractfile(entry)
+                assert file is not None
+                image = Image.open(io.BytesIO(file.read())).convert("RGB")
+                role = entry.name.split(".")[1]
+                if role == "ab":
+                    middle = image.width // 2
+                    found["a"].append(image.crop((0, 0, middle, image.height)))
+                    found["b"].append(image.crop((middle, 0, image.width, image.height)))
+                else:
+                    found[role].append(image)
+    return found["a"], found["b"]
+
+
+def by_hand(
+    folder: Path, kind: Kind, draw: int, *, seed: int = 3, load: int = LOAD, crop: int = CROP, flip: bool = True
+) -> dict[str, torch.Tensor]:
+    """The pair of one draw, from the definition of order and augmentation."""
+    one, other = domains_by_hand(folder)
+    epoch, place = divmod(draw, max(len(one), len(other)))
+    length = max(len(one), len(other))
+    a = order(len(one), length, epoch, seed, ORDER)[place]
+    b = a if kind == "paired" else order(len(other), length, epoch, seed, ORDER_OF_TARGETS)[place]
+    result = {}
+    for name, image, part in (("a", one[a], 0), ("b", other[b], 0 if kind == "paired" else 1)):
+        words = philox([draw, 0, part, AUGMENTATION], seed)
+        top, left = (word * (load - crop + 1) >> 32 for word in words[:2])
+        cut = image.resize((load, load), Image.Resampling.BICUBIC).crop((left, top, left + crop, top + crop))
+        if flip and words[2] >> 31:
+            cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        result[name] = torch.from_numpy(np.array(cut)).permute(2, 0, 1).float() / 127.5 - 1
+    return result
+
+
+# What a batch holds.
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+@pytest.mark.parametrize("name", SETS)
+def test_every_draw_of_two_epochs_is_what_pillow_gives(sets: dict[str, Path], name: str, cache: str) -> None:
+    found = reader(sets[name], SETS[name], cache=cache)
+    assert found.samples == 7
+    for draw in range(14):
+        batch = found[draw]
+        assert {key: tuple(tensor.shape) for key, tensor in batch.items()} == dict.fromkeys("ab", (1, 3, CROP, CROP))
+        expected = by_hand(sets[name], SETS[name], draw)
+        for domain in "ab":
+            assert batch[domain].dtype == torch.float32
+            assert torch.equal(batch[domain][0], expected[domain]), (draw, domain)
+
+
+def test_ab_and_two_files_give_the_same_batches(sets: dict[str, Path]) -> None:
+    for cache in ("none", "ram"):
+        one, *others = (reader(sets[name], cache=cache, batch_size=5) for name in ("pairs", "ab", "mixed"))
+        assert all(same(one[step], other[step]) for other in others for step in range(4))
+
+
+def test_a_pair_is_cropped_and_flipped_together(tmp_path: Path) -> None:
+    pairs = [(image, 255 - image) for image in (noise(LOAD, LOAD, n) for n in range(4))]  # of the size loaded: exact
+    write_set(tmp_path / "ab", "paired", [{"ab.png": side_by_side(*pair)} for pair in pairs])
+    write_set(tmp_path / "two", "paired", [dict(zip(("a.png", "b.png"), pair, strict=True)) for pair in pairs])
+    for folder in ("ab", "two"):
+        found = reader(tmp_path / folder, batch_size=4)
+        flips = set()
+        for step in range(10):
+            batch = found[step]
+            assert torch.allclose(batch["a"], -batch["b"], atol=2e-7, rtol=0)
+            flips |= {flip for _, _, _, flip, *_ in found.draws(4 * step, 4)}
+        assert flips == {0, 1}
+
+
+def test_unpaired_images_are_cropped_and_flipped_on_their_own(sets: dict[str, Path]) -> None:
+    draws = np.array(reader(sets["unpaired"], "unpaired").draws(0, 20_000))
+    starts = LOAD - CROP + 1
+    cells = np.zeros((starts, starts, 2, 2), int)
+    np.add.at(cells, (draws[:, 1], draws[:, 5], draws[:, 3], draws[:, 7]), 1)
+    mean = 20_000 / cells.size  # equally likely and independent: chi-square with 323 degrees of freedom
+    assert abs(((cells - mean) ** 2 / mean).sum() - (cells.size - 1)) < 5 * (2 * (cells.size - 1)) ** 0.5
+    assert set(draws[:, 2]) == set(draws[:, 6]) == set(range(starts))
+
+
+def test_no_flip_on_request_and_no_crop_where_the_image_is_loaded_at_its_size(sets: dict[str, Path]) -> None:
+    found = reader(sets["unpaired"], "unpaired", flip=False)
+    assert not any(flip or other for _, _, _, flip, _, _, _, other in found.draws(0, 200))
+    for draw in range(7):
+        expected = by_hand(sets["unpaired"], "unpaired", draw, flip=False)
+        assert all(torch.equal(found[draw][name][0], expected[name]) for name in "ab")
+    whole = reader(sets["ab"], load_size=CROP)
+    assert all(draw[1:3] == (0, 0) for draw in whole.draws(0, 100))
+    assert torch.equal(whole[2]["b"][0], by_hand(sets["ab"], "paired", 2, load=CROP)["b"])
+
+
+@pytest.mark.parametrize("name", ["ab", "unpaired"])
+def test_direction_exchanges_the_domains(sets: dict[str, Path], name: str) -> None:
+    kind = SETS[name]
+    there, back = (reader(sets[name], kind, direction=way, cache="ram", flip=False) for way in ("AtoB", "BtoA"))
+    assert there.samples == back.samples == 7
+    if kind == "paired":
+        for step in range(14):
+            one, other = there[step], back[step]
+            assert torch.equal(one["a"], other["b"])
+            assert torch.equal(one["b"], other["a"])
+        return
+    draws = back.draws(0, 14)
+    for epoch in (draws[:7], draws[7:]):  # what is translated has 3 images now, the other domain 7
+        assert sorted(np.bincount([draw[0] for draw in epoch])) == [2, 2, 3]
+        assert sorted(draw[4] for draw in epoch) == list(range(7))
+    one, other = domains_by_hand(sets[name])
+    number, top, left, *_ = draws[0]
+    cut = np.asarray(other[number].resize((LOAD, LOAD), Image.Resampling.BICUBIC))[top:, left:][:CROP, :CROP]
+    assert torch.equal(back[0]["a"][0], torch.from_numpy(cut.copy()).permute(2, 0, 1).float() / 127.5 - 1)
+
+
+# The order of the samples.
+
+
+def numbers(batches: Sequence[Mapping[str, torch.Tensor]], domain: str) -> list[int]:
+    """Which images they were, read back from the pixels of `packed_sets.numbered`."""
+    values = torch.cat([batch[domain][:, :, 0, 0] for batch in batches])
+    high, low, _ = ((values + 1) * 127.5).round().long().T
+    return (high * 256 + low).tolist()
+
+
+@pytest.fixture(scope="module")
+def numbered_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Images that tell their number: of domain b, 1000 and more."""
+    folder = tmp_path_factory.mktemp("numbered")
+    for name in ("pairs", "ab", "unpaired"):
+        samples = samples_of(name, lambda domain, number: numbered(16, 16, 1000 * domain + number))
+        write_set(folder / name, SETS[name], samples, shard_samples=2)
+    return {name: folder / name for name in ("pairs", "ab", "unpaired")}
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
+@pytest.mark.parametrize("name", ["pairs", "ab", "unpaired"])
+def test_two_ranks_and_any_workers_see_each_sample_once_in_one_global_order(
+    numbered_sets: dict[str, Path], name: str
+) -> None:
+    kind, steps = SETS[name], 7  # 14 draws in batches of 2: two epochs
+    alone = reader(numbered_sets[name], kind, batch_size=2)
+    expected = [alone[step] for step in range(steps)]
+    a, b = numbers(expected, "a"), numbers(expected, "b")
+    assert sorted(a[:7]) == sorted(a[7:]) == list(range(7))
+    assert a[:7] != a[7:]
+    if kind == "paired":
+        assert b == [1000 + number for number in a]
+    else:
+        for epoch in (b[:7], b[7:]):
+            assert sorted(epoch[:3]) == sorted(epoch[3:6]) == [1000, 1001, 1002]
+    for workers in (0, 2, 4):
+        parts = [
+            list(reader(numbered_sets[name], kind, batch_size=2, rank=rank, ranks=2).loader(0, steps, workers))
+            for rank in (0, 1)
+        ]
+        assert [len(part) for part in parts] == [steps, steps]
+        both = [{key: torch.cat((one[key], other[key])) for key in "ab"} for one, other in zip(*parts, strict=True)]
+        assert all(same(one, other) for one, other in zip(expected, both, strict=True))
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+@pytest.mark.parametrize("name", ["ab", "unpaired"])
+def test_a_run_resumes_at_any_step(sets: dict[str, Path], name: str, cache: str) -> None:
+    whole = list(reader(sets[name], SETS[name], cache=cache, batch_size=3).loader(0, 9))
+    for first, workers in ((1, 0), (4, 2), (8, 0)):
+        resumed = list(reader(sets[name], SETS[name], cache=cache, batch_size=3).loader(first, 9, workers))
+        assert all(same(one, other) for one, other in zip(whole[first:], resumed, strict=True))
+
+
+def test_samples_per_epoch_and_seed(sets: dict[str, Path]) -> None:
+    draws = reader(sets["unpaired"], "unpaired", samples_per_epoch=21).draws(21, 21)
+    assert np.bincount([draw[0] for draw in draws]).tolist() == [3] * 7
+    assert np.bincount([draw[4] for draw in draws]).tolist() == [7] * 3
+    first, second = (reader(sets["unpaired"], "unpaired", seed=seed).draws(0, 64) for seed in (0, 1))
+    assert all(one != other for one, other in zip(zip(*first, strict=True), zip(*second, strict=True), strict=True))
+
+
+def test_several_folders_are_joined(sets: dict[str, Path], tmp_path: Path) -> None:
+    found = reader([sets["ab"], sets["pairs"]])
+    assert found.samples == 14
+    assert sorted(draw[0] for draw in found.draws(0, 14)) == list(range(14))
+    # The domains may lie in sets of their own.
+    for domain, count in (("a", 2), ("b", 3)):
+        images = [{f"{domain}.png": numbered(16, 16, 10 * number)} for number in range(count)]
+        write_set(tmp_path / domain, "unpaired", images)
+    batch = reader([tmp_path / "a", tmp_path / "b"], "unpaired", batch_size=6)[0]
+    assert sorted(numbers([batch], "a")) == [0, 0, 0, 10, 10, 10]
+    assert sorted(numbers([batch], "b")) == [0, 0, 10, 10, 20, 20]
+
+
+# Sources that are JPEG.
+
+
+def test_original_jpeg_bytes_gray_and_turned_ones_too(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    soft = [np.asarray(Image.fromarray(noise(6, 8, n)).resize((40, 30), Image.Resampling.BICUBIC)) for n in range(4)]
+    files = [
+        jpeg(soft[0], quality=90),
+        jpeg(soft[1], subsampling=0, progressive=True),
+        jpeg(soft[2][:, :, 0]),
+        jpeg(soft[3]),
+    ]
+    samples = [{"a.jpg": content} for content in files] + [{"b.jpg": jpeg(soft[0], exif=exif)}]
+    index = write_set(tmp_path, "unpaired", samples)
+    turned = index.samples[-1].members["b.jpg"]
+    text = (tmp_path / "index.json").read_text()
+    size = f'"offset": {turned.offset}, "length": {turned.length}, "height": %d, "width": %d'
+    squeezed = " ".join(text.split())
+    assert size % (30, 40) in squeezed
+    (tmp_path / "index.json").write_text(squeezed.replace(size % (30, 40), size % (40, 30)))  # as it is seen
+    for cache in ("none", "ram"):
+        found = reader(tmp_path, "unpaired", cache=cache, flip=False)
+        for step in range(4):
+            number, top, left, *_, b_top, b_left, _ = found.draws(step, 1)[0]
+            upright = Image.open(io.BytesIO(samples[4]["b.jpg"])).transpose(Image.Transpose.ROTATE_270)
+            for name, image, y, x in (
+                ("a", Image.open(io.BytesIO(files[number])).convert("RGB"), top, left),
+                ("b", upright, b_top, b_left),
+            ):
+                cut = np.asarray(image.resize((LOAD, LOAD), Image.Resampling.BICUBIC))[y : y + CROP, x : x + CROP]
+                assert torch.equal(found[step][name][0], torch.from_numpy(cut.copy()).permute(2, 0, 1) / 127.5 - 1)
+
+
+def test_real_pairs(test_data: Path, tmp_path: Path) -> None:
+    files = sorted((test_data / "i2i/edges2shoes/train").glob("*.jpg"))[:12]
+    write_set(tmp_path, "paired", [{"ab.jpg": file.read_bytes()} for file in files], shard_samples=5)
+    found = {cache: reader(tmp_path, cache=cache, load_size=286, crop=256, batch_size=1) for cache in ("none", "ram")}
+    for draw in range(12):
+        expected = by_hand(tmp_path, "paired", draw, load=286, crop=256)
+        for one in found.values():
+            assert all(torch.equal(one[draw][name][0], expected[name]) for name in "ab")
+
+
+# What is wrong with the configuration or the data.
+
+
+def fails(build: Callable[[], object], *parts: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build()
+    message = str(caught.value)
+    del caught  # it would hold the frames, and with them a loader's workers
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+def test_wrong_numbers_and_sets_are_named_with_a_remedy(sets: dict[str, Path], tmp_path: Path) -> None:
+    fails(lambda: reader(sets["ab"], batch_size=3, ranks=2), "train.batch_size=3", "2 ranks", "use 2")
+    fails(lambda: reader(sets["ab"], crop=21), "data.crop=21", "data.load_size=20", "use data.crop=20")
+    fails(lambda: reader(sets["ab"], "unpaired"), str(sets["ab"]), "holds paired", "needs unpaired")
+    fails(lambda: reader(sets["unpaired"]), str(sets["unpaired"]), "holds unpaired", "needs paired")
+    fails(lambda: reader([]), "data.train")
+    write_set(tmp_path / "hr", "lr-hr", [{"hr.png": noise(8, 8, 0)}])
+    fails(lambda: reader(tmp_path / "hr"), "holds lr-hr", "needs paired")
+    write_set(tmp_path / "empty", "paired", [])
+    fails(lambda: reader(tmp_path / "empty"), str(tmp_path / "empty"), "no samples")
+
+
+@pytest.mark.parametrize("domain", ["a", "b"])
+@pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
+def test_a_domain_without_images(tmp_path: Path, domain: str, direction: str) -> None:
+    write_set(tmp_path, "unpaired", [{f"{domain}.png": noise(8, 8, 0)}])
+    missing = "b" if domain == "a" else "a"
+    fails(lambda: reader(tmp_path, "unpaired", direction=direction), str(tmp_path), f"no images of domain {missing}")
+
+
+def test_what_should_be_a_pair_and_is_none(tmp_path: Path) -> None:
+    good = {"a.png": noise(8, 8, 0), "b.png": noise(8, 8, 1)}
+    write_set(tmp_path / "odd", "paired", [good, {"ab.png": noise(8, 17, 0)}])
+    fails(lambda: reader(tmp_path / "odd"), "shard-00001.tar", "'image1' is 17x8", "odd width")
+    write_set(tmp_path / "sizes", "paired", [good, {**good, "b.png": noise(9, 8, 0)}])
+    fails(lambda: reader(tmp_path / "sizes"), "shard-00000.tar", "'image1'", "a of 8x8", "b of 8x9")
+    write_set(tmp_path / "half", "paired", [good, {"a.png": noise(8, 8, 0)}])
+    fails(lambda: reader(tmp_path / "half"), str(tmp_path / "half"), "'image1' has no image 'b'")
+
+
+@pytest.mark.parametrize("damage", ["zeros", "cut", "header"])
+def test_a_damaged_jpeg_is_one_line_with_the_shards_name(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = jpeg(noise(24, 48, 0))
+    if damage == "cut":  # before it was packed
+        content = content[: len(content) // 2]
+    write_set(tmp_path, "paired", [{"ab.jpg": content}])
+    member = load_index(tmp_path).samples[0].members["ab.jpg"]
+    frame = content.index(b"\xff\xc0")
+    wrong = {
+        "zeros": bytes(len(content)),
+        "cut": content,
+        "header": content[: frame + 5] + (60_000).to_bytes(2, "big") * 2 + content[frame + 9 :],
+    }[damage]
+    shard = tmp_path / "shard-00000.tar"
+    packed = shard.read_bytes()
+    shard.write_bytes(packed[: member.offset] + wrong + packed[member.offset + member.length :])
+    parts = [str(shard), "'image0'", "shards/verify.py", "pack the data set again"]
+    if damage == "header":  # nothing of that size is decoded
+        parts.append("60000x60000 pixels instead of the index's 48x24")
+        monkeypatch.setattr(images_module, "decode_plain", lambda _: pytest.fail("decoded"))
+    broken = reader(tmp_path)
+    fails(lambda: broken[0], *parts)
+    fails(lambda: list(broken.loader(0, 2, workers=2)), *parts)
+    fails(lambda: reader(tmp_path, cache="ram"), *parts)
+
+
+@contextmanager
+def user_errors_to(said: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        said.append(str(error))
+
+
+def test_an_index_that_says_anything_else_is_one_line(tmp_path: Path) -> None:
+    write_set(tmp_path, "unpaired", [{f"{role}.png": noise(16, 16, n)} for role in "ab" for n in range(2)])
+    content = (tmp_path / "index.json").read_text()
+    places = [found.span(1) for found in re.finditer(r'": ?("[^"]*"|[0-9]+)', content)]
+    assert len(places) > 30
+    random = np.random.default_rng(0)
+    said = []
+    for number in range(300):
+        first, last = places[random.integers(len(places))]
+        value = str(random.choice(["-1", "0", "7", "99999999999", "1.5", "null", '"x"', "[3]", str(2**70)]))
+        (tmp_path / "index.json").write_text(content[:first] + value + content[last:])
+        with user_errors_to(said):
+            found = reader(tmp_path, "unpaired", cache=("none", "ram")[number % 2])
+            assert all(found[draw]["a"].isfinite().all() for draw in range(2))
+    assert len(said) > 150
+    assert all(str(tmp_path) in message and "\n" not in message for message in said), said
+
+
+def test_ram_that_does_not_suffice_is_said_before_decoding(
+    sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = (A + B) * LOAD * LOAD * 3
+    memory = SimpleNamespace(available=needed)
+    monkeypatch.setattr("hpcdistill.data.read.cache.psutil.virtual_memory", lambda: memory)
+    reader(sets["unpaired"], "unpaired", cache="ram")
+    memory.available -= 1
+    fails(lambda: reader(sets["unpaired"], "unpaired", cache="ram"), "data.cache=ram", "10 images", "data.cache=none")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    memory.available = needed
+    fails(lambda: reader(sets["unpaired"], "unpaired", cache="ram"), "on 2 ranks")

@@ -1,0 +1,118 @@
+"""The train command on every configuration of a GAN that ships, for two steps of small images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))  # the support modules of the data tests
+sys.path.insert(0, str(Path(__file__).parent / "methods"))  # and of the methods'
+
+from packed_sets import noise, write_set
+from translation import write_vgg
+
+from hpcdistill.config import config_files, load_config
+from hpcdistill.errors import UserError
+from hpcdistill.models.registry import load_generator
+from hpcdistill.train import run
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RUNS = [path for row in ("fesd", "dcd", "original") for path in config_files(CONFIGS / row)]
+TERMS = {
+    "fesd": {"gan", "style", "feature", "dcd", "spectral"},
+    "dcd": {"gan", "style", "feature", "dcd"},
+}
+PAIRED = "edges2shoes"
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Packed sets "paired" and "unpaired" of noise, and VGG16 with random weights."""
+    folder = tmp_path_factory.mktemp("sets")
+    write_set(folder / "paired", "paired", [{"ab.jpg": noise(48, 96, seed)} for seed in range(3)])
+    domains = [{"a.jpg": noise(48, 48, seed)} for seed in range(3)]
+    write_set(folder / "unpaired", "unpaired", domains + [{"b.jpg": noise(48, 48, 9 + seed)} for seed in range(2)])
+    write_vgg(folder / "vgg.safetensors")
+    return folder
+
+
+def small(config: Path, sets: Path, folder: Path) -> list[str]:
+    """The configuration, for two steps of 48x48 pixels with networks of base width 8."""
+    kind = "paired" if config.stem == PAIRED else "unpaired"
+    width = "{ngf: 8, levels: 4, blocks: 3}"
+    networks = "generator: WIDTH" if config.parent.name == "original" else "teacher: WIDTH, student: WIDTH, vgg: VGG"
+    networks = networks.replace("WIDTH", width).replace("VGG", str(sets / "vgg.safetensors"))
+    variant = folder / "small.yaml"
+    variant.write_text(
+        f"runs: {folder / 'runs'}\n"
+        f"data: {{train: {sets / kind}, eval: {{}}, crop: 48, load_size: 52, workers: 0}}\n"
+        "train: {steps: 2, log_every: 1, gradient_norms_every: 1, trackers: [], device: cpu}\n"
+        f"method: {{ndf: 4, discriminator_strides: 2, {networks}}}\n"
+    )
+    return [str(config), str(variant)]
+
+
+def trained(*arguments: str) -> dict[str, Any]:
+    result = run(load_config(arguments))
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize("config", RUNS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_configuration_trains(config: Path, sets: Path, tmp_path: Path) -> None:
+    result = trained(*small(config, sets, tmp_path))
+    assert (result["steps"], result["batch_size"]) == (2, 1)
+    folder = tmp_path / "runs" / f"{result['name']}-{result['identity']}"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    row = config.parent.name
+    if row in TERMS:
+        assert {key.removeprefix("student/") for key in rows[0] if key.startswith("student/")} == TERMS[row]
+        assert {key.removeprefix("gradient/student/") for key in rows[0] if key.startswith("gradient/st")} == TERMS[row]
+        assert result["weights"]["vgg16"].startswith("vgg.safetensors")
+    first = "generator" if row == "original" else "student"
+    generator, notes = load_generator(folder / "generators" / "last" / f"{first}.safetensors")
+    assert notes["step"] == 2
+    assert type(generator).__name__ == ("UNetGenerator" if config.stem == PAIRED else "ResNetGenerator")
+
+
+@pytest.mark.parametrize(
+    ("data", "variants"),
+    [
+        ("edges2shoes", ("dcd-batch4", "dcd-relu2_2")),
+        ("horse2zebra", ("pcs-after", "schedule-200")),
+        ("horse2zebra", ("bl-pcs",)),
+    ],
+)
+def test_variants_train(data: str, variants: tuple[str, ...], sets: Path, tmp_path: Path) -> None:
+    config, own = small(CONFIGS / "fesd" / f"{data}.yaml", sets, tmp_path)
+    result = trained(config, *(str(CONFIGS / "variants" / f"{name}.yaml") for name in variants), own)
+    assert result["batch_size"] == (4 if "dcd-batch4" in variants else 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["data.crop=50"], "multiples of 4.*not 50x50"),
+        (["method.crop=64"], r"method.crop: is 64, data.crop is 48; set both alike"),
+        (["method.shift.rate=0.01"], "rate 0.01 of 32 channels shifts none"),
+        (["method.shift.step=12"], "step 12 empties a 12x12 map"),
+        (["method.vgg=nowhere.pth"], "nowhere.pth: no such file"),
+        (["method.feature_layers=[relu9_9]"], "method.feature_layers: VGG16 has no layer 'relu9_9'.*relu1_1"),
+        (["method.layers=[down2, block7]"], "method.layers: of the teacher: .*no feature map 'block7'"),
+        (["data.crop=64", "data.load_size=52"], "load_size"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_written(
+    more: list[str], message: str, sets: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        trained(*small(CONFIGS / "fesd" / "horse2zebra.yaml", sets, tmp_path), *more)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
