@@ -214,7 +214,7 @@ class TranslationGAN(Method):
                 image = carry[role + suffix]
                 pool = self.memory.get(f"pool_{role}{suffix}")
                 assert pool is None or isinstance(pool, ReplayPool)
-                images.append(image)
+                images.append(image if pool is None else pool.query(image, batch["number"]))
             # "fake", and "fake_student" where the student's images are shown too.
             titles = ["real", *("fake_student" if role == "student" else "fake" for role in shares)]
             halves = [0.5, *(0.5 * share for share in shares.values())]
