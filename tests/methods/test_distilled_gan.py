@@ -272,6 +272,17 @@ def test_a_students_step_moves_nothing_of_the_others(family: str) -> None:
         assert moved(part, before[name]) == set(), name
 
 
+def test_a_classifier_learns_from_its_own_loss_alone() -> None:
+    """Also where the discriminator's loss sees half of it."""
+    method, batch = distilled(mix_spectral=True), batch_of(torch.float32)
+    phases = Phases(method)
+    phases.run("teacher", batch)
+    phases.run("student", batch)
+    for name, term in phases.run("discriminator", batch).items():
+        part = "classifiers" if name.startswith("spectral") else "discriminators"
+        assert {parameter.split(".")[1] for parameter in reached(term, method)} == {part}, name
+
+
 def test_a_teachers_step_moves_nothing_of_the_others() -> None:
     method, batch = distilled(family="pix2pix", mix_spectral=True), batch_of(torch.float32)
     phases = Phases(method)
@@ -396,6 +407,7 @@ def test_the_contract() -> None:
     trained = [id(p) for group in method.groups.values() for p in group.module.parameters()]
     assert len(trained) == len(set(trained))
     assert not set(trained) & {id(p) for p in method.fixed_projections.parameters()}
+    assert not any(p.requires_grad for p in method.fixed_projections.parameters())
 
 
 def test_which_weights_a_run_needs() -> None:

@@ -166,6 +166,28 @@ def test_ranks_see_the_same_global_batches(packed: Path) -> None:
         assert all(same(a, b) for a, b in zip(alone, global_batches(packed, ranks, 6), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
+def test_two_ranks_and_any_workers_see_each_sample_once_in_one_global_order(tmp_path: Path) -> None:
+    flat = [np.full((16, 16, 3), 10 * number, np.uint8) for number in range(12)]  # an image tells its number
+    pack(tmp_path, flat)
+    whole = reader(tmp_path, RGB, seed=5, batch_size=4)
+    expected = [batch["hr"] for batch in whole.loader(0, 6)]
+    for epoch in (expected[:3], expected[3:]):
+        numbers = (torch.cat(epoch)[:, 0, 0, 0] * 25.5).round().int().tolist()
+        assert sorted(numbers) == list(range(12)), "each sample once an epoch"
+    for workers in (0, 2, 4):
+        shares = [
+            [
+                batch["hr"]
+                for batch in reader(tmp_path, RGB, seed=5, batch_size=4, rank=rank, ranks=2).loader(0, 6, workers)
+            ]
+            for rank in (0, 1)
+        ]
+        assert all(
+            torch.equal(torch.cat(both), one) for both, one in zip(zip(*shares, strict=True), expected, strict=True)
+        )
+
+
 @pytest.mark.parametrize("cache", ["none", "ram"])
 def test_workers_and_resume_do_not_change_the_batches(packed: Path, cache: str) -> None:
     loader = reader(packed, cache=cache)
