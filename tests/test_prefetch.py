@@ -22,7 +22,7 @@ from hpcdistill.data.index import load_index
 from hpcdistill.data.pack import fetching
 from hpcdistill.data.pack import recipes as recipes_module
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.requirements import check_present, needed_sets
+from hpcdistill.sweep.requirements import check_present, needed_sets, needed_weights
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -128,6 +128,22 @@ def test_the_teacher_s_sets_are_needed_too() -> None:
         [str(CONFIGS / "dssd/x4.yaml"), "data.train=[a]", "data.eval={c: d}", "teacher.overrides={data: {train: [e]}}"]
     )
     assert needed_sets(loaded) == ["a", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["dssd/x4.yaml"], []),
+        (["fesd/horse2zebra.yaml"], ["vgg16", "inception"]),
+        (["fesd/edges2shoes.yaml"], ["vgg16", "inception", "alexnet"]),
+        (["original/edges2shoes.yaml"], ["inception", "alexnet"]),
+        (["fesd/edges2shoes.yaml", "variants/gan-cpu.yaml"], ["alexnet"]),
+        (["original/horse2zebra.yaml", "data.eval={}"], []),
+    ],
+)
+def test_published_weights_by_configuration(arguments: list[str], expected: list[str]) -> None:
+    run = [argument if "=" in argument else str(CONFIGS / argument) for argument in arguments]
+    assert needed_weights(load_config(run)) == expected
 
 
 def test_overlays_belong_to_the_run_before_them() -> None:

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from hpcdistill.data.index import Kind
 from hpcdistill.data.needs import Needs
 from hpcdistill.settings import Section
 
@@ -124,6 +125,11 @@ class Method(nn.Module):
     def uses_teacher(cls, config: Any) -> bool:
         """Whether a run of this configuration needs the teacher it names to be trained."""
         return False
+
+    @classmethod
+    def kind(cls, config: Any) -> Kind:
+        """The kind of data set that a run of this configuration trains on; `needs` says the rest."""
+        return "lr-hr"
 
     @classmethod
     def weights(cls, config: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from hpcdistill.data.index import Kind
 from hpcdistill.losses.supervision import l1
 from hpcdistill.methods.base import Batch, Carry, Terms
 from hpcdistill.methods.gan_settings import FAMILIES, GANConfig, GeneratorSettings
@@ -26,6 +27,10 @@ class CycleGAN(TranslationGAN):
         weight_identity: float = Field(5.0, ge=0, description="lambda_idt, weight of the identity's L1")
 
     version: ClassVar[int] = 1
+
+    @classmethod
+    def kind(cls, config: Config) -> Kind:
+        return "unpaired"
 
     def __init__(self, config: Config, frozen: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__(config, FAMILIES["cyclegan"], "generator", config.generator, pool=config.pool)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcdistill.console import say, warn
+from hpcdistill.data.index import Kind
 from hpcdistill.errors import UserError
 from hpcdistill.losses import discriminator_distillation, perceptual
 from hpcdistill.methods.base import Batch, Carry, Group, Phase, Segment, Terms
@@ -115,6 +116,10 @@ class DistilledGAN(TranslationGAN):
         if self.uses("student"):
             self.add_pools(STUDENT, self.student_directions)
         self.vgg: VGG16Features | None = None
+
+    @classmethod
+    def kind(cls, config: DistilledGANConfig) -> Kind:
+        return FAMILIES[config.family].kind
 
     @classmethod
     def weights(cls, config: DistilledGANConfig) -> tuple[str, ...]:

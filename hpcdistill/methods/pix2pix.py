@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
+from hpcdistill.data.index import Kind
 from hpcdistill.losses.supervision import l1
 from hpcdistill.methods.base import Batch, Carry, Terms
 from hpcdistill.methods.gan_settings import A2B, FAMILIES, GANConfig, GeneratorSettings
@@ -23,6 +24,10 @@ class Pix2Pix(TranslationGAN):
         weight_reconstruction: float = Field(100.0, ge=0, description="lambda_rec, weight of the L1 to the target")
 
     version: ClassVar[int] = 1
+
+    @classmethod
+    def kind(cls, config: Config) -> Kind:
+        return "paired"
 
     def __init__(self, config: Config, frozen: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__(config, FAMILIES["pix2pix"], "generator", config.generator)

@@ -22,9 +22,15 @@ def needed_sets(loaded: Loaded) -> list[str]:
 
 
 def needed_weights(loaded: Loaded) -> list[str]:
-    """The published weights that a run and its teacher use."""
-    teacher = needed_weights(loaded.teacher) if loaded.teacher else []
-    return [*METHODS[loaded.config.method.name].weights(loaded.config.method), *teacher]
+    """The published weights that a run and its teacher use, in training and evaluation."""
+    config = loaded.config
+    method = METHODS[config.method.name]
+    kind = method.kind(config.method)
+    names = list(method.weights(config.method))
+    if kind != "lr-hr" and config.data.eval:
+        names += ["inception"] if config.eval.features == "inception" else []
+        names += ["alexnet"] if kind == "paired" and config.eval.lpips else []
+    return names + (needed_weights(loaded.teacher) if loaded.teacher else [])
 
 
 def is_there(place: str) -> bool:

@@ -1,0 +1,116 @@
+"""The GAN demo's images: edge drawings made from the photographs inside scikit-image, beside what they were made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from hpcdistill.console import say
+from hpcdistill.data.images import encode_png, read_rgb
+from hpcdistill.data.index import INDEX_NAME, Index
+from hpcdistill.data.pack.packing import pack
+from hpcdistill.data.pack.recipes import load_recipe
+from hpcdistill.data.pack.sources import Source, find_sources
+from hpcdistill.errors import UserError
+from hpcdistill.storage import write_bytes
+
+Image = NDArray[np.uint8]  # [H, W, 3] RGB
+
+PHOTOGRAPHS = "photos"  # the recipe: six to train on, three to test with
+PAIRS = "paired"  # the recipe that the pairs are packed with
+# Shorter sides, pixels, that a photograph is shrunk to before it is cut into square tiles: what is trained on is cut at
+# three sizes, a little larger than the crops that are taken of it.
+SHORT_SIDES = {"train": (144, 216, 288), "test": (128,)}
+TILE = {"train": 72, "test": 64}
+DARKEST = 0.97  # the quantile of a photograph's edge strength that is drawn black
+FAINTEST = 0.02  # nothing below this strength is drawn black, however flat a photograph is
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A photograph, shrunk, and its edge drawing of the same size."""
+
+    name: str  # of the photograph, without its suffix
+    side: int  # the shorter one
+    edges: Image
+    photograph: Image
+
+    def tiles(self, size: int) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
+        """The tiles without overlap, as many as fit, around the middle: name and (top, left, height, width)."""
+        height, width = self.photograph.shape[:2]
+        rows, columns = height // size, width // size
+        for row in range(rows):
+            for column in range(columns):
+                top, left = (height - rows * size) // 2 + row * size, (width - columns * size) // 2 + column * size
+                yield f"{self.name}-{self.side}-{row}{column}", (top, left, size, size)
+
+
+def photographs() -> dict[str, list[Source]]:
+    """The photographs by split, train and test."""
+    return find_sources(load_recipe(PHOTOGRAPHS), None)
+
+
+def pairs_of(source: Source, split: str) -> list[Pair]:
+    """The photograph at each size of its split, with its edges."""
+    rgb = read_rgb(source.path)
+    shrunk = [(side, _shrunk(rgb, side)) for side in SHORT_SIDES[split]]
+    return [Pair(Path(source.name).stem, side, edge_drawing(image), image) for side, image in shrunk]
+
+
+def edge_drawing(photograph: Image) -> Image:
+    """The strength of the luma's edges (Sobel), dark on white like a pencil drawing; grey, so R = G = B."""
+    from skimage.filters import sobel  # SciPy takes a second to load
+
+    strength = sobel(photograph.astype(np.float64) / 255 @ np.array(_LUMA))
+    ink = np.clip(strength / max(float(np.quantile(strength, DARKEST)), FAINTEST), 0, 1)
+    grey = np.floor(255 * (1 - ink) + 0.5).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def write_pairs(folder: Path) -> bool:
+    """Write the tiles as PNG, edges left and photograph right, to `folder`/train and /test; False if all were there.
+
+    UserError for images in these folders that are not the demo's.
+    """
+    wanted: dict[Path, bytes] = {}
+    for split, sources in photographs().items():
+        for source in sources:
+            for pair in pairs_of(source, split):
+                for name, (top, left, height, width) in pair.tiles(TILE[split]):
+                    cut = [image[top : top + height, left : left + width] for image in (pair.edges, pair.photograph)]
+                    wanted[folder / split / f"{name}.png"] = encode_png(np.concatenate(cut, axis=1))
+    for split in TILE:
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for path in sorted((folder / split).iterdir()):
+            if path not in wanted and not path.name.startswith("."):
+                raise UserError(f"{path}: is none of the demo's images; take it away, or choose another --out")
+    changed = {path: content for path, content in wanted.items() if not _holds(path, content)}
+    for path, content in changed.items():
+        write_bytes(path, content)
+    return bool(changed)
+
+
+def pack_pairs(out: Path) -> dict[str, Index]:
+    """Make the pairs in `out`/pairs and pack them into `out`/packed; the indices by split. What is there is used."""
+    pairs, packed = out / "pairs", out / "packed"
+    changed = write_pairs(pairs)
+    there = any((packed / split / INDEX_NAME).exists() for split in TILE)
+    say(f"{pairs}: {'made' if changed else 'holds'} the pairs, edges left and photograph right")
+    return pack(load_recipe(PAIRS), pairs, packed, overwrite=changed and there, processes=1)
+
+
+def _shrunk(rgb: Image, side: int) -> Image:
+    height, width = rgb.shape[:2]
+    factor = side / min(height, width)
+    size = (round(width * factor), round(height * factor))
+    return np.asarray(PillowImage.fromarray(rgb).resize(size, PillowImage.Resampling.LANCZOS))
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
