@@ -4,10 +4,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types bench clean install
+.PHONY: demo demo-gan test lint types bench clean install
 
 demo: $(INSTALLED)  ## a picture in a few minutes: pack, train, distil, evaluate, report
 	$(RUN) -m hpcdistill.demo
+
+demo-gan: $(INSTALLED)  ## another one: a GAN's teacher and student turn edges into photographs, side by side
+	$(RUN) -m hpcdistill.demo_gan
 
 test: $(INSTALLED)  ## all tests this machine can run
 	$(RUN) -m pytest

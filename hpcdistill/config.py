@@ -242,8 +242,10 @@ def _explain(error: ValidationError, layers: Sequence[tuple[str, DictConfig]], m
     elif fault["type"] == "missing":
         what = "missing; set it in the file or on the command line"
     else:
-        given = json.dumps(fault["input"], default=str)
-        what = f"{fault['msg'].removeprefix('Value error, ').replace('Input should be', 'expected')}, got {given}"
+        what = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        # A section's own check says which of its keys is meant; the whole section would bury that.
+        if not (fault["type"] == "value_error" and isinstance(fault["input"], Mapping)):
+            what += f", got {json.dumps(fault['input'], default=str)}"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return f"{_origin(layers, key)}: {key}: {what}{more}"
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BASELINES = ("bicubic",)
 BASELINE_SCALES = (2, 3, 4, 8)
-TRANSLATION_OPTIONS = ("size", "real", "features", "direction")
+TRANSLATION_OPTIONS = ("size", "real", "features", "direction", "kid", "lpips")
 
 
 def main(argv: list[str]) -> int:
@@ -81,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     translation.add_argument("--real", choices=("train+test", "test"), help="real images that FID compares with")
     translation.add_argument("--features", choices=("inception", "efficientnet-lite0"), help="inception: FID and KID")
     translation.add_argument("--direction", choices=("AtoB", "BtoA"), help="which domain is translated to which")
+    translation.add_argument("--kid", action=argparse.BooleanOptionalAction, help="compute KID beside FID")
+    translation.add_argument("--lpips", action=argparse.BooleanOptionalAction, help="compute LPIPS of pairs")
     parser.add_argument("--which", choices=("best", "last"), default="best", help="which of a run's weights")
     parser.add_argument("--generator", metavar="NAME", help="which of a run's networks; default: its student")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -181,7 +183,7 @@ def _translation(generator: nn.Module, path: Path, arguments: argparse.Namespace
         out.out(json.dumps(report, allow_nan=False), highlight=False)
     else:
         out.print(f"{path} on {arguments.data}", markup=False, emoji=False, soft_wrap=True)
-        out.print(_metrics_table(result))
+        out.print(_metrics_table(result) if result.metrics else "nothing could be measured")
         out.print(about["note"], markup=False, emoji=False, soft_wrap=True)
     return 0
 

@@ -33,7 +33,8 @@ from hpcdistill.sweep.identity import identify, run_folder, selected_set, weight
 from hpcdistill.sweep.requirements import check_present, needed_sets
 from hpcdistill.training.distribution import leave_process_group, make_accelerator
 from hpcdistill.training.launcher import check_launcher
-from hpcdistill.training.loop import train
+from hpcdistill.training.loop import place, train
+from hpcdistill.training.progress import NOTHING_MEASURED
 from hpcdistill.training.run_folder import RunFolder, code_revision
 from hpcdistill.training.signals import EXIT_STOPPED, StopSignals
 
@@ -124,7 +125,6 @@ def _train(
     torch.manual_seed(step_seed(config.seed, 0, 0))  # initial weights: the same on every rank
     method = METHODS[config.method.name](config.method, frozen)  # type: ignore[call-arg]
     _initialise(method, config)
-    method.prepare(config.data.crop)
     needs = method.needs
     try:
         reader = open_reader(
@@ -148,6 +148,8 @@ def _train(
     evaluator = None
     if selected is not None:
         evaluator = open_evaluator(config.data, config.eval, selected, needs, method.generators, accelerator)
+    method.prepare(config.data.crop)  # after what is cheaper to check: it may load a large network
+    place(method.segments(), steps, evaluator is not None)
     # Everything that can be wrong with the configuration has been said; only now is something written.
     if accelerator.is_main_process:
         folder.create(to_yaml(_self_contained(loaded)), identity)
@@ -246,12 +248,17 @@ def _show(result: dict[str, Any]) -> None:
     """The result as a table, on rank 0."""
     if not is_main_process():
         return
-    table = Table(title=f"{result['name']}-{result['identity']}: {result['steps']} steps, {result['seconds']:.0f} s")
+    title = f"{result['name']}-{result['identity']}: {result['steps']} steps, {result['seconds']:.0f} s"
+    metrics = result["last"]["metrics"] if result["last"] else {}
+    if not metrics:
+        out.print(f"{title}; {NOTHING_MEASURED}", markup=False, soft_wrap=True)
+        return
+    table = Table(title=title)
     table.caption = (result["protocol"] or {}).get("note")
     table.add_column("metric")
     for which in ("best", "last"):
         table.add_column(f"{which} (step {result[which]['step']})" if result[which] else which, justify="right")
-    for metric in (result["last"] or {"metrics": {}})["metrics"]:
+    for metric in metrics:
         table.add_row(metric, *(f"{result[which]['metrics'].get(metric, math.nan):.4f}" for which in ("best", "last")))
     out.print(table)
 

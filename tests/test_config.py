@@ -94,6 +94,11 @@ def test_a_wrong_override_is_one_line_with_key_and_remedy(base: str, override: s
     assert "\n" not in str(caught.value).strip()
 
 
+def test_an_error_of_a_whole_section_leaves_its_values_out() -> None:
+    with pytest.raises(UserError, match=r"method: direction: pix2pix translates a to b only.*BtoA$"):
+        load_config([str(CONFIGS / "fesd" / "edges2shoes.yaml"), "method.direction=both"])
+
+
 def test_the_file_that_set_the_wrong_value_is_named(tmp_path: Path, base: str) -> None:
     variant = write(tmp_path, "variant.yaml", "train: {epochs: -1}\n")
     with pytest.raises(UserError, match=r"variant\.yaml: train\.epochs: expected greater than 0, got -1"):

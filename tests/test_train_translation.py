@@ -116,3 +116,21 @@ def test_mistakes_are_one_line_before_anything_is_written(
         trained(*small(CONFIGS / "fesd" / "horse2zebra.yaml", sets, tmp_path), *more)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["data.crop=64"], "load_size"),
+        (["data.train={sets}/paired"], "paired samples"),
+        (["data.eval={{test: {sets}/unpaired}}", "eval.size=50"], "eval.size=50: "),
+    ],
+)
+def test_what_is_cheap_to_check_is_checked_before_vgg_is_loaded(
+    more: list[str], message: str, sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=message):
+        trained(
+            *small(CONFIGS / "fesd" / "horse2zebra.yaml", sets, tmp_path), *(part.format(sets=sets) for part in more)
+        )
+    assert "VGG16" not in capsys.readouterr().err

@@ -82,14 +82,17 @@ class Segment:
     """A stretch of the run with its own phases.
 
     `load` names generators that go on from their best save so far, or from the last weights as they are evaluated
-    (with EMA on, the averages). `on_enter` runs once, before the first step: a run that resumes later does not run it
-    again, so what it changes must be tensors of the groups or of `Method.memory`.
+    (with EMA on, the averages). Best is what the run's selected metric says or, with `judged`, the same metric of the
+    generator named there; before such a segment there is always an evaluation. `on_enter` runs once, before the first
+    step: a run that resumes later does not run it again, so what it changes must be tensors of the groups or of
+    `Method.memory`.
     """
 
     name: str
     phases: tuple[Phase, ...]
     steps: int | None = None  # None: what is left of the run
     load: tuple[tuple[str, Literal["best", "last"]], ...] = ()
+    judged: str | None = None
     on_enter: Callable[[], None] | None = None
 
 

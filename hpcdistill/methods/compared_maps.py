@@ -18,14 +18,15 @@ from hpcdistill.ops.channel_shift import channel_shift, check_shift
 class ComparedMaps(nn.Module):
     """f_i and h of equations 12 and 13 for the maps of one generator, one projection a layer."""
 
-    def __init__(self, widths: Mapping[str, int], channels_out: int, shift: ShiftSettings) -> None:
-        """`widths`: layer -> channels of its map; `channels_out`: the discriminator's input channels."""
+    def __init__(self, widths: Mapping[str, int], channels_out: int, shift: ShiftSettings, side: int) -> None:
+        """`widths`: layer -> channels of its map; `channels_out`: the discriminator's input channels; `side`: of what
+        it is shown, pixels (`check_maps`)."""
         super().__init__()
-        self.shift = shift
+        self.shift, self.side = shift, side
         self.projections = nn.ModuleDict({layer: Projection(width, channels_out) for layer, width in widths.items()})
 
     def forward(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """[B, C_i, h_i, w_i] by layer -> [B, channels_out, h, w] each, the smaller ones enlarged to the largest."""
+        """[B, C_i, h_i, w_i] by layer -> [B, channels_out, side, side] each, smaller ones enlarged."""
         projected = {}
         for layer, projection in self.projections.items():
             x = maps[layer]
@@ -33,7 +34,7 @@ class ComparedMaps(nn.Module):
                 projected[layer] = projection(self._shifted(x))
             else:
                 projected[layer] = self._shifted(projection(x))
-        size = tuple(max(x.shape[axis] for x in projected.values()) for axis in (2, 3))
+        size = (self.side, self.side)
         return {
             layer: x if x.shape[2:] == size else functional.interpolate(x, size, mode="bilinear")
             for layer, x in projected.items()
@@ -47,8 +48,9 @@ class ComparedMaps(nn.Module):
 def check_maps(
     generators: Mapping[str, ImageGenerator], layers: Sequence[str], crop: int, channels_out: int, shift: ShiftSettings
 ) -> int:
-    """The side of the map that enters the discriminator; UserError when a layer or the shift does not fit.
+    """The side of the maps that enter the discriminator; UserError when a layer or the shift does not fit.
 
+    A quarter of the crop (64 of 256 pixels), or the side of the largest map where that is larger: none is shrunk.
     `generators`: role -> network. They are run on shapes alone.
     """
     sides: dict[str, dict[str, tuple[int, int]]] = {}
@@ -76,4 +78,4 @@ def check_maps(
                     f"method.layers: the map {layer} is {first[layer]} pixels in one generator and {other[layer]} in "
                     "the other; choose layers of one size"
                 )
-    return max(height for height, _ in first.values())
+    return max(crop // 4, *(height for height, _ in first.values()))

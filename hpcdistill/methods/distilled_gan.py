@@ -89,7 +89,7 @@ class DistilledGAN(TranslationGAN):
             self.add_weights(reconstruction=config.weight_reconstruction)
         students = self.built_generators(config.student, self.student_directions)
         self.compares = self.uses("dcd", "spectral")
-        self.layers, side = self._chosen_layers(students)
+        self.layers, self.side = self._chosen_layers(students)
         own: dict[str, ComparedMaps] = {}
         trained: dict[str, ComparedMaps] = {}
         fixed: dict[str, ComparedMaps] = {}
@@ -106,7 +106,7 @@ class DistilledGAN(TranslationGAN):
         if fixed:
             self.memory["projections"] = self.fixed_projections
         if self.uses("spectral") or config.mix_spectral:
-            self.add_classifiers(self.student_directions, side, config.mix_spectral)
+            self.add_classifiers(self.student_directions, self.side, config.mix_spectral)
         self.groups = {
             self.teaching: self.groups[self.teaching],
             STUDENT: Group(self.student, config.optimizer),
@@ -157,7 +157,8 @@ class DistilledGAN(TranslationGAN):
     def segments(self) -> tuple[Segment, ...]:
         """One, or the blocks of DCD: the teacher with its discriminators, then the student alone with the best teacher.
 
-        A student's block needs images of its source only, so the discriminators rest; the teacher goes on from the
+        The best teacher so far is the one whose own metric was best, and both its directions are of that step. A
+        student's block needs images of its source only, so the discriminators rest; the teacher goes on from the
         weights that its student had.
         """
         if self.config.schedule == "online":
@@ -172,7 +173,9 @@ class DistilledGAN(TranslationGAN):
         for block in range(self.config.blocks):
             segments.append(Segment(f"teacher{block}", teacher, steps))
             of_student = None if block == last else STUDENT_STEPS * steps
-            segments.append(Segment(f"student{block}", (self._student_phase,), of_student, load=best))
+            segments.append(
+                Segment(f"student{block}", (self._student_phase,), of_student, load=best, judged=self.teaching)
+            )
         return tuple(segments)
 
     # --- the phases ------------------------------------------------------------------------------------------------
@@ -293,7 +296,7 @@ class DistilledGAN(TranslationGAN):
         assert isinstance(generator, ImageGenerator)
         widths = {layer: generator.map_channels[layer] for layer in self.layers}
         channels = 6 if self.family.conditional else 3
-        return ComparedMaps(widths, channels, self.config.shift)
+        return ComparedMaps(widths, channels, self.config.shift, self.side)
 
 
 def _looked_at(maps: Maps, look: Callable[[Tensor], Tensor], exact: bool) -> Maps:

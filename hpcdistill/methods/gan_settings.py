@@ -8,11 +8,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from hpcdistill.data.index import Kind
+from hpcdistill.losses.adversarial import Adversarial
 from hpcdistill.methods.base import MethodConfig, OptimizerSettings
 from hpcdistill.settings import Section
 
 Network = Literal["resnet", "unet"]
-Adversarial = Literal["lsgan", "hinge", "vanilla"]
 
 
 @dataclass(frozen=True)

@@ -123,21 +123,34 @@ class TranslationGAN(Method):
         }
 
     def add_pools(self, role: str, directions: Sequence[Direction]) -> None:
-        """Pools of the images that the discriminators are shown; saved with every checkpoint."""
+        """Pools of the images that the discriminators are shown; saved with every checkpoint.
+
+        They decide by the seed that the method's weights are drawn from: the run's, the same on every rank. Nothing
+        is drawn for it, so that the weights do not depend on the pools.
+        """
         if self.pool_size:
             for direction in directions:
-                pool = ReplayPool(self.pool_size, height=self.crop, width=self.crop, part=len(self.memory))
+                part = sum(isinstance(module, ReplayPool) for module in self.memory.values())
+                seed = torch.initial_seed()
+                pool = ReplayPool(self.pool_size, height=self.crop, width=self.crop, seed=seed, part=part)
                 self.memory[f"pool_{role}{direction.suffix}"] = pool
                 self.add_module(f"pool_{role}{direction.suffix}", pool)
 
     def add_classifiers(self, directions: Sequence[Direction], side: int, mix: bool) -> None:
         """A spectral classifier for the target images of each direction, shrunk to `side` x `side` pixels.
 
-        `mix`: the adversarial loss sees it beside the discriminator.
+        `mix`: the adversarial loss sees it beside the discriminator. UserError for a `side` without a spectrum.
         """
         self.spectrum_side, self.mix_spectral = side, mix
+        try:
+            rings = ring_count(side, side)
+        except ValueError as error:
+            raise UserError(
+                f"method.crop: of {self.crop}x{self.crop} images the spectral classifier sees {side}x{side} pixels, "
+                f"too few: {error}; use a larger data.crop, or weight_spectral=0 and mix_spectral=false"
+            ) from None
         for direction in directions:
-            self.judges.classifiers[direction.name] = SpectralClassifier(ring_count(side, side))
+            self.judges.classifiers[direction.name] = SpectralClassifier(rings)
 
     def add_weights(self, **weights: float) -> None:
         """Loss weights as 0-dim tensors `weight_<name>`; a term of weight 0 is never computed."""

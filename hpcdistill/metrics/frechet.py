@@ -34,13 +34,6 @@ def moments(features: Tensor) -> Moments:
     return Moments(mean, factor)
 
 
-def moments_of_covariance(mean: Tensor, covariance: Tensor) -> Moments:
-    """The moments of published statistics: `mean` [D], `covariance` [D, D], symmetric and positive semidefinite."""
-    values, vectors = torch.linalg.eigh(covariance.double())
-    # Rounding leaves eigenvalues just below zero.
-    return Moments(mean.double(), values.clamp(min=0).sqrt()[:, None] * vectors.T)
-
-
 def frechet(one: Moments, other: Moments) -> float:
     """The squared Frechet distance of two Gaussians, which is what FID prints."""
     roots = torch.linalg.svdvals(one.factor @ other.factor.T).sum()

@@ -73,7 +73,7 @@ class LPIPS(nn.Module):
         if min(height, width) < _SMALLEST:
             raise UserError(
                 f"LPIPS needs images of {_SMALLEST} pixels a side or more, these have {min(height, width)}; "
-                "set eval.lpips=false"
+                "take larger ones or leave LPIPS out (eval.lpips=false; of `evaluate`: --no-lpips)"
             )
 
     def _maps(self, images: Tensor) -> list[Tensor]:

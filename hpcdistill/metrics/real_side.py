@@ -52,7 +52,7 @@ def real_folders(folder: Path, real: Real, train: Sequence[str]) -> list[Path]:
         if not others or len(others) < len(train):
             raise UserError(
                 f"{folder}: eval.real=train+test needs the training images on this machine, and there is no {beside}; "
-                "pack it, or set eval.real=test"
+                "pack it, or set eval.real=test (of `evaluate`: --real test)"
             )
     return [*(other for other in others if other.resolve() != folder.resolve()), folder]
 

@@ -181,14 +181,14 @@ def evaluated_names(generators: Iterable[str], both_directions: bool) -> list[st
     return names if both_directions else forward
 
 
-def check_size(generator: nn.Module, size: int) -> None:
-    """UserError when a generator cannot take images of `size` pixels a side."""
+def check_size(generator: nn.Module, size: int, setting: str = "eval.size=") -> None:
+    """UserError, by the `setting` that says so, when a generator cannot take images of `size` pixels a side."""
     check = getattr(generator, "check_size", None)
     if check is not None:
         try:
             check(size, size)
         except UserError as error:
-            raise UserError(f"eval.size={size}: {error}") from None
+            raise UserError(f"{setting}{size}: {error}") from None
 
 
 def features_if_there(name: str, device: torch.device | str) -> FeatureNetwork | None:

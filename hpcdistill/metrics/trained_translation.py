@@ -33,6 +33,8 @@ class TranslationOptions:
     real: Real | None = None
     features: str | None = None
     direction: str | None = None
+    kid: bool | None = None
+    lpips: bool | None = None
 
 
 def evaluate_translation(
@@ -51,17 +53,19 @@ def evaluate_translation(
     data, evaluation = run.get("data") or {}, run.get("eval") or {}
     index = load_translation_index(folder, None, "--data")
     size = options.size or evaluation.get("size") or data.get("crop") or DEFAULT_SIZE
-    check_size(generator, size)
+    check_size(generator, size, "--size ")
     train = data.get("train") or ()
     protocol = TranslationProtocol(
         index.kind,
         options.direction or data.get("direction") or "AtoB",
         size,
         real_side(index.kind, options.real or evaluation.get("real")),
+        _wanted(options.kid, evaluation.get("kid")),
     )
     backwards = file.stem.endswith(BACKWARDS)
     features = features_if_there(options.features or evaluation.get("features") or "inception", device)
-    lpips = lpips_if_there(device) if index.kind == "paired" else None
+    with_lpips = index.kind == "paired" and _wanted(options.lpips, evaluation.get("lpips"))
+    lpips = lpips_if_there(device) if with_lpips else None
     generator.to(device)
     evaluator = TranslationEvaluator(
         {"data": folder},
@@ -89,6 +93,11 @@ def run_values(file: Path) -> dict[str, Any]:
         values = yaml.safe_load((file.parents[2] / "config.yaml").read_text(encoding="utf-8"))
         return values if isinstance(values, dict) else {}
     return {}
+
+
+def _wanted(asked: bool | None, configured: bool | None) -> bool:
+    """Whether a metric is computed: as the command line says, else the run, else yes."""
+    return next((choice for choice in (asked, configured) if choice is not None), True)
 
 
 def _save(evaluator: TranslationEvaluator, generator: nn.Module, backwards: bool, folder: Path) -> None:

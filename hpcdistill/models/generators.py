@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.models.image_generator import ImageGenerator
 from hpcdistill.models.resnet_generator import ResNetGenerator
 from hpcdistill.models.unet_generator import UNetGenerator
-
-GeneratorName = Literal["resnet", "unet"]
 
 IMAGE_GENERATORS: dict[str, type[ImageGenerator]] = {"resnet": ResNetGenerator, "unet": UNetGenerator}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,10 @@ Image = NDArray[np.uint8]  # [H, W, 3] RGB
 PHOTOGRAPHS = "photos"  # the recipe: six to train on, three to test with
 PAIRS = "paired"  # the recipe that the pairs are packed with
 # Shorter sides, pixels, that a photograph is shrunk to before it is cut into square tiles: what is trained on is cut at
-# three sizes, a little larger than the crops that are taken of it.
+# three sizes, a little larger than the crops that are taken of it. Pictures of science at one size only: a red retina
+# and a black sky would else be half of all there is to learn.
 SHORT_SIDES = {"train": (144, 216, 288), "test": (128,)}
+OF_SCIENCE = ("retina", "hubble_deep_field", "ihc")
 TILE = {"train": 72, "test": 64}
 DARKEST = 0.97  # the quantile of a photograph's edge strength that is drawn black
 FAINTEST = 0.02  # nothing below this strength is drawn black, however flat a photograph is
@@ -59,14 +61,17 @@ def photographs() -> dict[str, list[Source]]:
 def pairs_of(source: Source, split: str) -> list[Pair]:
     """The photograph at each size of its split, with its edges."""
     rgb = read_rgb(source.path)
-    shrunk = [(side, _shrunk(rgb, side)) for side in SHORT_SIDES[split]]
-    return [Pair(Path(source.name).stem, side, edge_drawing(image), image) for side, image in shrunk]
+    name = Path(source.name).stem
+    sides = SHORT_SIDES[split][:1] if name in OF_SCIENCE else SHORT_SIDES[split]
+    shrunk = [(side, _shrunk(rgb, side)) for side in sides]
+    return [Pair(name, side, edge_drawing(image), image) for side, image in shrunk]
 
 
 def edge_drawing(photograph: Image) -> Image:
     """The strength of the luma's edges (Sobel), dark on white like a pencil drawing; grey, so R = G = B."""
-    from skimage.filters import sobel  # SciPy takes a second to load
+    from skimage import filters  # SciPy takes a second to load
 
+    sobel: Callable[[NDArray[np.float64]], NDArray[np.float64]] = filters.sobel
     strength = sobel(photograph.astype(np.float64) / 255 @ np.array(_LUMA))
     ink = np.clip(strength / max(float(np.quantile(strength, DARKEST)), FAINTEST), 0, 1)
     grey = np.floor(255 * (1 - ink) + 0.5).astype(np.uint8)

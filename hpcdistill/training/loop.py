@@ -11,7 +11,7 @@ import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -31,7 +31,7 @@ from hpcdistill.training.evaluation import Evaluator
 from hpcdistill.training.freezing import Freezer
 from hpcdistill.training.group import TrainedGroup, gradient_norms
 from hpcdistill.training.metrics_log import MetricsLog, RunningMeans
-from hpcdistill.training.position import Position, restore_checkpoint, save_checkpoint, save_generators
+from hpcdistill.training.position import Position, best_of, restore_checkpoint, save_checkpoint, save_generators
 from hpcdistill.training.progress import TrainingProgress
 from hpcdistill.training.run_folder import RunFolder
 from hpcdistill.training.signals import StopSignals
@@ -75,6 +75,12 @@ def train(
 
     Raises UserError when a loss term stops being finite; the weights are then the last good ones, saved as `last`.
     """
+    segments = place(method.segments(), steps, evaluator is not None)
+    takes_best = [(segment, start) for segment, start, _ in segments if _takes_best(segment)]
+    judges = sorted({segment.judged for segment, _ in takes_best if segment.judged})
+    if accelerator.is_main_process:
+        for judged in judges:
+            folder.generator(best_of(judged), "").parent.mkdir(exist_ok=True)
     device = accelerator.device
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     method.to(device, memory_format=layout).train()  # type: ignore[call-overload]
@@ -99,7 +105,6 @@ def train(
     good_buffers = GoodBuffers(method.generators)
 
     share = config.batch_size // accelerator.num_processes
-    segments = _place(method.segments(), steps)
     loader = reader.loader(position.step, steps, workers, device.type == "cuda")
     listening = contextlib.nullcontext(signals) if signals else StopSignals()
     with listening as signals, TrainingProgress(name, position.step, steps, config.batch_size) as progress:
@@ -140,7 +145,8 @@ def train(
 
             stop = (position.step % SIGNAL_STEPS == 0 or accelerator.num_processes == 1) and signals.agreed(accelerator)
             end = position.step == steps
-            evaluate = evaluator is not None and (end or position.step % evaluate_every == 0)
+            before_best = any(position.step == start for _, start in takes_best)
+            evaluate = evaluator is not None and (end or before_best or position.step % evaluate_every == 0)
             write_line = end or position.step % config.log_every == 0
             write_checkpoint = end or stop or position.step % config.checkpoint_every == 0
             if write_line or evaluate or write_checkpoint:
@@ -155,7 +161,7 @@ def train(
             if evaluate:
                 assert evaluator is not None
                 freezer.release()
-                _evaluate(evaluator, evaluated, accelerator, folder, position, log, progress)
+                _evaluate(evaluator, judges, evaluated, accelerator, folder, position, log, progress)
                 method.train()
             if write_checkpoint:
                 position.means = means.state(accelerator)
@@ -214,6 +220,7 @@ def _raise_if_halted(
 
 def _evaluate(
     evaluator: Evaluator,
+    judges: list[str],
     generators: dict[str, nn.Module],
     accelerator: Accelerator,
     folder: RunFolder,
@@ -230,23 +237,31 @@ def _evaluate(
     if accelerator.is_main_process:
         for name, picture in evaluation.pictures.items():
             write_bytes(folder.samples / f"{name}-{position.step:08d}.png", encode_png(picture))
-    if (
-        selects is None
-        or position.best is None
-        # A test set renamed since the last best: it is not known how good that was there.
-        or _better(evaluation.metrics[selects], position.best["metrics"].get(selects, math.nan), evaluator)
-    ):
+    if _better(selects, position.last, position.best, evaluator):
         position.best = position.last
-        save_generators(generators, "best", folder, accelerator, position.step)
+        save_generators(generators, best_of(None), folder, accelerator, position.step)
+    for judged in judges:
+        metric = f"{judged}/{selects.partition('/')[2]}" if selects else None
+        if _better(metric, position.last, position.bests.get(judged), evaluator):
+            position.bests[judged] = position.last
+            save_generators(generators, best_of(judged), folder, accelerator, position.step)
 
 
-def _better(value: float, best: float, evaluator: Evaluator) -> bool:
-    """Whether `value` is better than `best`; anything is better than NaN."""
-    return math.isnan(best) or (value > best if evaluator.larger_is_better else value < best)
+def _better(metric: str | None, new: dict[str, Any], best: dict[str, Any] | None, evaluator: Evaluator) -> bool:
+    """Whether the evaluation `new` is better than `best`; anything is better than none, or than NaN."""
+    if metric is None or best is None:
+        return True
+    # A test set renamed since the last best: it is not known how good that was there.
+    value, old = new["metrics"][metric], best["metrics"].get(metric, math.nan)
+    return math.isnan(old) or (value > old if evaluator.larger_is_better else value < old)
 
 
-def _place(segments: tuple[Segment, ...], steps: int) -> list[tuple[Segment, int, int]]:
-    """(segment, first step, end) of each segment; the one without a length takes what the others leave."""
+def place(segments: tuple[Segment, ...], steps: int, evaluated: bool) -> list[tuple[Segment, int, int]]:
+    """(segment, first step, end) of each segment; the one without a length takes what the others leave.
+
+    UserError when they do not fill the run, or when one takes back the best weights and none is chosen before it
+    (`evaluated`: whether the run has an evaluator).
+    """
     fixed = sum(segment.steps or 0 for segment in segments)
     placed, start = [], 0
     for segment in segments:
@@ -255,14 +270,27 @@ def _place(segments: tuple[Segment, ...], steps: int) -> list[tuple[Segment, int
         start = end
     if start != steps:
         raise UserError(f"train.steps: the method's segments take {start} steps, the run has {steps}; make them equal")
+    for segment, first, _ in placed:
+        if _takes_best(segment) and not evaluated:
+            raise UserError(
+                f"data.eval: is empty, but the segment {segment.name} goes on from the best weights, which nothing "
+                "chooses; name a test set"
+            )
+        assert first > 0 or not _takes_best(segment), f"{segment.name}: no weights are the best before the first step"
     return placed
+
+
+def _takes_best(segment: Segment) -> bool:
+    return any(which == "best" for _, which in segment.load)
 
 
 def _enter(segment: Segment, method: Method, evaluated: dict[str, nn.Module], folder: RunFolder) -> None:
     """Begin a segment: take back the weights it asks for, then let the method prepare itself."""
     for name, which in segment.load:
         # The last weights are saved at the run's end only; here they are those that would be evaluated now.
-        source = evaluated[name] if which == "last" else load_generator(folder.generator("best", name))[0]
+        source = (
+            evaluated[name] if which == "last" else load_generator(folder.generator(best_of(segment.judged), name))[0]
+        )
         state = source.state_dict()
         method.generators[name].load_state_dict(state)
         evaluated[name].load_state_dict(state)

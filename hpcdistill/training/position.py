@@ -26,8 +26,18 @@ class Position:
     seconds: float = 0.0  # of all sessions
     best: dict[str, Any] | None = None  # {"step", "metrics"}
     last: dict[str, Any] | None = None
+    bests: dict[str, dict[str, Any]] = field(default_factory=dict)  # as `best`, by `Segment.judged`
     means: dict[str, Any] = field(default_factory=dict)  # sums since the last log line
     log_bytes: int = 0
+
+    def kept(self) -> list[str]:
+        """The folders of the best weights that there are."""
+        return [*(["best"] if self.best else []), *map(best_of, self.bests)]
+
+
+def best_of(judged: str | None) -> str:
+    """The folder of the weights that were best by the metric of generator `judged`, None: by the selected one."""
+    return f"best-{judged}" if judged else "best"
 
 
 def save_generators(
@@ -58,8 +68,8 @@ def save_checkpoint(
     for name, module in method.memory.items():
         tensors[f"memory/{name}"] = unique_state(module)
     state = vars(position) | {"scaler": _scaler_state(groups)}
-    best = {_best(name): folder.generator("best", name) for name in method.generators} if position.best else {}
-    files = {name: path.read_bytes() for name, path in best.items()}
+    best = [(which, name) for which in position.kept() for name in method.generators]
+    files = {_file(which, name): folder.generator(which, name).read_bytes() for which, name in best}
     checkpoints.save(position.step, tensors, state, files)
 
 
@@ -83,16 +93,18 @@ def restore_checkpoint(
     accelerator = next(iter(groups.values())).accelerator
     if scaler and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(scaler)
+    position = Position(**state)
     if accelerator.is_main_process:
-        for name in method.generators:
-            if (content := found.files.get(_best(name))) is not None:
-                write_bytes(folder.generator("best", name), content)
+        for which in position.kept():
+            for name in method.generators:
+                if (content := found.files.get(_file(which, name))) is not None:
+                    write_bytes(folder.generator(which, name), content)
     accelerator.wait_for_everyone()
-    return Position(**state)
+    return position
 
 
-def _best(generator: str) -> str:
-    return f"best/{generator}.safetensors"
+def _file(which: str, generator: str) -> str:
+    return f"{which}/{generator}.safetensors"
 
 
 def _tensors(found: Checkpoint, name: str) -> tuple[dict[str, Tensor], str]:

@@ -8,6 +8,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hpcdistill.console import err, is_main_process, say
 
+# Of an evaluation without a metric, e.g. of unpaired images where no feature network is at hand.
+NOTHING_MEASURED = "nothing could be measured; the last weights are kept"
+
 
 class TrainingProgress:
     """Counts images and shows rate, time left, the losses of the last log point and the last evaluation."""
@@ -72,7 +75,7 @@ class TrainingProgress:
             )
 
     def show_evaluation(self, metrics: dict[str, float]) -> None:
-        self.evaluation = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        self.evaluation = " ".join(f"{name} {value:.3f}" for name, value in metrics.items()) or NOTHING_MEASURED
         if self._live:
             self._live.update(self._task, evaluation=self.evaluation)
         else:

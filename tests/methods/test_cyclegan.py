@@ -164,7 +164,9 @@ def test_the_discriminators_see_the_pools_images() -> None:
         for image in images[BATCH:]:
             assert any(torch.equal(image, known) for known in everything)
     assert int(method.memory["pool_generator"].filled) == 3
-    assert method.memory["pool_generator"].part != method.memory["pool_generator_b2a"].part
+    pools = [method.memory["pool_generator"], method.memory["pool_generator_b2a"]]
+    assert [pool.part for pool in pools] == [0, 1]
+    assert {pool.seed for pool in pools} == {0}  # what the test's weights are drawn from
 
 
 def test_a_term_of_weight_zero_is_not_computed() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 from processes import launch
-from toy import Killed, ToyReader, kill_at, newest_tensors, rows, run
+from toy import Killed, ToyReader, newest_tensors, rows, run
 from translation import (
     BATCH,
     CROP,
@@ -45,6 +45,7 @@ from hpcdistill.config import configured_generators, load_config
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS, distilled_gan, translation_gan
 from hpcdistill.methods.distilled_gan import DistilledGAN
+from hpcdistill.models.registry import load_generator
 from hpcdistill.training.evaluation import Evaluation
 
 FAMILIES = ("cyclegan", "pix2pix")
@@ -401,7 +402,7 @@ def test_the_contract() -> None:
         "pool_teacher_b2a",
         "projections",
     ]
-    assert len({module.part for name, module in method.memory.items() if name.startswith("pool")}) == 4
+    assert sorted(pool.part for name, pool in method.memory.items() if name.startswith("pool")) == [0, 1, 2, 3]
     assert list(method.measured) == ["student", "teacher", "original", "discriminator"]
     assert [method.needs.kind, distilled(family="pix2pix").needs.kind] == ["unpaired", "paired"]
     trained = [id(p) for group in method.groups.values() for p in group.module.parameters()]
@@ -488,6 +489,14 @@ def test_variants_build(row: str, variant: str, data: str) -> None:
         ),
         ({"layers": ("down2", "block3"), "student": {"blocks": 2}}, "method.layers: of the student: .*'block3'"),
         ({"discriminator_strides": 3}, r"method.layers: the maps of 48x48 images have 12x12 pixels, too few"),
+        (
+            {"crop": 16, "discriminator_strides": 1, "weight_dcd": 0},
+            r"method.crop: of 16x16 images the spectral classifier sees 4x4 pixels, too few: .*at least 6x6",
+        ),
+        (
+            {"crop": 16, "discriminator_strides": 1, "weight_dcd": 0, "weight_spectral": 0, "mix_spectral": True},
+            r"method.crop: of 16x16 images the spectral classifier sees 4x4 pixels, too few",
+        ),
         ({"discriminator_layer": 4}, r"method.discriminator_layer: 4 is not one of \[1, 2, 3\]"),
         ({"projection": "shared"}, "shared needs maps of one width, teacher.ngf is 8, student.ngf 4"),
     ],
@@ -524,63 +533,114 @@ def test_a_missing_or_wrong_vgg(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-class Ages:
-    """Scores a run by a table of evaluations."""
+def test_small_maps_are_enlarged_to_a_quarter_of_the_crop() -> None:
+    """Also where all are smaller; a larger one stays, and the others are enlarged to it."""
+    for layers, side in ((("down4", "up4"), SIDE), (("down4",), SIDE), (("down2", "up2"), 2 * SIDE)):
+        method = distilled(family="pix2pix", layers=layers, shift={"mode": "none"})
+        output = method.student("a2b", batch_of(torch.float32)["a"], layers, {})
+        assert {x.shape for x in output.own.values()} == {(BATCH, 6, side, side)}
+    method = distilled(family="pix2pix", layers=("down4",), weight_spectral=0).double()
+    check(method, batch_of(), "hinge")
+
+
+def test_pools_decide_by_the_runs_seed() -> None:
+    numbers, images = torch.arange(40), torch.arange(40.0)[:, None, None, None].expand(40, 3, CROP, CROP)
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        given = {"crop": CROP, "ndf": 4, "discriminator_strides": 2, "weight_style": 0, "weight_feature": 0, "pool": 5}
+        networks = {"teacher": {"ngf": 8, "blocks": 3}, "student": {"ngf": 4, "blocks": 3}}
+        method = DistilledGAN(DistilledGAN.Config(**given, layers=("down2",), **networks))
+        found.append([method.memory[name].query(images, numbers)[:, 0, 0, 0].tolist() for name in POOLS])
+    assert found[0] == found[1]
+    assert len({str(returned) for returned in found[0] + found[2]}) == 2 * len(POOLS)
+
+
+POOLS = ("pool_teacher", "pool_teacher_b2a", "pool_student")
+
+
+class Scores:
+    """Scores the teacher by a table of steps; the student, which chooses the run's best, never improves.
+
+    `before` is the reader's: it tells the step.
+    """
 
     larger_is_better = True
-    selects: str | None = "score"
+    selects: str | None = "student/toy/score"
 
-    def __init__(self, scores: list[float]) -> None:
-        self.scores = scores
+    def __init__(self, teachers: dict[int, float]) -> None:
+        self.teachers, self.step = teachers, 0
+
+    def before(self, step: int) -> None:
+        self.step = step + 1
 
     def __call__(self, generators: Any, accelerator: Any) -> Evaluation:
-        return Evaluation({"score": self.scores.pop(0)})
+        teacher = self.teachers[max(step for step in self.teachers if step <= self.step)]
+        return Evaluation({"student/toy/score": 1.0, "teacher/toy/score": teacher})
 
     def protocol(self) -> dict[str, Any]:
         return {}
 
 
 def test_blocks(tmp_path: Path) -> None:
-    """One step of the teacher and D, four of the student, twice; the student learns from the best teacher."""
-    method = distilled(schedule="blocks", block_steps=1, blocks=2)
+    """Two steps of the teacher and D, eight of the student, in turn; the student learns from the best teacher so far.
+
+    Steps end at 2 | 10 | 12 | 20 | 22 | 23. The best are the second block's first teacher, in the third block still.
+    """
+    method = distilled(schedule="blocks", block_steps=2, blocks=3)
     names = [(segment.name, segment.steps) for segment in method.segments()]
-    assert names == [("teacher0", 1), ("student0", 4), ("teacher1", 1), ("student1", None)]
-    teachers: list[dict[str, Tensor]] = []
+    blocks = [("teacher0", 2), ("student0", 8), ("teacher1", 2), ("student1", 8), ("teacher2", 2), ("student2", None)]
+    assert names == blocks
+    teachers: list[dict[str, Tensor]] = []  # after so many steps, before a block's own weights are taken back
+    scores = Scores({1: 1.0, 2: 5.0, 11: 7.0, 12: 6.0, 13: 7.0, 21: 2.0, 22: 3.0, 23: 7.0})
 
     def before(step: int) -> None:
+        scores.before(step)
         teachers.append(state_of(method.translators))
 
-    scores = [5.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0]
-    run(method, ToyReader(BATCH, samples, before=before), tmp_path, 10, Ages(scores), evaluate_every=1)
+    run(method, ToyReader(BATCH, samples, before=before), tmp_path, 23, scores, evaluate_every=1)
     lines = [row for row in rows(tmp_path) if "images" in row]
     phases = [sorted({key.split("/")[0] for key in row if key.endswith(("/gan", "/real"))}) for row in lines]
-    assert phases == ([["discriminator", "teacher"]] + [["student"]] * 4) * 2
+    assert phases == ([["discriminator", "teacher"]] * 2 + [["student"]] * 8) * 2 + phases[:2] + [["student"]]
     assert "discriminator/fake_student" not in lines[0]
-    first_teacher = teachers[1]
-    assert moved(method.translators, first_teacher) == set()  # the best again, in spite of the second block
-    assert all(not torch.equal(teachers[0][name], first_teacher[name]) for name in list(first_teacher)[:1])
-    assert any(not torch.equal(teachers[6][name], first_teacher[name]) for name in first_teacher)
+    assert len({states_key(teachers[step]) for step in (0, 1, 2, 11, 12, 21, 22)}) == 7  # it learns in its blocks
+    assert {states_key(teachers[step]) for step in range(3, 11)} == {states_key(teachers[2])}
+    assert {states_key(teachers[step]) for step in range(13, 21)} == {states_key(teachers[11])}
+    assert moved(method.translators, teachers[11]) == set()
+    for name, step in (("student", 1), ("teacher", 11)):
+        file = tmp_path / "generators" / ("best" if name == "student" else "best-teacher") / f"{name}.safetensors"
+        assert load_generator(file)[1]["step"] == step
+
+
+def states_key(state: dict[str, Tensor]) -> bytes:
+    return b"".join(value.numpy().tobytes() for value in state.values())
 
 
 RESUMED: dict[str, dict[str, Any]] = {
     "cyclegan": {},
     "pix2pix": {"family": "pix2pix", "mix_spectral": True},
-    "blocks": {"schedule": "blocks", "block_steps": 1, "blocks": 1},
+    "blocks": {"schedule": "blocks", "block_steps": 1, "blocks": 2},
 }
 
 
 @pytest.mark.parametrize("case", RESUMED)
 def test_a_killed_run_resumes_bit_equal(case: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"checkpoint_every": 2, "log_every": 2, "gradient_norms_every": 3}
-    steps = 5
+    steps = 7 if case == "blocks" else 5
 
     def train(folder: Path, killed: int | None = None) -> None:
-        reader = ToyReader(BATCH, samples, before=kill_at(killed) if killed else None)
-        run(distilled(**RESUMED[case]), reader, folder, steps, Ages([3.0, 2.0, 1.0, 0.5, 0.1]), 1, **options)
+        scores = Scores({1: 3.0, 6: 4.0})
+
+        def before(step: int) -> None:
+            scores.before(step)
+            if step == killed:
+                raise Killed
+
+        run(distilled(**RESUMED[case]), ToyReader(BATCH, samples, before=before), folder, steps, scores, 1, **options)
 
     train(tmp_path / "undisturbed")
-    with pytest.raises(Killed):
-        train(tmp_path / "killed", 3)
+    with pytest.raises(Killed):  # "blocks": a better teacher than the checkpoint's, of step 4, is on the disk
+        train(tmp_path / "killed", 6 if case == "blocks" else 3)
     train(tmp_path / "killed")
     tensors = newest_tensors(tmp_path / "killed")
     assert "memory/projections.safetensors" in tensors

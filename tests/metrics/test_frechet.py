@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import linalg
 
-from hpcdistill.metrics.frechet import frechet, frechet_distance, kid, moments, moments_of_covariance
+from hpcdistill.metrics.frechet import frechet_distance, kid
 
 
 def features(rows: int, columns: int, seed: int, rank: int | None = None) -> NDArray[np.float64]:
@@ -72,17 +72,6 @@ def test_closed_forms() -> None:
     mean = one.mean(axis=0)
     spread = np.trace(np.cov(one, rowvar=False))
     assert distance(one, mean + 3 * (one - mean)) == pytest.approx(4 * spread)  # deviations s and 3 s
-
-
-def test_published_statistics_take_the_place_of_features() -> None:
-    one, other = features(90, 20, 6), features(15, 20, 7)
-    statistics = [
-        moments_of_covariance(torch.from_numpy(x.mean(axis=0)), torch.from_numpy(np.cov(x, rowvar=False)))
-        for x in (one, other)
-    ]
-    expected = distance(one, other)
-    assert frechet(*statistics) == pytest.approx(expected, rel=1e-6)
-    assert frechet(statistics[0], moments(torch.from_numpy(other))) == pytest.approx(expected, rel=1e-6)
 
 
 def test_float32_features_are_compared_in_float64() -> None:

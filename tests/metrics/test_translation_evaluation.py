@@ -364,6 +364,26 @@ def test_the_train_command_evaluates_and_says_how(
     assert "real side train+test (11 for test)" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_run_that_nothing_can_be_measured_of_says_so(
+    unpaired: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_evaluators, "features_if_there", lambda name, device: None)
+    monkeypatch.setenv("COLUMNS", "200")
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"name: run\nruns: {tmp_path / 'runs'}\n"
+        "method: {name: cyclegan, crop: 16, ndf: 8, discriminator_strides: 1, generator: {ngf: 4}}\n"
+        f"data: {{train: {unpaired.parent / 'train'}, eval: {{test: {unpaired}}}, crop: 16, load_size: 18, "
+        "workers: 0}\n"
+        "train: {steps: 2, batch_size: 1, device: cpu, trackers: []}\n"
+    )
+    assert train.main([str(config)]) == 0
+    captured = capsys.readouterr()
+    assert "evaluated: nothing could be measured; the last weights are kept\n" in captured.err
+    assert "nothing could be measured; the last weights are kept" in captured.out
+    assert "best" not in captured.out
+
+
 def test_the_real_side_is_part_of_the_identity(unpaired: Path, tmp_path: Path) -> None:
     """It decides which weights are the best; naming the default changes nothing."""
     config = tmp_path / "run.yaml"

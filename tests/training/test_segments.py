@@ -28,6 +28,7 @@ from toy import (
 
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Carry, Phase, Segment, Terms
+from hpcdistill.training.evaluation import Evaluation
 
 STEPS = 14
 # By age: the best of the first segment is age 3; the second begins there (3) and has its best at age 6, step 8.
@@ -35,7 +36,7 @@ SCORES = {3: 5.0, 5: 1.0, 6: 9.0, 7: 10.0}
 OPTIONS: dict[str, Any] = {"evaluate_every": 1, "log_every": 1}
 
 
-def segments(method: SegmentedRegression) -> tuple[Segment, ...]:
+def segments(method: SegmentedRegression, judged: str | None = None) -> tuple[Segment, ...]:
     """Five steps, five that begin with the best weights, and the rest, which begins with the last."""
 
     def entering(name: str) -> Any:
@@ -50,7 +51,7 @@ def segments(method: SegmentedRegression) -> tuple[Segment, ...]:
 
     return (
         Segment("first", phase("one"), steps=5),
-        Segment("second", phase("two"), steps=5, load=(("line", "best"),), on_enter=entering("second")),
+        Segment("second", phase("two"), 5, load=(("line", "best"),), judged=judged, on_enter=entering("second")),
         Segment("third", phase("three"), load=(("line", "last"),), on_enter=entering("third")),
     )
 
@@ -85,6 +86,31 @@ def test_each_segment_has_its_phases_and_its_start(tmp_path: Path) -> None:
     assert phases == ["one"] * 5 + ["two"] * 5 + ["three"] * 4
     # The batch of step 6 finds one step after age 3.
     assert [int(state["age"]) for state in states] == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 9, 10, 11]
+
+
+class OwnScore(TableEvaluator):
+    """The table's value is the line's own; another metric, which falls from the start, chooses the run's best."""
+
+    def __call__(self, generators: Any, accelerator: Any) -> Evaluation:
+        [score] = super().__call__(generators, accelerator).metrics.values()
+        return Evaluation({"other/set/psnr": -float(generators["line"].age), "line/set/psnr": score})
+
+
+def test_a_segment_takes_the_best_by_the_metric_it_names(undisturbed: Path, tmp_path: Path) -> None:
+    """As with the selected metric; also after a kill when the best on disk is the second segment's own."""
+    table = OwnScore(SCORES, selects="other/set/psnr")
+    for step in (9, None):
+        reader = ToyReader(BATCH, regression_samples, before=kill_at(step) if step else None)
+        method = SegmentedRegression(lambda m: segments(m, "line"))
+        arguments = (method, reader, tmp_path, STEPS, table)
+        if step:
+            with pytest.raises(Killed):
+                run(*arguments, checkpoint_every=5, **OPTIONS)
+        else:
+            run(*arguments, checkpoint_every=5, **OPTIONS)
+    assert newest_tensors(tmp_path) == newest_tensors(undisturbed)
+    assert saved(tmp_path, "best")["age"] == 1
+    assert states_equal(saved(tmp_path, "best-line"), saved(undisturbed, "best"))
 
 
 @pytest.mark.parametrize(("every", "killed"), [(5, 9), (4, 6), (3, 8), (100, 11), (10, 10), (5, 5)])
@@ -139,9 +165,18 @@ def test_last_weights_with_averages_are_the_averages(tmp_path: Path) -> None:
 
 def test_best_weights_that_were_never_saved(tmp_path: Path) -> None:
     reader = ToyReader(BATCH, regression_samples)
-    with pytest.raises(UserError, match=r"generators/best/line\.safetensors: no such file") as error:
+    with pytest.raises(UserError, match=r"data.eval: is empty, but the segment second goes on from the best") as error:
         run(SegmentedRegression(segments), reader, tmp_path, STEPS)
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "metrics.jsonl").exists()  # said before the first step
+
+
+def test_there_is_an_evaluation_before_the_best_weights_are_taken(tmp_path: Path) -> None:
+    method = SegmentedRegression(segments)
+    table = TableEvaluator({5: 1.0})
+    run(method, ToyReader(BATCH, regression_samples), tmp_path, STEPS, table, evaluate_every=1000)
+    assert [row["step"] for row in rows(tmp_path) if "score" in row] == [5, STEPS]
+    assert method.entered[0] == ("second", 5)
 
 
 @pytest.mark.parametrize(

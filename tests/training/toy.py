@@ -124,7 +124,7 @@ def saved(folder: Path, which: str = "last", name: str = "line") -> dict[str, Te
 def newest_tensors(folder: Path) -> dict[str, bytes]:
     """Name -> bytes of the newest checkpoint's tensor files, but for the best generators, whose notes name the run."""
     path = max((folder / "checkpoints").glob("step-*"))
-    files = (file for file in sorted(path.rglob("*.safetensors")) if file.parent.name != "best")
+    files = (file for file in sorted(path.rglob("*.safetensors")) if not file.parent.name.startswith("best"))
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
