@@ -138,7 +138,7 @@ def _caution(story: Story) -> tuple[str, ...]:
 
 def _places() -> str:
     return (
-        "Three views of each photograph: all of it, translated in one piece (the networks take any size), then the "
+        "Three views of each photograph: all of it, translated in one piece (multiples of 32 pixels fit), then the "
         "tile with the most edges and the one with the fewest, chosen by rule and not by eye. Every pixel is "
         "magnified as it is. The PSNR below a tile is that tile's."
     )
