@@ -1,22 +1,25 @@
 """Curves, table and pictures of finished GAN runs: `python docs/results/summarise_gan.py NAME RUN [RUN ...]`.
 
 Writes beside this file NAME.json (results and log lines), NAME.table.md, NAME.svg (every term over the steps) and
-NAME-<run>.png (its last samples).
+NAME-<run>.png (its last samples; only the generated images, as most data sets may not be passed on).
 """
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from hpcdistill.storage import write_bytes, write_json
 
 HERE = Path(__file__).parent
 COLUMNS = 4  # of the figure
+GAP = 4  # pixels between the images of a sample picture
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -62,6 +65,17 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def generated(picture: Path, result: dict[str, Any]) -> bytes:
+    """The columns of a sample picture that generators made: those between the source and, of pairs, the target."""
+    generators = {key.split("/")[0] for key in result["last"]["metrics"]} or {"student", "teacher"}
+    tile = result["protocol"]["size"] + GAP
+    with Image.open(picture) as opened:
+        cut = opened.crop((tile, 0, GAP + (1 + len(generators)) * tile, opened.height))
+    content = io.BytesIO()
+    cut.save(content, "PNG")
+    return content.getvalue()
+
+
 def main() -> None:
     name, folders = sys.argv[1], [Path(argument) for argument in sys.argv[2:]]
     runs = [read(folder) for folder in folders]
@@ -71,7 +85,7 @@ def main() -> None:
     for run, folder in zip(runs, folders, strict=True):
         pictures = sorted((folder / "samples").glob("*.png"))
         if pictures:
-            write_bytes(HERE / f"{name}-{run['result']['name']}.png", pictures[-1].read_bytes())
+            write_bytes(HERE / f"{name}-{run['result']['name']}.png", generated(pictures[-1], run["result"]))
 
 
 if __name__ == "__main__":
