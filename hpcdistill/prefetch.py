@@ -15,8 +15,8 @@ from rich.table import Table
 from hpcdistill.command import run_command
 from hpcdistill.config import load_config, split_runs
 from hpcdistill.console import out, say
+from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.fetch.weights import WEIGHTS, fetch_weights
-from hpcdistill.data.location import is_remote
 from hpcdistill.data.pack.fetching import obtain, wanted_at
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError, nearest

@@ -21,7 +21,7 @@ from hpcdistill.command import run_command
 from hpcdistill.config import Loaded, RunConfig, config_files, configured_generators, load_config, to_yaml
 from hpcdistill.console import is_main_process, out, say, warn
 from hpcdistill.data.counter import step_seed
-from hpcdistill.data.location import is_remote
+from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.pack.builtin import pack_missing
 from hpcdistill.data.read.readers import open_reader
 from hpcdistill.data.read.staging import StagingStopped

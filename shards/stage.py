@@ -8,7 +8,7 @@ from pathlib import Path
 from hpcdistill.command import run_command
 from hpcdistill.console import out, say
 from hpcdistill.data.check.verify import data_sets
-from hpcdistill.data.location import is_remote
+from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.read.staging import clean, stage
 
 

@@ -14,7 +14,7 @@ from hpcdistill.console import out, say, warn
 from hpcdistill.data.check.duplicates import Duplicate, Findings, find_duplicates
 from hpcdistill.data.check.repair import repair_by_fetching, repair_by_name, repair_index, repair_shards
 from hpcdistill.data.check.verify import Report, data_sets, verify
-from hpcdistill.data.location import join
+from hpcdistill.data.fetch.location import join
 from hpcdistill.errors import UserError
 
 EXIT_FAULTS = 1

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hpcdistill.console import warn
+from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.index import INDEX_NAME, Index, Kind, index_digest, load_index
 from hpcdistill.data.index_check import check_index
-from hpcdistill.data.location import is_remote
 from hpcdistill.data.places import data_root
 from hpcdistill.data.read.domains import DomainImages
 from hpcdistill.errors import UserError

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcdistill.config import Loaded, RunConfig
+from hpcdistill.data.fetch.location import digest_at
 from hpcdistill.data.index import INDEX_NAME, index_digest, load_index
-from hpcdistill.data.location import digest_at
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
 from hpcdistill.metrics.real_side import real_folders, real_side

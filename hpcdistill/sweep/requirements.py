@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hpcdistill.config import Loaded
-from hpcdistill.data.location import is_remote
+from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.pack.fetching import is_packed, wanted_at
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError

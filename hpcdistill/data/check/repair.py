@@ -7,10 +7,10 @@ from pathlib import Path
 
 from hpcdistill.console import say, warn
 from hpcdistill.data.check.verify import Report
+from hpcdistill.data.fetch.location import digest_at, index_at, index_content, join
 from hpcdistill.data.fetch.shard_copy import called, copy_shard
 from hpcdistill.data.index import INDEX_NAME, load_index
 from hpcdistill.data.index_check import check_index
-from hpcdistill.data.location import digest_at, index_at, index_content, join
 from hpcdistill.errors import UserError
 from hpcdistill.storage import write_bytes
 

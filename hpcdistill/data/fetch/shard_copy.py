@@ -8,9 +8,9 @@ from contextlib import closing
 from pathlib import Path
 
 from hpcdistill.data.fetch.download import open_stream
+from hpcdistill.data.fetch.location import is_remote, join
 from hpcdistill.data.fetch.transfer import shown
 from hpcdistill.data.index import Shard
-from hpcdistill.data.location import is_remote, join
 from hpcdistill.errors import UserError
 from hpcdistill.storage import replacing, sha256_file
 

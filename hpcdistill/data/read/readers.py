@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from hpcdistill.data.config import DataConfig
+from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.fetch.transfer import shown
-from hpcdistill.data.location import is_remote
 from hpcdistill.data.needs import Needs
 from hpcdistill.data.read.loader import Batch
 from hpcdistill.data.read.reader import PatchReader

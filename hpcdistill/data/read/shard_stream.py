@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 from hpcdistill.data.fetch.download import open_stream
+from hpcdistill.data.fetch.location import is_remote, join
 from hpcdistill.data.fetch.transfer import shown
 from hpcdistill.data.images import MAX_PIXELS
 from hpcdistill.data.index import Index, Sample, Shard, role_of
-from hpcdistill.data.location import is_remote, join
 from hpcdistill.errors import UserError
 
 _BLOCK = tarfile.BLOCKSIZE

@@ -30,9 +30,9 @@ from webdataset.tariterators import group_by_keys
 from hpcdistill.console import warn
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.counter import STREAM, draw
+from hpcdistill.data.fetch.location import index_at, is_remote, join
 from hpcdistill.data.index import INDEX_NAME, Sample, role_of
 from hpcdistill.data.index_check import check_index as check_values
-from hpcdistill.data.location import index_at, is_remote, join
 from hpcdistill.data.needs import Needs
 from hpcdistill.data.read.checks import check_batch_size, check_index
 from hpcdistill.data.read.loader import Batch, StreamLoader

@@ -23,7 +23,7 @@ from packed_sets import noise, write_set
 from serving import Faults, Server
 
 from hpcdistill.data.fetch import shard_copy
-from hpcdistill.data.location import digest_at
+from hpcdistill.data.fetch.location import digest_at
 from hpcdistill.data.read import staging
 from hpcdistill.data.read.staging import LOCK, MARKER, clean, release, stage
 from hpcdistill.errors import UserError
