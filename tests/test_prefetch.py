@@ -98,8 +98,9 @@ def test_a_set_that_is_packed_by_half_is_not_there(tmp_path: Path, root: Path, r
     (root / "tiny" / "train" / "shard-00000.tar").write_bytes(b"of a packer that was killed")
     (root / "tiny" / "train" / ".shard-00000.json").write_text("{}")
     write_recipe(recipe, "http://127.0.0.1:9/tiny.tar")
-    with pytest.raises(UserError, match="not on this machine; run"):
+    with pytest.raises(UserError, match="not on this machine; run") as error:
         check_present(load_config([str(config)]))
+    assert str(root / "tiny" / "train") in str(error.value)
     with Server(tmp_path / "served") as server:
         write_recipe(recipe, server.address("tiny.tar"))
         prefetch.main([str(config)])

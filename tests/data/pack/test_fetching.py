@@ -234,6 +234,8 @@ def test_an_incomplete_set_is_refused_before_packing(tmp_path: Path, root: Path)
         UserError, match=r"testB: found 3 images, the recipe summer2winter expects 4; .*recipe unpaired"
     ):
         script("fetch").main([str(path), "--from", str(folder)])
+    with pytest.raises(UserError, match="found 3 images"):  # not only the packer looks
+        script("fetch").main([str(path), "--from", str(folder), "--no-pack"])
     assert not (root / "summer2winter").exists()
 
 
