@@ -6,11 +6,18 @@ import argparse
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
 
 from hpcdistill.console import err
 from hpcdistill.errors import UserError
+from hpcdistill.ranks.environment import adopt_slurm
 
+if TYPE_CHECKING:
+    from hpcdistill.ranks.watch import Failure, RankWatch
+
+EXIT_CRASHED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 
@@ -27,22 +34,29 @@ _SYSTEM_ERRORS = {
 
 
 def run_command(main: Callable[[list[str]], int | None]) -> None:
-    """Call `main` with the command line and turn what a user can mend into one line on stderr."""
+    """Call `main` with the command line and turn what a user can mend into one line on stderr.
+
+    With several ranks that line comes once, and names the rank that it is from; see `ranks.watch`.
+    """
+    adopt_slurm()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
+        _part()
     except UserError as error:
         fail(str(error))
     except BrokenPipeError:  # the reader of a pipe (head, less) has left; silence the flush at exit too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _part()
         sys.exit(0)
     except OSError as error:
         if error.errno not in _SYSTEM_ERRORS:
-            raise
+            crash(error)
         fail(f"{error.filename or 'writing'}: {_SYSTEM_ERRORS[error.errno]}")
     except KeyboardInterrupt:
-        err.print("stopped", style="yellow")
-        sys.exit(EXIT_INTERRUPTED)
+        end("stopped", EXIT_INTERRUPTED, "yellow")
+    except Exception as error:
+        crash(error)
     sys.exit(code or 0)
 
 
@@ -53,7 +67,56 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Print `error: message` as one line and end with `EXIT_USER_ERROR`."""
-    err.print(f"error: {message}", style="bold red", markup=False, soft_wrap=True)
-    sys.exit(EXIT_USER_ERROR)
+    end(f"error: {message}", EXIT_USER_ERROR, "bold red")
+
+
+def crash(error: Exception) -> NoReturn:
+    """A traceback, for what no user can mend; but one line when another rank is behind it."""
+    watch = _watch()
+    if watch is None:
+        raise error
+    failure = watch.explain(error)
+    if failure is None:
+        last = traceback.format_exception_only(error)[-1].strip()
+        failure = watch.fail(f"{last} (a traceback is in its log)", EXIT_CRASHED)
+        if failure.rank == watch.rank:
+            traceback.print_exception(error)
+            watch.leave_for(failure)
+    _say_and_leave(watch, failure, f"error: {failure.seen_by(watch.rank)}", "bold red")
+
+
+def end(message: str, code: int, style: str) -> NoReturn:
+    """Print one line and end. With several ranks one of them prints, and says which it is from."""
+    watch = _watch()
+    if watch is None:
+        # Before the ranks have met they fail alike, over the configuration: once a node is enough.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            err.print(message, style=style, markup=False, soft_wrap=True)
+        sys.exit(code)
+    said = message.removeprefix("error: ")
+    failure = watch.fail(said, code)
+    if failure.rank == watch.rank and not failure.told:
+        message = f"rank {watch.rank}: {message}"
+    elif failure.rank != watch.rank and failure.message != said:  # all may have met the same
+        message = f"error: {failure.seen_by(watch.rank)}"
+    _say_and_leave(watch, failure, message, style)
+
+
+def _say_and_leave(watch: RankWatch, failure: Failure, message: str, style: str) -> NoReturn:
+    if watch.speaks(failure):
+        err.print(message, style=style, markup=False, soft_wrap=True)
+    watch.leave_for(failure)
+
+
+def _part() -> None:
+    """Leave the other ranks in good order, where there are any."""
+    if _watch() is not None:
+        sys.modules["hpcdistill.ranks.process_group"].leave()
+
+
+def _watch() -> RankWatch | None:
+    """The watch over the ranks, where there is one; without importing torch for commands that do without."""
+    module = sys.modules.get("hpcdistill.ranks.watch")
+    return module.active() if module else None

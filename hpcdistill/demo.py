@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     from hpcdistill.sweep.demo_rows import clock, verdict
     from hpcdistill.sweep.identity import run_folder
     from hpcdistill.sweep.report import write_page
-    from hpcdistill.training.signals import EXIT_STOPPED
+    from hpcdistill.ranks.signals import EXIT_STOPPED
 
     runs: dict[str, Trained] = {}
     for number, name in enumerate(CONFIGS, 1):

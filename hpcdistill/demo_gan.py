@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     from hpcdistill.sweep.identity import run_folder
     from hpcdistill.sweep.report import write_page
     from hpcdistill.train import run
-    from hpcdistill.training.signals import EXIT_STOPPED, StopSignals
+    from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
 
     say("[1/3] drawing edges and packing the pairs", style="bold")
     packed = pack_pairs(options.out)

@@ -2,7 +2,7 @@
 
 RUN is a run folder (`runs/<name>-<8 hex>`), CHECKPOINT a generator's .safetensors file, SET a packed data set or, for
 super-resolution, a folder of HR images. Super-resolution is measured by PSNR and SSIM, translation by FID and KID and,
-with pairs, PSNR and LPIPS.
+with pairs, PSNR and LPIPS. Started by torchrun or srun, the ranks share the images and rank 0 prints.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rich.table import Table
 from hpcdistill.command import run_command
 from hpcdistill.console import err, out, say
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.ranks.environment import rank, ranks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,11 +30,20 @@ if TYPE_CHECKING:
 BASELINES = ("bicubic",)
 BASELINE_SCALES = (2, 3, 4, 8)
 TRANSLATION_OPTIONS = ("size", "real", "features", "direction", "kid", "lpips")
+STALL = 600.0  # seconds without an image after which ranks count as hanging
 
 
 def main(argv: list[str]) -> int:
     """Evaluate what the command line names and print the table, or with --json one JSON object."""
-    arguments = _parser().parse_args(argv)
+    code = _run(_parser().parse_args(argv))
+    if ranks() > 1:
+        from hpcdistill.ranks.process_group import leave
+
+        leave()
+    return code
+
+
+def _run(arguments: argparse.Namespace) -> int:
     if arguments.baseline is None and arguments.model is None:
         raise UserError("nothing to evaluate; name a run folder, a .safetensors file, or --baseline bicubic --scale 4")
     if arguments.baseline is not None:
@@ -50,6 +60,8 @@ def main(argv: list[str]) -> int:
 
     images = load_test_set(arguments.data, scale)
     result = _evaluate(generator, images, scale, arguments)
+    if rank() > 0:
+        return 0
     if arguments.json:
         report = {**result.to_json(), "model": model, "data": str(arguments.data)}
         out.out(json.dumps(report, allow_nan=False), highlight=False)
@@ -170,7 +182,11 @@ def _translation(generator: nn.Module, path: Path, arguments: argparse.Namespace
         raise UserError(f"--size {arguments.size}: must be 1 pixel or more")
     options = TranslationOptions(**{name: getattr(arguments, name) for name in TRANSLATION_OPTIONS})
     device = _device(arguments.device)
-    result, about = evaluate_translation(generator, path, arguments.data, options, device, arguments.save_images)
+    result, about = evaluate_translation(
+        generator, path, arguments.data, options, device, arguments.save_images, rank(), ranks()
+    )
+    if rank() > 0:
+        return 0
     if arguments.json:
         report = {
             **result.metrics,
@@ -189,8 +205,15 @@ def _translation(generator: nn.Module, path: Path, arguments: argparse.Namespace
 
 
 def _evaluate(generator: nn.Module, images: SRImages, scale: int, arguments: argparse.Namespace) -> SRResult:
-    """`evaluate_sr` with a progress bar, keeping the enlarged images where they are asked for."""
+    """`evaluate_sr` with a progress bar, keeping the enlarged images where they are asked for.
+
+    With several ranks each takes its share of the images and gets the same result.
+    """
+    from accelerate.utils import gather_object
+
+    from hpcdistill.metrics.shared_work import shared_work
     from hpcdistill.metrics.sr_evaluation import ImageRow, evaluate_image, evaluating, summarise
+    from hpcdistill.ranks import watch
 
     device = _device(arguments.device)
     generator.to(device)
@@ -199,9 +222,12 @@ def _evaluate(generator: nn.Module, images: SRImages, scale: int, arguments: arg
         if arguments.save_images.exists() and not arguments.save_images.is_dir():
             raise UserError(f"--save-images {arguments.save_images}: is a file; name a folder")
         arguments.save_images.mkdir(parents=True, exist_ok=True)
-    shown = track(images, "evaluating", len(images), console=err, transient=True, disable=not err.is_terminal)
-    with evaluating(generator) as network:
-        for name, hr, lr in shown:
+    mine = range(rank(), len(images), ranks())
+    hidden = rank() > 0 or not err.is_terminal
+    with shared_work(ranks(), device), evaluating(generator) as network:
+        for number in track(mine, "evaluating", console=err, transient=True, disable=hidden):
+            watch.progress()
+            name, hr, lr = images[number]
             row, output = evaluate_image(network, name, hr, lr, scale, arguments.rule, device)
             rows.append(row)
             if arguments.save_images:
@@ -211,17 +237,27 @@ def _evaluate(generator: nn.Module, images: SRImages, scale: int, arguments: arg
 
                 write_bytes(arguments.save_images / f"{name}.png", encode_png(colourise(output[0], lr, scale)))
     if arguments.save_images:
-        say(f"wrote {len(rows)} images to {arguments.save_images}")
-    return summarise(rows, scale, arguments.rule)
+        say(f"wrote {len(images)} images to {arguments.save_images}")
+    rows_of = {row["name"]: row for row in (gather_object(rows) if ranks() > 1 else rows)}
+    return summarise([rows_of[name] for name in images.names], scale, arguments.rule)
 
 
 def _device(asked: str) -> str:
+    """Where to compute; several ranks meet here, once everything that they can be wrong about alike has been said."""
     import torch
 
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
         raise UserError("--device cuda: no CUDA device is visible; use --device cpu, or run where there is a GPU")
-    return "cuda" if available and asked != "cpu" else "cpu"
+    device = "cuda" if available and asked != "cpu" else "cpu"
+    if ranks() > 1:
+        from accelerate import PartialState
+
+        from hpcdistill.ranks.process_group import join
+
+        join(device == "cpu", STALL)
+        PartialState(cpu=device == "cpu")
+    return device
 
 
 def _metrics_table(result: TranslationResult) -> Table:

@@ -29,14 +29,16 @@ from hpcdistill.methods import METHODS
 from hpcdistill.methods.base import Method
 from hpcdistill.metrics.run_evaluators import open_evaluator
 from hpcdistill.models.registry import load_generator, load_weights
+from hpcdistill.ranks import watch
+from hpcdistill.ranks.launcher import check_launcher
+from hpcdistill.ranks.process_group import leave
+from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
 from hpcdistill.sweep.identity import identify, run_folder, selected_set, weights_file
 from hpcdistill.sweep.requirements import check_present, needed_sets
-from hpcdistill.training.distribution import leave_process_group, make_accelerator
-from hpcdistill.training.launcher import check_launcher
+from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.loop import place, train
 from hpcdistill.training.progress import NOTHING_MEASURED
 from hpcdistill.training.run_folder import RunFolder, code_revision
-from hpcdistill.training.signals import EXIT_STOPPED, StopSignals
 
 GUIDE = """\
 hpcdistill trains small image generators from large ones.
@@ -69,7 +71,7 @@ def main(arguments: list[str]) -> int:
         return 0
     with StopSignals() as signals:
         result = run(loaded, signals)
-    leave_process_group()
+    leave()
     if result is None:
         return EXIT_STOPPED
     _show(result)
@@ -81,7 +83,7 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
     check_launcher()
     config = loaded.config
     accelerator = make_accelerator(config.train)
-    with accelerator.main_process_first():  # a built-in set is packed once, by rank 0
+    with watch.main_first():  # a built-in set is packed once, by rank 0
         pack_missing(place for place in needed_sets(loaded) if not is_remote(place))
     check_present(loaded)
     # What is wrong with the student is said before its teacher is trained for hours.
@@ -127,16 +129,17 @@ def _train(
     _initialise(method, config)
     needs = method.needs
     try:
-        reader = open_reader(
-            config.data.train,
-            needs,
-            config.data,
-            config.seed,
-            config.train.batch_size,
-            accelerator.process_index,
-            accelerator.num_processes,
-            lambda: signals is not None and signals.received,
-        )
+        with watch.patient():  # staging may take long
+            reader = open_reader(
+                config.data.train,
+                needs,
+                config.data,
+                config.seed,
+                config.train.batch_size,
+                accelerator.process_index,
+                accelerator.num_processes,
+                lambda: signals is not None and signals.received,
+            )
     except StagingStopped:
         say(f"{config.name}: stopped while staging; the same command goes on from here")
         return None
@@ -153,6 +156,7 @@ def _train(
     # Everything that can be wrong with the configuration has been said; only now is something written.
     if accelerator.is_main_process:
         folder.create(to_yaml(_self_contained(loaded)), identity)
+        watch.before_exit(folder.release)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("hpcdistill")
     outcome = train(
@@ -182,7 +186,7 @@ def _train(
         "batch_size": config.train.batch_size,
         "images": steps * config.train.batch_size,
         "seed": config.seed,
-        "precision": config.train.precision,
+        "precision": outcome.position.precision,
         "processes": accelerator.num_processes,
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu",
         "seconds": round(outcome.position.seconds, 1),

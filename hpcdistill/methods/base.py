@@ -6,7 +6,7 @@ for every method. Read this file, then `methods/plain_sr.py` for the smallest on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -70,11 +70,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Phase:
-    """One update of one group: `loss(batch, carry)` returns 0-dim tensors by name, already weighted, to be summed."""
+    """One update of one group: `loss(batch, carry)` returns 0-dim tensors by name, already weighted, to be summed.
+
+    With `train.accumulation` it is called for each micro-batch. `before(batches, carries)` runs once before that, with
+    all micro-batches of this rank's share in order: for what must see the step as a whole.
+    """
 
     name: str
     group: str
     loss: Callable[[Batch, Carry], Terms]
+    before: Callable[[Sequence[Batch], Sequence[Carry]], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hpcdistill.errors import UserError
 from hpcdistill.methods.distillation_settings import ShiftSettings
 from hpcdistill.models.image_generator import ImageGenerator
 from hpcdistill.models.projection import Projection
 from hpcdistill.ops.channel_shift import channel_shift, check_shift
+from hpcdistill.ops.repeatable import resize
 
 
 class ComparedMaps(nn.Module):
@@ -34,9 +34,9 @@ class ComparedMaps(nn.Module):
                 projected[layer] = projection(self._shifted(x))
             else:
                 projected[layer] = self._shifted(projection(x))
-        size = (self.side, self.side)
+        side = self.side
         return {
-            layer: x if x.shape[2:] == size else functional.interpolate(x, size, mode="bilinear")
+            layer: x if x.shape[2:] == (side, side) else resize(x, side, side, "bilinear")
             for layer, x in projected.items()
         }
 

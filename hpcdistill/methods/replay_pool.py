@@ -22,8 +22,8 @@ class ReplayPool(nn.Module):
     """`size` images `[channels, height, width]`; only buffers, to be listed in `Method.memory`.
 
     Pools that see the same numbers (one for each domain) take different decisions when their `part` differs.
-    With `train.accumulation` the images come in micro-batches cut from each rank's share, so the order in which they
-    pass, and with it the pool, depends on the number of ranks.
+    Query it once a step (`Phase.before`), with all micro-batches of a rank's share together: else the order in which
+    the images pass, and with it the pool, would depend on how `train.accumulation` cuts the shares.
     Images are kept in the dtype of the buffer, float32: bfloat16 goes through it unchanged.
     """
 

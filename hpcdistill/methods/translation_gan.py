@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpcdistill.data.needs import Needs
@@ -20,6 +19,7 @@ from hpcdistill.models.discriminator import PatchDiscriminator
 from hpcdistill.models.generators import build_generator
 from hpcdistill.models.spectral_classifier import SpectralClassifier
 from hpcdistill.ops.radial_spectrum import radial_spectrum, ring_count
+from hpcdistill.ops.repeatable import resize
 
 Maps = dict[str, Tensor]
 
@@ -187,7 +187,7 @@ class TranslationGAN(Method):
     def phases(self) -> tuple[Phase, ...]:
         return (
             Phase(self.teaching, self.teaching, self.generator_loss),
-            Phase("discriminator", "discriminator", self.discriminator_loss),
+            Phase("discriminator", "discriminator", self.discriminator_loss, self.query_pools),
         )
 
     def generator_loss(self, batch: Batch, carry: Carry) -> Terms:
@@ -202,8 +202,8 @@ class TranslationGAN(Method):
 
     def profile(self, images: Tensor) -> Tensor:
         """The radial spectra [B, rings] of images, shrunk to the size of the feature maps."""
-        size = (self.spectrum_side, self.spectrum_side)
-        return radial_spectrum(functional.interpolate(images, size, mode="area"))
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+        return radial_spectrum(resize(images, self.spectrum_side, self.spectrum_side, "area"))
 
     def fooling(self, direction: Direction, batch: Batch, image: Tensor) -> Tensor:
         """The adversarial loss of a generator whose image the frozen judges see."""
@@ -216,18 +216,29 @@ class TranslationGAN(Method):
         """Whose images the discriminator of a direction is shown as generated, and their shares of its loss."""
         return {self.teaching: 1.0}
 
+    def query_pools(self, batches: Sequence[Batch], carries: Sequence[Carry]) -> None:
+        """Put what the pools hand back in the place of the generated images in `carries`.
+
+        A whole step at once: in the order of its samples, however it is cut into ranks and micro-batches.
+        """
+        for direction in self.family.directions:
+            for role in self.shown(carries[0], direction):
+                name = role + direction.suffix
+                pool = self.memory.get(f"pool_{name}")
+                if isinstance(pool, ReplayPool):
+                    images = torch.cat([carry[name] for carry in carries])
+                    images = pool.query(images, torch.cat([batch["number"] for batch in batches]))
+                    for carry, piece in zip(carries, images.chunk(len(carries)), strict=True):
+                        carry[name] = piece
+
     def discriminator_loss(self, batch: Batch, carry: Carry) -> Terms:
-        """0.5 (real + generated) for every discriminator and spectral classifier."""
+        """0.5 (real + generated) for every discriminator and spectral classifier, on images from the pools."""
         terms: Terms = {}
         for direction in self.family.directions:
             name, suffix = direction.name, direction.suffix
             shares = self.shown(carry, direction)
             images = [batch[direction.target]]
-            for role in shares:
-                image = carry[role + suffix]
-                pool = self.memory.get(f"pool_{role}{suffix}")
-                assert pool is None or isinstance(pool, ReplayPool)
-                images.append(image if pool is None else pool.query(image, batch["number"]))
+            images += [carry[role + suffix] for role in shares]
             # "fake", and "fake_student" where the student's images are shown too.
             titles = ["real", *("fake_student" if role == "student" else "fake" for role in shares)]
             halves = [0.5, *(0.5 * share for share in shares.values())]
@@ -253,8 +264,9 @@ class TranslationGAN(Method):
 
 
 def mixed(logits: Tensor, opinions: Tensor) -> Tensor:
-    """Half the discriminator's logits [B, 1, h, w], half the spectral classifier's [B, 1] (SSD-GAN)."""
-    return 0.5 * logits + 0.5 * opinions[:, :, None, None]
+    """Half the discriminator's logits [B, 1, h, w], half the spectral classifier's [B, 1] (SSD-GAN); in float32."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return 0.5 * logits.to(dtype) + 0.5 * opinions.to(dtype)[:, :, None, None]
 
 
 def is_batch_free(module: nn.Module) -> bool:

@@ -7,10 +7,13 @@ images than features too, where `scipy.linalg.sqrtm` of the singular product is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from hpcdistill.training.evaluation import never, until_stopped
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,24 @@ class KernelDistance:
 
 
 def kid(
-    features_a: Tensor, features_b: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+    features_a: Tensor,
+    features_b: Tensor,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+    stop: Callable[[], bool] = never,
 ) -> KernelDistance:
     """The squared maximum mean discrepancy of [N, D] and [M, D] under the kernel (x.y / D + 1)^3, unbiased (KID).
 
     The mean over `subsets` pairs of random subsets of `subset_size` features (at most N and M), drawn from `seed`
-    without replacement, as it is usual to report it; it can be below zero.
+    without replacement, as it is usual to report it; it can be below zero. On a CPU that takes a minute:
+    EvaluationStopped when `stop()` says so between two subsets.
     """
     assert min(features_a.shape[0], features_b.shape[0]) >= 2
     size = min(subset_size, features_a.shape[0], features_b.shape[0])
     random = torch.Generator().manual_seed(seed)
     values = []
-    for _ in range(subsets):
+    for _ in until_stopped(range(subsets), stop):
         one, other = (
             features[torch.randperm(features.shape[0], generator=random)[:size].to(features.device)].double()
             for features in (features_a, features_b)

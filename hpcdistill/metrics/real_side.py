@@ -26,6 +26,7 @@ from hpcdistill.data.read.domains import DomainImages
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.feature_networks import FeatureNetwork
 from hpcdistill.storage import write_bytes
+from hpcdistill.training.evaluation import never, until_stopped
 
 Real = Literal["train+test", "test"]
 
@@ -113,10 +114,20 @@ class RealFeatures:
         except OSError as error:
             warn(f"{self.file.parent}: features of the real images cannot be kept there ({error.strerror})")
 
-    def compute(self, numbers: Sequence[int], batch: int, device: torch.device, done: Callable[[int], None]) -> Tensor:
-        """The features [n, D], on `device`, of the images `numbers`; `done` hears how many more are ready."""
+    def compute(
+        self,
+        numbers: Sequence[int],
+        batch: int,
+        device: torch.device,
+        done: Callable[[int], None],
+        stop: Callable[[], bool] = never,
+    ) -> Tensor:
+        """The features [n, D], on `device`, of the images `numbers`; `done` hears how many more are ready.
+
+        EvaluationStopped when `stop()` says so between two batches.
+        """
         found = [torch.empty(0, self.network.dimensions, device=device)]
-        for start in range(0, len(numbers), batch):
+        for start in until_stopped(range(0, len(numbers), batch), stop):
             images = torch.stack([self.image(number) for number in numbers[start : start + batch]])
             found.append(self.network(images.to(device)))
             done(len(images))

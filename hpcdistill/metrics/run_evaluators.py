@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from hpcdistill.metrics.feature_networks import FeatureNetwork, missing, open_fe
 from hpcdistill.metrics.lpips import LPIPS, open_lpips
 from hpcdistill.metrics.real_side import real_side
 from hpcdistill.metrics.sample_grid import Image, sample_grid, sample_row
-from hpcdistill.metrics.sr_evaluation import SREvaluator
+from hpcdistill.metrics.shared_work import shared_work
+from hpcdistill.metrics.sr_evaluation import ImageRow, SREvaluator
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol
-from hpcdistill.training.evaluation import Evaluation, Evaluator
+from hpcdistill.training.evaluation import Evaluation, Evaluator, never
 
 BACKWARDS = "_b2a"  # the end of the name of a generator that translates b to a
 
@@ -66,19 +67,29 @@ class SRRunEvaluator:
         self.selects: str | None = f"{generator}/{selected}/psnr"
         self.test_sets = dict(test_sets)
         self.evaluator = SREvaluator(test_sets, needs.scale, needs.channels, config.rule, accelerator.device)
-        self.evaluator.preload(accelerator.process_index, accelerator.num_processes)
+        with shared_work(accelerator.num_processes, accelerator.device):
+            self.evaluator.preload(accelerator.process_index, accelerator.num_processes)
 
-    def __call__(self, generators: Mapping[str, nn.Module], accelerator: Accelerator) -> Evaluation:
+    def __call__(
+        self, generators: Mapping[str, nn.Module], accelerator: Accelerator, stop: Callable[[], bool] = never
+    ) -> Evaluation:
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        mine: dict[str, dict[str, list[ImageRow]]] = {}
+        pictures: dict[str, Image] = {}
+        # One agreement and one gathering for all networks, sets and samples: a rank waits for the others only there.
+        with shared_work(ranks, accelerator.device):
+            for name, generator in generators.items():
+                mine[name] = self.evaluator.evaluate(generator, rank, ranks, stop)
+            if rank == 0 and self.config.samples > 0:
+                pictures[self.generator] = self._picture(generators[self.generator], stop)
+        shares = gather_object([mine]) if ranks > 1 else [mine]
         metrics: dict[str, float] = {}
-        for generator_name, generator in generators.items():
-            shares = self.evaluator.evaluate(generator, accelerator.process_index, accelerator.num_processes)
-            for set_name, rows in shares.items():
-                everything = gather_object(rows) if accelerator.num_processes > 1 else rows
-                result = self.evaluator.result(set_name, everything)
-                metrics[f"{generator_name}/{set_name}/psnr"] = result.psnr
-                metrics[f"{generator_name}/{set_name}/ssim"] = result.ssim
-        draws = accelerator.is_main_process and self.config.samples > 0
-        pictures = {self.generator: self._picture(generators[self.generator])} if draws else {}
+        for name in generators:
+            for test_set in self.evaluator.test_sets:
+                rows = [row for share in shares for row in share[name][test_set]]
+                result = self.evaluator.result(test_set, rows)
+                metrics[f"{name}/{test_set}/psnr"] = result.psnr
+                metrics[f"{name}/{test_set}/ssim"] = result.ssim
         return Evaluation(metrics, pictures)
 
     def protocol(self) -> dict[str, Any]:
@@ -91,8 +102,8 @@ class SRRunEvaluator:
             "test_sets": {name: len(images) for name, images in self.evaluator.test_sets.items()},
         }
 
-    def _picture(self, generator: nn.Module) -> np.ndarray:
-        samples = self.evaluator.samples(generator, self.selected, self.config.samples)
+    def _picture(self, generator: nn.Module, stop: Callable[[], bool]) -> Image:
+        samples = self.evaluator.samples(generator, self.selected, self.config.samples, stop)
         return sample_grid([sample_row(pair, output, self.evaluator.scale) for _, pair, output in samples])
 
 
@@ -131,23 +142,25 @@ class TranslationRunEvaluator:
             accelerator.num_processes,
             backwards=any(name.endswith(BACKWARDS) for name in self.names),
         )
-        self.evaluator.preload()
+        with shared_work(accelerator.num_processes, accelerator.device):
+            self.evaluator.preload()
         metric = features.frechet_name if features else "psnr" if needs.kind == "paired" else None
         self.selects: str | None = f"{self.generator}/{selected}/{metric}" if metric else None
         self.larger_is_better = metric == "psnr"
 
-    def __call__(self, generators: Mapping[str, nn.Module], accelerator: Accelerator) -> Evaluation:
+    def __call__(
+        self, generators: Mapping[str, nn.Module], accelerator: Accelerator, stop: Callable[[], bool] = never
+    ) -> Evaluation:
         metrics: dict[str, float] = {}
         for name in self.names:
             for test_set in self.evaluator.test_sets:
-                result = self.evaluator.evaluate(generators[name], test_set, name.endswith(BACKWARDS))
+                result = self.evaluator.evaluate(generators[name], test_set, name.endswith(BACKWARDS), stop)
                 metrics |= {f"{name}/{test_set}/{metric}": value for metric, value in result.metrics.items()}
         pictures: dict[str, Image] = {}
-        if accelerator.is_main_process and self.config.samples > 0:
-            for picture, backwards in (("translation", False), (f"translation{BACKWARDS}", True)):
-                shown = {name: generators[name] for name in self.names if name.endswith(BACKWARDS) == backwards}
-                if shown:
-                    pictures[picture] = self._picture(shown, backwards)
+        if self.config.samples > 0:
+            with shared_work(accelerator.num_processes, accelerator.device):
+                if accelerator.is_main_process:
+                    pictures = self._pictures(generators, stop)
         return Evaluation(metrics, pictures)
 
     def protocol(self) -> dict[str, Any]:
@@ -155,12 +168,20 @@ class TranslationRunEvaluator:
         counts = {name: self.evaluator.count(name) for name in self.evaluator.test_sets}
         return {**self.evaluator.describe(), "selects": self.selects, "test_sets": counts}
 
-    def _picture(self, generators: Mapping[str, nn.Module], backwards: bool) -> Image:
+    def _pictures(self, generators: Mapping[str, nn.Module], stop: Callable[[], bool]) -> dict[str, Image]:
+        pictures: dict[str, Image] = {}
+        for picture, backwards in (("translation", False), (f"translation{BACKWARDS}", True)):
+            shown = {name: generators[name] for name in self.names if name.endswith(BACKWARDS) == backwards}
+            if shown:
+                pictures[picture] = self._picture(shown, backwards, stop)
+        return pictures
+
+    def _picture(self, generators: Mapping[str, nn.Module], backwards: bool, stop: Callable[[], bool]) -> Image:
         """A row for each image: source, what the teacher and the others make of it, and its pair's target."""
         numbers = range(min(self.config.samples, self.evaluator.count(self.selected, backwards)))
         columns = {"source": [self.evaluator.image(self.selected, int(backwards), number) for number in numbers]}
         for name in sorted(generators, key=lambda name: not name.startswith("teacher")):
-            columns[name] = list(self.evaluator.translations(generators[name], self.selected, numbers, backwards))
+            columns[name] = list(self.evaluator.translations(generators[name], self.selected, numbers, backwards, stop))
         if self.evaluator.paired:
             columns["target"] = [self.evaluator.image(self.selected, int(not backwards), number) for number in numbers]
         rows = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.metrics.psnr_ssim import Rule, luma_pair, psnr, ssim
 from hpcdistill.ops.bicubic import downsample_uint8, upsample
 from hpcdistill.ops.colour import luma
+from hpcdistill.training.evaluation import never, until_stopped
 
 Image = NDArray[np.uint8]  # [H, W, 3] RGB
 
@@ -300,14 +301,19 @@ class SREvaluator:
             self._pairs[key] = _as_tensors(hr, lr, "cpu")
         return self._pairs[key]
 
-    def evaluate(self, generator: nn.Module, rank: int = 0, ranks: int = 1) -> dict[str, list[ImageRow]]:
-        """Test set -> the rows of images rank, rank + ranks, ...; the generator's modes are left as they were."""
+    def evaluate(
+        self, generator: nn.Module, rank: int = 0, ranks: int = 1, stop: Callable[[], bool] = never
+    ) -> dict[str, list[ImageRow]]:
+        """Test set -> the rows of images rank, rank + ranks, ...; the generator's modes are left as they were.
+
+        No collective; EvaluationStopped when `stop()` says so between two images.
+        """
         assert _channels(generator) == self.channels
         rows: dict[str, list[ImageRow]] = {}
         with evaluating(generator) as network:
             for name, images in self.test_sets.items():
                 rows[name] = []
-                for index in range(rank, len(images), ranks):
+                for index in until_stopped(range(rank, len(images), ranks), stop):
                     pair = self._on_device(name, index)
                     output = super_resolve(network, pair, self.autocast)
                     rows[name].append(_row(images.names[index], pair, output, self.scale, self.rule))
@@ -318,7 +324,9 @@ class SREvaluator:
         by_name = {row["name"]: row for row in rows}
         return summarise([by_name[name] for name in self.test_sets[test_set].names], self.scale, self.rule)
 
-    def samples(self, generator: nn.Module, test_set: str, count: int) -> list[tuple[str, ImagePair, Tensor]]:
+    def samples(
+        self, generator: nn.Module, test_set: str, count: int, stop: Callable[[], bool] = never
+    ) -> list[tuple[str, ImagePair, Tensor]]:
         """(name, images, output `[1, c, H, W]` on the CPU) of the first `count` images, for `sample_grid`."""
         images = self.test_sets[test_set]
         with evaluating(generator) as network:
@@ -328,7 +336,7 @@ class SREvaluator:
                     self.pair(test_set, index),
                     super_resolve(network, self._on_device(test_set, index), self.autocast).cpu(),
                 )
-                for index in range(min(count, len(images)))
+                for index in until_stopped(range(min(count, len(images))), stop)
             ]
 
     def _on_device(self, test_set: str, index: int) -> ImagePair:

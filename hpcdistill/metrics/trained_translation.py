@@ -19,7 +19,9 @@ from hpcdistill.data.images import encode_png
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.real_side import Real, load_translation_index, real_side
 from hpcdistill.metrics.run_evaluators import BACKWARDS, check_size, features_if_there, lpips_if_there
+from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol, TranslationResult
+from hpcdistill.ranks import watch
 from hpcdistill.storage import write_bytes
 
 DEFAULT_SIZE = 256  # pixels
@@ -44,10 +46,13 @@ def evaluate_translation(
     options: TranslationOptions,
     device: torch.device | str,
     save_images: Path | None = None,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> tuple[TranslationResult, dict[str, Any]]:
     """`generator`, loaded from `file`, on the packed test set `folder`: its result, and how it was made.
 
     With `save_images`, the 8-bit outputs are written there as PNG. UserError for a set or a size that does not fit.
+    With several ranks each calls it, takes its share of the images and gets the same result.
     """
     run = run_values(file)
     data, evaluation = run.get("data") or {}, run.get("eval") or {}
@@ -74,11 +79,15 @@ def evaluate_translation(
         features,
         lpips,
         device,
+        rank,
+        ranks,
         backwards=backwards,
     )
-    result = evaluator.evaluate(generator, "data", backwards)
+    result = evaluator.evaluate(generator, "data", backwards, _at_work)
     if save_images is not None:
-        _save(evaluator, generator, backwards, save_images)
+        with shared_work(ranks, device):
+            _save(evaluator, generator, backwards, save_images)
+        say(f"wrote {result.images} images to {save_images}")
     about = evaluator.describe()
     if "real_images" in about:
         about["real_images"] = len(evaluator.real["data", backwards])
@@ -106,12 +115,19 @@ def _save(evaluator: TranslationEvaluator, generator: nn.Module, backwards: bool
     folder.mkdir(parents=True, exist_ok=True)
     count = evaluator.count("data", backwards)
     names = _unique([evaluator.name("data", number, backwards) for number in range(count)])
-    shown = track(range(count), "writing", console=err, transient=True, disable=not err.is_terminal)
-    for number in shown:
+    mine = range(evaluator.rank, count, evaluator.ranks)
+    hidden = evaluator.rank > 0 or not err.is_terminal
+    for number in track(mine, "writing", console=err, transient=True, disable=hidden):
+        watch.progress()
         [image] = evaluator.translations(generator, "data", [number], backwards)
         pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
         write_bytes(folder / f"{names[number]}.png", encode_png(pixels))
-    say(f"wrote {count} images to {folder}")
+
+
+def _at_work() -> bool:
+    """A `stop` that never stops, and shows the other ranks that this one goes on."""
+    watch.progress()
+    return False
 
 
 def _unique(names: Sequence[str]) -> list[str]:

@@ -6,8 +6,9 @@ to 8 bits in memory. Images are shared among ranks; what they found is gathered,
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -25,9 +26,12 @@ from hpcdistill.metrics.feature_networks import FeatureNetwork
 from hpcdistill.metrics.frechet import Moments, frechet, kid, moments
 from hpcdistill.metrics.lpips import LPIPS
 from hpcdistill.metrics.real_side import Real, RealFeatures, load_translation_index, real_folders
+from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.sr_evaluation import PSNR_CAP, evaluating
+from hpcdistill.training.evaluation import never, until_stopped
 
 BATCH = 16  # images at a time, through generators and feature networks
+CPU_BATCH = 4  # no slower there, and a signal is heard every few seconds
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 
 
@@ -120,17 +124,20 @@ class TranslationEvaluator:
                     if self.paired:
                         self._image(name, int(not back), number)
 
-    def evaluate(self, generator: nn.Module, test_set: str, backwards: bool = False) -> TranslationResult:
+    def evaluate(
+        self, generator: nn.Module, test_set: str, backwards: bool = False, stop: Callable[[], bool] = never
+    ) -> TranslationResult:
         """Translate and measure; the same result on every rank. The generator's modes are left as they were.
 
-        UserError when the output is not finite or not of the input's size.
+        UserError when the output is not finite or not of the input's size, or an image cannot be read, and
+        EvaluationStopped when a rank's `stop()` says so between two batches: on every rank.
         """
         count = self.count(test_set, backwards)
         with_lpips = self.paired and self.lpips is not None
         rows = [torch.empty(0, 3, device=self.device, dtype=torch.float64)]  # finite, PSNR, LPIPS
         found = [torch.empty(0, self.features.dimensions if self.features else 0, device=self.device)]
-        with evaluating(generator) as network:
-            for numbers in _batches(self._share(count)):
+        with shared_work(self.ranks, self.device), evaluating(generator) as network:
+            for numbers in until_stopped(self._batches(self._share(count)), stop):
                 sources = self._batch(test_set, int(backwards), numbers)
                 output = translate(network, sources)
                 produced = eight_bits(output)
@@ -151,7 +158,7 @@ class TranslationEvaluator:
                 f"{self._name(test_set, int(backwards), finite.index(0.0))}: the generator's output is not finite; "
                 "its weights are damaged or its training diverged"
             )
-        metrics = self._compared(torch.cat(found), test_set, backwards, count)
+        metrics = self._compared(torch.cat(found), test_set, backwards, count, stop)
         per_image: list[PairRow] = []
         if self.paired:
             per_image = [
@@ -166,13 +173,18 @@ class TranslationEvaluator:
         return TranslationResult(metrics, count, per_image)
 
     def translations(
-        self, generator: nn.Module, test_set: str, numbers: Sequence[int], backwards: bool = False
+        self,
+        generator: nn.Module,
+        test_set: str,
+        numbers: Sequence[int],
+        backwards: bool = False,
+        stop: Callable[[], bool] = never,
     ) -> Tensor:
-        """The 8-bit outputs for the images `numbers`, uint8 [n, 3, size, size] on the CPU."""
+        """The 8-bit outputs for the images `numbers`, uint8 [n, 3, size, size] on the CPU; no collective."""
         with evaluating(generator) as network:
             outputs = [
                 eight_bits(translate(network, self._batch(test_set, int(backwards), batch))).cpu()
-                for batch in _batches(numbers)
+                for batch in until_stopped(self._batches(numbers), stop)
             ]
         return torch.cat(outputs)
 
@@ -212,23 +224,26 @@ class TranslationEvaluator:
         about["note"] = "; ".join(note)
         return about
 
-    def _compared(self, found: Tensor, test_set: str, backwards: bool, count: int) -> dict[str, float]:
+    def _compared(
+        self, found: Tensor, test_set: str, backwards: bool, count: int, stop: Callable[[], bool]
+    ) -> dict[str, float]:
         """The distances of the outputs' features from the real side's."""
         if self.features is None:
             return {}
         features = self._gathered(found, count)
-        self._prepare(test_set, backwards)
+        self._prepare(test_set, backwards, stop)
         metrics: dict[str, float] = {}
-        if self.rank == 0:
-            real, real_moments = self._known[test_set, backwards]
-            metrics[self.features.frechet_name] = frechet(moments(features), real_moments)
-            if self.protocol.kid:
-                distance = kid(features, real.to(self.device), KID_SUBSETS, KID_SUBSET_SIZE)
-                metrics[self.features.kernel_name] = distance.mean
+        with shared_work(self.ranks, self.device):
+            if self.rank == 0:
+                real, real_moments = self._known[test_set, backwards]
+                metrics[self.features.frechet_name] = frechet(moments(features), real_moments)
+                if self.protocol.kid:
+                    distance = kid(features, real.to(self.device), KID_SUBSETS, KID_SUBSET_SIZE, stop=stop)
+                    metrics[self.features.kernel_name] = distance.mean
         gathered: dict[str, float] = self._from_first(metrics)
         return gathered
 
-    def _prepare(self, test_set: str, backwards: bool) -> None:
+    def _prepare(self, test_set: str, backwards: bool, stop: Callable[[], bool]) -> None:
         """Have the real side's features on rank 0: from the disk, or computed by all ranks together."""
         real = self.real[test_set, backwards]
         known = self._known.get((test_set, backwards))
@@ -238,9 +253,13 @@ class TranslationEvaluator:
             label = f"features of {len(real)} real images of {test_set}"
             if self.rank == 0:
                 say(f"computing {label} once, for {real.file}")
-            with Progress(label, total=len(numbers), unit="images") as progress:
-                features = self._gathered(real.compute(numbers, BATCH, self.device, progress.advance), len(real)).cpu()
-            real.images.packed.close()
+            with (
+                shared_work(self.ranks, self.device),
+                contextlib.closing(real.images.packed),
+                Progress(label, total=len(numbers), unit="images") as progress,
+            ):
+                mine = real.compute(numbers, self._batch_size, self.device, progress.advance, stop)
+            features = self._gathered(mine, len(real)).cpu()
             if self.rank == 0:
                 real.keep(features)
         if known is None and self.rank == 0:
@@ -264,6 +283,14 @@ class TranslationEvaluator:
     def _from_first(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         return broadcast_object_list([value])[0] if self.ranks > 1 else value
+
+    @property
+    def _batch_size(self) -> int:
+        return CPU_BATCH if self.device.type == "cpu" else BATCH
+
+    def _batches(self, numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+        size = self._batch_size
+        return (numbers[start : start + size] for start in range(0, len(numbers), size))
 
     def _batch(self, test_set: str, domain: int, numbers: Sequence[int]) -> Tensor:
         return torch.stack([self._image(test_set, domain, number) for number in numbers]).to(self.device)
@@ -307,7 +334,3 @@ def psnr_rgb(produced: Tensor, targets: Tensor) -> Tensor:
     """Peak signal-to-noise ratio [B] in dB of uint8 RGB [B, 3, H, W], at most PSNR_CAP; float64."""
     error = (produced.double() - targets.double()).square().mean(dim=(1, 2, 3))
     return (10 * torch.log10(255.0**2 / error)).clamp(max=PSNR_CAP)
-
-
-def _batches(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH))

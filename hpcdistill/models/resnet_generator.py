@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hpcdistill.models.image_generator import ImageGenerator
 from hpcdistill.models.initialisation import init_gan
+from hpcdistill.models.reflected import ReflectedConv2d
 
 BLOCKS = 9
 
@@ -66,14 +67,14 @@ class ResNetGenerator(ImageGenerator):
         self.MAPS = ("down2", *block_names)
         self.DISTILLED = ("down2", *dict.fromkeys(f"block{block}" for block in thirds))
         self.map_channels = dict.fromkeys(self.MAPS, width)
-        self.stem = _normalised(nn.Conv2d(channels_in, ngf, 7, padding=3, padding_mode="reflect"))
+        self.stem = _normalised(ReflectedConv2d(channels_in, ngf, 7))
         self.down1 = _normalised(nn.Conv2d(ngf, 2 * ngf, 3, stride=2, padding=1))
         self.down2 = _normalised(nn.Conv2d(2 * ngf, width, 3, stride=2, padding=1))
         for name in block_names:
             self.add_module(name, ResidualBlock(width, separable))
         self.up1 = _normalised(nn.ConvTranspose2d(width, 2 * ngf, 3, stride=2, padding=1, output_padding=1))
         self.up2 = _normalised(nn.ConvTranspose2d(2 * ngf, ngf, 3, stride=2, padding=1, output_padding=1))
-        self.head = nn.Sequential(nn.Conv2d(ngf, channels_out, 7, padding=3, padding_mode="reflect"), nn.Tanh())
+        self.head = nn.Sequential(ReflectedConv2d(ngf, channels_out, 7), nn.Tanh())
         self._stages = ("stem", "down1", *self.MAPS, "up1", "up2", "head")
         init_gan(self)
 
@@ -91,11 +92,11 @@ class ResNetGenerator(ImageGenerator):
 
 
 def _dense(channels: int) -> list[nn.Module]:
-    return [nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect")]
+    return [ReflectedConv2d(channels, channels, 3)]
 
 
 def _separable(channels: int) -> list[nn.Module]:
-    depthwise = nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect", groups=channels)
+    depthwise = ReflectedConv2d(channels, channels, 3, groups=channels)
     return [depthwise, _norm(channels), nn.Conv2d(channels, channels, 1)]
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from hpcdistill.data.fetch.weights import find_weights
 from hpcdistill.errors import UserError
+from hpcdistill.ops.repeatable import largest_of_four, reflection_pad
 from hpcdistill.storage import sha256_file
 
 PERCEPTUAL: Final = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")  # FESD, section 2.3.2
@@ -56,7 +57,7 @@ class BlurPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The smaller map."""
-        largest = functional.pad(functional.max_pool2d(x, 2, stride=1), (2, 2, 2, 2), mode="reflect")
+        largest = reflection_pad(largest_of_four(x), 2, 2, 2, 2)
         channels = x.shape[1]
         kernel = self.kernel.to(largest.dtype).expand(channels, 1, 3, 3)
         return functional.conv2d(largest, kernel, stride=2, groups=channels)

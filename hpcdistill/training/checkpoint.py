@@ -2,19 +2,27 @@
 
 `step-00001000/` holds safetensors files (`networks/<group>`, `optimizers/<group>`, `averages/<generator>`,
 `memory/<name>`, and `best/<generator>`, the best saved so far), `state.json`, and `manifest.json` with every file's
-sha256, written last. The folder is filled under a temporary name, synced and renamed; the one before it goes only
-afterwards. Nothing is pickled.
+sha256, written last. The folder is filled under a temporary name, synced, read back, compared and renamed; the one
+before it goes only afterwards, and by way of a rename too. Nothing is pickled.
+
+Names: `step-*` counts; `.step-*.replaced` is what a newer save of the same step takes the place of, and counts while
+that one is missing or damaged; `.step-*.tmp` never counts.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from safetensors import SafetensorError
@@ -23,9 +31,15 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hpcdistill.console import warn
+from hpcdistill.errors import UserError
 from hpcdistill.storage import sync_file, sync_folder
 
 MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{8,})|\.step-(\d{8,})\.replaced")
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+# These say that the checkpoint is damaged. Others (no permission, too many open files, a stale handle) say nothing
+# about it: to pass over a good checkpoint because of them would lose it.
+_DAMAGE = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EIO, errno.ELOOP, errno.EINVAL}
 
 
 @dataclass(frozen=True)
@@ -40,65 +54,186 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run; the newest `keep` stay."""
+    """The checkpoints of one run; the newest `keep` stay. One process writes them."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder = folder
         self.keep = keep
+        self._damaged: set[Path] = set()
+        self._saving: Thread | None = None
+        self._error: Exception | None = None
 
     def save(
         self,
         step: int,
-        tensors: dict[str, dict[str, Tensor]],
-        state: dict[str, Any],
+        tensors: Mapping[str, dict[str, Tensor]],
+        state: Mapping[str, Any],
         files: Mapping[str, bytes] | None = None,
     ) -> None:
         """Write the checkpoint of `step`; `files` go in as they are.
 
-        An error (a full disk, say) leaves the earlier ones as they were.
+        An OSError (a full disk, say, or a file that reads back differently) leaves the earlier ones as they were.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._clean()
-        target = self.folder / f"step-{step:08d}"
-        temporary = self.folder / f".{target.name}.{os.getpid()}.tmp"
-        temporary.mkdir()
+        self.wait()
+        self._save(step, tensors, _encoded(step, state), files or {})
+
+    def start(
+        self,
+        step: int,
+        tensors: Mapping[str, dict[str, Tensor]],
+        state: Mapping[str, Any],
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """`save` in a thread, after the one before has ended. Nobody may change `tensors` until `wait` returns.
+
+        What goes wrong is raised by the next `start`, `save`, `wait` or `close`.
+        """
+        self.wait()
+        encoded = _encoded(step, state)  # now: the caller goes on changing it
+
+        def work() -> None:
+            try:
+                self._save(step, tensors, encoded, files or {})
+            except Exception as error:  # whatever it is, it belongs to the thread that waits
+                self._error = error
+
+        self._saving = Thread(target=work, name=f"checkpoint of step {step}")
+        self._saving.start()
+
+    def wait(self) -> None:
+        """Return when no save is under way; raise what the last one raised, once."""
+        if self._saving is not None:
+            self._saving.join()
+            self._saving = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """The end of the run: `wait`."""
+        self.wait()
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint whose digests hold; a damaged one is named and the one before it is taken.
+
+        For rank 0, which decides; the others then `read` the same step. Raises OSError where it cannot be known
+        whether a checkpoint is damaged (no permission, say).
+        """
+        folders = self._folders()
+        for path, older in zip(folders, [*folders, None][1:], strict=True):
+            try:
+                return self._read(path)
+            except _UNREADABLE as error:
+                _raise_unless_damage(error)
+                self._damaged.add(path)
+                instead = f"taking {older.name}" if older else "no checkpoint is whole: starting again from step 0"
+                warn(f"{path}: damaged ({type(error).__name__}: {error}); {instead}")
+        return None
+
+    def read(self, step: int) -> Checkpoint:
+        """The checkpoint of `step`, which another rank has found whole; UserError when this one cannot read it."""
+        reason = "it is not there"
+        for path in (path for path in self._folders() if _step(path) == step):
+            try:
+                return self._read(path)
+            except _UNREADABLE as error:
+                reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{self._path(step)}: rank 0 has read this checkpoint, this rank cannot ({reason}); "
+            "let every host see the same `runs` folder, then run the same command again"
+        )
+
+    def _save(
+        self, step: int, tensors: Mapping[str, dict[str, Tensor]], state: bytes, files: Mapping[str, bytes]
+    ) -> None:
+        target = self._path(step)
+        temporary = self._temporary(target)
         try:
-            contents = {f"{name}.safetensors": save_tensors(values) for name, values in tensors.items()}
-            contents |= files or {}
-            contents["state.json"] = json.dumps({"step": step, **state}, indent=1).encode()
-            digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-            contents[MANIFEST] = json.dumps(digests, indent=1).encode()
-            for name, content in contents.items():
-                (temporary / name).parent.mkdir(exist_ok=True)
-                (temporary / name).write_bytes(content)
-                sync_file(temporary / name)
-            for folder in {(temporary / name).parent for name in contents}:
-                sync_folder(folder)
-            if target.exists():  # the same step again, after a resume: replace it as a whole
-                shutil.rmtree(target)
-            temporary.rename(target)
-            sync_folder(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._tidy()
+            temporary.mkdir()
+            self._fill(temporary, tensors, state, files)
+            self._put(temporary, target)
+            self._prune(target)
         except OSError as error:
             error.filename = error.filename or str(target)
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        # Later ones than this are damaged, or the run would have gone on from there: they count for nothing.
-        kept = [path for path in self._folders() if path <= target][: self.keep]
-        for old in self._folders():
-            if old not in kept:
-                shutil.rmtree(old)
 
-    def newest(self) -> Checkpoint | None:
-        """The newest checkpoint whose digests hold; a damaged one is named and the one before it is taken."""
-        folders = self._folders()
-        for path, older in zip(folders, [*folders, None][1:], strict=True):
-            try:
-                return self._read(path)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-                instead = f"taking {older.name}" if older else "no checkpoint is whole: starting again from step 0"
-                warn(f"{path}: damaged ({type(error).__name__}: {error}); {instead}")
-        return None
+    def _fill(
+        self, folder: Path, tensors: Mapping[str, dict[str, Tensor]], state: bytes, files: Mapping[str, bytes]
+    ) -> None:
+        """Write and sync everything, then read it back and compare."""
+        digests: dict[str, str] = {}
+
+        def write(name: str, content: bytes) -> None:
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            sync_file(path)
+            digests[name] = hashlib.sha256(content).hexdigest()
+
+        for name, values in tensors.items():  # one at a time: only one is in memory twice
+            write(f"{name}.safetensors", save_tensors(values))
+        for name, content in files.items():
+            write(name, content)
+        write("state.json", state)
+        write(MANIFEST, json.dumps(digests, indent=1).encode())
+        for inner in sorted({(folder / name).parent for name in digests}):
+            sync_folder(inner)
+        for name, digest in digests.items():
+            if _digest_on_disk(folder / name) != digest:
+                raise OSError(errno.EIO, "reads back differently from what was written", str(folder / name))
+
+    def _put(self, temporary: Path, target: Path) -> None:
+        """Give a filled folder its name; of two of the same step one is there at every moment."""
+        replaced = self.folder / f".{target.name}.replaced"
+        if again := target.exists():  # the same step again, after a resume
+            target.rename(replaced)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if again:
+                with contextlib.suppress(OSError):  # then it is found by its other name
+                    replaced.rename(target)
+            raise
+        sync_folder(self.folder)
+        if again:
+            self._remove(replaced)
+
+    def _prune(self, target: Path) -> None:
+        """Keep `target` and the whole ones before it."""
+        self._damaged.discard(target)
+        # Later ones than this are damaged, or the run would have gone on from there: they count for nothing.
+        good = [path for path in self._folders() if _step(path) <= _step(target) and path not in self._damaged]
+        for old in self._folders():
+            if old not in good[: self.keep]:
+                self._remove(old)
+
+    def _remove(self, path: Path) -> None:
+        """Remove a checkpoint: by its name first, so that half of one is never taken for a damaged one."""
+        trash = self._temporary(path)
+        path.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)  # what stays (somebody reads it over NFS) goes at a later save
+
+    def _tidy(self) -> None:
+        """Remove what a killed save left behind; one killed while replacing a checkpoint is undone or completed."""
+        for leftover in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for replaced in (path for path in self._folders() if path.name.startswith(".")):
+            target = self._path(_step(replaced))
+            if target.exists():
+                try:
+                    self._read(target)
+                except _UNREADABLE as error:
+                    _raise_unless_damage(error)
+                    self._remove(target)
+                else:
+                    self._remove(replaced)
+                    continue
+            replaced.rename(target)
+            (self._damaged.add if replaced in self._damaged else self._damaged.discard)(target)
 
     def _read(self, path: Path) -> Checkpoint:
         digests = json.loads((path / MANIFEST).read_bytes())
@@ -106,7 +241,12 @@ class Checkpoints:
         for name, content in contents.items():
             if hashlib.sha256(content).hexdigest() != digests[name]:
                 raise ValueError(f"{name} does not have the digest that {MANIFEST} gives")
+        for file in path.rglob("*.safetensors"):
+            if (name := str(file.relative_to(path))) not in digests:
+                raise ValueError(f"{name} is not in {MANIFEST}")
         state = json.loads(contents["state.json"])
+        if state["step"] != _step(path):
+            raise ValueError(f"state.json is of step {state['step']}")
         tensors = {
             name.removesuffix(".safetensors"): load_tensors(content)
             for name, content in contents.items()
@@ -115,10 +255,36 @@ class Checkpoints:
         return Checkpoint(path, state["step"], state, tensors, contents)
 
     def _folders(self) -> list[Path]:
-        """Checkpoint folders, newest first."""
-        return sorted(self.folder.glob("step-*"), reverse=True)
+        """Checkpoint folders, newest first; of two of the same step the one that was replaced is the second."""
+        found = (path for path in self.folder.glob("*step-*") if _NAME.fullmatch(path.name))
+        return sorted(found, key=lambda path: (-_step(path), path.name.startswith(".")))
 
-    def _clean(self) -> None:
-        """Remove what a killed save left behind."""
-        for leftover in self.folder.glob(".step-*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _temporary(self, path: Path) -> Path:
+        return self.folder / f".{path.name.removeprefix('.')}.{os.getpid()}.tmp"
+
+
+def _raise_unless_damage(error: Exception) -> None:
+    """Pass on what says nothing about the checkpoint itself."""
+    if isinstance(error, OSError) and error.errno not in _DAMAGE:
+        raise error
+
+
+def _encoded(step: int, state: Mapping[str, Any]) -> bytes:
+    return json.dumps({"step": step, **state}, indent=1).encode()
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match, path
+    return int(match[1] or match[2])
+
+
+def _digest_on_disk(path: Path) -> str:
+    """The sha256 of what a synced file holds on the disk, not in the page cache, where the system lets us."""
+    with path.open("rb") as file:
+        if sys.platform == "linux":
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.ranks.process_group import join
 from hpcdistill.training.config import TrainConfig
+from hpcdistill.training.determinism import prepare_determinism
 from hpcdistill.training.memory import keep_freed_memory
+from hpcdistill.training.precision import take_precision
 
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -25,7 +28,10 @@ def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Acceler
     if cpu and config.precision == "fp16":
         raise UserError("train.precision: fp16 needs a GPU; use bf16 or fp32 on the CPU")
     _check_trackers(config.trackers)
-    precision = _PRECISION[config.precision]
+    if config.deterministic:
+        prepare_determinism()
+    join(cpu, config.timeout)
+    precision = _PRECISION[take_precision(config.precision, cpu, folder)]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # a teacher of another precision came before in this process
     if cpu:
@@ -54,12 +60,6 @@ def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Acceler
             f"into {config.accumulation} equal micro-batches; choose a divisor of {share}"
         )
     return accelerator
-
-
-def leave_process_group() -> None:
-    """End this process's part in the distributed run; once, when no stage follows."""
-    if PartialState._shared_state:
-        PartialState().destroy_process_group()
 
 
 def _check_trackers(names: tuple[str, ...]) -> None:

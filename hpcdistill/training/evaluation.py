@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from accelerate import Accelerator
 from torch import nn
+
+T = TypeVar("T")
+
+
+class EvaluationStopped(Exception):
+    """An evaluation was left before its end because a rank was told to stop; nothing was measured."""
+
+
+def never() -> bool:
+    """The `stop` of an evaluation that nothing interrupts."""
+    return False
+
+
+def until_stopped(items: Iterable[T], stop: Callable[[], bool]) -> Iterator[T]:
+    """The items one after the other; EvaluationStopped as soon as `stop()` says so, also where there are no items."""
+    if stop():
+        raise EvaluationStopped
+    for item in items:
+        if stop():
+            raise EvaluationStopped
+        yield item
 
 
 @dataclass(frozen=True)
@@ -25,7 +46,15 @@ class Evaluator(Protocol):
     selects: str | None  # the metric that chooses the best weights, None = the last are the best
     larger_is_better: bool
 
-    def __call__(self, generators: Mapping[str, nn.Module], accelerator: Accelerator) -> Evaluation: ...
+    def __call__(
+        self, generators: Mapping[str, nn.Module], accelerator: Accelerator, stop: Callable[[], bool] = never
+    ) -> Evaluation:
+        """Measure. `stop` is this rank's own (a signal has come) and is asked between images.
+
+        EvaluationStopped on every rank when any of them was told to stop, UserError on every rank when one met it;
+        the generators' modes are then what they were before.
+        """
+        ...
 
     def protocol(self) -> dict[str, Any]:
         """How it measures, for result.json."""

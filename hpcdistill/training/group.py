@@ -92,17 +92,44 @@ def _outputs_to_fp32(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -
     return convert_to_fp32(outputs)
 
 
-def gradient_norms(terms: dict[str, Tensor], parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
-    """The norm of each term's own gradient with respect to `parameters`; the graph is kept for the update.
+class TermGradients:
+    """The norm of each term's own gradient with respect to `parameters`: of its mean over micro-batches and ranks.
 
-    A term that does not depend on them has norm 0.
+    So it is that of the global batch, however it is cut. A term that does not depend on the parameters has norm 0.
     """
-    chosen = [parameter for parameter in parameters if parameter.requires_grad]
-    norms = {}
-    for name, term in terms.items():
-        gradients: list[Tensor] = []
-        if chosen and term.requires_grad:
-            found = torch.autograd.grad(term, chosen, retain_graph=True, allow_unused=True)
-            gradients = [gradient for gradient in found if gradient is not None]
-        norms[name] = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(term)
-    return norms
+
+    def __init__(self, parameters: Iterable[nn.Parameter], pieces: int, accelerator: Accelerator) -> None:
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._pieces, self._left = pieces, pieces
+        self._accelerator = accelerator
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, terms: dict[str, Tensor], scale: float = 1.0) -> dict[str, Tensor]:
+        """Take in one of the `pieces` micro-batches: the norms after the last one, nothing before it.
+
+        The graph is kept for the update. With several ranks a collective call. The backward pass is scaled by `scale`,
+        the loss scaler's: else fp16 would lose what the update does not.
+        """
+        self._left -= 1
+        norms = {}
+        for name, term in terms.items():
+            gradient = self._gradient(term * scale) / scale
+            if name in self._sums:
+                gradient = gradient + self._sums.pop(name)
+            if self._left:
+                self._sums[name] = gradient
+                continue
+            # One term at a time, so that one flattened gradient lives, not one a term.
+            if self._accelerator.num_processes > 1:
+                gradient = self._accelerator.reduce(gradient, "mean")
+            norms[name] = torch.linalg.vector_norm(gradient) / self._pieces
+        return norms
+
+    def _gradient(self, term: Tensor) -> Tensor:
+        """Flattened, with zeros for the parameters that the term does not depend on."""
+        found: tuple[Tensor | None, ...] = (None,) * len(self._parameters)
+        if self._parameters and term.requires_grad:
+            found = torch.autograd.grad(term, self._parameters, retain_graph=True, allow_unused=True)
+        pairs = zip(self._parameters, found, strict=True)
+        flat = [(torch.zeros_like(p) if gradient is None else gradient).flatten() for p, gradient in pairs]
+        return torch.cat(flat) if flat else torch.zeros_like(term)[None]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from hpcdistill.console import say
@@ -23,20 +24,23 @@ from hpcdistill.data.images import encode_png
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Carry, Method, Phase, Segment
 from hpcdistill.models.registry import load_generator
+from hpcdistill.ranks import watch
+from hpcdistill.ranks.signals import StopSignals
 from hpcdistill.storage import write_bytes
 from hpcdistill.training.averaging import Averages, GoodBuffers
-from hpcdistill.training.checkpoint import Checkpoints
+from hpcdistill.training.batch_norm import synchronise
+from hpcdistill.training.checkpoint import Checkpoint, Checkpoints
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.evaluation import Evaluator
+from hpcdistill.training.determinism import deterministic
+from hpcdistill.training.evaluation import EvaluationStopped, Evaluator
 from hpcdistill.training.freezing import Freezer
-from hpcdistill.training.group import TrainedGroup, gradient_norms
+from hpcdistill.training.group import TermGradients, TrainedGroup
 from hpcdistill.training.metrics_log import MetricsLog, RunningMeans
 from hpcdistill.training.position import Position, best_of, restore_checkpoint, save_checkpoint, save_generators
+from hpcdistill.training.precision import precision_of
 from hpcdistill.training.progress import TrainingProgress
 from hpcdistill.training.run_folder import RunFolder
-from hpcdistill.training.signals import StopSignals
-
-SIGNAL_STEPS = 10  # ranks agree on a stop signal this often
+from hpcdistill.training.underflow import UnderflowWatch
 
 
 class Reader(Protocol):
@@ -84,6 +88,9 @@ def train(
     device = accelerator.device
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     method.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    if config.batch_norm == "sync" and accelerator.num_processes > 1:
+        for untrained in method.groups.values():
+            synchronise(untrained.module)
     groups = {name: TrainedGroup(name, group, accelerator) for name, group in method.groups.items()}
     for group in groups.values():
         method.bind(group.name, group.wrapped)
@@ -93,21 +100,47 @@ def train(
     generator_parameters = {p for module in method.generators.values() for p in module.parameters()}
 
     checkpoints = Checkpoints(folder.checkpoints)
-    log, means = MetricsLog(folder.metrics, accelerator), RunningMeans(device)
+    log, means = MetricsLog(folder.metrics, accelerator, folder.confirm), RunningMeans(device)
     position = Position()
-    if found := checkpoints.newest():
+    if found := _newest(checkpoints, accelerator):
         position = restore_checkpoint(found, method, groups, averages, folder)
         means.load(position.means)
         say(f"{name}: resuming at step {position.step} of {steps}")
+    position.precision = precision_of(accelerator)
     log.rewind(position.log_bytes)
     halted = torch.zeros((), dtype=torch.bool, device=device)
     culprits: dict[str, Tensor] = {}  # term -> 0-dim bool: it was the first to be non-finite
     good_buffers = GoodBuffers(method.generators)
+    underflow = UnderflowWatch(accelerator)
 
     share = config.batch_size // accelerator.num_processes
     loader = reader.loader(position.step, steps, workers, device.type == "cuda")
     listening = contextlib.nullcontext(signals) if signals else StopSignals()
-    with listening as signals, TrainingProgress(name, position.step, steps, config.batch_size) as progress:
+    with (
+        deterministic(config.deterministic, device),
+        contextlib.closing(checkpoints),
+        listening as signals,
+        TrainingProgress(name, position.step, steps, config.batch_size) as progress,
+    ):
+
+        def told_to_stop() -> bool:
+            watch.progress()
+            return signals.received
+
+        def measure() -> None:
+            """Evaluate; when a signal interrupts it, the position says that it is still due."""
+            assert evaluator is not None
+            freezer.release()
+            position.due = True
+            with contextlib.suppress(EvaluationStopped):
+                _evaluate(evaluator, told_to_stop, judges, evaluated, accelerator, folder, position, log, progress)
+            method.train()
+
+        if position.due and evaluator is not None:
+            measure()
+            if position.due:
+                say(f"{name}: stopped at step {position.step} of {steps}; the same command goes on from here")
+                return Outcome(False, position, progress.images_per_second)
         earlier_seconds = position.seconds
         for step, batch in zip(range(position.step, steps), loader, strict=True):
             segment, segment_start = next((s, start) for s, start, end in segments if step < end)
@@ -125,14 +158,19 @@ def train(
             for phase in segment.phases:
                 group = groups[phase.group]
                 freezer.only(phase.group)
+                if phase.before:
+                    with torch.no_grad():
+                        phase.before(parts, carries)
+                parameters = [p for p in group.parameters if p in generator_parameters] or group.parameters
+                measured = TermGradients(parameters, len(parts), accelerator) if measure_gradients else None
                 for number, (part, carry) in enumerate(zip(parts, carries, strict=True)):
                     last_part = number == len(parts) - 1
                     with contextlib.nullcontext() if last_part else accelerator.no_sync(group.wrapped):
                         with accelerator.autocast():
                             terms = phase.loss(part, carry)
-                        if measure_gradients and last_part:
-                            parameters = [p for p in group.parameters if p in generator_parameters] or group.parameters
-                            norms = gradient_norms(terms, parameters)
+                        if measured:
+                            means.add(underflow.measure(phase.name, terms, parameters))
+                            norms = measured.add(terms, underflow.scale)
                             means.add({f"gradient/{phase.name}/{term}": norm for term, norm in norms.items()})
                         accelerator.backward(_total(phase, terms, halted, culprits, means) / len(parts))
                 means.add({f"gradient_norm/{phase.group}": group.update(halted)})
@@ -140,10 +178,11 @@ def train(
                 averages.update(halted)
             good_buffers.keep(halted)
             progress.advance()
+            watch.progress()
             position.step = step + 1
             position.seconds = earlier_seconds + progress.seconds
 
-            stop = (position.step % SIGNAL_STEPS == 0 or accelerator.num_processes == 1) and signals.agreed(accelerator)
+            stop = signals.agreed_at_step(accelerator)
             end = position.step == steps
             before_best = any(position.step == start for _, start in takes_best)
             evaluate = evaluator is not None and (end or before_best or position.step % evaluate_every == 0)
@@ -159,22 +198,31 @@ def train(
                 log.write({"step": position.step, "images": images, **values, **rates, "seconds": seconds})
                 progress.show_losses({key: value for key, value in values.items() if not key.startswith("gradient")})
             if evaluate:
-                assert evaluator is not None
-                freezer.release()
-                _evaluate(evaluator, judges, evaluated, accelerator, folder, position, log, progress)
-                method.train()
-            if write_checkpoint:
+                measure()
+                stop = stop or position.due
+            if stop or write_checkpoint:
                 position.means = means.state(accelerator)
                 if accelerator.is_main_process:
                     position.log_bytes = log.position()
-                    save_checkpoint(checkpoints, method, groups, averages, position, folder)
-                accelerator.wait_for_everyone()
-            if stop and not end:
+                    at_once = stop or end
+                    save_checkpoint(checkpoints, method, groups, averages, position, folder, background=not at_once)
+            if stop and (position.due or not end):
+                accelerator.wait_for_everyone()  # nobody leaves before the checkpoint is there
                 say(f"{name}: stopped at step {position.step} of {steps}; the same command goes on from here")
                 return Outcome(False, position, progress.images_per_second)
         freezer.release()
         save_generators(evaluated, "last", folder, accelerator, position.step)
         return Outcome(True, position, progress.images_per_second)
+
+
+def _newest(checkpoints: Checkpoints, accelerator: Accelerator) -> Checkpoint | None:
+    """The checkpoint to go on from. Rank 0 chooses: a file system may show the others an older folder."""
+    found = checkpoints.newest() if accelerator.is_main_process else None
+    if accelerator.num_processes > 1:
+        [step] = broadcast_object_list([found.step if found else None])
+        if step is not None and not accelerator.is_main_process:
+            found = checkpoints.read(step)
+    return found
 
 
 def _total(
@@ -220,6 +268,7 @@ def _raise_if_halted(
 
 def _evaluate(
     evaluator: Evaluator,
+    stop: Callable[[], bool],
     judges: list[str],
     generators: dict[str, nn.Module],
     accelerator: Accelerator,
@@ -229,7 +278,8 @@ def _evaluate(
     progress: TrainingProgress,
 ) -> None:
     """Measure, log, draw the samples, and keep the weights when they are the best so far."""
-    evaluation = evaluator(generators, accelerator)
+    evaluation = evaluator(generators, accelerator, stop)
+    position.due = False
     position.last = {"step": position.step, "metrics": evaluation.metrics}
     log.write({"step": position.step, **evaluation.metrics})
     selects = evaluator.selects

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+from hpcdistill.console import warn
+from hpcdistill.storage import sync_file, sync_folder, write_bytes
 
 
 class RunningMeans:
@@ -59,14 +63,22 @@ class MetricsLog:
     A number that is not finite (a gradient norm that overflowed in fp16, say) becomes null, as JSON has no other word.
     """
 
-    def __init__(self, path: Path, accelerator: Accelerator) -> None:
+    def __init__(self, path: Path, accelerator: Accelerator, confirm: Callable[[], None] | None = None) -> None:
         self.path = path
+        self.confirm = confirm  # called before each line; raises when another process has taken the run over
         self.accelerator = accelerator
 
     def write(self, row: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({name: _or_null(value) for name, value in row.items()}) + "\n")
+            if self.confirm:
+                self.confirm()
+            line = json.dumps({name: _or_null(value) for name, value in row.items()}) + "\n"
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(line)
+            except OSError as error:
+                error.filename = error.filename or str(self.path)  # a full disk does not say which file it is about
+                raise
         scalars = {name: value for name, value in row.items() if isinstance(value, float)}
         self.accelerator.log(scalars, step=row["step"])
 
@@ -74,15 +86,50 @@ class MetricsLog:
         """Bytes written so far; a checkpoint keeps it, synced, so that no line after it is counted twice."""
         if not self.path.exists():
             return 0
-        with self.path.open("rb+") as file:
-            os.fsync(file.fileno())
+        try:
+            sync_file(self.path)
+            sync_folder(self.path.parent)  # it may be new
+        except OSError as error:
+            error.filename = error.filename or str(self.path)
+            raise
         return self.path.stat().st_size
 
-    def rewind(self, position: int) -> None:
-        """Drop the lines that a killed session wrote after its last checkpoint."""
-        if self.accelerator.is_main_process and self.path.exists():
-            with self.path.open("rb+") as file:
-                file.truncate(min(position, self.path.stat().st_size))  # never fill up a file that was cut by hand
+    def rewind(self, position: int, step: int | None = None) -> None:
+        """Drop what a killed session wrote after its last checkpoint, which was of `step` and gave `position` (bytes).
+
+        Warns when lines from before it are gone (the file was cut or edited); half a line goes too.
+        """
+        if not self.accelerator.is_main_process:
+            return
+        content = self.path.read_bytes() if self.path.exists() else b""
+        # A file that was cut has grown again when the session after that was killed: so the steps count as well.
+        lines = [line for line in content[:position].splitlines(keepends=True) if _is_row(line, step)]
+        kept = b"".join(lines)
+        if content[: len(kept)] != kept:
+            write_bytes(self.path, kept)
+        elif len(kept) < len(content):
+            os.truncate(self.path, len(kept))
+        if len(kept) < position:
+            warn(
+                f"{self.path}: {position - len(kept)} of the {position} bytes that it had at the checkpoint are gone; "
+                "lines of earlier steps are missing from it, training is not affected"
+            )
+
+    def start_trackers(self, step: int) -> None:
+        """Begin Accelerate's trackers at a run that goes on after `step`. A call for all ranks.
+
+        TensorBoard then hides the points that a killed session drew after its last checkpoint.
+        """
+        self.accelerator.init_trackers("hpcdistill", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+
+
+def _is_row(line: bytes, step: int | None) -> bool:
+    """Whether it is a whole line of a step up to `step`."""
+    try:
+        row = json.loads(line)
+        return line.endswith(b"\n") and (step is None or bool(row["step"] <= step))
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _or_null(value: Any) -> Any:

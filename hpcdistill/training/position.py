@@ -29,6 +29,8 @@ class Position:
     bests: dict[str, dict[str, Any]] = field(default_factory=dict)  # as `best`, by `Segment.judged`
     means: dict[str, Any] = field(default_factory=dict)  # sums since the last log line
     log_bytes: int = 0
+    due: bool = False  # the evaluation of this step was interrupted, or never begun
+    precision: str | None = None  # what train.precision came to, for `precision.started_with`
 
     def kept(self) -> list[str]:
         """The folders of the best weights that there are."""
@@ -44,6 +46,7 @@ def save_generators(
     generators: dict[str, nn.Module], which: str, folder: RunFolder, accelerator: Accelerator, step: int
 ) -> None:
     if accelerator.is_main_process:
+        folder.confirm()
         for name, module in generators.items():
             save_generator(module, folder.generator(which, name), {"step": step, "run": folder.path.name})
     accelerator.wait_for_everyone()
@@ -56,9 +59,15 @@ def save_checkpoint(
     averages: Averages | None,
     position: Position,
     folder: RunFolder,
+    background: bool = False,
 ) -> None:
     """Write everything that the rest of the run depends on: also the best weights, which a segment may take back and
-    a session that is killed after this may replace."""
+    a session that is killed after this may replace.
+
+    With `background` it is copied to the CPU and written by a thread while training goes on; what goes wrong there
+    is raised by the next save or by `checkpoints.wait`.
+    """
+    folder.confirm()
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, group in groups.items():
         tensors[f"networks/{name}"] = unique_state(group.module)
@@ -70,7 +79,15 @@ def save_checkpoint(
     state = vars(position) | {"scaler": _scaler_state(groups)}
     best = [(which, name) for which in position.kept() for name in method.generators]
     files = {_file(which, name): folder.generator(which, name).read_bytes() for which, name in best}
-    checkpoints.save(position.step, tensors, state, files)
+    if background:
+        # Copies also on the CPU: the next update changes the weights in place.
+        copies = {
+            name: {key: value.detach().to("cpu", copy=True) for key, value in values.items()}
+            for name, values in tensors.items()
+        }
+        checkpoints.start(position.step, copies, state, files)
+    else:
+        checkpoints.save(position.step, tensors, state, files)
 
 
 def restore_checkpoint(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -13,13 +12,13 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
 from hpcdistill.console import warn
-from hpcdistill.errors import UserError
 from hpcdistill.storage import write_bytes, write_json
+from hpcdistill.training.lock import RunLock
 
 _PACKAGES = ("hpcdistill", "torch", "accelerate", "numpy", "safetensors", "deepspeed")
 
@@ -32,16 +31,19 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
-        self._lock: TextIO | None = None
+        self._lock = RunLock(path / "lock.json")
 
     def generator(self, which: str, name: str) -> Path:
         """The weights of generator `name`, `which` being best or last."""
         return self.path / "generators" / which / f"{name}.safetensors"
 
     def create(self, config_yaml: str, identity: dict[str, Any]) -> None:
-        """Make the folder, save the resolved configuration and add this session to environment.json."""
+        """Make the folder, lock it, save the resolved configuration and add this session to environment.json.
+
+        Raises UserError when another process trains this run.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._take()
+        self._lock.take()
         generators = (self.generator(which, "").parent for which in ("best", "last"))
         for folder in (self.samples, self.checkpoints, *generators):
             folder.mkdir(parents=True, exist_ok=True)
@@ -57,28 +59,13 @@ class RunFolder:
         if first != now:
             warn(f"{self.path.name}: started with code revision {first}, going on with {now}")
 
-    def _take(self) -> None:
-        """Keep a second process out for as long as this one lives (or until `release`)."""
-        # A POSIX record lock: it ends with the process, however that ends, and workers do not inherit it.
-        self._lock = (self.path / "lock.json").open("a+", encoding="utf-8")
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            try:
-                holder = "process {process} on {host}".format(**json.loads(self._lock.read()))
-            except (ValueError, KeyError):  # it is just being written
-                holder = "another process"
-            raise UserError(f"{self.path}: {holder} is training this run; wait for it, or stop it first") from None
-        self._lock.truncate(0)
-        json.dump({"process": os.getpid(), "host": socket.gethostname()}, self._lock)
-        self._lock.flush()
+    def confirm(self) -> None:
+        """Raise UserError when another process has taken this run over: call it before anything is written."""
+        self._lock.confirm()
 
     def release(self) -> None:
         """Let the next process train this run."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def result(self) -> dict[str, Any] | None:
         """result.json, or None while the run has not finished."""
@@ -86,6 +73,7 @@ class RunFolder:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def save_result(self, result: dict[str, Any]) -> None:
+        self.confirm()
         write_json(self.path / "result.json", result)
 
 

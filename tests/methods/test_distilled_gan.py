@@ -574,7 +574,7 @@ class Scores:
     def before(self, step: int) -> None:
         self.step = step + 1
 
-    def __call__(self, generators: Any, accelerator: Any) -> Evaluation:
+    def __call__(self, generators: Any, accelerator: Any, stop: Any = None) -> Evaluation:
         teacher = self.teachers[max(step for step in self.teachers if step <= self.step)]
         return Evaluation({"student/toy/score": 1.0, "teacher/toy/score": teacher})
 

@@ -87,6 +87,8 @@ class Phases:
     def run(self, name: str, batch: dict[str, Tensor]) -> Terms:
         phase = next(phase for phase in self.method.phases if phase.name == name)
         self.freezer.only(phase.group)
+        if phase.before:
+            phase.before([batch], [self.carry])
         return phase.loss(batch, self.carry)
 
 

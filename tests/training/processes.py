@@ -8,8 +8,9 @@ import signal
 import socket
 from collections.abc import Callable
 
-import torch
 from accelerate.state import AcceleratorState, GradientState
+
+from hpcdistill.ranks.process_group import leave
 
 
 def launch(ranks: int, work: Callable[[int, int], None], seconds: float = 90) -> list[int]:
@@ -49,8 +50,7 @@ def _work(rank: int, ranks: int, port: int, work: Callable[[int, int], None]) ->
             "MASTER_PORT": str(port),
         }
     work(rank, ranks)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave()
 
 
 def kill_self_at(step: int | None) -> Callable[[int], None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcdistill.training.launcher import asked_processes
+from hpcdistill.ranks.launcher import asked_processes
 
 CLONE = Path(__file__).resolve().parents[2]
 

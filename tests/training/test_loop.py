@@ -38,7 +38,7 @@ from hpcdistill.training.averaging import Averages
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.evaluation import Evaluation
-from hpcdistill.training.group import gradient_norms
+from hpcdistill.training.group import TermGradients
 from hpcdistill.training.metrics_log import MetricsLog, RunningMeans
 from hpcdistill.training.schedule import learning_rate
 
@@ -218,7 +218,8 @@ def test_gradient_norms_without_a_gradient() -> None:
     weight, other, still = (nn.Parameter(torch.full((2,), 3.0)) for _ in range(3))
     still.requires_grad_(False)
     terms = {"both": (weight * other).sum(), "other": other.sum(), "none": torch.tensor(1.0)}
-    norms = gradient_norms(terms, [weight, still])
+    accelerator = make_accelerator(TrainConfig(device="cpu", trackers=()))
+    norms = TermGradients([weight, still], 1, accelerator).add(terms)
     assert {name: round(norm.item(), 5) for name, norm in norms.items()} == {"both": 4.24264, "other": 0, "none": 0}
     sum(terms.values()).backward()  # the graph is still there
 
@@ -272,7 +273,7 @@ class EvaluationDtypes:
 
     selects, larger_is_better = None, True
 
-    def __call__(self, generators: Mapping[str, nn.Module], accelerator: Accelerator) -> Evaluation:
+    def __call__(self, generators: Mapping[str, nn.Module], accelerator: Accelerator, stop: Any = None) -> Evaluation:
         for generator in generators.values():
             with torch.no_grad():
                 self.output = generator.eval()(sr_samples(np.arange(2))["lr2"])

@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from toy import BATCH, Line, Regression, ToyReader, regression_samples, run
 
 from hpcdistill.errors import UserError
+from hpcdistill.training.config import TrainConfig
+from hpcdistill.training.distribution import make_accelerator
+from hpcdistill.training.position import save_generators
 from hpcdistill.training.run_folder import RunFolder
 
 HOLDER = """
@@ -34,6 +38,44 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
             RunFolder(run).create("", {})
         holder.kill()
     RunFolder(run).create("", {})
+
+
+def taken_over(folder: Path) -> None:
+    """What another process leaves that has taken the run over."""
+    lock = folder / "lock.json"
+    changes = {"token": "another", "process": 4242, "host": "node7", "job": "17", "restarts": 1}
+    lock.write_text(json.dumps(json.loads(lock.read_text()) | changes))
+
+
+def test_an_orphan_writes_nothing(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create("", {})
+    folder.confirm()
+    taken_over(folder.path)
+    with pytest.raises(UserError, match="process 4242 on node7 of SLURM job 17, restart 1 has taken this run over"):
+        folder.save_result({})
+    assert folder.result() is None
+    with pytest.raises(UserError, match="process 4242 on node7"):
+        save_generators({"line": Line()}, "last", folder, make_accelerator(TrainConfig(device="cpu", trackers=())), 1)
+    assert not folder.generator("last", "line").exists()
+    folder.release()
+    assert (folder.path / "lock.json").exists()
+
+
+@pytest.mark.parametrize(("log_every", "checkpoint_every"), [(3, 100), (100, 3)])
+def test_an_orphan_ends_before_what_it_would_write_next(tmp_path: Path, log_every: int, checkpoint_every: int) -> None:
+    folder = tmp_path / "run"
+    written = {}
+
+    def before(step: int) -> None:
+        if step == 1:
+            taken_over(folder)
+            written.update({path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()})
+
+    reader = ToyReader(BATCH, regression_samples, before=before)
+    with pytest.raises(UserError, match="process 4242 on node7"):
+        run(Regression(), reader, folder, 8, log_every=log_every, checkpoint_every=checkpoint_every)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == written
 
 
 def test_sessions_are_added_and_a_change_of_code_is_said(

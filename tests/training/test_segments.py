@@ -91,7 +91,7 @@ def test_each_segment_has_its_phases_and_its_start(tmp_path: Path) -> None:
 class OwnScore(TableEvaluator):
     """The table's value is the line's own; another metric, which falls from the start, chooses the run's best."""
 
-    def __call__(self, generators: Any, accelerator: Any) -> Evaluation:
+    def __call__(self, generators: Any, accelerator: Any, stop: Any = None) -> Evaluation:
         [score] = super().__call__(generators, accelerator).metrics.values()
         return Evaluation({"other/set/psnr": -float(generators["line"].age), "line/set/psnr": score})
 

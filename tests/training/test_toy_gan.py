@@ -32,6 +32,7 @@ from toy import (
 )
 
 from hpcdistill.methods.base import Batch, Carry, Terms
+from hpcdistill.ranks import signals
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.freezing import Freezer
@@ -160,17 +161,19 @@ def test_a_nan_on_one_rank_stops_all_with_the_terms_name(tmp_path: Path) -> None
 
 
 @pytest.mark.distributed
-def test_a_stop_signal_on_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
+def test_a_stop_signal_on_one_rank_stops_all_at_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "PACE", 0.0)  # agree after every step
+
     def work(rank: int, ranks: int) -> None:
         def before(step: int) -> None:
             if (step, rank) == (3, 1):
                 signal.raise_signal(signal.SIGTERM)
 
         outcome = run(ToyGAN(), ToyReader(BATCH, gan_samples, rank, ranks, before), tmp_path, STEPS)
-        assert (outcome.finished, outcome.position.step) == (False, 10)
+        assert (outcome.finished, outcome.position.step) == (False, 4)
 
     assert launch(2, work) == [0, 0]
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
 
 
 class Watched(ToyGAN):

@@ -221,7 +221,7 @@ class TableEvaluator:
     ) -> None:
         self.table, self.larger_is_better, self.selects = table, larger_is_better, selects
 
-    def __call__(self, generators: Mapping[str, nn.Module], accelerator: Accelerator) -> Evaluation:
+    def __call__(self, generators: Mapping[str, nn.Module], accelerator: Accelerator, stop: Any = None) -> Evaluation:
         [generator] = generators.values()
         assert isinstance(generator.age, Tensor)
         return Evaluation({"score": self.table.get(int(generator.age), 0.0)})

@@ -1,0 +1,402 @@
+"""One rank's failure ends all of them, soon and with that rank's own words.
+
+Every rank has a thread with its own connection to the store by which the ranks found one another. It shows that the
+rank is alive, how far it is and what it is doing; and it ends its process when another rank has failed, because the
+main thread may be waiting in a collective call that nobody will answer. A second thread sees to it that this also
+happens when the store itself no longer answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Final, NoReturn
+
+from torch.distributed import DistError, Store
+
+from hpcdistill.console import err
+from hpcdistill.errors import UserError
+
+EXIT_RANK_LOST: Final = 71  # EX_OSERR of sysexits.h: a rank died or hangs; the same command goes on from the checkpoint
+BEAT: Final = 2.0  # seconds between two signs of life
+LOST_AFTER: Final = 60.0  # seconds without one
+DEAD_AFTER: Final = 3 * BEAT  # the same, when a collective call has broken already
+LAST_WORDS: Final = 10.0  # seconds that others have to say why they failed
+_STORE_LIMIT: Final = timedelta(seconds=20)
+_STORE_ERRORS: Final = (DistError, RuntimeError)
+
+_PACKAGE = Path(__file__).parents[1]
+_active: RankWatch | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the ranks end; the first that is published counts."""
+
+    rank: int  # -1: nobody's own words
+    host: str
+    message: str
+    code: int
+    lost: Sequence[int] = ()  # ranks that cannot hear of it
+    told: bool = True  # False: the store is gone, each rank speaks for itself
+
+    def seen_by(self, rank: int) -> str:
+        """The line for rank `rank` to print."""
+        return self.message if self.rank in (-1, rank) else f"rank {self.rank} ({self.host}): {self.message}"
+
+
+class RankWatch:
+    """The watch of one rank; `store` must be a client that nothing else uses."""
+
+    def __init__(self, store: Store, rank: int, ranks: int, stall: float) -> None:
+        self.rank, self.ranks, self.stall = rank, ranks, stall
+        self.host = socket.gethostname()
+        self._store = store
+        store.set_timeout(_STORE_LIMIT)
+        self._lock = threading.Lock()
+        self._ending: int | None = None  # the thread that ends this process
+        self._ending_lock = threading.Lock()
+        self._done = threading.Event()
+        self._progress = time.monotonic()  # when the main thread last went on
+        self._patient = 0  # depth of `patient`
+        self._turns = 0
+        self._answered = time.monotonic()  # when the store last did
+        self._exit: tuple[float, int] | None = None  # end at this time with this code, whatever still hangs
+        self._before_exit: list[Callable[[], None]] = []
+        self._main = threading.main_thread().ident
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("rank-watch", self._watch), ("store-watch", self._watch_store))
+        ]
+        self._set(f"beat/{rank}", self._sign_of_life(0))
+
+    def start(self) -> None:
+        """Begin, when all ranks have made theirs."""
+        global _active
+        self._first_host = json.loads(self._get("beat/0"))["host"]
+        self._progress = self._answered = time.monotonic()
+        _active = self
+        for thread in self._threads:
+            thread.start()
+
+    def progress(self) -> None:
+        """The main thread has done something: a step, a test image. When none has for `stall` seconds, they hang."""
+        self._progress = time.monotonic()
+
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """Inside, no progress is no sign of a hang: rank 0 packs a data set, say."""
+        self._patient += 1
+        try:
+            yield
+        finally:
+            self.progress()
+            self._patient -= 1
+
+    def before_exit(self, work: Callable[[], None]) -> None:
+        """Have `work` done before a failure ends this process."""
+        self._before_exit.append(work)
+
+    def turn(self) -> int:
+        """1, 2, 3, ..., the same on all ranks."""
+        self._turns += 1
+        return self._turns
+
+    def mark(self, name: str) -> None:
+        """Tell all ranks that `name` has happened."""
+        self._set(f"mark/{name}", "1")
+
+    def wait_for(self, name: str) -> None:
+        """Return when a rank has called `mark(name)`, however long that takes."""
+        with self.patient():
+            while not self._has(f"mark/{name}"):
+                time.sleep(0.05)
+
+    def fail(self, message: str, code: int) -> Failure:
+        """Publish why this rank ends; what counts: its words, or those of another that has failed before."""
+        self._take_the_end(code)
+        own = Failure(self.rank, self.host, message, code)
+        try:
+            return self._publish(own)
+        except _STORE_ERRORS:
+            return replace(own, told=False)
+
+    def speaks(self, failure: Failure) -> bool:
+        """Whether this is the rank to print `failure`: the first that can."""
+        if not failure.told:  # the first of each host, where rank 0 is gone
+            local = int(os.environ.get("LOCAL_RANK", "0"))
+            return failure.rank == self.rank or local == (1 if self.rank == local else 0)
+        return self.rank == min(set(range(self.ranks)) - set(failure.lost), default=self.rank)
+
+    def explain(self, error: BaseException) -> Failure | None:
+        """What another rank has to do with `error`; None when it is this rank's own.
+
+        A rank that dies breaks the calls of all others. They note that they were waiting: who does not is the culprit.
+        """
+        try:
+            if not _is_of_a_collective(error):
+                return self._failure(2.0)
+            self._set(f"waiting/{self.rank}", "1")
+            return self._culprit()
+        except _STORE_ERRORS:
+            return self._store_gone()
+
+    def leave_for(self, failure: Failure) -> NoReturn:
+        """End this process, when the others have had the time to end too: a launcher kills who is late."""
+        self._take_the_end(failure.code)
+        tidying = threading.Thread(target=self._tidy_up, daemon=True)  # what hangs may be the disk
+        tidying.start()
+        tidying.join(LAST_WORDS / 2)
+        with contextlib.suppress(*_STORE_ERRORS):
+            if failure.told:
+                self._set(f"left/{self.rank}", "1")
+                # The first one, who speaks and may hold the store, goes last.
+                alive = [rank for rank in range(self.ranks) if rank not in failure.lost]
+                self._await_left(alive if self.speaks(failure) else alive[:1])
+        leave_at_once(failure.code)
+
+    def stop(self) -> None:
+        """End the watch in good order: the store's process leaves last, however long that takes."""
+        global _active
+        with self.patient(), contextlib.suppress(*_STORE_ERRORS):
+            self._set(f"left/{self.rank}", "1")
+            while self.rank == 0 and not all(self._has(f"left/{rank}") for rank in range(self.ranks)):
+                time.sleep(0.05)  # a rank that dies now is noticed by the thread
+        self._done.set()
+        for thread in self._threads:
+            thread.join(2 * BEAT)
+        _active = None
+
+    # --- the threads --------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        number, next_beat, before = 0, 0.0, time.monotonic()
+        seen: tuple[str, float] = ("", before)  # the neighbour's last sign of life, and when it came
+        neighbour = (self.rank + 1) % self.ranks
+        while not self._done.wait(0.5):
+            try:
+                if self._ending is not None:
+                    return
+                if failure := self._failure(0.0):
+                    self._end(failure)
+                now = time.monotonic()
+                if now - before > DEAD_AFTER:  # this process has slept (a suspended job), and so may have the others
+                    seen = ("", now)
+                    self.progress()
+                before = now
+                if now >= next_beat:
+                    number, next_beat = number + 1, now + BEAT
+                    self._set(f"beat/{self.rank}", self._sign_of_life(number))
+                    sign = self._get(f"beat/{neighbour}")
+                    if sign != seen[0] or self._has(f"left/{neighbour}"):
+                        seen = (sign, now)
+                    elif now - seen[1] > LOST_AFTER:
+                        said = f"{self._name(neighbour)} has given no sign of life for {LOST_AFTER:.0f} s"
+                        self._publish(Failure(-1, self.host, said, EXIT_RANK_LOST, (neighbour,)))
+                    elif self._standing() > self.stall:
+                        self._judge_stall()
+                self._answered = time.monotonic()
+            except _STORE_ERRORS:
+                if not self._done.is_set():
+                    self._end(self._store_gone())
+
+    def _watch_store(self) -> None:
+        """A store whose process is stopped leaves its clients waiting without a limit."""
+        before = time.monotonic()
+        while not self._done.wait(0.5):
+            now = time.monotonic()
+            if now - before > DEAD_AFTER:
+                self._answered = now
+            before = now
+            if self._exit and now > self._exit[0]:
+                leave_at_once(self._exit[1])
+            if now - self._answered > LOST_AFTER and self._ending is None:
+                self._end(self._store_gone(f"has given no sign of life for {LOST_AFTER:.0f} s"))
+
+    def _end(self, failure: Failure) -> None:
+        """End this process although its main thread may be stuck; nothing when another thread is doing so."""
+        if not self._claims_the_end(failure.code):
+            return
+        if self.speaks(failure):
+            err.print(f"error: {failure.seen_by(self.rank)}", style="bold red", markup=False, soft_wrap=True)
+        self.leave_for(failure)
+
+    def _claims_the_end(self, code: int) -> bool:
+        """Whether it is this thread that ends the process."""
+        with self._ending_lock:
+            if self._ending is None:
+                self._ending = threading.get_ident()
+                self._exit = (time.monotonic() + 3 * LAST_WORDS, code)
+            return self._ending == threading.get_ident()
+
+    def _take_the_end(self, code: int) -> None:
+        if not self._claims_the_end(code):
+            while True:  # until that thread has done it
+                time.sleep(LAST_WORDS)
+
+    def _tidy_up(self) -> None:
+        with contextlib.suppress(OSError, UserError):
+            for work in self._before_exit:
+                work()
+
+    # --- who is to blame ----------------------------------------------------------------------------------------------
+
+    def _sign_of_life(self, number: int) -> str:
+        at = {"beat": number, "host": self.host, "at": self._where()}
+        return json.dumps({**at, "stands": round(self._standing(), 1)})
+
+    def _standing(self) -> float:
+        """Seconds for which the main thread has not gone on, 0 while that is in order."""
+        return 0.0 if self._patient else time.monotonic() - self._progress
+
+    def _where(self) -> str:
+        """What the main thread is doing: the innermost line of this package."""
+        frame = sys._current_frames().get(self._main or 0)
+        while frame is not None:
+            path = Path(frame.f_code.co_filename)
+            if path.is_relative_to(_PACKAGE) and path.parent != Path(__file__).parent:
+                return f"{path.relative_to(_PACKAGE)}:{frame.f_lineno} ({frame.f_code.co_name})"
+            frame = frame.f_back
+        return "outside hpcdistill"
+
+    def _judge_stall(self) -> None:
+        """The ranks hang when none of them goes on: one that does lets the others wait for good reason."""
+        signs = [json.loads(self._get(f"beat/{rank}")) for rank in range(self.ranks)]
+        if all(sign["stands"] > self.stall for sign in signs):
+            each = "; ".join(f"rank {rank} ({sign['host']}) in {sign['at']}" for rank, sign in enumerate(signs))
+            said = f"no rank has gone on for {self.stall:.0f} s (train.timeout): {each}"
+            self._publish(Failure(-1, self.host, said, EXIT_RANK_LOST))
+
+    def _culprit(self) -> Failure | None:
+        """Who broke the collective call that this rank was waiting in."""
+        start = time.monotonic()
+        seen: dict[int, tuple[str, float]] = {}  # rank -> its last sign of life, and when it came
+        while True:
+            if failure := self._failure(0.0):
+                return failure
+            silent = [rank for rank in range(self.ranks) if not self._has(f"waiting/{rank}")]
+            now = time.monotonic()
+            for rank in silent:
+                if (sign := self._get(f"beat/{rank}")) != seen.get(rank, ("", 0.0))[0]:
+                    seen[rank] = (sign, now)
+            if dead := [rank for rank in silent if now - seen[rank][1] > DEAD_AFTER]:
+                names = ", ".join(map(self._name, dead))
+                said = f"{names} died without a word (killed? out of memory?); see its log"
+                return self._publish(Failure(-1, self.host, said, EXIT_RANK_LOST, dead))
+            if now - start > LAST_WORDS:
+                break
+            time.sleep(0.2)
+        if not silent:
+            return None  # all have met it: what it says is what happened
+        each = "; ".join(f"{self._name(rank)} in {json.loads(seen[rank][0])['at']}" for rank in silent)
+        said = f"the other ranks waited in vain: {each}"
+        return self._publish(Failure(-1, self.host, said, EXIT_RANK_LOST))
+
+    def _store_gone(self, how: str = "is gone") -> Failure:
+        holder = f"rank 0 ({self._first_host})"
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            holder = "torchrun's process"
+        said = f"{holder}, which holds the ranks' common store, {how} (killed? out of memory?); see its log"
+        return Failure(-1, self.host, said, EXIT_RANK_LOST, (0,), told=False)
+
+    def _name(self, rank: int) -> str:
+        return f"rank {rank} ({json.loads(self._get(f'beat/{rank}'))['host']})"
+
+    # --- the store ----------------------------------------------------------------------------------------------------
+
+    def _publish(self, failure: Failure) -> Failure:
+        """The first words count: what fails afterwards is probably a consequence. Those that count."""
+        with self._lock:
+            found: bytes = self._store.compare_set("failure", "", json.dumps(asdict(failure)))
+        return Failure(**json.loads(found))
+
+    def _failure(self, seconds: float) -> Failure | None:
+        """What has been published, waiting for it at most so long."""
+        end = time.monotonic() + seconds
+        while not self._has("failure"):
+            if time.monotonic() >= end:
+                return None
+            time.sleep(0.2)
+        return Failure(**json.loads(self._get("failure")))
+
+    def _await_left(self, ranks: Sequence[int]) -> None:
+        end = time.monotonic() + LAST_WORDS
+        while time.monotonic() < end and not all(self._has(f"left/{rank}") for rank in ranks):
+            time.sleep(0.05)
+
+    def _set(self, key: str, value: str) -> None:
+        with self._lock:
+            self._store.set(key, value)
+
+    def _get(self, key: str) -> str:
+        with self._lock:
+            content: bytes = self._store.get(key)
+            return content.decode()
+
+    def _has(self, key: str) -> bool:
+        with self._lock:
+            return bool(self._store.check([key]))
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End without the clean-up of torch.distributed, which would wait for ranks that are no more."""
+    with contextlib.suppress(OSError, ValueError):
+        err.show_cursor(True)  # a progress display hides it
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def active() -> RankWatch | None:
+    """The watch of this process; None when it is alone."""
+    return _active
+
+
+def before_exit(work: Callable[[], None]) -> None:
+    """`RankWatch.before_exit`, where there is a watch."""
+    if _active is not None:
+        _active.before_exit(work)
+
+
+def progress() -> None:
+    """`RankWatch.progress`, where there is a watch."""
+    if _active is not None:
+        _active.progress()
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """`RankWatch.patient`, where there is a watch."""
+    with _active.patient() if _active is not None else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """Rank 0 runs the body first, however long it takes; then the others do. Every rank must come by."""
+    if _active is None:
+        yield
+    elif _active.rank == 0:
+        with _active.patient():
+            yield
+        _active.mark(f"first/{_active.turn()}")
+    else:
+        _active.wait_for(f"first/{_active.turn()}")
+        yield
+
+
+def _is_of_a_collective(error: BaseException) -> bool:
+    """Whether `error` comes out of torch.distributed: gloo raises plain RuntimeErrors."""
+    if isinstance(error, DistError):
+        return True
+    signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -1,0 +1,130 @@
+"""Every method there is, as small as its classes allow, with data for it: for tests that run over all of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))  # the small GAN methods of their tests
+
+from toy import SEED, uniform
+from translation import cyclegan, double_samples, pix2pix, small, write_vgg
+
+from hpcdistill.methods.base import Method
+from hpcdistill.methods.distilled_gan import DistilledGAN
+from hpcdistill.methods.plain_sr import PlainSR
+from hpcdistill.methods.privileged_student import PrivilegedStudent
+from hpcdistill.methods.privileged_teacher import PrivilegedTeacherTraining
+from hpcdistill.models.privileged import PrivilegedTeacher
+from hpcdistill.training.evaluation import Evaluation
+
+SCALE = 2
+CROP = 24  # of ResNets: maps of 6x6 pixels, the smallest with a spectrum
+Samples = Callable[[NDArray[np.int64]], dict[str, Tensor]]
+__all__ = ["METHODS", "Ramp", "build", "samples_of", "write_vgg"]
+
+
+def sr_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
+    """hr [B, 1, 16, 16], smooth noise in [0, 1], and its averages lr2: float64."""
+    drawn = torch.from_numpy(uniform(numbers, 25)).view(-1, 1, 5, 5)
+    hr = nn.functional.interpolate(drawn, (16, 16), mode="bilinear")
+    return {"hr": hr, f"lr{SCALE}": nn.functional.avg_pool2d(hr, SCALE)}
+
+
+def _small_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
+    return {name: nn.functional.avg_pool2d(images, 48 // CROP) for name, images in double_samples(numbers).items()}
+
+
+def _plain_sr(vgg: Path) -> Method:
+    return PlainSR(PlainSR.Config(scale=SCALE))
+
+
+def _privileged_teacher(vgg: Path) -> Method:
+    return PrivilegedTeacherTraining(PrivilegedTeacherTraining.Config(scale=SCALE, weight_fre=0.3, weight_deg=0.5))
+
+
+def _privileged_student(vgg: Path, **values: Any) -> Method:
+    config = PrivilegedStudent.Config(scale=SCALE, weight_vid=0.01, **values)
+    return PrivilegedStudent(config, {"teacher": PrivilegedTeacher(SCALE, 1)})
+
+
+def _cyclegan(vgg: Path) -> Method:
+    return cyclegan(crop=CROP, discriminator_strides=1)
+
+
+def _pix2pix(vgg: Path) -> Method:
+    return pix2pix()
+
+
+def _distilled(vgg: Path, **values: Any) -> Method:
+    paired = values.get("family") == "pix2pix"
+    given: dict[str, Any] = {"ndf": 4, "discriminator_strides": 2 if paired else 1, "crop": 48 if paired else CROP}
+    given |= {"teacher": small({}, 12 if paired else 8), "student": small({}, 8 if paired else 4)}
+    given |= {"vgg": str(vgg), "style_layers": ("relu1_1",), "feature_layers": ("relu1_1",)}
+    given |= {} if paired else {"pool": 3}
+    method = DistilledGAN(DistilledGAN.Config(**(given | values)))
+    method.prepare(method.crop)
+    return method
+
+
+METHODS: dict[str, Callable[[Path], Method]] = {
+    "plain_sr": _plain_sr,
+    "privileged_teacher": _privileged_teacher,
+    "privileged_student": _privileged_student,
+    "privileged_student_gaussian": partial(_privileged_student, vid="gaussian", initialise="random"),
+    "cyclegan": _cyclegan,
+    "pix2pix": _pix2pix,
+    "fesd_unpaired": partial(_distilled, direction="both"),
+    "fesd_paired": partial(_distilled, family="pix2pix", mix_spectral=True),
+    "dcd_unpaired": partial(
+        _distilled, weight_spectral=0, projection="trained", schedule="blocks", block_steps=2, blocks=2
+    ),
+    "dcd_paired": partial(
+        _distilled,
+        family="pix2pix",
+        weight_spectral=0,
+        projection="shared",
+        student={"ngf": 12, "levels": 4},
+        schedule="blocks",
+        block_steps=2,
+        blocks=2,
+    ),
+}
+
+
+def build(name: str, vgg: Path) -> Method:
+    """The method in float64, the same weights on every rank."""
+    torch.manual_seed(SEED)
+    return METHODS[name](vgg).double()
+
+
+def samples_of(name: str) -> Samples:
+    if name.startswith(("plain", "privileged")):
+        return sr_samples
+    return double_samples if name.endswith(("pix2pix", "_paired")) else _small_samples
+
+
+class Ramp:
+    """Finds each evaluation better than the one before: blocks of DCD go on from the weights they have."""
+
+    selects: str | None = "student/toy/score"
+    larger_is_better = True
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, generators: Mapping[str, nn.Module], accelerator: Accelerator, *_: Any) -> Evaluation:
+        self.calls += 1
+        return Evaluation({"student/toy/score": float(self.calls), "teacher/toy/score": float(self.calls)})
+
+    def protocol(self) -> dict[str, Any]:
+        return {}
