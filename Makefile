@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-gan test lint types bench clean install
+.PHONY: demo demo-gan test test-slurm lint types bench clean install
 
 demo: $(INSTALLED)  ## a picture in a few minutes: pack, train, distil, evaluate, report
 	$(RUN) -m hpcdistill.demo
@@ -14,6 +14,10 @@ demo-gan: $(INSTALLED)  ## another one: a GAN's teacher and student turn edges i
 
 test: $(INSTALLED)  ## all tests this machine can run
 	$(RUN) -m pytest
+
+test-slurm: $(INSTALLED)  ## the tests on a real SLURM, from Debian's packages (installed when missing, as root)
+	-tests/slurm/install.sh
+	$(RUN) -m pytest -n 0 -m slurm
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -299,7 +299,8 @@ def run_loop(
         except _EnoughError:
             return
         finally:
-            accelerator.end_training()
+            for tracker in accelerator.trackers:
+                tracker.finish()  # not end_training, which would end the process group as well
     raise KeyboardInterrupt  # only a stop signal ends an endless run; the loop took it for a request to save
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; more threads only get in each other's way
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as hpcdistill does, where it comes before torch
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ def test_interpolation(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatc
         ("train.batch_size=many", 'command line: train.batch_size: expected a valid integer.*got "many"'),
         ("method.scale=5", "command line: method.scale: expected 2, 3 or 4, got 5"),
         ("method.name=plain_srr", "method.name: unknown method 'plain_srr'; did you mean 'plain_sr'"),
-        ("train.precision=fp8", "train.precision: expected 'fp32', 'bf16' or 'fp16'"),
+        ("train.precision=fp8", "train.precision: expected 'fp32', 'bf16', 'fp16' or 'auto'"),
         ("method.optimizer.eps=-1", "method.optimizer.eps: expected greater than 0"),
         ("seed=${nowhere}", "seed"),
         ("=4", "not an override"),

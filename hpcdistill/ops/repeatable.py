@@ -76,11 +76,13 @@ def _matrix(size: int, out: int, mode: str, device: torch.device, dtype: torch.d
 def _bilinear(size: int, out: int) -> NDArray[np.float64]:
     """Pixel centres: new pixel i lies at (i + 1/2) size / out - 1/2 of the old ones, inside their outer centres."""
     place = np.clip((np.arange(out) + 0.5) * size / out - 0.5, 0, size - 1)
-    return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(size)))
+    weights: NDArray[np.float64] = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(size)))
+    return weights
 
 
 def _area(size: int, out: int) -> NDArray[np.float64]:
     """The mean of the old pixels that a new one touches, as adaptive average pooling takes it."""
     new = np.arange(out)[:, None]
     touched = (np.arange(size) >= new * size // out) & (np.arange(size) < -(-(new + 1) * size // out))
-    return touched / touched.sum(1, keepdims=True)
+    weights: NDArray[np.float64] = touched / touched.sum(1, keepdims=True)
+    return weights

@@ -22,12 +22,12 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
     if "RANK" in environment or step is None or "SLURM_PROCID" not in environment or tasks < 2:
         return
     node = int(environment.get("SLURM_NODEID", "0"))
-    environment |= {
-        "RANK": environment["SLURM_PROCID"],
-        "WORLD_SIZE": str(tasks),
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
-        "LOCAL_WORLD_SIZE": str(_tasks_of(node, environment.get("SLURM_STEP_TASKS_PER_NODE", str(tasks)))),
-    }
+    environment.update(
+        RANK=environment["SLURM_PROCID"],
+        WORLD_SIZE=str(tasks),
+        LOCAL_RANK=environment["SLURM_LOCALID"],
+        LOCAL_WORLD_SIZE=str(_tasks_of(node, environment.get("SLURM_STEP_TASKS_PER_NODE", str(tasks)))),
+    )
     environment.setdefault("MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1")))
     environment.setdefault("MASTER_PORT", str(port_of(environment)))
 

@@ -7,7 +7,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed import DistError, PrefixStore, TCPStore
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import DistError
+from torch.distributed.rendezvous import rendezvous
 
 from hpcdistill.errors import UserError
 from hpcdistill.ranks.environment import rank, ranks
@@ -31,7 +33,7 @@ def join(cpu: bool, stall: float) -> None:
     if not cpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=_JOIN_LIMIT))
+        store, _, _ = next(rendezvous("env://", timeout=_JOIN_LIMIT))
         # torchrun's agent keeps one store over its restarts: each attempt has keys of its own.
         _joined += 1
         attempt = f"hpcdistill/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_joined}"

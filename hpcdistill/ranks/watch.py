@@ -21,7 +21,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final, NoReturn
 
-from torch.distributed import DistError, Store
+from torch._C._distributed_c10d import Store
+from torch.distributed import DistError
 
 from hpcdistill.console import err
 from hpcdistill.errors import UserError
@@ -158,10 +159,14 @@ class RankWatch:
         tidying.join(LAST_WORDS / 2)
         with contextlib.suppress(*_STORE_ERRORS):
             if failure.told:
-                self._set(f"left/{self.rank}", "1")
-                # The first one, who speaks and may hold the store, goes last.
-                alive = [rank for rank in range(self.ranks) if rank not in failure.lost]
-                self._await_left(alive if self.speaks(failure) else alive[:1])
+                # The first one, who speaks and may hold the store, lets the others go before.
+                first, *others = [r for r in range(self.ranks) if r not in failure.lost] or [self.rank]
+                if self.rank == first:
+                    self._set(f"left/{self.rank}", "1")
+                    self._await_left(others)
+                else:
+                    self._await_left([first])
+                    self._set(f"left/{self.rank}", "1")
         leave_at_once(failure.code)
 
     def stop(self) -> None:
@@ -202,7 +207,7 @@ class RankWatch:
                     elif now - seen[1] > LOST_AFTER:
                         said = f"{self._name(neighbour)} has given no sign of life for {LOST_AFTER:.0f} s"
                         self._publish(Failure(-1, self.host, said, EXIT_RANK_LOST, (neighbour,)))
-                    elif self._standing() > self.stall:
+                    if self._standing() > self.stall:
                         self._judge_stall()
                 self._answered = time.monotonic()
             except _STORE_ERRORS:

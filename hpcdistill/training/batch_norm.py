@@ -82,6 +82,6 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total: Tensor = _SumOverRanks.apply(gradient)  # type: ignore[no-untyped-call]
         return total

@@ -11,7 +11,6 @@ that one is missing or damaged; `.step-*.tmp` never counts.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -191,13 +190,7 @@ class Checkpoints:
         replaced = self.folder / f".{target.name}.replaced"
         if again := target.exists():  # the same step again, after a resume
             target.rename(replaced)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if again:
-                with contextlib.suppress(OSError):  # then it is found by its other name
-                    replaced.rename(target)
-            raise
+        temporary.rename(target)  # when this fails the other one is found by its new name, until the next save
         sync_folder(self.folder)
         if again:
             self._remove(replaced)
@@ -224,16 +217,20 @@ class Checkpoints:
         for replaced in (path for path in self._folders() if path.name.startswith(".")):
             target = self._path(_step(replaced))
             if target.exists():
-                try:
-                    self._read(target)
-                except _UNREADABLE as error:
-                    _raise_unless_damage(error)
-                    self._remove(target)
-                else:
+                if self._whole(target) or not self._whole(replaced):
                     self._remove(replaced)
                     continue
+                self._remove(target)
             replaced.rename(target)
             (self._damaged.add if replaced in self._damaged else self._damaged.discard)(target)
+
+    def _whole(self, path: Path) -> bool:
+        try:
+            self._read(path)
+        except _UNREADABLE as error:
+            _raise_unless_damage(error)
+            return False
+        return True
 
     def _read(self, path: Path) -> Checkpoint:
         digests = json.loads((path / MANIFEST).read_bytes())

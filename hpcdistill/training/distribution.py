@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -38,6 +39,8 @@ def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Acceler
         keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
+    # Accelerate has no word yet for torch's new name of it.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     accelerator = Accelerator(
         mixed_precision=precision,
         cpu=cpu,

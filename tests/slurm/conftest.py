@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                     until(lambda: _alone(users.fileno()), bool, 600, "other workers' tests on the cluster")
                 finally:
                     daemons.stop()
+                    shutil.rmtree(found.folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

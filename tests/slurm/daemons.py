@@ -24,6 +24,7 @@ from cluster import SYSTEM_PATH, Cluster, ClusterError, until
 HOSTS = Path("/etc/hosts")
 NODE_CPUS, NODE_GPUS = 8, 4  # what each node claims to have; the tests' jobs are small
 START_SECONDS = 60
+_OWNER = "# SLURM test cluster of process"
 
 # Memory is a resource that jobs must ask for, as on real clusters, but nothing enforces it here.
 # cred_expire: the shorter, the sooner a requeued job is started again (cred_expire + 1 seconds).
@@ -114,7 +115,7 @@ def unavailable(accounting: bool = False) -> str | None:
 
 
 class Daemons:
-    """Starts a cluster's daemons as children of this process and stops them, in that order, whatever happens between."""
+    """Starts a cluster's daemons as children of this process, and stops them, whatever has happened in between."""
 
     def __init__(self, folder: Path, nodes: int = 2, *, accounting: bool = False) -> None:
         self.folder = folder
@@ -140,7 +141,8 @@ class Daemons:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._configure()
         with _hosts() as lines:
-            lines.extend(f"127.0.0.1 {node}" for node in self.cluster.nodes)
+            lines[:] = [line for line in lines if not _is_stale(line)]
+            lines.extend(f"127.0.0.1 {node} {_OWNER} {os.getpid()}" for node in self.cluster.nodes)
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(1024))
@@ -212,7 +214,7 @@ class Daemons:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         with _hosts() as lines:
-            lines[:] = [line for line in lines if line.partition(" ")[2] not in self.cluster.nodes]
+            lines[:] = [line for line in lines if not set(self.cluster.nodes).intersection(line.split())]
 
     def _strays(self) -> Iterator[psutil.Process]:
         """Whatever still runs for this cluster (slurmstepd, a task, a client): told by SLURM_CONF, which all carry."""
@@ -318,6 +320,12 @@ def _fake_gpus(folder: Path) -> str:
     return f"{folder}/nvidia[0-{NODE_GPUS - 1}]"
 
 
+def _is_stale(line: str) -> bool:
+    """Whether this line of /etc/hosts is of a test cluster whose process was killed."""
+    _, found, owner = line.partition(_OWNER)
+    return bool(found) and not psutil.pid_exists(int(owner))
+
+
 @contextlib.contextmanager
 def _hosts() -> Iterator[list[str]]:
     """The lines of /etc/hosts, to be changed in place; one process at a time, and in place as it may be a mount."""
@@ -337,9 +345,12 @@ if __name__ == "__main__":
     daemons = Daemons(
         Path(sys.argv[1]).resolve(), int(([*sys.argv[2:], "2"])[0]), accounting="--accounting" in sys.argv
     )
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     daemons.start()
-    print(f"export SLURM_CONF={daemons.folder / 'slurm.conf'}", flush=True)
     try:
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        print(f"export SLURM_CONF={daemons.folder / 'slurm.conf'}", flush=True)
+        signal.pause()
+    except KeyboardInterrupt:
+        pass
     finally:
         daemons.stop()

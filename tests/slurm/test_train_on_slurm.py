@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-import signal
 import stat
 import subprocess
 import sys
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slurm
 
 CLONE = Path(__file__).resolve().parents[2]
 SCRIPT = CLONE / "slurm" / "train.sbatch"
-STEPS = 400
+STEPS = 200
 NO_GPU = "--gpus-per-node=0"
 
 
@@ -43,8 +43,8 @@ class Toy:
         (folder / "toy.yaml").write_text(
             f"data: {{train: {folder / 'packed'}, eval: {{toy: {folder / 'packed'}}},\n"
             "  patch: 48, samples_per_epoch: 3, workers: 0}\n"
-            f"train: {{steps: {STEPS}, batch_size: 4, log_every: 10, checkpoint_every: 100, trackers: [], device: cpu,\n"
-            "  threads: 1, gradient_norms_every: 0}\n"
+            f"train: {{steps: {STEPS}, batch_size: 4, log_every: 10, checkpoint_every: 100, gradient_norms_every: 0,\n"
+            "  trackers: [], device: cpu, threads: 1}\n"
             f"eval: {{every: {STEPS}}}\n"
         )
 
@@ -212,7 +212,7 @@ def test_one_task_of_an_array_is_requeued_alone(cluster: Cluster, stand_in: Path
 def test_the_time_limit_stops_and_requeues(cluster: Cluster, stand_in: Path, tmp_path: Path) -> None:
     # SLURM looks at time limits every 30 s and may signal a minute early: at once, where the limit is one minute.
     job = _submit(cluster, stand_in, tmp_path, "--time=1", "--signal=USR1@55", "--ntasks-per-node=2", SCRIPT, "waits")
-    shown = cluster.wait_for(job, lambda shown: shown["Restarts"] == "1", 60)
+    shown = cluster.wait_for(job, lambda shown: shown["Restarts"] == "1", 90)
     assert shown["JobState"] != "TIMEOUT"
     cluster.ask("scancel", str(job))
 
@@ -226,11 +226,9 @@ def _tasks(cluster: Cluster) -> list[psutil.Process]:
     """The training processes that a step has started."""
     tasks = []
     for process in psutil.process_iter():
-        try:
+        with contextlib.suppress(psutil.Error):
             environment = process.environ()
-            if "hpcdistill.train" in process.cmdline() and "SLURM_PROCID" in environment:
-                if environment.get("SLURM_CONF") == cluster.environment["SLURM_CONF"]:
-                    tasks.append(process)
-        except psutil.Error:
-            continue
+            ours = environment.get("SLURM_CONF") == cluster.environment["SLURM_CONF"]
+            if ours and "SLURM_STEP_ID" in environment and "hpcdistill.train" in process.cmdline():
+                tasks.append(process)
     return tasks

@@ -43,11 +43,9 @@ SEED = 20261122
 WEIGHTS = torch.arange(6.0).view(2, 3)
 BEST = b"\x02\0\0\0\0\0\0\0{}"  # an empty safetensors file
 FILES = ["networks/a.safetensors", "best/a.safetensors", "state.json", MANIFEST]
-# Every function of the C library by which a save reads or changes the disk.
-TOUCHES = {
-    *("mkdir", "open", "write", "fsync", "close", "posix_fadvise", "read", "readinto", "rename", "replace", "stat"),
-    *("lstat", "fstat", "scandir", "listdir", "unlink", "rmdir", "truncate"),
-}
+# The functions by which a save changes the disk, and those by which it only looks.
+CHANGES = {"mkdir", "open", "write", "fsync", "rename", "replace", "unlink", "rmdir", "truncate"}
+LOOKS = {"close", "posix_fadvise", "read", "readinto", "stat", "lstat", "fstat", "scandir", "listdir"}
 
 
 def save(checkpoints: Checkpoints, step: int, version: int = 0) -> None:
@@ -68,13 +66,13 @@ def names(folder: Path) -> list[str]:
 
 
 class Strike:
-    """A profile function that strikes at the n-th touch of the disk; a write is then half done."""
+    """A profile function that strikes at the n-th call of `functions`; a write is then half done."""
 
-    def __init__(self, at: int, act: Callable[[], None]) -> None:
-        self.at, self.act, self.touches, self.struck = at, act, 0, ""
+    def __init__(self, at: int, functions: set[str], act: Callable[[], None]) -> None:
+        self.at, self.functions, self.act, self.touches, self.struck = at, functions, act, 0, ""
 
     def __call__(self, frame: FrameType, event: str, function: Any) -> None:
-        if event != "c_call" or function.__name__ not in TOUCHES or self.struck:
+        if event != "c_call" or function.__name__ not in self.functions or self.struck:
             return
         if self.touches == self.at:
             self.struck = function.__name__
@@ -138,7 +136,7 @@ SITUATIONS: dict[str, tuple[Callable[[Path], None], tuple[int, int], tuple[int, 
 def attempts(
     situation: str, root: Path, attempt: Callable[[Checkpoints, int, tuple[int, int]], bool]
 ) -> Iterator[tuple[int, Path]]:
-    """Strike at the first touch, the second and so on, each in a fresh folder, until a save is not struck."""
+    """Strike at the first call, the second and so on, each in a fresh folder, until a save is not struck."""
     prepare, before, after = SITUATIONS[situation]
     prepare(root / "template")
     for at in range(10_000):
@@ -165,6 +163,9 @@ def check(situation: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> t
     warnings = capsys.readouterr().err
     assert warnings == "" or (situation == "over a damaged one" and now == before and warnings.count("\n") == 1)
     assert held(checkpoints.read(now[0])) == now  # what another rank does
+    for path in folder.glob("step-*"):
+        if not (situation == "over a damaged one" and now == before and path.name == "step-00000020"):
+            held(checkpoints.read(int(path.name[5:])))  # none is half removed
     save(checkpoints, 40)
     assert held(Checkpoints(folder).newest()) == (40, 0)
     kept = names(folder)
@@ -176,12 +177,12 @@ def check(situation: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> t
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_killed_at_every_touch_of_the_disk(situation: str, quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_at_every_change_of_the_disk(situation: str, quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def attempt(checkpoints: Checkpoints, at: int, after: tuple[int, int]) -> bool:
         child = os.fork()
         if child == 0:
             try:
-                sys.setprofile(Strike(at, die))
+                sys.setprofile(Strike(at, CHANGES, die))
                 save(checkpoints, *after)
                 sys.setprofile(None)
             finally:
@@ -209,7 +210,7 @@ def test_refused_at_every_touch_of_the_disk(situation: str, quick: Path, capsys:
     def attempt(checkpoints: Checkpoints, at: int, after: tuple[int, int]) -> bool:
         nonlocal code
         code = (errno.ENOSPC, errno.EDQUOT, errno.EIO)[at % 3]
-        strike = Strike(at, refuse)
+        strike = Strike(at, CHANGES | LOOKS, refuse)
         try:
             sys.setprofile(strike)
             save(checkpoints, *after)
@@ -286,6 +287,22 @@ def test_a_damaged_one_takes_no_place_of_a_whole_one(tmp_path: Path) -> None:
     assert held(checkpoints.newest()) == (10, 0)
     save(checkpoints, 25)  # not a step that was there: the damaged 20 is older than it
     assert names(tmp_path) == ["step-00000010", "step-00000025"]
+
+
+def test_the_replaced_one_stays_while_the_new_one_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A power cut in the middle of a replacement."""
+    two(tmp_path)
+    shutil.copytree(tmp_path / "step-00000020", tmp_path / ".step-00000020.replaced")
+    (tmp_path / "step-00000020" / FILES[0]).write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path)
+    assert held(checkpoints.newest()) == held(checkpoints.read(20)) == (20, 0)
+    assert capsys.readouterr().err.endswith("taking .step-00000020.replaced\n")
+    save(checkpoints, 30)
+    assert names(tmp_path) == ["step-00000020", "step-00000030"]
+    assert held(checkpoints.read(20)) == (20, 0)
+    assert held(checkpoints.newest()) == (30, 0)
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EMFILE, errno.ESTALE])

@@ -541,7 +541,17 @@ def void(_: object) -> None:
 
 
 def test_of_those_who_find_a_dead_lock_one_gets_it(path: Path, dead: Callable[[], None]) -> None:
-    for said in contend(path, dead, nothing):
+    look = lock_module._look
+
+    def slow(place: Path) -> Any:
+        seen = look(place)
+        time.sleep(0.004)  # room for another between the look and the taking
+        return seen
+
+    def before() -> None:
+        lock_module._look = slow
+
+    for said in contend(path, dead, before):
         assert said.count("taken") == 1
         assert sum("is training this run" in one for one in said) == 2
 

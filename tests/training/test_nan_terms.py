@@ -16,7 +16,7 @@ from toy import ToyReader, run, saved
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Carry, Method, Phase, Terms
 
-BATCH, STEPS = 2, 10
+BATCH, STEPS = 2, 14
 ONCE = [name for name in METHODS if not name.endswith("gaussian")]
 Weights = dict[str, dict[str, Tensor]]
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
-from toy import SEED, Killed, ToyReader, kill_at, run, sr_samples
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from toy import SEED, Killed, ToyReader, kill_at, run, uniform
 
 from hpcdistill.methods.plain_sr import PlainSR
 from hpcdistill.settings import identity_values
@@ -16,6 +19,12 @@ from hpcdistill.training import precision
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.precision import has_native_bf16, precision_of, started_with, take_precision
+
+
+def sr_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
+    """HR noise of 16x16 and its LR image of 8x8, float32."""
+    hr = torch.from_numpy(uniform(numbers, 256)).float().view(-1, 1, 16, 16)
+    return {"hr": hr, "lr2": nn.functional.avg_pool2d(hr, 2)}
 
 
 @pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((8, 6), True), ((10, 0), True)])

@@ -47,7 +47,7 @@ def student(weight: float) -> tuple[PrivilegedStudent, dict[str, Tensor]]:
 
 
 def test_dssds_weight_of_vid() -> None:
-    """ "Most of the estimator's gradients at weight 1e-6 are below Adam's eps 1e-8 and below fp16's smallest number"."""
+    """Most of the estimator's gradients at weight 1e-6 are below Adam's eps and below fp16's smallest number."""
     method, batch = student(1e-6)
     estimator = method.groups["student"].module.estimator
     assert isinstance(estimator, nn.Module)

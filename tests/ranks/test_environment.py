@@ -1,0 +1,136 @@
+"""Who a process is under SLURM: from what SLURM 22.05 was seen to set, in each way to start a command."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpcdistill.ranks.environment import adopt_slurm, first_host, job, port_of, restart_count
+from hpcdistill.ranks.launcher import tasks_without_srun
+
+# Printed on a cluster of two nodes; of the second task where there are two.
+JOB = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "hd[1-2]", "SLURM_TASKS_PER_NODE": "1(x2)"}
+BATCH = JOB | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "2"}
+STEP = JOB | {
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
+    "SLURM_NTASKS": "2",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    "SLURM_STEP_NODELIST": "hd[1-2]",
+    "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
+    "SLURM_SRUN_COMM_PORT": "38509",
+}
+SALLOC = JOB | {"SLURM_NTASKS": "2"}
+NESTED = STEP | {
+    "SLURM_PROCID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NTASKS": "1",
+    "SLURM_STEP_ID": "2",
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1",
+    "SLURM_STEP_NODELIST": "hd2",
+}
+INTERACTIVE = BATCH | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}
+PARTS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+
+
+def adopted(environment: dict[str, str]) -> dict[str, str]:
+    environment = dict(environment)
+    adopt_slurm(environment)
+    return environment
+
+
+def test_a_task_of_srun() -> None:
+    found = adopted(STEP)
+    assert [found[name] for name in PARTS] == ["1", "2", "0", "1", "hd1"]
+    assert found["MASTER_PORT"] == adopted(STEP | {"SLURM_PROCID": "0", "SLURM_NODEID": "0"})["MASTER_PORT"]
+
+
+@pytest.mark.parametrize("node", range(5))
+def test_tasks_a_node(node: int) -> None:
+    counts = {"SLURM_STEP_NUM_TASKS": "9", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1,2"}
+    found = adopted(STEP | counts | {"SLURM_PROCID": "8", "SLURM_LOCALID": "1", "SLURM_NODEID": str(node)})
+    assert found["LOCAL_WORLD_SIZE"] == "22212"[node]
+    assert found["LOCAL_RANK"] == "1"
+    assert found["WORLD_SIZE"] == "9"
+
+
+@pytest.mark.parametrize("environment", [BATCH, SALLOC, NESTED, INTERACTIVE, {}], ids=str)
+def test_one_process(environment: dict[str, str]) -> None:
+    assert adopted(environment) == environment
+
+
+def test_a_launcher_comes_first() -> None:
+    """torchrun in a task of srun."""
+    launched = STEP | {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "elsewhere", "MASTER_PORT": "1"}
+    assert adopted(launched) == launched
+
+
+def test_an_address_of_the_user_stays() -> None:
+    found = adopted(STEP | {"MASTER_ADDR": "ib1", "MASTER_PORT": "29501"})
+    assert (found["MASTER_ADDR"], found["MASTER_PORT"], found["RANK"]) == ("ib1", "29501", "1")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("a[01-03,07],b1", "a01"),
+        ("node-43817-[1-2]", "node-43817-1"),
+        ("n1", "n1"),
+        ("n1,n3", "n1"),
+        ("n3,a[01-03]", "n3"),
+        ("a[7,9],b[1-2]", "a7"),
+        ("r[1-2]n[1-4]-ib", "r1n1-ib"),
+        ("gpu[003].cluster", "gpu003.cluster"),
+    ],
+)
+def test_first_host(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_ports_of_jobs_steps_and_restarts_differ() -> None:
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    neighbours = [("17", "0", ""), ("18", "0", ""), ("17", "1", ""), ("17", "0", "1"), ("1", "70", "")]
+    ports = [port_of(dict(zip(names, one, strict=True))) for one in neighbours]
+    assert len(set(ports)) == len(ports)
+    many = [port_of({"SLURM_JOB_ID": str(number), "SLURM_STEP_ID": "0"}) for number in range(1000)]
+    assert all(20000 <= port < 32768 for port in many)
+    assert len(set(many)) > 900  # as many as chance leaves
+
+
+@pytest.mark.parametrize(
+    ("environment", "tasks"),
+    [
+        (BATCH, 2),
+        (SALLOC, 2),
+        (INTERACTIVE, 2),
+        (STEP, 0),
+        (NESTED, 0),
+        (BATCH | {"SLURM_NTASKS": "1"}, 0),
+        (BATCH | {"RANK": "0"}, 0),
+        ({"SLURM_NTASKS": "2"}, 0),
+        ({}, 0),
+    ],
+    ids=str,
+)
+def test_tasks_without_srun(environment: dict[str, str], tasks: int) -> None:
+    assert tasks_without_srun(environment) == tasks
+
+
+def test_job_and_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert (job(), restart_count()) == (None, 0)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert job() == "SLURM job 17"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
+    assert job() == "SLURM job 17, 12_5"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert restart_count() == 2
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert restart_count() == 1
