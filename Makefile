@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-gan test test-slurm lint types bench clean install
+.PHONY: demo demo-gan test test-slurm lint types bench torture clean install
 
 demo: $(INSTALLED)  ## a picture in a few minutes: pack, train, distil, evaluate, report
 	$(RUN) -m hpcdistill.demo
@@ -30,6 +30,9 @@ bench: $(INSTALLED)  ## throughput and memory on this machine, as tables and JSO
 	$(RUN) bench/loader.py
 	$(RUN) bench/step.py
 	$(RUN) bench/packing.py
+
+torture: $(INSTALLED)  ## fifty random kills of random ranks; what they changed, as JSON
+	$(RUN) tests/training/torture.py --kills 50 --json docs/results/torture.json
 
 install: $(INSTALLED)
 

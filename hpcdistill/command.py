@@ -15,7 +15,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.ranks.environment import adopt_slurm
 
 if TYPE_CHECKING:
-    from hpcdistill.ranks.watch import Failure, RankWatch
+    from hpcdistill.ranks.watch import RankWatch
 
 EXIT_CRASHED = 1
 EXIT_USER_ERROR = 2
@@ -84,7 +84,7 @@ def crash(error: Exception) -> NoReturn:
         if failure.rank == watch.rank:
             traceback.print_exception(error)
             watch.leave_for(failure)
-    _say_and_leave(watch, failure, f"error: {failure.seen_by(watch.rank)}", "bold red")
+    watch.leave_for(failure, f"error: {failure.seen_by(watch.rank)}")
 
 
 def end(message: str, code: int, style: str) -> NoReturn:
@@ -101,13 +101,7 @@ def end(message: str, code: int, style: str) -> NoReturn:
         message = f"rank {watch.rank}: {message}"
     elif failure.rank != watch.rank and failure.message != said:  # all may have met the same
         message = f"error: {failure.seen_by(watch.rank)}"
-    _say_and_leave(watch, failure, message, style)
-
-
-def _say_and_leave(watch: RankWatch, failure: Failure, message: str, style: str) -> NoReturn:
-    if watch.speaks(failure):
-        err.print(message, style=style, markup=False, soft_wrap=True)
-    watch.leave_for(failure)
+    watch.leave_for(failure, message, style)
 
 
 def _part() -> None:

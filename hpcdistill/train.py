@@ -158,7 +158,6 @@ def _train(
         folder.create(to_yaml(_self_contained(loaded)), identity)
         watch.before_exit(folder.release)
     accelerator.wait_for_everyone()
-    accelerator.init_trackers("hpcdistill")
     outcome = train(
         method,
         reader,

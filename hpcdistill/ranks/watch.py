@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, NoReturn
@@ -26,6 +26,7 @@ from torch.distributed import DistError
 
 from hpcdistill.console import err
 from hpcdistill.errors import UserError
+from hpcdistill.ranks.failure import Failure, is_of_a_collective, leave_at_once
 
 EXIT_RANK_LOST: Final = 71  # EX_OSERR of sysexits.h: a rank died or hangs; the same command goes on from the checkpoint
 BEAT: Final = 2.0  # seconds between two signs of life
@@ -37,22 +38,6 @@ _STORE_ERRORS: Final = (DistError, RuntimeError)
 
 _PACKAGE = Path(__file__).parents[1]
 _active: RankWatch | None = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why the ranks end; the first that is published counts."""
-
-    rank: int  # -1: nobody's own words
-    host: str
-    message: str
-    code: int
-    lost: Sequence[int] = ()  # ranks that cannot hear of it
-    told: bool = True  # False: the store is gone, each rank speaks for itself
-
-    def seen_by(self, rank: int) -> str:
-        """The line for rank `rank` to print."""
-        return self.message if self.rank in (-1, rank) else f"rank {self.rank} ({self.host}): {self.message}"
 
 
 class RankWatch:
@@ -144,16 +129,19 @@ class RankWatch:
         A rank that dies breaks the calls of all others. They note that they were waiting: who does not is the culprit.
         """
         try:
-            if not _is_of_a_collective(error):
+            if not is_of_a_collective(error):
                 return self._failure(2.0)
             self._set(f"waiting/{self.rank}", "1")
             return self._culprit()
         except _STORE_ERRORS:
             return self._store_gone()
 
-    def leave_for(self, failure: Failure) -> NoReturn:
-        """End this process, when the others have had the time to end too: a launcher kills who is late."""
+    def leave_for(self, failure: Failure, line: str | None = None, style: str = "bold red") -> NoReturn:
+        """Print `line` if it is this rank's to print, and end this process when the others have had the time to end
+        too: a launcher kills who is late."""
         self._take_the_end(failure.code)
+        if line and self.speaks(failure):
+            err.print(line, style=style, markup=False, soft_wrap=True)
         tidying = threading.Thread(target=self._tidy_up, daemon=True)  # what hangs may be the disk
         tidying.start()
         tidying.join(LAST_WORDS / 2)
@@ -223,17 +211,14 @@ class RankWatch:
                 self._answered = now
             before = now
             if self._exit and now > self._exit[0]:
-                leave_at_once(self._exit[1])
+                os._exit(self._exit[1])  # nothing else: the terminal may be what hangs
             if now - self._answered > LOST_AFTER and self._ending is None:
                 self._end(self._store_gone(f"has given no sign of life for {LOST_AFTER:.0f} s"))
 
     def _end(self, failure: Failure) -> None:
         """End this process although its main thread may be stuck; nothing when another thread is doing so."""
-        if not self._claims_the_end(failure.code):
-            return
-        if self.speaks(failure):
-            err.print(f"error: {failure.seen_by(self.rank)}", style="bold red", markup=False, soft_wrap=True)
-        self.leave_for(failure)
+        if self._claims_the_end(failure.code):
+            self.leave_for(failure, f"error: {failure.seen_by(self.rank)}")
 
     def _claims_the_end(self, code: int) -> bool:
         """Whether it is this thread that ends the process."""
@@ -352,15 +337,6 @@ class RankWatch:
             return bool(self._store.check([key]))
 
 
-def leave_at_once(code: int) -> NoReturn:
-    """End without the clean-up of torch.distributed, which would wait for ranks that are no more."""
-    with contextlib.suppress(OSError, ValueError):
-        err.show_cursor(True)  # a progress display hides it
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
-
-
 def active() -> RankWatch | None:
     """The watch of this process; None when it is alone."""
     return _active
@@ -397,11 +373,3 @@ def main_first() -> Iterator[None]:
     else:
         _active.wait_for(f"first/{_active.turn()}")
         yield
-
-
-def _is_of_a_collective(error: BaseException) -> bool:
-    """Whether `error` comes out of torch.distributed: gloo raises plain RuntimeErrors."""
-    if isinstance(error, DistError):
-        return True
-    signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

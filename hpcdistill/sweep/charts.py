@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,23 +20,23 @@ DASHES: tuple[tuple[float, ...], ...] = ((2, 2), (), (6, 2), (4, 2, 1, 2), (), (
 
 _SIZE = (5.4, 3.5)  # inches; drawn as wide as its column
 _FONT_SIZE = 11
-_LINE_WIDTH = 1.9
+LINE_WIDTH = 1.9
 # Matplotlib wants real colours: each of these stands for a variable and occurs nowhere else in its output.
-_INK, _RULE = "#0a0b0c", "#0a0b0d"
+INK, RULE = "#0a0b0c", "#0a0b0d"
 _RC: dict[Any, Any] = {  # matplotlib's keys are a type of their own, another in each version
     "svg.fonttype": "none",  # text stays text: it can be searched and takes the page's font
     "svg.hashsalt": "hpcdistill",  # the same chart gives the same bytes
     "font.size": _FONT_SIZE,
-    "axes.edgecolor": _RULE,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": INK,
     "axes.linewidth": 1.0,
-    "grid.color": _RULE,
+    "grid.color": RULE,
     "grid.linewidth": 0.7,
-    "text.color": _INK,
-    "xtick.color": _RULE,
-    "ytick.color": _RULE,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
+    "text.color": INK,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
 }
 
 
@@ -77,16 +79,13 @@ def chart_svg(chart: Chart, name: str) -> str:
 
     Points outside `y_range` are cut off at the frame.
     """
-    assert re.fullmatch(r"[a-z][a-z0-9-]*", name)
-    with rc_context(_RC):
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        FigureCanvasSVG(figure)
+    with page_figure() as figure:
         axes = figure.add_subplot()
         for line in (*chart.levels, *chart.lines):
-            colour, dashes = _series_colour(line.series), DASHES[line.series]
+            colour, dashes = series_colour(line.series), DASHES[line.series]
             style = (0, dashes) if dashes else "solid"
             if line in chart.levels:
-                axes.axhline(line.points[0][1], color=colour, linestyle=style, linewidth=_LINE_WIDTH)
+                axes.axhline(line.points[0][1], color=colour, linestyle=style, linewidth=LINE_WIDTH)
             else:
                 lonely = len(line.points) == 1  # a single point is no line; show it all the same
                 marker, size = ("o", 6.0) if lonely else ("none", 0.0)
@@ -95,7 +94,7 @@ def chart_svg(chart: Chart, name: str) -> str:
                     [y for _, y in line.points],
                     color=colour,
                     linestyle=style,
-                    linewidth=_LINE_WIDTH,
+                    linewidth=LINE_WIDTH,
                     marker=marker,
                     markersize=size,
                 )
@@ -115,10 +114,25 @@ def chart_svg(chart: Chart, name: str) -> str:
         axes.set_axisbelow(True)
         axes.tick_params(length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _for_a_page(buffer.getvalue(), name, f"{chart.title}. {_description(chart)}")
+        return figure_svg(figure, name, f"{chart.title}. {_description(chart)}")
+
+
+@contextmanager
+def page_figure(size: tuple[float, float] = _SIZE) -> Iterator[Figure]:
+    """An empty figure of `size` (inches) in the pages' style; draw with INK, RULE and `series_colour` alone."""
+    with rc_context(_RC):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure
+
+
+def figure_svg(figure: Figure, name: str, description: str) -> str:
+    """`figure`, inside its `page_figure`, as one `<svg>` element; `name` (a-z, 0-9, -) is of its ids' beginning."""
+    assert re.fullmatch(r"[a-z][a-z0-9-]*", name)
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    return _for_a_page(buffer.getvalue(), name, description)
 
 
 def _description(chart: Chart) -> str:
@@ -133,7 +147,8 @@ def _description(chart: Chart) -> str:
     return f"{chart.y_label} over {chart.x_label}. " + "; ".join(parts)
 
 
-def _series_colour(series: int) -> str:
+def series_colour(series: int) -> str:
+    """What stands for the page's `--series-N`."""
     assert 0 <= series < SERIES
     return f"#0a0c{series:02x}"
 
@@ -148,8 +163,8 @@ def _for_a_page(svg: str, name: str, description: str) -> str:
     rest = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{name}-", rest)
     rest = re.sub(r" font-family: [^;]*;", "", rest)  # the page's
     rest = re.sub(r"<style.*?</style>", "", rest, flags=re.DOTALL)  # would reach out of the figure
-    rest = rest.replace(_INK, "var(--ink)").replace(_RULE, "var(--rule)")
+    rest = rest.replace(INK, "var(--ink)").replace(RULE, "var(--rule)")
     for series in range(SERIES):
-        rest = rest.replace(_series_colour(series), f"var(--series-{series})")
+        rest = rest.replace(series_colour(series), f"var(--series-{series})")
     label = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     return f'<svg class="chart" {view_box.group()} role="img" aria-label="{label}">{rest}'

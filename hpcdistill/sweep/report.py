@@ -165,7 +165,7 @@ def render(page: Page) -> str:
         chart for section in page.sections for block in section.blocks if block.kind == "charts" for chart in _of(block)
     ]
     drawings = {id(chart): Markup(chart_svg(chart, f"chart-{number}")) for number, chart in enumerate(charts)}
-    return _template().render(page=page, drawings=drawings).strip() + "\n"
+    return template("report.html.j2").render(page=page, drawings=drawings).strip() + "\n"
 
 
 def write_page(path: Path, page: Page) -> None:
@@ -198,7 +198,8 @@ def _of(block: Block) -> Sequence[Chart]:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """The page template `name` beside this file."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -207,4 +208,4 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.globals.update(png_address=png_address, jpeg_address=jpeg_address, dash_array=dash_array, identity=id)
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)

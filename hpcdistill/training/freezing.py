@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 
@@ -29,6 +30,7 @@ class Freezer:
             for name, module in modules.items()
         }
         self._active: str | None = None
+        self._marked: list[tuple[Tensor, Tensor]] = []  # vectors of the power iterations, and what they were
 
     def only(self, group: str) -> None:
         """Let `group` train and freeze the others; free of work when `group` was active already."""
@@ -44,6 +46,20 @@ class Freezer:
             for spectral in self._spectral[name]:
                 spectral.training = active
         self._active = group
+
+    @torch.no_grad()
+    def mark(self) -> None:
+        """Remember where the power iterations of the active group stand, for `rewind`."""
+        assert self._active is not None
+        vectors = [vector for part in self._spectral[self._active] for vector in part.buffers(recurse=False)]
+        self._marked = [(vector, vector.clone()) for vector in vectors]
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """Put the power iterations back to the mark. No weight moves between the micro-batches of a phase, so that
+        each repeats the iterations of the first: it sees the same weights, and they end where one batch ends."""
+        for vector, marked in self._marked:
+            vector.copy_(marked)
 
     def release(self) -> None:
         """Undo every freeze, for evaluation and saving."""

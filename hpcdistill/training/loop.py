@@ -107,7 +107,8 @@ def train(
         means.load(position.means)
         say(f"{name}: resuming at step {position.step} of {steps}")
     position.precision = precision_of(accelerator)
-    log.rewind(position.log_bytes)
+    log.rewind(position.log_bytes, position.step)
+    log.start_trackers(position.step)
     halted = torch.zeros((), dtype=torch.bool, device=device)
     culprits: dict[str, Tensor] = {}  # term -> 0-dim bool: it was the first to be non-finite
     good_buffers = GoodBuffers(method.generators)
@@ -161,10 +162,16 @@ def train(
                 if phase.before:
                     with torch.no_grad():
                         phase.before(parts, carries)
-                parameters = [p for p in group.parameters if p in generator_parameters] or group.parameters
-                measured = TermGradients(parameters, len(parts), accelerator) if measure_gradients else None
+                measured = None
+                if measure_gradients:
+                    parameters = [p for p in group.parameters if p in generator_parameters] or group.parameters
+                    measured = TermGradients(parameters, len(parts), accelerator)
+                if len(parts) > 1:
+                    freezer.mark()
                 for number, (part, carry) in enumerate(zip(parts, carries, strict=True)):
                     last_part = number == len(parts) - 1
+                    if number > 0:
+                        freezer.rewind()
                     with contextlib.nullcontext() if last_part else accelerator.no_sync(group.wrapped):
                         with accelerator.autocast():
                             terms = phase.loss(part, carry)

@@ -28,7 +28,8 @@ class RunningMeans:
     def add(self, values: dict[str, Tensor]) -> None:
         """Add 0-dim tensors by name."""
         for name, value in values.items():
-            value = value.detach().float()
+            # In float64 sums of float32 numbers are exact: the order, and a resume in between, change nothing.
+            value = value.detach().float().double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
 
@@ -36,10 +37,8 @@ class RunningMeans:
         """The means over steps and ranks, and a fresh start. A collective call."""
         if not self._sums:
             return {}
-        means = torch.stack([self._sums[name] / self._counts[name] for name in self._sums])
-        if accelerator.num_processes > 1:
-            means = accelerator.reduce(means, "mean")
-        result = dict(zip(self._sums, means.tolist(), strict=True))
+        sums = self.state(accelerator)["sums"]
+        result = {name: value / self._counts[name] for name, value in sums.items()}
         self._sums, self._counts = {}, {}
         return result
 
@@ -53,7 +52,9 @@ class RunningMeans:
         return {"sums": dict(zip(self._sums, sums.tolist(), strict=True)), "counts": dict(self._counts)}
 
     def load(self, state: dict[str, Any]) -> None:
-        self._sums = {name: torch.tensor(value, device=self.device) for name, value in state["sums"].items()}
+        self._sums = {
+            name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in state["sums"].items()
+        }
         self._counts = dict(state["counts"])
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch._dynamo  # which the first optimizer imports, for seconds: longer than these tests' limits
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -60,8 +59,10 @@ def end_of(
     """Exit codes, what each rank said, and the time from the first end to the last."""
     with Ranks(ranks, main, folder) as started:
         codes = started.codes(seconds)
-        return codes, [started.said(rank) for rank in range(ranks)], max(started.ended.values()) - min(
-            started.ended.values()
+        return (
+            codes,
+            [started.said(rank) for rank in range(ranks)],
+            max(started.ended.values()) - min(started.ended.values()),
         )
 
 
@@ -113,7 +114,7 @@ def test_a_crash_of_all_has_one_traceback(tmp_path: Path) -> None:
 def test_an_error_of_all_in_a_collective_is_nobody_s_death(tmp_path: Path) -> None:
     """All were waiting, so no rank is missing: what the call says is what happened."""
     broken = raising(RuntimeError("gloo: no such operation"))
-    codes, said, _ = end_of(work({rank: broken for rank in range(2)}), tmp_path, ranks=2)
+    codes, said, _ = end_of(work(dict.fromkeys(range(2), broken)), tmp_path, ranks=2)
     assert codes == [1, 1]
     assert "".join(said).count("RuntimeError: gloo: no such operation\n") == 1
 

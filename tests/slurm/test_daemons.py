@@ -41,7 +41,7 @@ def test_a_cluster_with_accounting_remembers_its_jobs(folder: Path) -> None:
         assert cluster.run("srun", "--job-name=fails", "false").returncode == 1
         known = ("sacct", "--noheader", "--parsable2", "--format=JobName,State,ExitCode")
         until(lambda: cluster.ask(*known), lambda lines: "fails|FAILED|1:0" in lines, 20, "the job in sacct")
-        job = cluster.submit("--wrap=sleep 300")
+        job = cluster.submit("--wrap=sleep 300", f"--output={folder}/job.log")
         cluster.wait_for(job, lambda shown: shown["JobState"] == "RUNNING", 20)
     finally:
         started.stop()  # with a job that runs

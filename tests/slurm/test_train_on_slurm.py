@@ -210,10 +210,13 @@ def test_one_task_of_an_array_is_requeued_alone(cluster: Cluster, stand_in: Path
 
 
 def test_the_time_limit_stops_and_requeues(cluster: Cluster, stand_in: Path, tmp_path: Path) -> None:
-    # SLURM looks at time limits every 30 s and may signal a minute early: at once, where the limit is one minute.
-    job = _submit(cluster, stand_in, tmp_path, "--time=1", "--signal=USR1@55", "--ntasks-per-node=2", SCRIPT, "waits")
+    job = _submit(cluster, stand_in, tmp_path, "--time=5", "--signal=USR1@55", SCRIPT, "waits")
+    until((tmp_path / "waiting").exists, bool, 30, "the program's start")
+    # SLURM looks at time limits every 30 s, and may signal a minute early: now, that is.
+    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=1")
     shown = cluster.wait_for(job, lambda shown: shown["Restarts"] == "1", 90)
     assert shown["JobState"] != "TIMEOUT"
+    assert "stopped and saved" in (tmp_path / f"{job}.log").read_text()
     cluster.ask("scancel", str(job))
 
 

@@ -12,6 +12,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which the first optimizer imports, for seconds: once here, not in every rank
 from accelerate.state import AcceleratorState, GradientState
 
 from hpcdistill.command import run_command

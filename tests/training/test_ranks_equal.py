@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ import torch
 from processes import launch
 from safetensors.torch import load
 from small_methods import METHODS, Ramp, build, samples_of, write_vgg
-from toy import ToyReader, newest_tensors, rows, run
+from torch import Tensor
+from toy import BATCH as TOY_BATCH
+from toy import Killed, ToyGAN, ToyReader, gan_samples, newest_tensors, rows, run
 
 STEPS = 20
+EARLY = 8  # steps that four ranks take of the expensive methods: with all their phases, at less than half the time
+EXPENSIVE = ("fesd", "dcd")
 BATCH = 4
+Weights = dict[str, Tensor]
 pytestmark = pytest.mark.distributed
 
 
@@ -23,54 +29,104 @@ def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_vgg(tmp_path_factory.mktemp("vgg") / "vgg16.safetensors")
 
 
-def train(name: str, vgg: Path, folder: Path, ranks: int, steps: int, batch: int, **options: Any) -> None:
+def train(
+    name: str, vgg: Path, folder: Path, ranks: int, steps: int, batch: int, until: int | None = None, **options: Any
+) -> None:
+    """`steps` steps, left after `until` of them; what the method was after EARLY is in `early.pt`."""
+    folder.mkdir()
+
     def work(rank: int, of: int) -> None:
         torch.set_num_threads(1)
-        reader = ToyReader(batch, samples_of(name), rank, of)
+        method = build(name, vgg)
+
+        def before(step: int) -> None:
+            if step == EARLY and rank == 0:
+                torch.save(method.state_dict(), folder / "early.pt")
+            if step == until:
+                raise Killed
+
+        reader = ToyReader(batch, samples_of(name), rank, of, before)
         evaluator = Ramp() if name.startswith("dcd") else None
         settings = {"checkpoint_every": steps, "gradient_norms_every": 5, **options}
-        run(build(name, vgg), reader, folder, steps, evaluator, **settings)
+        with pytest.raises(Killed) if until else contextlib.nullcontext():
+            run(method, reader, folder, steps, evaluator, **settings)
 
     assert launch(ranks, work, seconds=120) == [0] * ranks
 
 
-def assert_same_run(first: Path, second: Path, rtol: float) -> None:
-    """Loss terms and gradient norms, of each term and in all, of every step; weights, Adam's moments, pools at the end.
+def assert_same_lines(one: list[dict[str, Any]], two: list[dict[str, Any]], rtol: float) -> None:
+    """Loss terms and gradient norms, of each term and in all, of every step.
 
     Everything is float64 but the weighted terms, whose values (not gradients) are float32.
     """
-    one, two = rows(first), rows(second)
     assert len(one) == len(two)
     for left, right in zip(one, two, strict=True):
         assert left.keys() == right.keys()
         for key, value in left.items():
             assert right[key] == pytest.approx(value, rel=rtol, abs=1e-9), (left["step"], key)
+
+
+def assert_same_tensors(left: Weights, right: Weights, rtol: float, atol: float = 1e-7) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def assert_same_run(first: Path, second: Path, rtol: float, exact: float | None = None) -> None:
+    """The lines; weights, Adam's moments and pools at the end, to `exact` where given."""
+    assert_same_lines(rows(first), rows(second), rtol)
     tensors, others = newest_tensors(first), newest_tensors(second)
     assert tensors.keys() == others.keys()
     for file in tensors:
-        left, right = load(tensors[file]), load(others[file])
-        assert left.keys() == right.keys()
-        for name, tensor in left.items():
-            torch.testing.assert_close(tensor, right[name], rtol=rtol, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+        assert_same_tensors(load(tensors[file]), load(others[file]), exact or rtol, exact or 1e-7)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_one_two_and_four_processes(name: str, vgg: Path, tmp_path: Path) -> None:
-    for ranks in (1, 2, 4):
+    for ranks in (1, 2):
         train(name, vgg, tmp_path / str(ranks), ranks, STEPS, BATCH)
-    lines = [row for row in rows(tmp_path / "1") if "images" in row]
+    until = EARLY if name.startswith(EXPENSIVE) else None
+    train(name, vgg, tmp_path / "4", 4, STEPS, BATCH, until)
+    one = rows(tmp_path / "1")
+    lines = [row for row in one if "images" in row]
     assert [row["step"] for row in lines] == list(range(1, STEPS + 1))
     assert all(np.isfinite(value) for row in lines for value in row.values())
     assert any(key.startswith("gradient/") and value > 0 for row in lines for key, value in row.items())
-    for ranks in (2, 4):
-        assert_same_run(tmp_path / "1", tmp_path / str(ranks), 1e-4)
+    assert_same_run(tmp_path / "1", tmp_path / "2", 1e-4)
+    if until:
+        early = [row for row in one if row["step"] <= until]
+        assert len(early) >= until
+        assert_same_lines(early, rows(tmp_path / "4"), 1e-4)
+    else:
+        assert_same_run(tmp_path / "1", tmp_path / "4", 1e-4)
+    states = [torch.load(tmp_path / ranks / "early.pt") for ranks in ("1", "2", "4")]
+    for state in states[1:]:
+        assert_same_tensors(states[0], state, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["privileged_student", "cyclegan"])
 def test_accumulation_is_exact(name: str, vgg: Path, tmp_path: Path) -> None:
-    """Networks without BatchNorm, of several groups, the pool at work: six steps of eight samples."""
+    """Networks without BatchNorm, of several groups, the pool at work: three steps of eight samples."""
     runs = [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 4)]
     for ranks, pieces in runs:
-        train(name, vgg, tmp_path / f"{ranks}x{pieces}", ranks, 6, 8, accumulation=pieces)
+        train(name, vgg, tmp_path / f"{ranks}x{pieces}", ranks, 3, 8, accumulation=pieces, gradient_norms_every=2)
+    if name == "cyclegan":
+        pool = load(newest_tensors(tmp_path / "1x1")["memory/pool_generator.safetensors"])
+        assert pool["filled"] == len(pool["images"]) < 8  # images have changed places from the first step on
     for ranks, pieces in runs[1:]:
         assert_same_run(tmp_path / "1x1", tmp_path / f"{ranks}x{pieces}", 1e-5)
+
+
+def test_accumulation_with_spectral_norm_is_exact(tmp_path: Path) -> None:
+    """Every micro-batch sees the same weights, and the power iterations of a step are those of one batch."""
+    for pieces in (1, 2, 4):
+        reader = ToyReader(TOY_BATCH, gan_samples)
+        options = {"accumulation": pieces, "checkpoint_every": 6, "gradient_norms_every": 2}
+        run(ToyGAN(), reader, tmp_path / str(pieces), 6, **options)
+    vectors = load(newest_tensors(tmp_path / "1")["networks/discriminator.safetensors"])
+    start = ToyGAN().discriminator.state_dict()
+    moved = [name for name in vectors if name.endswith(("_u", "_v")) and vectors[name].numel() > 1]
+    assert len(moved) >= 3
+    assert all((vectors[name] - start[name]).abs().max() > 1e-3 for name in moved)
+    for pieces in (2, 4):
+        assert_same_run(tmp_path / "1", tmp_path / str(pieces), 1e-6, 1e-12)  # the lines are of float32

@@ -90,8 +90,8 @@ def raised(items: Iterator[Any]) -> Iterator[Batch]:
 
 def leave_signals_to_the_trainer(worker: int) -> None:
     """Launchers and terminals signal the whole process group: a worker that dies of it ends the run unsaved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _ErrorsAsItems(Dataset[Batch]):

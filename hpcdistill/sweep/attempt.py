@@ -1,0 +1,148 @@
+"""One start of a task's command by one rank: the child process, its log, and state.json while it lives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from hpcdistill.sweep.task_folder import TaskFolder, finished_run, last_words, started_run, utc
+
+State = Literal["running", "finished", "failed", "stopped", "blocked"]
+EXIT_STOPPED = 75  # ranks.signals.EXIT_STOPPED, which cannot be imported without torch
+EXIT_BLOCKED_LINE = "its teacher {name} ({key}) has no result"
+
+
+class Attempt:
+    """`python -m hpcdistill.train <task>/config.json` as a child process. Rank 0 writes the state."""
+
+    def __init__(
+        self,
+        folder: TaskFolder,
+        number: int,
+        *,
+        rank: int = 0,
+        job: str | None = None,
+        extra: Sequence[str] = (),
+        cwd: Path | None = None,
+        environment: Mapping[str, str] = os.environ,
+        own_session: bool = False,  # out of the terminal's reach: Ctrl-C is passed on by whoever started it
+    ) -> None:
+        self.folder, self.number, self.rank, self.job = folder, number, rank, job
+        self.cwd = cwd or Path.cwd()
+        self.log = folder.log(number, rank)
+        self.command = [sys.executable, "-m", "hpcdistill.train", str(folder.config), *extra]
+        values = folder.values()
+        self.name = str(values["name"])
+        self.runs = self.cwd / str(values["runs"])
+        self.run: Path | None = None
+        self._started = time.time()
+        self._next_look, self._pause = self._started + 2, 2.0
+        self._child: subprocess.Popen[bytes] | None = None
+        self._environment, self._own_session = dict(environment), own_session
+
+    def start(self) -> None:
+        """Start the child."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as log:
+            self._child = subprocess.Popen(
+                self.command,
+                cwd=self.cwd,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=self._own_session,
+            )
+        self._save("running")
+
+    def poll(self) -> int | None:
+        """The child's exit code (negative: the signal that killed it), None while it runs."""
+        assert self._child is not None
+        code = self._child.poll()
+        now = time.time()
+        if self.rank == 0 and self.run is None and (now > self._next_look or code is not None):
+            self._next_look, self._pause = now + self._pause, min(60.0, 1.5 * self._pause)
+            self.run = started_run(self.runs, self.folder.config, self._started)
+            if self.run is not None and code is None:
+                self._save("running")
+        return code
+
+    def send(self, number: int) -> None:
+        """Pass a signal on to the child."""
+        if self._child is not None and self._child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._child.send_signal(number)
+
+    def kill(self) -> None:
+        """End the child at once, with what it has started."""
+        if self._child is None or self._child.poll() is not None:
+            return
+        if self._own_session:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
+        else:
+            self._child.kill()
+        self._child.wait()
+
+    def end(self, code: int, signalled: bool = False, message: str | None = None) -> State:
+        """Write down how it ended."""
+        state: State = "finished" if code == 0 else "failed"
+        if code == EXIT_STOPPED or (code != 0 and signalled):  # not yet listening, it dies of the signal: no failure
+            state = "stopped"
+        if state == "finished":
+            self.run = self.run or finished_run(self.runs, self.folder.key, self.name)
+        elif message is None:
+            message = last_words(self.log)
+            if code < 0:
+                with contextlib.suppress(ValueError):
+                    message = f"killed by {signal.Signals(-code).name}" + (f"; last line: {message}" if message else "")
+        self._save(state, code, message)
+        return state
+
+    def block(self, message: str) -> None:
+        """Write down that it cannot be run."""
+        self._save("blocked", None, message)
+
+    def _save(self, state: State, code: int | None = None, message: str | None = None) -> None:
+        if self.rank != 0:
+            return
+        values: dict[str, Any] = {
+            "key": self.folder.key,
+            "name": self.name,
+            "state": state,
+            "attempt": self.number,
+            "job": self.job,
+            "host": socket.gethostname(),
+            "pid": os.getpid() if self._child is None else self._child.pid,
+            "started": utc(self._started),
+            "ended": None if state == "running" else utc(),
+            "run": str(self.run) if self.run else None,
+            "code": code,
+            "message": message,
+            "log": str(self.log),
+        }
+        self.folder.save_state(values)
+
+
+def teacher_run(folder: TaskFolder, teacher: str, cwd: Path) -> Path | None:
+    """The finished run of the teacher with the key `teacher`, if there is one."""
+    values = folder.values()
+    runs = cwd / str(values["runs"])
+    name = TaskFolder(folder.path.parent / teacher)
+    called = str(name.values()["name"]) if name.config.is_file() else ""
+    found = finished_run(runs, teacher, called)
+    if found is not None or not any(runs.glob("*/result.json")):
+        return found
+    # A run from before result.json had a key is known by its configuration, which takes torch to read.
+    from hpcdistill.sweep.run_results import find_results
+
+    older = find_results(runs).by_key.get(teacher)
+    return older.folder if older else None

@@ -1,0 +1,309 @@
+"""From finished runs to the numbers of a table: means over seeds, differences from the paper, order, what is missing.
+
+Nothing is dropped: a cell without a number says why. How it looks is `tables`' and `grid_report`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from scipy.stats import kendalltau
+
+from hpcdistill.sweep.grid import Cell, Grid, Metric
+from hpcdistill.sweep.plan import Plan
+from hpcdistill.sweep.run_results import WHICH, Found, RunResult, Which
+
+State = Literal[
+    "finished", "running", "queued", "stopped", "failed", "blocked", "missing", "unreadable", "unmeasured",
+    "reported", "measured",
+]  # fmt: skip
+# Not part of how a number is made: which metric chose the weights, and words that repeat the rest.
+_NOT_PROTOCOL = ("selects", "note")
+_NAMED = 4  # of the different things that a flag names
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A cell at one seed."""
+
+    seed: int
+    key: str | None
+    state: State
+    run: RunResult | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One number of several runs."""
+
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / self.n if not _apart(self.values) else math.nan
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation (n - 1); None of a single value."""
+        if self.n < 2:
+            return None
+        if not all(map(math.isfinite, self.values)):
+            return math.nan
+        return math.sqrt(math.fsum((value - self.mean) ** 2 for value in self.values) / (self.n - 1))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One metric of a cell: the paper's number and ours."""
+
+    printed: float | None
+    best: Summary | None
+    last: Summary | None
+    measured: bool = False  # ours is of something that is not trained
+
+    @property
+    def difference(self) -> float | None:
+        """Ours (best) less the paper's."""
+        return None if self.printed is None or self.best is None else self.best.mean - self.printed
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A cell with its numbers."""
+
+    cell: Cell
+    group: tuple[str, ...]  # what the cells that it is compared with have in common
+    trials: tuple[Trial, ...]
+    entries: dict[str, Entry]  # by metric
+
+    def states(self, metric: str) -> Counter[State]:
+        """How many of its trials have not got `metric`, by the reason; or that it is reported, or measured alone."""
+        states: Counter[State] = Counter()
+        if self.entries[metric].measured:
+            states["measured"] = 1
+        elif self.cell.kind == "reported":
+            states["reported"] = 1
+        else:
+            name = self.cell.of.get(metric)
+            for trial in self.trials if name else ():
+                if trial.run is None:
+                    states[trial.state] += 1
+                elif name not in trial.run.metrics("best"):
+                    states["unmeasured"] += 1
+        return states
+
+
+@dataclass(frozen=True)
+class Order:
+    """Whether our order of cells is the paper's: Kendall's tau-b over the cells that have both numbers."""
+
+    metric: Metric
+    group: tuple[str, ...]
+    tau: float  # NaN where one of the two orders ties everything
+    n: int
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A grid with its numbers."""
+
+    grid: Grid
+    seeds: tuple[int, ...]
+    rows: tuple[TableRow, ...]
+    orders: tuple[Order, ...]
+    flags: tuple[str, ...]  # why its numbers may not be comparable
+    protocols: tuple[str, ...]
+    revisions: tuple[str, ...]
+
+    @property
+    def runs(self) -> list[RunResult]:
+        """The finished runs in it, each once."""
+        found = {trial.run.folder: trial.run for row in self.rows for trial in row.trials if trial.run}
+        return list(found.values())
+
+    @property
+    def counts(self) -> Counter[State]:
+        """Cells and seeds by state; a reported cell counts once."""
+        states: Counter[State] = Counter()
+        for row in self.rows:
+            if row.cell.kind == "reported":
+                states["measured" if any(entry.measured for entry in row.entries.values()) else "reported"] += 1
+            else:
+                states.update(trial.state for trial in row.trials)
+        return states
+
+
+def collect(plan: Plan, found: Found, states: Mapping[str, tuple[State, str]]) -> list[ResultTable]:
+    """The tables of `plan` with the results of `found`; `states` says by key how runs without a result are, and why."""
+    unreadable = {run.key: f"{run.folder / 'result.json'}: {run.reason}" for run in found.unreadable if run.key}
+    tables = []
+    for grid in plan.grids:
+        seeds = plan.seeds[grid.name]
+        rows = []
+        for number, cell in enumerate(grid.cells):
+            trials: tuple[Trial, ...] = ()
+            if cell.kind == "run":
+                keys = {seed: plan.cells[grid.name, number, seed] for seed in seeds}
+                trials = tuple(_trial(seed, key, found, unreadable, states) for seed, key in keys.items())
+            entries = {metric.name: _entry(cell, metric.name, trials) for metric in grid.metrics}
+            rows.append(TableRow(cell, grid.group(cell), trials, entries))
+        runs = {trial.run.folder: trial.run for row in rows for trial in row.trials if trial.run}
+        tables.append(
+            ResultTable(
+                grid,
+                seeds,
+                tuple(rows),
+                tuple(_orders(grid, rows)),
+                tuple(_flags(grid, rows)),
+                tuple(dict.fromkeys(describe_protocol(run.result) for run in runs.values())),
+                tuple(dict.fromkeys(run.revision for run in runs.values())),
+            )
+        )
+    return tables
+
+
+def best_rows(table: ResultTable, metric: Metric, printed: bool) -> set[int]:
+    """The rows whose number, rounded as it is shown, is the best of those it is compared with: the paper's or ours."""
+    groups: dict[tuple[str, ...], dict[int, float]] = {}
+    for number, row in enumerate(table.rows):
+        entry = row.entries[metric.name]
+        value = entry.printed if printed else entry.best.mean if entry.best else None
+        if value is not None and math.isfinite(value):
+            groups.setdefault(row.group, {})[number] = round(value, metric.digits)
+    found = set()
+    for values in groups.values():
+        if len(values) > 1:  # the best of one is no news
+            best = max(values.values()) if metric.better == "higher" else min(values.values())
+            found |= {number for number, value in values.items() if value == best}
+    return found
+
+
+def describe_protocol(result: Mapping[str, Any]) -> str:
+    """How a run's numbers were made, in one line."""
+    protocol = result.get("protocol")
+    if not protocol:
+        return "nothing was measured"
+    sets = protocol.get("test_sets") or {}
+    images = ", ".join(f"{name} ({count} images)" for name, count in sets.items())
+    if note := protocol.get("note"):
+        return f"{note}; {images}"
+    known = ", ".join(f"{name} {protocol[name]}" for name in ("rule", "scale") if name in protocol)
+    return "; ".join(part for part in (str(protocol.get("metric", "")), known, images) if part)
+
+
+def _trial(
+    seed: int,
+    key: str | None,
+    found: Found,
+    unreadable: Mapping[str, str],
+    states: Mapping[str, tuple[State, str]],
+) -> Trial:
+    if key in found.by_key:
+        return Trial(seed, key, "finished", found.by_key[key])
+    if key in unreadable:
+        return Trial(seed, key, "unreadable", reason=unreadable[key])
+    state, reason = states.get(key or "", ("missing", ""))
+    if state == "finished":  # so it was once; its folder is gone, or not among these
+        state, reason = "missing", reason or "it has finished, but its result is not in this folder"
+    return Trial(seed, key, state, reason=reason)
+
+
+def _entry(cell: Cell, metric: str, trials: Sequence[Trial]) -> Entry:
+    printed = cell.printed.get(metric)
+    if metric in cell.measured:
+        ours = Summary((cell.measured[metric],))
+        return Entry(printed, ours, ours, measured=True)
+    found: dict[Which, Summary | None] = {}
+    for which in WHICH:
+        measured = [trial.run.metrics(which) for trial in trials if trial.run]
+        name = cell.of.get(metric)
+        values = tuple(values[name] for values in measured if name in values)
+        found[which] = Summary(values) if values else None
+    return Entry(printed, found["best"], found["last"])
+
+
+def _orders(grid: Grid, rows: Sequence[TableRow]) -> list[Order]:
+    orders = []
+    for metric in grid.metrics:
+        for group in dict.fromkeys(row.group for row in rows):
+            pairs = []
+            for row in rows:
+                entry = row.entries[metric.name]
+                if row.group == group and entry.printed is not None and entry.best is not None:
+                    pairs.append((entry.printed, entry.best.mean))
+            pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
+            if len(pairs) > 1:
+                tau = float(kendalltau(*zip(*pairs, strict=True), variant="b").statistic)
+                orders.append(Order(metric, group, tau, len(pairs)))
+    return orders
+
+
+def _flags(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
+    """What differs among runs whose numbers stand side by side."""
+    runs = {trial.run.folder: trial.run for row in rows for trial in row.trials if trial.run}
+    flags = []
+    revisions = Counter(run.revision for run in runs.values())
+    if len(revisions) > 1:
+        flags.append(f"Code of {len(revisions)} revisions: {_counted(revisions)}.")
+    if changed := sum(count for revision, count in revisions.items() if revision.endswith("+")):
+        flags.append(f"{_runs(changed)} of code with changes that were not committed (+).")
+    for group in dict.fromkeys(row.group for row in rows):
+        facts: dict[str, Counter[str]] = {}
+        counted = set()
+        for row in rows:
+            used = {part for name in row.cell.of.values() for part in name.split("/")[1:2]}
+            for trial in row.trials:
+                if row.group != group or trial.run is None or trial.run.folder in counted:
+                    continue
+                counted.add(trial.run.folder)
+                for name, value in {**_protocol(trial.run, used), **_data(trial.run)}.items():
+                    facts.setdefault(name, Counter())[value] += 1
+        where = f" ({', '.join(group)})" if any(group) else ""
+        for name, values in facts.items():
+            missing = len(counted) - values.total()
+            if len(values) > 1 or missing:
+                values.update({"not given": missing} if missing else {})
+                what = "Data" if name in ("training data", "test set that selects") else "Protocol"
+                flags.append(f"{what} that differ among cells that are compared{where}: {name}: {_counted(values)}.")
+    return flags
+
+
+def _protocol(run: RunResult, used: set[str]) -> dict[str, str]:
+    """The protocol by its parts, of the test sets in `used` alone: others may be measured besides."""
+    facts = {}
+    protocol = run.result.get("protocol") or {}
+    for name, value in protocol.items():
+        if name in _NOT_PROTOCOL:
+            continue
+        if isinstance(value, dict):
+            value = {key: part for key, part in value.items() if key in used}
+        facts[name] = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return facts
+
+
+def _data(run: RunResult) -> dict[str, str]:
+    return {name: "+".join(digest[:12] for digest in digests) for name, digests in run.data.items()}
+
+
+def _counted(values: Counter[str]) -> str:
+    named = [f"{value} ({_runs(count)})" for value, count in values.most_common(_NAMED)]
+    return ", ".join(named) + (f" and {len(values) - _NAMED} more" if len(values) > _NAMED else "")
+
+
+def _runs(count: int) -> str:
+    return f"{count} run" if count == 1 else f"{count} runs"
+
+
+def _apart(values: Sequence[float]) -> bool:
+    """Whether both infinities are among them, so that there is no mean."""
+    return math.inf in values and -math.inf in values

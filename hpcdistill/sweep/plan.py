@@ -1,0 +1,209 @@
+"""The plan of a sweep: which runs the cells of some grids are, which of them are the same, and what waits for what.
+
+It needs no data and builds no network, so that a login node makes it in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hpcdistill.config import Loaded
+from hpcdistill.console import warn
+from hpcdistill.errors import UserError
+from hpcdistill.methods import METHODS
+from hpcdistill.sweep.cell_config import CellConfigs, is_override
+from hpcdistill.sweep.estimates import Estimates, load_estimates
+from hpcdistill.sweep.grid import Cell, Grid
+from hpcdistill.sweep.metric_names import missing_metric
+from hpcdistill.sweep.plan_key import plan_key
+
+Use = tuple[str, int, int]  # grid's name, cell's number in it, seed
+
+
+@dataclass
+class PlannedRun:
+    """A run to be had: a student, a teacher, or a network alone."""
+
+    key: str
+    name: str  # the run folder's name before its digits
+    arguments: tuple[str, ...]  # of `python -m hpcdistill.train`, which makes the same run
+    loaded: Loaded
+    seed: int
+    teacher: str | None  # key of the run that is needed first
+    stage: int  # 0 = needs no other run, 1 = needs one of stage 0
+    steps: int | None  # optimizer steps; None = unknown before its data are there
+    hours: float | None  # GPU hours, an estimate; None = unknown
+    uses: list[Use] = field(default_factory=list)  # cells that show it; of a teacher, those of its students
+
+
+@dataclass
+class Plan:
+    """Everything that some grids need."""
+
+    grids: list[Grid]
+    runs: dict[str, PlannedRun]  # by key, teachers first
+    cells: dict[Use, str | None]  # the run of a cell at a seed; None = reported
+    seeds: dict[str, tuple[int, ...]]  # of each grid
+
+    @property
+    def stages(self) -> list[list[PlannedRun]]:
+        """The runs by stage."""
+        last = max((run.stage for run in self.runs.values()), default=-1)
+        return [[run for run in self.runs.values() if run.stage == stage] for stage in range(last + 1)]
+
+    @property
+    def hours(self) -> tuple[float, int]:
+        """Estimated GPU hours of the runs that can be estimated, and how many cannot."""
+        known = [run.hours for run in self.runs.values() if run.hours is not None]
+        return sum(known), len(self.runs) - len(known)
+
+
+def make_plan(
+    grids: Sequence[Grid],
+    seeds: Sequence[int] | None = None,
+    overrides: Sequence[str] = (),
+    estimates: Estimates | None = None,
+) -> Plan:
+    """The plan of `grids`, each cell with `seeds` (None = the grid's own) and with `overrides` laid over it.
+
+    `overrides` are key=value and files, as on train's command line. A student gets the seed; the teacher it shares
+    with others keeps its own. Raises UserError, naming the grid's file and the cell, for what cannot be run.
+    """
+    for override in overrides:
+        if override.startswith("seed="):
+            raise UserError(f"{override}: the seed is not an override here; give --seeds 0 1 2")
+    if seeds is not None and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32):
+        raise UserError(f"seeds: expected different whole numbers from 0 to 2^32 - 1, got {list(seeds)}")
+    planner = _Planner(overrides, estimates or load_estimates())
+    chosen = {grid.name: tuple(seeds) if seeds is not None else grid.seeds for grid in grids}
+    cells: dict[Use, str | None] = {}
+    for grid in grids:
+        shown: dict[str, str] = {}
+        for number, cell in enumerate(grid.cells):
+            if cell.kind == "reported":
+                cells |= {(grid.name, number, seed): None for seed in chosen[grid.name]}
+                continue
+            keys = planner.plan_cell(grid, number, cell, chosen[grid.name])
+            cells |= {(grid.name, number, seed): key for seed, key in keys.items()}
+            first = next(iter(keys.values()))
+            if first in shown:
+                warn(f"{grid.path}: ({cell.title}) and ({shown[first]}) are the same run; do they differ in anything?")
+            shown.setdefault(first, cell.title)
+    runs = sorted(planner.runs.values(), key=lambda run: run.stage)  # stable: otherwise in the grids' order
+    return Plan(list(grids), {run.key: run for run in runs}, cells, chosen)
+
+
+class _Planner:
+    def __init__(self, overrides: Sequence[str], estimates: Estimates) -> None:
+        self.overrides = tuple(overrides)
+        self.estimates = estimates
+        self.configs = CellConfigs()
+        self.runs: dict[str, PlannedRun] = {}
+        self.warned: set[str] = set()
+
+    def plan_cell(self, grid: Grid, number: int, cell: Cell, seeds: Sequence[int]) -> dict[int, str]:
+        """The keys of the cell's runs by seed; the runs and their teachers are added to the plan."""
+        arguments = _files_first((*cell.arguments, *self.overrides))
+        keys = {}
+        try:
+            loaded = self.configs.load(arguments)
+            self._check_metrics(grid, cell, loaded)
+            for seed in seeds:
+                seeded = with_seed(loaded, seed)
+                keys[seed] = self._add(seeded, arguments + seeded.overrides[len(loaded.overrides) :])
+                self._use(keys[seed], (grid.name, number, seed))
+        except UserError as error:
+            raise UserError(f"{grid.path}: ({cell.title}): {error}") from None
+        return keys
+
+    def _check_metrics(self, grid: Grid, cell: Cell, loaded: Loaded) -> None:
+        for name, measured in cell.of.items():
+            if reason := missing_metric(measured, loaded.config):
+                line = f"metric {name}: no run of this cell can have '{measured}': {reason}"
+                if not self.overrides:
+                    raise UserError(line)
+                # The overrides are the user's; a toy sweep on another test set still is one.
+                if grid.name not in self.warned:
+                    warn(f"{grid.path}: ({cell.title}): {line}; it will be shown as missing")
+                self.warned.add(grid.name)
+
+    def _add(self, loaded: Loaded, arguments: tuple[str, ...]) -> str:
+        config = loaded.config
+        key = plan_key(loaded)
+        if key in self.runs:
+            self._join_test_sets(self.runs[key], loaded)
+            return key
+        teacher = None
+        if METHODS[config.method.name].uses_teacher(config.method):
+            if loaded.teacher is None:
+                raise UserError(f"{config.method.name}: needs a teacher; name its config under `teacher.config`")
+            teacher = self._add(loaded.teacher, self._command(loaded.teacher))
+        stage = 0 if teacher is None else self.runs[teacher].stage + 1
+        steps, hours = self.estimates.of(config)
+        self.runs[key] = PlannedRun(key, config.name, arguments, loaded, config.seed, teacher, stage, steps, hours)
+        return key
+
+    def _use(self, key: str | None, use: Use) -> None:
+        while key is not None:
+            run = self.runs[key]
+            if use not in run.uses:
+                run.uses.append(use)
+            key = run.teacher
+
+    def _join_test_sets(self, run: PlannedRun, other: Loaded) -> None:
+        """A cell's run that is there already is evaluated on the cell's test sets as well."""
+        mine, wanted = run.loaded.config.data.eval, other.config.data.eval
+        added = {name: place for name, place in wanted.items() if name not in mine}
+        for name in mine.keys() & wanted.keys():
+            if mine[name] != wanted[name]:
+                raise UserError(
+                    f"data.eval.{name}: {wanted[name]} here and {mine[name]} in another cell of the same run; "
+                    "call them by two names"
+                )
+        if added:
+            data = run.loaded.config.data.model_copy(update={"eval": {**mine, **added}})
+            config = run.loaded.config.model_copy(update={"data": data})
+            more = tuple(f"data.eval.{name}={place}" for name, place in added.items())
+            run.loaded = replace(run.loaded, config=config, overrides=(*run.loaded.overrides, *more))
+            run.arguments += more
+
+    def _command(self, teacher: Loaded) -> tuple[str, ...]:
+        """A command line of the teacher alone: its file, and what its student's overlays and overrides make of it."""
+        file = str(teacher.files[0])
+        plain = self.configs.load([file]).config.dump()
+        return (file, *_differences(plain, teacher.config.dump()))
+
+
+def with_seed(loaded: Loaded, seed: int) -> Loaded:
+    """The same run with another seed of its own; its teacher keeps the one it has."""
+    if loaded.config.seed == seed:
+        return loaded
+    update: dict[str, Any] = {"seed": seed}
+    overrides: tuple[str, ...] = (f"seed={seed}",)
+    if loaded.teacher and loaded.config.teacher:
+        kept = loaded.teacher.config.seed
+        overrides += (f"teacher.overrides.seed={kept}",)
+        given = {**loaded.config.teacher.overrides, "seed": kept}
+        update["teacher"] = loaded.config.teacher.model_copy(update={"overrides": given})
+    return replace(loaded, config=loaded.config.model_copy(update=update), overrides=loaded.overrides + overrides)
+
+
+def _files_first(arguments: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted(arguments, key=is_override))
+
+
+def _differences(plain: Mapping[str, Any], values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key=value` for each value that differs from `plain`'s."""
+    found = []
+    for key, value in values.items():
+        name, before = f"{prefix}{key}", plain.get(key)
+        if value == before and key in plain:
+            continue
+        if isinstance(value, dict) and isinstance(before, dict) and name != "data.eval" and value and before:
+            found += _differences(before, value, f"{name}.")
+        else:
+            found.append(f"{name}={json.dumps(value)}")
+    return found

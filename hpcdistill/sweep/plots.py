@@ -1,0 +1,287 @@
+"""Plots of a table: a metric against each ablation axis, against the networks' cost, and over the training."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from hpcdistill.sweep.charts import INK, SERIES, Chart, Line, figure_svg, page_figure, series_colour
+from hpcdistill.sweep.collect import ResultTable, TableRow
+from hpcdistill.sweep.grid import Metric
+from hpcdistill.sweep.run_results import RunResult
+
+MACS = "macs"  # the metric that has multiply-accumulates, in units of 10^9
+PLOTS = 8  # of a kind and table: more are not looked at
+PLACES = 40  # on an axis
+CURVES = SERIES - 1  # in a chart; series 0 is grey
+
+_WIDTH = 5.4  # inches
+_MARKERS = "osD^vPX"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing for a page."""
+
+    title: str
+    svg: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A number on a plot: ours with its deviation, or the paper's."""
+
+    place: str  # on the axis
+    series: str
+    value: float
+    deviation: float = 0.0
+    printed: bool = False
+
+
+def axis_plots(table: ResultTable, name: str) -> list[Plot]:
+    """The first trained metric against each label that varies, for each group of cells that are compared.
+
+    Ours filled, with a bar of one standard deviation to either side; the paper's hollow. `name` begins the ids.
+    """
+    metric = main_metric(table)
+    if metric is None:
+        return []
+    plots: list[Plot] = []
+    for group, rows in _groups(table):
+        axes = [axis for axis in _varying(rows) if axis not in table.grid.within]
+        for axis in axes:
+            others = [other for other in axes if other != axis]
+            series = {row.cell.title: ", ".join(row.cell.labels.get(other, "") for other in others) for row in rows}
+            places = list(dict.fromkeys(row.cell.labels[axis] for row in rows if axis in row.cell.labels))
+            named = list(dict.fromkeys(series.values()))
+            # A second axis is drawn as colours as long as they can be told apart and are there at several places.
+            if len(named) > CURVES or len(places) < 2 or len(places) > PLACES or len(plots) == PLOTS:
+                continue
+            marks = [
+                mark
+                for row in rows
+                if axis in row.cell.labels
+                for mark in _marks(row, metric, row.cell.labels[axis], series[row.cell.title])
+            ]
+            if not any(not mark.printed for mark in marks):
+                continue
+            title = f"{metric.label} by {axis}" + (f": {', '.join(group)}" if any(group) else "")
+            svg = _dot_plot(marks, places, named, metric, f"{name}-axis-{len(plots)}", title)
+            note = "Filled: ours; hollow: the paper's."
+            if any(mark.deviation for mark in marks):
+                note += " Bars: one sample standard deviation to either side."
+            plots.append(Plot(title, svg, note))
+    return plots
+
+
+def cost_plots(table: ResultTable, name: str, counted: Callable[[TableRow], float | None]) -> list[Plot]:
+    """The first trained metric against the networks' MACs: printed ones, else what `counted` says (10^9)."""
+    metric = main_metric(table)
+    if metric is None:
+        return []
+    plots: list[Plot] = []
+    for group, rows in _groups(table):
+        points: list[tuple[float, Mark]] = []
+        uses_counted = False
+        for row in rows:
+            marks = list(_marks(row, metric, row.cell.title, ""))
+            macs = row.cell.printed.get(MACS)
+            if macs is None and any(not mark.printed for mark in marks):
+                macs = counted(row)
+                uses_counted |= macs is not None
+            if macs is not None and macs > 0:
+                points += [(macs, mark) for mark in marks]
+        costs = {macs for macs, _ in points}
+        if len(costs) < 2 or all(mark.printed for _, mark in points) or len(plots) == PLOTS:
+            continue
+        title = f"{metric.label} against MACs" + (f": {', '.join(group)}" if any(group) else "")
+        note = "Filled: ours; hollow: the paper's. MACs as printed" + (
+            ", counted where there are none (the literature's rule)." if uses_counted else "."
+        )
+        shown = {row.cell.title: _short(row, table) for row in rows}
+        plots.append(Plot(title, _scatter(points, shown, metric, f"{name}-cost-{len(plots)}", title), note))
+    return plots
+
+
+def curve_charts(table: ResultTable) -> list[Chart]:
+    """The first trained metric over the training, as metrics.jsonl has it; of several seeds the mean."""
+    metric = main_metric(table)
+    if metric is None:
+        return []
+    charts: list[Chart] = []
+    for group, rows in _groups(table):
+        curves = []
+        for row in rows[: PLOTS * CURVES]:
+            points = _curve(row, metric)
+            if points:
+                curves.append((_short(row, table), points))
+        for start in range(0, len(curves), CURVES):
+            part = curves[start : start + CURVES]
+            lines = tuple(Line(label, 1 + number, points) for number, (label, points) in enumerate(part))
+            where = ", ".join(group) if any(group) else ""
+            title = f"{metric.label} during training" + (f": {where}" if where else "")
+            charts.append(Chart(title, "step", metric.label, lines, digits=metric.digits))
+    return charts[:PLOTS]
+
+
+def main_metric(table: ResultTable) -> Metric | None:
+    """The metric that is plotted: the first that runs have."""
+    return next((m for m in table.grid.metrics if any(m.name in row.cell.of for row in table.rows)), None)
+
+
+def curve(run: RunResult, metric: str) -> dict[int, float]:
+    """Step -> value of the lines of the run's metrics.jsonl that have `metric`; damaged lines are passed over."""
+    try:
+        content = (run.folder / "metrics.jsonl").read_bytes()
+    except OSError:
+        return {}
+    wanted = json.dumps(metric).encode()
+    points = {}
+    at = content.find(wanted)
+    while at >= 0:  # a long log has few such lines; only they are parsed
+        start, end = content.rfind(b"\n", 0, at) + 1, content.find(b"\n", at)
+        end = len(content) if end < 0 else end
+        try:
+            line = json.loads(content[start:end])
+            points[int(line["step"])] = float(line[metric])
+        except (ValueError, KeyError, TypeError):
+            pass
+        at = content.find(wanted, end)
+    return points
+
+
+def _curve(row: TableRow, metric: Metric) -> tuple[tuple[float, float], ...]:
+    """The mean over the row's seeds, at the steps that all of them have."""
+    name = row.cell.of.get(metric.name)
+    found = [curve(trial.run, name) for trial in row.trials if trial.run and name]
+    found = [points for points in found if points]
+    if not found:
+        return ()
+    steps = sorted(set.intersection(*(set(points) for points in found)))
+    means = [(float(step), sum(points[step] for points in found) / len(found)) for step in steps]
+    return tuple((step, mean) for step, mean in means if math.isfinite(mean))
+
+
+def _groups(table: ResultTable) -> Iterator[tuple[tuple[str, ...], list[TableRow]]]:
+    for group in dict.fromkeys(row.group for row in table.rows):
+        yield group, [row for row in table.rows if row.group == group]
+
+
+def _varying(rows: Sequence[TableRow]) -> list[str]:
+    labels = dict.fromkeys(label for row in rows for label in row.cell.labels)
+    return [label for label in labels if len({row.cell.labels.get(label) for row in rows}) > 1]
+
+
+def _short(row: TableRow, table: ResultTable) -> str:
+    """The row's labels without those that its group shares."""
+    own = [value for label, value in row.cell.labels.items() if label not in table.grid.within]
+    return ", ".join(own) or row.cell.title
+
+
+def _marks(row: TableRow, metric: Metric, place: str, series: str) -> Iterator[Mark]:
+    entry = row.entries[metric.name]
+    if entry.printed is not None:
+        yield Mark(place, series, entry.printed, printed=True)
+    if entry.best and math.isfinite(entry.best.mean):
+        deviation = entry.best.deviation
+        known = deviation if deviation is not None and math.isfinite(deviation) else 0.0
+        yield Mark(place, series, entry.best.mean, known)
+
+
+def _dot_plot(
+    marks: Sequence[Mark], places: Sequence[str], series: Sequence[str], metric: Metric, name: str, title: str
+) -> str:
+    """Places one below the other, however long their names; series of one place a little apart."""
+    apart = 0.6 / max(len(series), 1)
+    height = 0.75 + len(places) * (0.26 + 0.1 * len(series)) + (0.35 if len(series) > 1 else 0)
+    with page_figure((_WIDTH, max(height, 1.6))) as figure:
+        axes = figure.add_subplot()
+        for number, one in enumerate(series):
+            colour, marker = series_colour(1 + number % CURVES), _MARKERS[number % len(_MARKERS)]
+            for printed in (True, False):
+                shown = [mark for mark in marks if mark.series == one and mark.printed == printed]
+                if not shown:
+                    continue
+                offset = apart * (number - (len(series) - 1) / 2)
+                axes.errorbar(
+                    [mark.value for mark in shown],
+                    [places.index(mark.place) + offset for mark in shown],
+                    xerr=None if printed else [mark.deviation for mark in shown],
+                    fmt=marker,
+                    color=colour,
+                    markerfacecolor="none" if printed else colour,
+                    markersize=7,
+                    markeredgewidth=1.4,
+                    elinewidth=1.4,
+                    capsize=3,
+                    label=None if printed else one,
+                )
+        axes.set_yticks(range(len(places)), labels=_plain(places))
+        axes.set_ylim(len(places) - 0.5, -0.5)  # from top to bottom, as the table
+        axes.set_xlabel(_plain([metric.label])[0])
+        axes.ticklabel_format(axis="x", useOffset=False)
+        axes.grid(axis="both")
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        if len(series) > 1:
+            handles, labels = axes.get_legend_handles_labels()
+            figure.legend(
+                handles, _plain(labels), loc="outside upper left", ncols=min(3, len(labels)), frameon=False, fontsize=9.5
+            )
+        return figure_svg(figure, name, _said(title, marks, metric))
+
+
+def _scatter(
+    points: Sequence[tuple[float, Mark]], shown: Mapping[str, str], metric: Metric, name: str, title: str
+) -> str:
+    with page_figure((_WIDTH, 3.6)) as figure:
+        axes = figure.add_subplot()
+        named: dict[tuple[float, str], tuple[float, list[str]]] = {}
+        for macs, mark in points:
+            colour = series_colour(2 if mark.printed else 1)
+            axes.errorbar(
+                [macs],
+                [mark.value],
+                yerr=[mark.deviation] if mark.deviation else None,
+                fmt="o",
+                color=colour,
+                markerfacecolor="none" if mark.printed else colour,
+                markersize=6.5,
+                markeredgewidth=1.4,
+                capsize=3,
+            )
+            key = (macs, mark.place)
+            if key not in named or not mark.printed:
+                named[key] = (mark.value, [shown[mark.place]])
+        for (macs, _), (value, labels) in named.items():
+            axes.annotate(
+                _plain(labels)[0], (macs, value), xytext=(6, 3), textcoords="offset points", fontsize=8.5, color=INK
+            )
+        axes.set_xscale("log")
+        axes.margins(x=0.16, y=0.12)
+        axes.set_xlabel("MACs (G)")
+        axes.set_ylabel(_plain([metric.label])[0])
+        axes.grid(axis="both")
+        axes.set_axisbelow(True)
+        axes.tick_params(which="both", length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        return figure_svg(figure, name, _said(title, [mark for _, mark in points], metric))
+
+
+def _said(title: str, marks: Sequence[Mark], metric: Metric) -> str:
+    """What a reader who cannot see the plot is told."""
+    numbers = [
+        f"{', '.join(part for part in (mark.place, mark.series) if part)}: {mark.value:.{metric.digits}f}"
+        + (" in the paper" if mark.printed else "")
+        for mark in marks
+    ]
+    return f"{title}. " + "; ".join(numbers)
+
+
+def _plain(texts: Sequence[str]) -> list[str]:
+    """Without what matplotlib reads as mathematics."""
+    return [text.replace("\\", "\\\\").replace("$", r"\$") for text in texts]

@@ -1,0 +1,178 @@
+"""Cluster profiles: what a cluster's jobs must ask for, in one file (`slurm/clusters/*.yaml`; default.yaml explains)."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from hpcdistill.errors import UserError, nearest
+from hpcdistill.settings import Section
+
+if TYPE_CHECKING:
+    from hpcdistill.config import RunConfig
+
+CLUSTERS = Path("slurm/clusters")
+
+
+class Shape(Section):
+    """What one run asks for."""
+
+    nodes: int = Field(1, ge=1, description="nodes a run")
+    gpus_per_node: int = Field(1, ge=0, description="GPUs of each of them; 0 = none")
+    tasks_per_node: int | None = Field(None, ge=1, description="ranks of each node; null = one a GPU, without GPUs one")
+    cpus_per_task: int = Field(4, ge=1, description="CPU cores a rank: data.workers and one more")
+    memory: float | None = Field(None, gt=0, description="GB of each node; null = the cluster's default")
+    hours: float = Field(24.0, gt=0, description="time limit; a run that is not finished by then goes on in a new turn")
+
+    @property
+    def tasks(self) -> int:
+        """Ranks of each node."""
+        return self.tasks_per_node or max(1, self.gpus_per_node)
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of a run."""
+        return self.nodes * self.tasks
+
+    def __str__(self) -> str:
+        gpus = f"{self.gpus_per_node} GPU" if self.gpus_per_node else "CPU"
+        ranks = f", {self.tasks} ranks" if self.tasks != max(1, self.gpus_per_node) else ""
+        return f"{self.nodes} x ({gpus}{ranks}, {self.tasks * self.cpus_per_task} cores), {self.hours:g} h"
+
+
+class PartialShape(Section):
+    """The keys of `Shape` that some runs have of their own."""
+
+    nodes: int | None = Field(None, ge=1)
+    gpus_per_node: int | None = Field(None, ge=0)
+    tasks_per_node: int | None = Field(None, ge=1)
+    cpus_per_task: int | None = Field(None, ge=1)
+    memory: float | None = Field(None, gt=0)
+    hours: float | None = Field(None, gt=0)
+
+
+class CollectShape(Section):
+    """What the last job, which makes the tables, asks for."""
+
+    partition: str | None = Field(None, description="null = the runs'")
+    cpus: int = Field(1, ge=1)
+    memory: float | None = Field(None, gt=0, description="GB")
+    hours: float = Field(1.0, gt=0)
+
+
+class Profile(Shape):
+    """A cluster as the jobs of a sweep see it."""
+
+    partition: str | None = Field(None, description="null = the cluster's default")
+    account: str | None = Field(None, description="who pays")
+    qos: str | None = Field(None, description="quality of service")
+    constraint: str | None = Field(None, description="features the nodes must have")
+    sbatch: dict[str, str | int | bool] = Field({}, description="further options of sbatch: name -> value, true = bare")
+    shapes: dict[str, PartialShape] = Field({}, description="runs by name (with * and ?) that ask for something else")
+    parallel: int = Field(32, ge=1, description="runs of the sweep at the same time, at most")
+    array: int | None = Field(None, ge=1, description="tasks of a job array at most; null = as SLURM is configured")
+    signal_seconds: int = Field(120, ge=1, description="seconds before the end in which a run saves and stops")
+    requeue: bool = Field(True, description="put stopped, preempted and node-lost runs into the queue again")
+    requeues: int = Field(100, ge=0, description="how often at most")
+    setup: tuple[str, ...] = Field((), description="lines of the job's shell before the run: modules, environments")
+    environment: dict[str, str] = Field({}, description="variables of the job")
+    python: str | None = Field(None, description="the interpreter's command, containers included; null = this one")
+    scratch: str | None = Field(None, description="node-local folder that data are staged to (data.stage); may have $X")
+    set: tuple[str, ...] = Field((), description="key=value overrides of every run, e.g. train.device=cpu")
+    snapshot: bool = Field(False, description="run a copy of the code as it is at submission")
+    collect: CollectShape = CollectShape()
+
+    @field_validator("set")
+    @classmethod
+    def _overrides(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for override in value:
+            if "=" not in override:
+                raise ValueError(f"'{override}' is not an override; write key=value, e.g. train.device=cpu")
+        return value
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return {key: str(text) for key, text in value.items()} if isinstance(value, Mapping) else value
+
+    def shape_of(self, name: str) -> Shape:
+        """What the run called `name` asks for: of the patterns in `shapes`, the first that fits counts."""
+        values = {key: getattr(self, key) for key in Shape.model_fields}
+        for pattern, partial in self.shapes.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                values |= {key: getattr(partial, key) for key in partial.model_fields_set}
+                break
+        return Shape(**values)
+
+    def check_fits(self, config: RunConfig) -> None:
+        """UserError when the run that `config` describes cannot be run as this profile says."""
+        shape, train = self.shape_of(config.name), config.train
+        share, rest = divmod(train.batch_size, shape.ranks)
+        if rest or not share or share % train.accumulation:
+            raise UserError(
+                f"does not fit the profile: train.batch_size {train.batch_size} cannot be cut over {shape.ranks} ranks "
+                f"(nodes {shape.nodes} x {shape.tasks}) into {train.accumulation} equal micro-batches; "
+                f"change nodes or gpus_per_node, under shapes: {{{config.name}: ...}} for this run alone"
+            )
+        if train.device == "cuda" and not shape.gpus_per_node:
+            raise UserError("does not fit the profile: train.device is cuda and gpus_per_node 0; give the runs a GPU")
+        if train.device == "cpu" and shape.gpus_per_node:
+            raise UserError(
+                f"does not fit the profile: train.device is cpu, and {shape.gpus_per_node} GPUs a node would be idle; "
+                "set gpus_per_node: 0, or take a profile for CPUs"
+            )
+
+
+def load_profile(name: str) -> Profile:
+    """The profile called `name` in slurm/clusters, or in the file of that path. Raises UserError."""
+    path = _path_of(name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines at the top level; see {CLUSTERS}/default.yaml")
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def _path_of(name: str) -> Path:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.parent != Path():
+        if not path.is_file():
+            known = [entry.name for entry in path.parent.glob("*.y*ml")] or [f"{CLUSTERS}/default.yaml"]
+            raise UserError(f"{path}: no such cluster profile; {nearest(path.name, known)}")
+        return path
+    if not CLUSTERS.is_dir():
+        raise UserError(f"{CLUSTERS}: no such folder here; run the command in the clone's folder, or give a file")
+    profiles = {entry.stem: entry for entry in CLUSTERS.glob("*.yaml")}
+    if name not in profiles:
+        raise UserError(f"--cluster {name}: no such profile in {CLUSTERS}; {nearest(name, profiles)}")
+    return profiles[name]
+
+
+def _explain(error: ValidationError) -> str:
+    """The first fault as `key: what was expected; remedy`."""
+    faults = error.errors()
+    fault, location = faults[0], faults[0]["loc"]
+    key = ".".join(str(part) for part in location)
+    if fault["type"] == "extra_forbidden":
+        sections: dict[str, type[Section]] = {"collect": CollectShape, "shapes": PartialShape}
+        section = sections.get(str(location[0]), Profile) if len(location) > 1 else Profile
+        what = f"unknown key; {nearest(str(location[-1]), section.model_fields)}"
+    else:
+        what = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        if fault["type"] != "value_error":
+            what += f", got {json.dumps(fault['input'], default=str)}"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return f"{key}: {what}{more}"

@@ -1,0 +1,131 @@
+"""The results that lie in a folder of runs: each result.json, read and checked, by the key of its run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hpcdistill.config import load_config
+from hpcdistill.errors import UserError
+from hpcdistill.sweep.plan_key import plan_key
+
+Which = Literal["best", "last"]  # of a run's weights
+WHICH: tuple[Which, ...] = ("best", "last")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    folder: Path
+    key: str | None  # None: its configuration no longer loads, so it belongs to no grid
+    result: Mapping[str, Any]  # result.json
+    data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # digests of what it trained and chose on
+
+    @property
+    def revision(self) -> str:
+        """The code it was trained with."""
+        return str(self.result.get("revision") or "unknown")
+
+    def metrics(self, which: Which) -> dict[str, float]:
+        """What was measured of its best or last weights; NaN for what JSON could not say."""
+        measured = (self.result.get(which) or {}).get("metrics", {})
+        return {name: math.nan if value is None else float(value) for name, value in measured.items()}
+
+    def step(self, which: Which) -> int | None:
+        """The step that those weights are of."""
+        return (self.result.get(which) or {}).get("step")
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A run whose result.json is damaged."""
+
+    folder: Path
+    key: str | None
+    reason: str
+
+
+@dataclass
+class Found:
+    """What lies in a folder of runs."""
+
+    runs: list[RunResult] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)  # a line for each run that is there more than once
+    by_key: dict[str, RunResult] = field(default_factory=dict)
+
+
+def find_results(folder: Path) -> Found:
+    """Read `folder`/*/result.json. Of two runs with one key the one that finished last counts.
+
+    Raises UserError when there is no such folder. A damaged file is not an error: it is in `unreadable`.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder that the runs are in")
+    found = Found()
+    times: dict[str, float] = {}
+    for file in sorted(folder.glob("*/result.json")):
+        try:
+            result = _checked(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, OSError) as error:
+            found.unreadable.append(Unreadable(file.parent, _key_of(file.parent), " ".join(str(error).split())))
+            continue
+        key = str(result["key"]) if result.get("key") else _key_of(file.parent)
+        run = RunResult(file.parent, key, result, _digests(file.parent))
+        found.runs.append(run)
+        if key is None:
+            continue
+        time = file.stat().st_mtime
+        if (other := found.by_key.get(key)) is not None:
+            kept, left = (run, other) if time >= times[key] else (other, run)
+            found.twice.append(f"{left.folder.name} and {kept.folder.name} are the same run; the later one is shown")
+            if kept is other:
+                continue
+        found.by_key[key], times[key] = run, time
+    return found
+
+
+def _checked(result: Any) -> dict[str, Any]:
+    """`result` if it is what train.py writes, as far as it is used here; else ValueError."""
+    if not isinstance(result, dict):
+        raise ValueError("expected a JSON object")
+    for which in WHICH:
+        part = result.get(which)
+        if part is None:
+            continue
+        if not isinstance(part, dict) or not isinstance(part.get("metrics"), dict):
+            raise ValueError(f"{which}: expected a step and metrics")
+        for name, value in part["metrics"].items():
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise ValueError(f"{which}: {name}: expected a number, got {value!r}")
+    if not isinstance(result.get("name"), str):
+        raise ValueError("name: missing")
+    protocol = result.get("protocol")
+    if protocol is not None and not isinstance(protocol, dict):
+        raise ValueError("protocol: expected a JSON object")
+    return result
+
+
+def _key_of(folder: Path) -> str | None:
+    """The key by the run's configuration, for results from before they had one."""
+    try:
+        return plan_key(load_config([str(folder / "config.yaml")]))
+    except (UserError, OSError):
+        return None
+
+
+def _digests(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Digests of the run's training sets and of the set that chose its best weights."""
+    try:
+        identity = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["identity"]
+        digests = {"training data": tuple(str(digest) for digest in identity.get("data", ()))}
+        if identity.get("selection"):
+            digests["test set that selects"] = (str(identity["selection"]),)
+        return digests
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        return {}

@@ -1,0 +1,120 @@
+"""What has been submitted: the plan.json of each submission, which is all that watching needs to know of a grid."""
+
+from __future__ import annotations
+
+import calendar
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcdistill.sweep.slurm_queue import Job
+
+SKEW_S = 300.0  # between the clocks of the login node and of the controller
+SUBMITTING_S = 3600.0  # between a submission's first array and its last
+
+
+@dataclass(frozen=True)
+class PlacedCell:
+    """A cell of a grid and the run that fills it."""
+
+    grid: str
+    title: str
+    seed: int | None
+    key: str | None  # None: reported, nothing is run
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One call of submit_ablations.py."""
+
+    folder: Path
+    time: float  # seconds since 1970
+    cells: tuple[PlacedCell, ...]
+    runs: dict[str, dict[str, Any]]  # by key: name, steps, teacher
+    jobs: dict[str, str]  # by key: 17_3
+    local: tuple[str, int] | None = None  # host and process that runs them one after the other
+    queue: tuple[str, ...] = ()  # keys that the local runner takes in turn
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def made(self, job: Job) -> bool:
+        """Whether `job` is of this submission, and not another that was given the same number.
+
+        A cluster that was set up anew counts from 1 again, and every cluster starts over some day.
+        """
+        if self.name in job.command:
+            return True
+        if "submission_file" in job.command or "/submissions/" in job.command:
+            return False
+        # A job without a script's path: only the time tells. Too early is certain, later may be a requeued one.
+        return job.submitted is None or self.time - SKEW_S <= job.submitted <= self.time + SUBMITTING_S
+
+
+def read_submissions(folder: Path) -> tuple[list[Submission], list[str]]:
+    """The submissions in `folder`/submissions, newest first, and one line for each plan.json that cannot be read."""
+    found, problems = [], []
+    try:
+        entries = [entry.path for entry in os.scandir(folder / "submissions")]
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    for path in map(Path, entries):
+        try:
+            found.append(read_submission(path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # being made, or stopped before anything was submitted
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            problems.append(f"{path / 'plan.json'}: cannot be read ({_short(error)}); its jobs are unknown here")
+    return sorted(found, key=lambda submission: (submission.time, submission.name), reverse=True), sorted(problems)
+
+
+def read_submission(folder: Path) -> Submission:
+    """The submission in `folder`; raises what reading JSON raises."""
+    file = folder / "plan.json"
+    content = json.loads(file.read_bytes())
+    grids: Mapping[str, Any] = content["grids"]
+    cells = [
+        PlacedCell(str(name), str(cell["title"]), cell.get("seed"), cell.get("key"))
+        for name, grid in grids.items()
+        for cell in grid["cells"]
+    ]
+    local = content.get("local") or None
+    return Submission(
+        folder,
+        epoch(content.get("time")) or _named_time(folder.name) or file.stat().st_mtime,
+        tuple(cells),
+        {str(key): dict(run) for key, run in (content.get("runs") or {}).items()},
+        {str(key): str(job) for key, job in (content.get("jobs") or {}).items()},
+        (str(local["host"]), int(local["pid"])) if local else None,
+        tuple(map(str, content.get("queue") or ())),
+    )
+
+
+def epoch(value: Any) -> float | None:
+    """Seconds since 1970 of a number, or of a UTC time like 2026-11-22T02:50:00Z; None for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str):
+        try:
+            return float(calendar.timegm(time.strptime(value[:19], "%Y-%m-%dT%H:%M:%S")))
+        except ValueError:
+            return None
+    return None
+
+
+def _named_time(name: str) -> float | None:
+    """The time in a submission folder's name, whatever stands between its digits."""
+    found = re.match(r"(\d{4})-?(\d\d)-?(\d\d)[T_-]?(\d\d)[:.-]?(\d\d)[:.-]?(\d\d)", name)
+    if not found:
+        return None
+    return float(calendar.timegm((*map(int, found.groups()), 0, 0, 0)))
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]

@@ -1,0 +1,211 @@
+"""Submit the ablation grids: `python slurm/submit_ablations.py [GRID ...] [key=value ...]`, or run them here (--local).
+
+Again, it leaves alone what has finished or is in the queue, and submits the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpcdistill.command import positive
+from hpcdistill.console import say
+from hpcdistill.data.places import VARIABLE
+from hpcdistill.errors import UserError
+from hpcdistill.sweep.grid import EVERYTHING, Grid, load_grids
+from hpcdistill.sweep.profile import Profile, load_profile
+
+if TYPE_CHECKING:
+    from hpcdistill.sweep.arrays import Retry, Selection
+    from hpcdistill.sweep.plan import Plan
+    from hpcdistill.sweep.status import TaskStatus
+
+FOLDER = Path("sweeps")
+REPORT = "report"
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    options = _parser().parse_intermixed_args(arguments)
+    words: list[str] = options.grid
+    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
+    # What is wrong with the words themselves is said at once, before torch is loaded.
+    profile = load_profile(options.cluster) if options.cluster or not options.local else Profile()
+    grids = load_grids([word for word in words if word not in overrides])
+    if not (options.local or options.dry_run):
+        from hpcdistill.sweep.cluster_jobs import check_slurm
+
+        check_slurm()
+    if VARIABLE in profile.environment:  # the configurations are resolved here
+        os.environ[VARIABLE] = os.path.expandvars(profile.environment[VARIABLE])
+
+    from hpcdistill.sweep.plan import make_plan
+
+    plan = make_plan(grids, options.seeds, [*profile.set, *overrides])
+    if not options.local:
+        check_fits(plan, profile, options.cluster or "default")
+    runs = runs_folder(plan)
+    if options.dry_run:
+        _show(plan, grids, profile, runs, options)
+        return 0
+    with _alone(options.folder):
+        statuses = known_statuses(plan, options.folder, runs, local=options.local)
+        selection = _selected(plan, statuses, options.retry)
+        collect = collect_command(words, options.seeds, runs, options.folder, options.cluster)
+        if not options.local:
+            return _submit(plan, selection, profile, options, collect)
+    from hpcdistill.sweep.local import run_here
+
+    return run_here(plan, selection, options.folder, profile, options.parallel, collect)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python slurm/submit_ablations.py",
+        description="Submit the runs of ablation grids: teachers, then students, then the tables. Returns at once.",
+        epilog="Without a GRID: all tables of both papers. Again: what has finished or is queued is left alone. "
+        "Watch with `python slurm/status.py`. See docs/cluster.md.",
+    )
+    parser.add_argument("grid", nargs="*", metavar="GRID|key=value", help="grids of configs/grids, or files; overrides")
+    parser.add_argument("--cluster", metavar="PROFILE", help="of slurm/clusters, or a file (default: default)")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds of each cell (default: the grid's)")
+    parser.add_argument("--parallel", type=positive, metavar="N", help="runs at the same time (default: the profile's)")
+    parser.add_argument(
+        "--retry",
+        choices=("missing", "failed", "all"),
+        default="missing",
+        help="missing: what never ran, was stopped or lost; failed: what failed; all: both (default: missing)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and the job script; change nothing")
+    parser.add_argument("--local", action="store_true", help="run on this machine's GPUs, or its CPU, not on SLURM")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the sweep keeps its files (default: sweeps)")
+    return parser
+
+
+def check_fits(plan: Plan, profile: Profile, name: str) -> None:
+    """UserError, naming a cell, when a run cannot be run as the profile says."""
+    paths = {grid.name: grid for grid in plan.grids}
+    for run in plan.runs.values():
+        try:
+            profile.check_fits(run.loaded.config)
+        except UserError as error:
+            grid_name, number, _ = run.uses[0]
+            grid = paths[grid_name]
+            raise UserError(f"{grid.path}: ({grid.cells[number].title}): {run.name}, --cluster {name}: {error}") from None
+
+
+def runs_folder(plan: Plan) -> Path:
+    """Where all runs of the plan are put."""
+    folders = sorted({run.loaded.config.runs for run in plan.runs.values()})
+    if len(folders) > 1:
+        raise UserError(f"runs: the cells name different folders ({', '.join(folders)}); name one, e.g. runs=runs")
+    return Path(folders[0]) if folders else Path("runs")
+
+
+def known_statuses(plan: Plan, folder: Path, runs: Path, *, local: bool = False) -> dict[str, TaskStatus]:
+    """What is known of each run of the plan."""
+    from hpcdistill.sweep.slurm_queue import Queue
+    from hpcdistill.sweep.status import task_statuses
+
+    return {status.key: status for status in task_statuses(plan, folder, runs, Queue())}
+
+
+def collect_command(
+    words: Sequence[str], seeds: Sequence[int] | None, runs: Path, folder: Path, cluster: str | None
+) -> list[str]:
+    """The command that makes the tables of this sweep; without the interpreter."""
+    grids = [word for word in words if "=" not in word or Path(word).is_file()] or [EVERYTHING]
+    overrides = [word for word in words if word not in grids]
+    command = ["slurm/collect.py", str(runs), "--grid", *grids, "--out", str(folder / REPORT)]
+    if seeds:
+        command += ["--seeds", *map(str, seeds)]
+    return command + overrides
+
+
+def _selected(plan: Plan, statuses: dict[str, TaskStatus], retry: Retry) -> Selection:
+    from hpcdistill.sweep.arrays import select
+
+    return select(plan, statuses, retry)
+
+
+def _submit(
+    plan: Plan, selection: Selection, profile: Profile, options: argparse.Namespace, collect: Sequence[str]
+) -> int:
+    from hpcdistill.sweep.arrays import make_arrays
+    from hpcdistill.sweep.cluster_jobs import JobMaker, largest_array
+    from hpcdistill.sweep.plan_view import say_left
+    from hpcdistill.sweep.submission import CLONE, SubmissionFolder, snapshot_code, task_folder, write_tasks
+    from hpcdistill.sweep.task import Command, Task
+
+    say_left(selection, options.retry)
+    if not selection.chosen:
+        say("nothing to submit; the tables: python " + " ".join(collect))
+        return 0
+    folder, here = options.folder.absolute(), Path.cwd()
+    name = options.cluster or "default"
+    submission = SubmissionFolder(folder, plan, profile={"name": name, **profile.model_dump(mode="json")}, local=None)
+    write_tasks(folder, plan, selection.chosen)
+    code = snapshot_code(submission.path / "code") if profile.snapshot else CLONE
+    jobs = JobMaker(profile, name, code, "hpcdistill")
+    arrays = make_arrays(selection, profile, largest_array(profile), options.parallel or profile.parallel)
+    ids: list[str] = []
+    submission.save()
+    for array in arrays:
+        calls = [
+            Task(task_folder(folder, run.key).path, here, run.teacher, profile.scratch, profile.requeues)
+            for run in array.runs
+        ]
+        dependency = array.dependency(ids)
+        tasks = jobs.submit(array, dependency, submission.path / "jobs" / array.name, calls)
+        ids.append(tasks[0].partition("_")[0])
+        keys = [run.key for run in array.runs]
+        submission.add_array(array.name, ids[-1], dependency, dict(zip(keys, tasks, strict=True)))
+        say(f"{array.name}: job {ids[-1]}, {len(tasks)} runs, {array.shape}" + (f", {dependency}" if dependency else ""))
+    log = submission.path / "collect.log"
+    last = jobs.submit_last(
+        Command((str(code / collect[0]), *collect[1:]), here, log),
+        "afterany:" + ":".join(ids),
+        submission.path / "jobs" / "collect",
+    )
+    submission.note(collector=last)
+    say(f"collect: job {last}, after all of them; its log {log}")
+    say(f"submitted {len(selection.chosen)} runs ({submission.path}); watch: python slurm/status.py")
+    return 0
+
+
+def _show(plan: Plan, grids: Sequence[Grid], profile: Profile, runs: Path, options: argparse.Namespace) -> None:
+    from hpcdistill.sweep.arrays import make_arrays
+    from hpcdistill.sweep.cluster_jobs import JobMaker, largest_array
+    from hpcdistill.sweep.plan_view import show_arrays, show_cells
+    from hpcdistill.sweep.submission import CLONE
+
+    statuses = known_statuses(plan, options.folder, runs, local=True)
+    selection = _selected(plan, statuses, options.retry)
+    show_cells(plan, statuses)
+    arrays = make_arrays(selection, profile, largest_array(profile), options.parallel or profile.parallel)
+    maker = JobMaker(profile, options.cluster or "default", CLONE, "hpcdistill")
+    place = options.folder.absolute() / "submissions" / "TIME-GRIDS" / "jobs"
+    numbers = [f"<{array.name}>" for array in arrays]
+    scripts = [maker.script(array, array.dependency(numbers), place / array.name) for array in arrays[:1]]
+    show_arrays(plan, selection, arrays, scripts, local=options.local)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two submissions at once would both submit what is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".submit.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another submission is being made there; wait for it to end") from None
+        except OSError as error:  # a file system without locks
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield

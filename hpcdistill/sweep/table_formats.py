@@ -1,0 +1,189 @@
+"""A table that is laid out as Markdown, LaTeX (booktabs) and HTML."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+from markupsafe import Markup
+
+from hpcdistill.sweep.tables import ARROWS, PLUS_MINUS, SIGNS, Column, Layout, Panel, Place, Sign, notes
+
+_LATEX: dict[str, str] = {
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # these two would belong to the \\ of the line before
+    "*": "{*}",
+    PLUS_MINUS: r"$\pm$",
+    "\u00d7": r"$\times$",
+    "\u2191": r"$\uparrow$",
+    "\u2193": r"$\downarrow$",
+    "\u2192": r"$\rightarrow$",
+    "\u03bb": r"$\lambda$",
+}
+
+
+def markdown(layout: Layout) -> str:
+    """GitHub's kind of table, with its notes below."""
+
+    def cell(place: Place) -> str:
+        text = _escape_markdown(place.text)
+        return " ".join(
+            part
+            for part in (
+                f"**{text}**" if place.bold else text,
+                place.spread and f"{PLUS_MINUS} {place.spread}",
+                f"({place.n})" if place.n > 1 else "",
+                _signs(place, lambda sign: sign.text),
+            )
+            if part
+        )
+
+    lines = [f"**{_escape_markdown(layout.caption)}**", ""]
+    for panel in layout.panels:
+        lines.append("| " + " | ".join(_escape_markdown(_one_line_head(column)) for column in panel.columns) + " |")
+        lines.append("|" + "|".join("---" if column.metric is None else "---:" for column in panel.columns) + "|")
+        lines += ["| " + " | ".join(map(cell, row)) + " |" for row in panel.rows]
+        lines.append("")
+    lines += [f"- {_escape_markdown(line)}" for line in notes(layout)]
+    return "\n".join(lines) + "\n"
+
+
+def latex(layout: Layout) -> str:
+    r"""A `table` with \usepackage{booktabs}."""
+
+    def cell(place: Place) -> str:
+        text = escape_latex(place.text)
+        if place.value is not None:
+            text = text.replace("-", "$-$", 1) if text.startswith("-") else text
+        return " ".join(
+            part
+            for part in (
+                rf"\textbf{{{text}}}" if place.bold else text,
+                place.spread and rf"$\pm$ {place.spread}",
+                f"({place.n})" if place.n > 1 else "",
+                _signs(place, lambda sign: sign.latex),
+            )
+            if part
+        )
+
+    body: list[str] = []
+    for panel in layout.panels:
+        body += ([r"\par\medskip"] if body else []) + _tabular(layout, panel, cell)
+    signs = "; ".join(f"{sign.latex} {escape_latex(meaning)}" for sign, meaning in layout.legend)
+    said = [escape_latex(line) for line in notes(layout, legend=False)] + ([signs + "."] if signs else [])
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escape_latex(layout.caption)}}}",
+        rf"\label{{tab:{re.sub('[^A-Za-z0-9-]', '-', layout.table.grid.name)}}}",
+        *body,
+        *(rf"\par\smallskip{{\footnotesize {line}\par}}" for line in said),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tabular(layout: Layout, panel: Panel, cell: Callable[[Place], str]) -> list[str]:
+    rows = layout.table.rows
+    heads, rules, at = [], [], 1
+    for metric, span in panel.spans:
+        if metric is None:
+            heads += [""] * span
+        else:
+            arrow = ARROWS[metric.better][1]
+            heads.append(rf"\multicolumn{{{span}}}{{c}}{{{escape_latex(metric.label)} {arrow}}}")
+            rules.append(rf"\cmidrule(lr){{{at}-{at + span - 1}}}")
+        at += span
+    lines = [
+        rf"\begin{{tabular}}{{{''.join('l' if column.metric is None else 'r' for column in panel.columns)}}}",
+        r"\toprule",
+        " & ".join(heads) + r" \\",
+        " ".join(rules),
+        " & ".join(escape_latex(column.head) for column in panel.columns) + r" \\",
+        r"\midrule",
+    ]
+    for number, row in enumerate(panel.rows):
+        if number and rows[number].group != rows[number - 1].group:
+            lines.append(r"\midrule")
+        lines.append(" & ".join(map(cell, row)) + r" \\")
+    return [*lines, r"\bottomrule", r"\end{tabular}"]
+
+
+def html(layout: Layout) -> str:
+    """A `<table>` for each panel; `data-sort` of a cell is what a script may sort by, `aria-sort` marks such heads."""
+    return "".join(_html_table(layout, panel) for panel in layout.panels)
+
+
+def _html_table(layout: Layout, panel: Panel) -> str:
+    heads, columns, rows = Markup(""), Markup(""), Markup("")
+    for metric, span in panel.spans:
+        if metric is None:
+            heads += Markup('<td colspan="{}"></td>').format(span)
+        else:
+            label = f"{metric.label} {ARROWS[metric.better][0]}"
+            heads += Markup('<th scope="colgroup" colspan="{}">{}</th>').format(span, label)
+    for column in panel.columns:
+        columns += Markup('<th scope="col" class="{}" aria-sort="none">{}</th>').format(column.kind, column.head)
+    groups = [row.group for row in layout.table.rows]
+    for number, row in enumerate(panel.rows):
+        begins = number and groups[number] != groups[number - 1]
+        rows += Markup('<tr class="begins">') if begins else Markup("<tr>")
+        rows += Markup("").join(_html_cell(column, place) for column, place in zip(panel.columns, row, strict=True))
+        rows += Markup("</tr>\n")
+    start = Markup('<table class="results">\n<caption>{}</caption>\n<thead>\n<tr class="metrics">{}</tr>\n')
+    middle = Markup('<tr class="heads">{}</tr>\n</thead>\n<tbody>\n{}</tbody>\n</table>\n')
+    return str(start.format(layout.caption, heads) + middle.format(columns, rows))
+
+
+def escape_latex(text: str) -> str:
+    """`text` with what means something to LaTeX made harmless."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _html_cell(column: Column, place: Place) -> Markup:
+    if column.metric is None:
+        first = Markup('<th scope="row" data-sort="{0}">{0}</th>')
+        return first.format(place.text)
+    parts = []
+    if place.text:
+        parts.append(Markup("<b>{}</b>" if place.bold else "{}").format(place.text))
+    if place.spread:
+        parts.append(Markup('<span class="spread">{} {}</span>').format(PLUS_MINUS, place.spread))
+    if place.n > 1:
+        parts.append(Markup('<span class="n">({})</span>').format(place.n))
+    for state, count in place.signs:
+        sign = SIGNS[state]
+        many = str(count) if count > 1 or (place.text and state != "measured") else ""
+        mark = Markup('<span class="sign {}"><span aria-hidden="true">{}</span>{}<span class="name">{}</span></span>')
+        parts.append(mark.format(state, sign.text, many, state))
+    title = Markup(' title="{}"').format(place.explained) if place.explained else Markup("")
+    value = place.value
+    sort = "" if value is None or math.isnan(value) else repr(float(value))
+    start = Markup('<td class="{}" data-sort="{}"').format(column.kind, sort)
+    return start + title + Markup(">") + Markup(" ").join(parts) + Markup("</td>")
+
+
+def _signs(place: Place, shown: Callable[[Sign], str]) -> str:
+    """The signs, with how many runs they stand for where that is not plain."""
+    return " ".join(
+        shown(SIGNS[state]) + (str(count) if count > 1 or (place.text and state != "measured") else "")
+        for state, count in place.signs
+    )
+
+
+def _one_line_head(column: Column) -> str:
+    if column.metric is None:
+        return column.head
+    return f"{column.metric.label} {ARROWS[column.metric.better][0]} {column.head}"
+
+
+def _escape_markdown(text: str) -> str:
+    return re.sub(r"([\\|*_`<\[\]])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,143 @@
+"""A run's place in a sweep: `tasks/<key>/` with its configuration, its state and the log of each attempt.
+
+Nothing here imports torch: a task's process waits for hours beside the run it has started, on one core.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcdistill.storage import write_json
+
+CONFIG, TEACHER, STATE, START = "config.json", "teacher.json", "state.json", "start.json"
+FIELDS = ("key", "name", "state", "attempt", "job", "host", "pid", "started", "ended", "run", "code", "message", "log")
+
+
+class TaskFolder:
+    """Paths and small files of one task."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / CONFIG
+
+    @property
+    def key(self) -> str:
+        return self.path.name
+
+    def log(self, attempt: int, rank: int = 0) -> Path:
+        """What rank `rank` has printed in that attempt."""
+        return self.path / f"attempt-{attempt}" / f"rank{rank}.log"
+
+    def attempts(self) -> int:
+        """How often the run has been started."""
+        numbers = [entry.name.removeprefix("attempt-") for entry in self.path.glob("attempt-*")]
+        return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+    def begin_attempt(self) -> int:
+        """Make the folder of a new attempt; its number."""
+        while True:
+            number = self.attempts() + 1
+            try:
+                (self.path / f"attempt-{number}").mkdir(parents=True)
+            except FileExistsError:  # two jobs at once: each has its own
+                continue
+            return number
+
+    def values(self) -> dict[str, Any]:
+        """config.json."""
+        loaded: dict[str, Any] = json.loads(self.config.read_text(encoding="utf-8"))
+        return loaded
+
+    def state(self) -> dict[str, Any] | None:
+        """state.json; None when there is none that can be read."""
+        try:
+            found = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def save_state(self, state: Mapping[str, Any]) -> bool:
+        """Write state.json; False, and nothing written, when a later attempt has written its own.
+
+        A node that SLURM has given up may still be at work, and must not speak over the attempt that came after it.
+        """
+        assert set(state) == set(FIELDS)
+        before = self.state()
+        if before is not None and int(before.get("attempt") or 0) > state["attempt"]:
+            return False
+        write_json(self.path / STATE, dict(state))
+        return True
+
+
+def write_task(folder: Path, config: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> None:
+    """Write the configurations of a task, complete and resolved, where they differ from what is there.
+
+    Not synced one by one, which takes seconds for a thousand tasks: the caller syncs once, before anything is queued.
+    """
+    values = dict(config)
+    if teacher is not None:
+        _write(folder / TEACHER, {**teacher, "teacher": None})
+        # As train does it: beside this file, with the student's words to it already in it.
+        values["teacher"] = {**values["teacher"], "config": TEACHER, "overrides": {}}
+    _write(folder / CONFIG, values)
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    try:
+        if path.read_text(encoding="utf-8") == text:
+            return
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def finished_run(runs: Path, key: str, name: str = "") -> Path | None:
+    """The folder of the finished run with this key, by result.json; those called `name` are looked at first."""
+    named = sorted(runs.glob(f"{name}-*/result.json")) if name else []
+    for file in [*named, *sorted(set(runs.glob("*/result.json")) - set(named))]:
+        try:
+            if json.loads(file.read_text(encoding="utf-8")).get("key") == key:
+                return file.parent
+        except (OSError, ValueError, AttributeError):  # damaged: status and collect say so
+            continue
+    return None
+
+
+def started_run(runs: Path, config: Path, since: float) -> Path | None:
+    """The folder of the run that was started as `train <config>` after `since` (of time.time())."""
+    for file in runs.glob("*/environment.json"):
+        try:
+            if file.stat().st_mtime < since - 2:  # clocks of file servers
+                continue
+            sessions = json.loads(file.read_text(encoding="utf-8"))["sessions"]
+            if str(config) in sessions[-1]["command"]:
+                return file.parent
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return None
+
+
+def last_words(log: Path, most: int = 4000) -> str | None:
+    """The line that says why a run has ended: the last error line of its log, else the last line."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - most))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    except OSError:
+        return None
+    lines = [line for line in lines if line]
+    errors = [line for line in lines if line.startswith("error: ") or ": error: " in line]
+    return (errors or lines or [None])[-1]  # type: ignore[list-item]
+
+
+def utc(seconds: float | None = None) -> str:
+    """A time as it is written into files."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,0 +1,330 @@
+"""Plans: which cells are one run, what waits for what, and that a plan's command is what will be run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpcdistill.config import Loaded, load_config
+from hpcdistill.errors import UserError
+from hpcdistill.methods import METHODS
+from hpcdistill.methods.base import Method
+from hpcdistill.sweep.cell_config import CellConfigs
+from hpcdistill.sweep.estimates import Estimates, load_estimates
+from hpcdistill.sweep.grid import load_grid, load_grids
+from hpcdistill.sweep.plan import Plan, make_plan
+from hpcdistill.sweep.plan_key import plan_key
+
+ROOT = Path(__file__).resolve().parents[2]
+X4 = "configs/dssd/x4.yaml"
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _clone_without_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HPCDISTILL_DATA", "nowhere/packed")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a grid of one metric; returns its path."""
+
+    def writer(cells: str, name: str = "mine", of: str = "student/set5/psnr") -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(f"metrics: {{m: {{of: {of}, better: higher}}}}\n{cells}")
+        return path
+
+    return writer
+
+
+def run_of(plan: Plan, grid: str, seed: int = 0, **labels: str) -> str | None:
+    [found] = [each for each in plan.grids if each.name == grid]
+    [number] = [n for n, cell in enumerate(found.cells) if labels.items() <= cell.labels.items()]
+    return plan.cells[grid, number, seed]
+
+
+def show(plan: Plan) -> None:
+    """What `--dry-run` will say, in short; seen with pytest -s."""
+    for run in plan.runs.values():
+        cells = ", ".join(f"{grid}[{number}]" for grid, number, _ in run.uses)
+        print(f"{run.stage} {run.key} {run.name} steps={run.steps} hours={run.hours} teacher={run.teacher} {cells}")
+
+
+def test_the_papers_tables_are_55_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unexpected(self: Method) -> None:
+        raise AssertionError("a plan builds no network")
+
+    monkeypatch.setattr(Method, "__init__", unexpected)
+    plan = make_plan(load_grids())
+    show(plan)
+    assert len(plan.cells) == 102
+    assert sum(key is None for key in plan.cells.values()) == 40
+    # By hand. FESD: Original, DCD, FESD on 3 sets; BL+PCS on 2; 3 more directions, 2 amplitudes, 2 shares: 18. DSSD:
+    # FSRCNN*, PISR, DSSD at 3 scales; bicubic encoder, no SDM, 2 degradations, 2 supervisions; VDSR and IDN in 3
+    # settings: 9 + 6 + 6 = 21, of which all but FSRCNN* (3), VDSR* and IDN* have a teacher of their own: 16.
+    assert len(plan.runs) == 18 + 21 + 16
+    assert [len(stage) for stage in plan.stages] == [39, 16]
+    teachers = {run.teacher for run in plan.runs.values()} - {None}
+    assert len(teachers) == 16
+    assert {plan.runs[key].loaded.config.method.name for key in teachers if key} == {"privileged_teacher"}
+    assert [run.stage for run in plan.runs.values()] == [0] * 39 + [1] * 16
+
+
+def test_one_run_in_many_tables() -> None:
+    plan = make_plan(load_grids())
+    full = {
+        run_of(plan, "dssd-2", degradation="SDM"),
+        run_of(plan, "dssd-3", supervision="both levels"),
+        run_of(plan, "dssd-4", network="FSRCNN", setting="DSSD"),
+        run_of(plan, "dssd-A1", scale="x4", method="DSSD"),
+    }
+    [key] = full
+    assert key
+    assert plan.runs[key].name == "dssd-x4"
+    assert [use[0] for use in plan.runs[key].uses] == ["dssd-2", "dssd-3", "dssd-4", "dssd-A1"]
+    teacher = plan.runs[plan.runs[key].teacher or ""]
+    assert teacher.uses == plan.runs[key].uses
+    pisr = run_of(plan, "dssd-1", encoder="PISR")  # written as a variant of DSSD here, as a file of its own there
+    assert pisr == run_of(plan, "dssd-A1", scale="x4", method="PISR")
+    assert run_of(plan, "dssd-1", encoder="HFRM") == run_of(plan, "dssd-2", degradation="no SDM")
+    bl = {
+        run_of(plan, "fesd-1", dataset="summer2winter", method="DCD"),
+        run_of(plan, "fesd-3", direction="none"),
+        run_of(plan, "fesd-4", amplitude="none"),
+        run_of(plan, "fesd-5", alpha="none"),
+        run_of(plan, "fesd-6", method="BL", dataset="summer2winter"),
+    }
+    assert len(bl) == 1
+    shifted = {run_of(plan, "fesd-3", direction="bi"), run_of(plan, "fesd-4", amplitude="2")}
+    assert len({*shifted, run_of(plan, "fesd-5", alpha="1/8")}) == 1
+    assert run_of(plan, "fesd-1", dataset="summer2winter", method="OMGD") is None
+
+
+def test_a_planned_run_is_what_its_command_line_says() -> None:
+    overlays = ["configs/variants/cpu.yaml", "eval.kid=false", "data.eval={set5: elsewhere, b100: ../b100}"]
+    for plan in (make_plan(load_grids()), make_plan(load_grids(["dssd-1", "dssd-4"]), [0, 7], overlays)):
+        for run in plan.runs.values():
+            again = load_config(run.arguments)
+            assert again.config.dump() == run.loaded.config.dump(), run.arguments
+            assert (again.teacher is None) == (run.loaded.teacher is None)
+            if again.teacher and run.loaded.teacher:
+                assert again.teacher.config.dump() == run.loaded.teacher.config.dump()
+            assert plan_key(again) == run.key
+            assert again.files == run.loaded.files
+            if run.teacher:
+                assert again.teacher
+                assert plan_key(again.teacher) == run.teacher
+
+
+def outcome(load: Callable[[list[str]], Loaded], arguments: list[str]) -> Loaded | str:
+    """What `load` makes of `arguments`, or says about them."""
+    try:
+        return load(arguments)
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [X4, "data.eval.mine=elsewhere"],
+        [X4, "data.eval={mine: elsewhere}"],
+        [X4, "configs/variants/demo.yaml", "train.steps=3"],
+        [X4, "teacher.overrides.train.steps=5", "method.weight_vid=2e-6"],
+        [X4, "method.scale=${data.patch}"],
+        ["configs/fesd/edges2shoes.yaml", "configs/variants/gan-cpu.yaml", "configs/variants/gan-cpu-pairs.yaml"],
+        ["configs/fesd/horse2zebra.yaml", "data.crop=128"],
+        ["configs/fesd/horse2zebra.yaml", "name=${data.direction}", "method.crop=${train.batch_size}"],
+        [X4, "train.step=3"],
+        [X4, "method.scale=5"],
+        [X4, "method.name=plain"],
+        [X4, "data.cache=${nothing.there}"],
+        [X4, "name=${oc.env:SURELY_NOT_SET}"],
+        ["configs/dssd/x5.yaml"],
+        ["train.steps=3"],
+        [X4, "=3"],
+    ],
+)
+def test_the_fast_loader_is_the_loader(arguments: list[str]) -> None:
+    expected, found = outcome(load_config, arguments), outcome(CellConfigs().load, arguments)
+    if isinstance(expected, str) or isinstance(found, str):
+        assert found == expected
+        return
+    assert found.config.dump() == expected.config.dump()
+    assert type(found.config.method) is type(expected.config.method)
+    assert (found.files, found.overrides) == (expected.files, expected.overrides)
+    assert (found.teacher is None) == (expected.teacher is None)
+    if found.teacher and expected.teacher:
+        assert found.teacher.config.dump() == expected.teacher.config.dump()
+
+
+def test_every_planned_run_can_be_built() -> None:
+    for run in make_plan(load_grids()).runs.values():
+        frozen = {}
+        with torch.device("meta"):
+            if run.teacher and run.loaded.teacher:
+                config = run.loaded.teacher.config.method
+                frozen["teacher"] = METHODS[config.name](config).generators["teacher"]  # type: ignore[call-arg]
+            config = run.loaded.config.method
+            assert METHODS[config.name](config, frozen).generators  # type: ignore[call-arg]
+
+
+def test_seeds_are_the_students() -> None:
+    plan = make_plan(load_grids(["dssd-1"]), [0, 1, 2])
+    assert len(plan.runs) == 3 + 9
+    assert [len(stage) for stage in plan.stages] == [3, 9]
+    assert {run.seed for run in plan.stages[0]} == {0}
+    seeds = [plan.runs[key].seed for key in plan.cells.values() if key]
+    assert seeds == [0, 1, 2] * 3
+    second = plan.runs[run_of(plan, "dssd-1", seed=2, encoder="HFRM") or ""]
+    assert second.arguments[-2:] == ("seed=2", "teacher.overrides.seed=0")
+    assert second.teacher == plan.runs[run_of(plan, "dssd-1", seed=0, encoder="HFRM") or ""].teacher
+
+
+def test_a_grids_own_seeds_and_no_seed_among_the_overrides(write: Write) -> None:
+    path = write("seeds: [3, 4]\ncells: [{labels: {a: b}, base: configs/fsrcnn/x2.yaml}]\n")
+    plan = make_plan([load_grid(path)])
+    assert [run.seed for run in plan.runs.values()] == [3, 4]
+    assert [run.seed for run in make_plan([load_grid(path)], [5]).runs.values()] == [5]
+    with pytest.raises(UserError, match="give --seeds"):
+        make_plan([load_grid(path)], None, ["seed=3"])
+    with pytest.raises(UserError, match="expected different whole numbers"):
+        make_plan([load_grid(path)], [1, 1])
+
+
+def test_the_key_is_of_what_changes_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(*arguments: str) -> str:
+        return plan_key(load_config([X4, *arguments]))
+
+    same = ["name=other", "runs=elsewhere", "data.workers=0", "train.log_every=7", "data.eval.mine=elsewhere"]
+    assert len(key()) == 12
+    assert {key(argument) for argument in same} == {key()}
+    different = [
+        "seed=1",
+        "teacher.overrides.seed=1",
+        "teacher.checkpoint=best",
+        "train.steps=10",
+        "method.weight_vid=2e-6",
+        "data.train=elsewhere",
+        "data.eval={set5: elsewhere}",
+        "eval.select=b100",
+        "init.student=runs/other",
+    ]
+    assert len({key(), *(key(argument) for argument in different)}) == 1 + len(different)
+    before = key()
+    monkeypatch.setenv("HPCDISTILL_DATA", "/scratch/project/data")
+    assert key() == before
+    assert key("data.train=/scratch/project/data/div2k/train") == before
+
+
+def test_test_sets_of_cells_that_are_one_run_are_joined(write: Write) -> None:
+    one = write("base: configs/fsrcnn/x2.yaml\ncells: [{labels: {a: b}}]\n", "one")
+    two = write(
+        "base: configs/fsrcnn/x2.yaml\nset: [data.eval.mine=here]\ncells: [{labels: {a: b}}]\n",
+        "two",
+        of="student/mine/psnr",
+    )
+    [run] = make_plan([load_grid(one), load_grid(two)]).runs.values()
+    assert list(run.loaded.config.data.eval) == ["set5", "set14", "b100", "urban100", "mine"]
+    assert load_config(run.arguments).config.dump() == run.loaded.config.dump()
+    assert [use[0] for use in run.uses] == ["one", "two"]
+    three = write("base: configs/fsrcnn/x2.yaml\nset: [data.eval.mine=there]\ncells: [{labels: {a: b}}]\n", "three")
+    with pytest.raises(UserError, match=r"three.yaml: \(b\): data.eval.mine: there here and here in another cell"):
+        make_plan([load_grid(one), load_grid(two), load_grid(three)])
+
+
+def test_cells_of_one_grid_that_are_one_run_are_warned_of(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write("base: configs/fsrcnn/x2.yaml\naxes: {a: {b: {}, c: {set: [data.workers=0]}}}\n")
+    assert len(make_plan([load_grid(path)]).runs) == 1
+    assert "(c) and (b) are the same run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cell", "of", "expected"),
+    [
+        ("base: configs/dssd/x5.yaml", "student/set5/psnr", "x5.yaml: no such configuration file; did you mean"),
+        (f"base: {X4}, overlays: [configs/variants/bl-pc.yaml]", "student/set5/psnr", "did you mean 'bl-pcs.yaml'?"),
+        (f"base: {X4}, set: [train.step=3]", "student/set5/psnr", "train.step: unknown key; did you mean 'steps'?"),
+        (f"base: {X4}", "student/set6/psnr", "it is not evaluated on 'set6'; did you mean 'set5'?"),
+        (f"base: {X4}", "student/set5/fid", "'fid' is not measured; valid: psnr, ssim"),
+        (f"base: {X4}", "teacher/set5/psnr", "privileged_student has no generator 'teacher'; valid: student"),
+        (f"base: {X4}", "psnr", "expected generator/test set/metric"),
+        ("base: configs/original/horse2zebra.yaml", "student/horse2zebra/fid", "has no generator 'student'"),
+        ("base: configs/fesd/horse2zebra.yaml", "student/horse2zebra/lpips", "'lpips' is not measured"),
+        (f"base: {X4}, set: [eval.select=nine]", "student/set5/psnr", "eval.select: 'nine' is not one of data.eval"),
+    ],
+)
+def test_a_cell_that_cannot_be_run(write: Write, cell: str, of: str, expected: str) -> None:
+    path = write(f"cells: [{{labels: {{a: b}}, {cell}}}]\n", of=of)
+    with pytest.raises(UserError) as caught:
+        make_plan([load_grid(path)])
+    assert str(caught.value).startswith(f"{path}: (b): ")
+    assert expected in str(caught.value)
+
+
+def test_a_students_missing_teacher_is_said(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "alone.yaml").write_text(
+        f"extends: {ROOT}/configs/base/sr.yaml\nmethod: {{name: privileged_student, scale: 4}}\n"
+    )
+    path = write(f"cells: [{{labels: {{a: b}}, base: {tmp_path}/alone.yaml}}]\n")
+    with pytest.raises(UserError, match="needs a teacher"):
+        make_plan([load_grid(path)])
+    # A student of nobody needs none, whatever its file names.
+    path = write(f"cells: [{{labels: {{a: b}}, base: {X4}, set: [method.vid=none, method.initialise=random]}}]\n")
+    [run] = make_plan([load_grid(path)]).runs.values()
+    assert (run.teacher, run.stage) == (None, 0)
+
+
+def test_the_users_own_overrides_may_leave_a_metric_out(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = make_plan(load_grids(["dssd-1"]), None, ["data.eval={mine: here}"])
+    assert len(plan.runs) == 6
+    said = capsys.readouterr().err
+    assert said.count("not evaluated on 'set5'") == 1
+
+
+def test_steps_and_hours() -> None:
+    estimates = Estimates.model_validate(
+        {
+            "seconds_per_step": [
+                {"when": {"method.name": ["plain_sr", "cyclegan"], "method.scale": [None, 2]}, "seconds": 0.36},
+                {"when": {"method.name": "plain_sr"}, "seconds": 3.6},
+            ],
+            "samples": {"horse2zebra/train": 1334},
+        }
+    )
+
+    def of(*arguments: str) -> tuple[int | None, float | None]:
+        return estimates.of(load_config(arguments).config)
+
+    assert of("configs/fsrcnn/x2.yaml") == (1_000_000, pytest.approx(100))
+    assert of("configs/fsrcnn/x4.yaml") == (1_000_000, pytest.approx(1000))
+    assert of("configs/original/horse2zebra.yaml") == (133_400, pytest.approx(13.34))
+    assert of("configs/original/summer2winter.yaml") == (None, None)
+    assert of(X4, "train.steps=5") == (5, None)
+    # As docs/results/gpu_queue.md: 3 seeds of FSRCNN, PISR, DSSD with their teachers at x4 are 120 hours.
+    plan = make_plan(load_grids(["dssd-A1"]), None, [], load_estimates())
+    x4 = [run.hours for run in plan.runs.values() if run.loaded.config.method.model_dump()["scale"] == 4]
+    assert 3 * sum(hours or 0 for hours in x4) == pytest.approx(120, rel=0.02)
+    known, unknown = make_plan(load_grids(["dssd-4"])).hours
+    assert unknown == 10  # VDSR and IDN were never timed
+    assert known > 0
+
+
+def test_a_thousand_cells_in_seconds(write: Write) -> None:
+    values = ", ".join(f"{number}: {{set: [method.weight_vid={number + 1}e-9]}}" for number in range(500))
+    path = write(
+        f"base: {X4}\naxes:\n  vid: {{{values}}}\n"
+        "  encoder: {pisr: {overlays: [configs/variants/encoder-pisr.yaml]}, full: {}}\n"
+    )
+    started = time.perf_counter()
+    plan = make_plan([load_grid(path)])
+    seconds = time.perf_counter() - started
+    assert len(plan.runs) == 1002
+    assert seconds < 12, seconds  # measured 1.4 s; this allows for a busy machine
+    print(f"{seconds:.2f} s")
