@@ -34,6 +34,7 @@ from hpcdistill.ranks.launcher import check_launcher
 from hpcdistill.ranks.process_group import leave
 from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
 from hpcdistill.sweep.identity import identify, run_folder, selected_set, weights_file
+from hpcdistill.sweep.plan_key import plan_key
 from hpcdistill.sweep.requirements import check_present, needed_sets
 from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.loop import place, train
@@ -180,6 +181,7 @@ def _train(
     result = {
         "name": config.name,
         "identity": identity["short"],
+        "key": plan_key(loaded),
         "method": config.method.name,
         "steps": steps,
         "batch_size": config.train.batch_size,

@@ -158,12 +158,15 @@ class RankWatch:
         leave_at_once(failure.code)
 
     def stop(self) -> None:
-        """End the watch in good order: the store's process leaves last, however long that takes."""
+        """End the watch in good order: together, as a launcher kills who is late, the store's process last."""
         global _active
+        others = range(1, self.ranks)
         with self.patient(), contextlib.suppress(*_STORE_ERRORS):
-            self._set(f"left/{self.rank}", "1")
-            while self.rank == 0 and not all(self._has(f"left/{rank}") for rank in range(self.ranks)):
+            if self.rank == 0:
+                self._set("left/0", "1")
+            while not all(self._has(f"left/{rank}") for rank in (others if self.rank == 0 else (0,))):
                 time.sleep(0.05)  # a rank that dies now is noticed by the thread
+            self._set(f"left/{self.rank}", "1")
         self._done.set()
         for thread in self._threads:
             thread.join(2 * BEAT)

@@ -284,4 +284,4 @@ def _said(title: str, marks: Sequence[Mark], metric: Metric) -> str:
 
 def _plain(texts: Sequence[str]) -> list[str]:
     """Without what matplotlib reads as mathematics."""
-    return [text.replace("\\", "\\\\").replace("$", r"\$") for text in texts]
+    return [text.replace("$", r"\$") for text in texts]

@@ -1,4 +1,4 @@
-"""Cluster profiles: what a cluster's jobs must ask for, in one file (`slurm/clusters/*.yaml`; default.yaml explains)."""
+"""Cluster profiles (`slurm/clusters/*.yaml`): what a cluster's jobs must ask for. default.yaml explains each key."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV
 ACTIVE = frozenset(
     {"RUNNING", "COMPLETING", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
 )
+NEVER = "DependencyNeverSatisfied"
 _MOST_IDS = 500  # of a scancel: argument lists have a limit
 _SQUEUE = "%i|%T|%V|%S|%r|%o"
 _SACCT = "jobid,state,submit,start,exitcode,reason"
@@ -32,7 +33,7 @@ class Job:
     state: str  # SLURM's word, PENDING
     submitted: float | None = None  # of a requeued job: when it was requeued
     started: float | None = None
-    reason: str = ""  # why it waits, Dependency; of an ended one its exit code, "exit 3:0"
+    reason: str = ""  # why it waits, Dependency; why it ended, NonZeroExitCode, or its exit code, "exit 3:0"
     command: str = ""  # the script's path, or sbatch's command line
 
     @property
@@ -46,8 +47,8 @@ class Job:
 
     @property
     def never_starts(self) -> bool:
-        """A job that it depends on has failed; SLURM leaves it in the queue."""
-        return self.waiting and self.reason == "DependencyNeverSatisfied"
+        """A job that it depends on has failed; SLURM leaves it in the queue, or has cancelled it for that."""
+        return self.reason == NEVER and (self.waiting or self.state == "CANCELLED")
 
 
 class Queue:
@@ -89,7 +90,10 @@ class Queue:
             remembered = self._lines(*question, f"--format={_SACCT},submitline")
             if remembered is None:  # SLURM before 21.08 has no such column
                 remembered = self._lines(*question, f"--format={_SACCT}")
-            known |= {job.id: job for line in remembered or [] for job in _of_sacct(line) if job.id in missing}
+            for job in (job for line in remembered or [] for job in _of_sacct(line)):
+                # To accounting, tasks cancelled while they waited are PENDING for as long as their array waits.
+                if job.id in missing and not (job.live and listed is not None):
+                    known[job.id] = job
             self.answers = self.answers or remembered is not None
         return known
 
@@ -161,6 +165,8 @@ def _of_sacct(line: str) -> list[Job]:
     job, state, submitted, started, code, reason = cells[:6]
     # Of an ended job sacct repeats why it once had to wait; its exit code says more.
     why = _said(reason) if state in WAITING else "" if code == "0:0" else f"exit {code}"
+    if (state, reason) == ("CANCELLED", "Dependency"):  # by SLURM itself; a user's are CANCELLED by 1000
+        why = NEVER
     return _jobs(job, state, submitted, started, why, "".join(cells[6:]))
 
 

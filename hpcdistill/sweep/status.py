@@ -6,21 +6,19 @@ that died without a word. Nothing here loads a configuration or torch: a thousan
 
 from __future__ import annotations
 
-import json
-import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import psutil
 
-from hpcdistill.errors import UserError
 from hpcdistill.sweep.slurm_queue import Job, Queue
 from hpcdistill.sweep.submissions import SKEW_S, Submission, epoch, read_submissions
 from hpcdistill.sweep.tails import Progress, last_words, read_progress
+from hpcdistill.sweep.task_files import Results, TaskFiles, read_result, read_results, read_task
 
 if TYPE_CHECKING:
     from hpcdistill.sweep.plan import Plan
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
 State = Literal["finished", "running", "queued", "failed", "stopped", "blocked", "missing"]
 STATES: tuple[State, ...] = get_args(State)
 SILENT_S = 300.0  # a run renews its lock every 30 s
+START_S = 60.0  # between a time that was noted and the start of the process that it is about
 
 _OF_CANCELLED: dict[str, tuple[State, str]] = {
     "CANCELLED": ("stopped", "cancelled"),
@@ -62,34 +61,6 @@ class TaskStatus:
     run: Path | None = None  # its folder
 
 
-@dataclass
-class _Results:
-    """The result.json of a folder of runs."""
-
-    by_key: dict[str, tuple[Path, dict[str, Any]]] = field(default_factory=dict)
-    damaged: dict[str, str] = field(default_factory=dict)  # run folder's name -> one line
-
-
-@dataclass
-class _Task:
-    """What the files say of a run."""
-
-    key: str
-    state: dict[str, Any] = field(default_factory=dict)  # state.json; {} = none
-    damage: str | None = None  # why state.json cannot be read
-    jobs: list[tuple[Submission, str]] = field(default_factory=list)  # newest first
-
-    @property
-    def job(self) -> str | None:
-        job = self.state.get("job")
-        return str(job) if job else None
-
-    @property
-    def attempts(self) -> int:
-        attempt = self.state.get("attempt")
-        return attempt if isinstance(attempt, int) else 0
-
-
 def task_statuses(
     plan_or_keys: Plan | Iterable[str],
     folder: Path,
@@ -109,12 +80,12 @@ def task_statuses(
         submissions, damaged = read_submissions(folder)
         if problems is not None:
             problems += damaged
-    tasks = {key: _read_task(folder, key) for key in keys}
+    tasks = {key: read_task(folder / "tasks" / key) for key in keys}
     for submission in submissions:
         for key, job in submission.jobs.items():
             if key in tasks:
                 tasks[key].jobs.append((submission, job))
-    results = _read_results(runs)
+    results = read_results(runs)
     facts: dict[str, dict[str, Any]] = {}
     for submission in reversed(submissions):
         facts.update(submission.runs)
@@ -126,8 +97,8 @@ def task_statuses(
         plan = planned.get(key)
         fact = facts.get(key, {})
         name = str(getattr(plan, "name", None) or fact.get("name") or task.state.get("name") or key)
-        steps = getattr(plan, "steps", None) or fact.get("steps")
-        statuses.append(known.status(task, name, steps if isinstance(steps, int) else None))
+        steps = getattr(plan, "steps", None) or _whole(fact.get("steps"))
+        statuses.append(known.status(task, name, steps))
     if problems is not None:
         told = {status.run.name for status in statuses if status.run}
         problems += [line for name, line in results.damaged.items() if name not in told]
@@ -137,9 +108,7 @@ def task_statuses(
 class _Known:
     """Everything that was read and asked, to judge single runs by."""
 
-    def __init__(
-        self, folder: Path, runs: Path, results: _Results, queue: Queue, submissions: list[Submission]
-    ) -> None:
+    def __init__(self, folder: Path, runs: Path, results: Results, queue: Queue, submissions: list[Submission]) -> None:
         self.folder, self.runs, self.results, self.queue = folder, runs, results, queue
         self.jobs: dict[str, Job] = {}
         self.host, self.now = socket.gethostname(), time.time()
@@ -150,33 +119,32 @@ class _Known:
                 line = f"waits for the local runner, process {process} on {host}"
                 self.waiting_here |= {key: line for key in submission.queue if key not in self.waiting_here}
 
-    def ask(self, tasks: Iterable[_Task]) -> None:
+    def ask(self, tasks: Iterable[TaskFiles]) -> None:
         """Ask SLURM about the jobs of runs that have no result."""
         ids = {job for task in tasks for _, job in task.jobs} | {task.job for task in tasks if task.job}
         self.jobs = self.queue.ask(ids)
 
-    def run_of(self, task: _Task) -> Path | None:
+    def run_of(self, task: TaskFiles) -> Path | None:
         """Where the run is, by its state; found below `runs` when that was moved."""
         if not (said := task.state.get("run")):
             return None
         path = Path(str(said))
         return path if path.is_dir() else self.runs / path.name
 
-    def result_of(self, task: _Task) -> tuple[Path, dict[str, Any]] | None:
+    def result_of(self, task: TaskFiles) -> tuple[Path, dict[str, Any]] | None:
         """The run's folder and result.json."""
         found = self.results.by_key.get(task.key)
         if found is None and (run := self.run_of(task)) is not None and run.name not in self.results.damaged:
             # A run of the same identity that another key, or none, has been written into.
-            content = _read_result(run / "result.json")
+            content = read_result(run / "result.json")
             found = (run, content) if isinstance(content, dict) else None
         return found
 
-    def status(self, task: _Task, name: str, steps: int | None) -> TaskStatus:
-        log = self._log(task)
+    def status(self, task: TaskFiles, name: str, steps: int | None) -> TaskStatus:
+        log = task.log
         if result := self.result_of(task):
             run, content = result
-            done = content.get("steps")
-            done = done if isinstance(done, int) else steps
+            done = _whole(content.get("steps")) or steps
             metric = _final_metric(content)
             return TaskStatus(
                 task.key, name, "finished", done, done, None, None, metric, task.attempts, task.job, None, log, run
@@ -187,7 +155,7 @@ class _Known:
         else:
             state, reason = self._judge(task, log)
         progress = read_progress(run_folder / "metrics.jsonl") if run_folder else Progress()
-        steps = steps if steps is not None or progress.step is None else self._configured_steps(task)
+        steps = steps if steps is not None or progress.step is None else _whole(task.config("train").get("steps"))
         left = None
         if state == "running" and steps is not None and progress.step is not None and progress.rate:
             left = max(0, steps - progress.step) / progress.rate
@@ -210,7 +178,7 @@ class _Known:
             run_folder,
         )
 
-    def _judge(self, task: _Task, log: Path | None) -> tuple[State, str | None]:
+    def _judge(self, task: TaskFiles, log: Path | None) -> tuple[State, str | None]:
         """State and reason of a run without a result."""
         started = epoch(task.state.get("started"))
         own = self._own_job(task)
@@ -221,8 +189,8 @@ class _Known:
             if job is not None and job.live:
                 return self._live(task, job, log)
         newest = task.jobs[0] if task.jobs else None
-        if newest and not (newest[1] == task.job and started and started >= newest[0].time - SKEW_S):
-            if started is None or started < newest[0].time:  # state.json, if any, is of an earlier submission
+        if newest and (started is None or started < newest[0].time - (SKEW_S if newest[1] == task.job else 0)):
+            if not task.damage:  # state.json, if any, is of an earlier submission
                 return self._never_began(newest[1], known[0][1])
         if task.damage:
             return "failed", task.damage
@@ -236,10 +204,10 @@ class _Known:
         if said == "running":
             return self._silent(task, own, log)
         if said not in ("failed", "stopped", "blocked"):
-            return "failed", f"{self._file(task)}: state {said!r} is unknown; delete the file"
+            return "failed", f"{task.folder / 'state.json'}: state {said!r} is unknown; delete the file"
         return said, self._why(task, log)
 
-    def _live(self, task: _Task, job: Job, log: Path | None) -> tuple[State, str | None]:
+    def _live(self, task: TaskFiles, job: Job, log: Path | None) -> tuple[State, str | None]:
         """Of a job that SLURM runs or will run."""
         if job.never_starts:
             return "blocked", f"SLURM will never start job {job.id}: one that it waits for has failed; --cancel it"
@@ -263,13 +231,15 @@ class _Known:
             if not self.queue.answers:
                 return "queued", f"submitted as job {job}; SLURM does not answer here"
             return "missing", f"job {job} is gone from SLURM and never began; was it cancelled?"
+        if known.never_starts:
+            return "blocked", f"job {job} was cancelled by SLURM: one that it waited for has failed"
         if known.state in _OF_CANCELLED:
             state, word = _OF_CANCELLED[known.state]
             return state, f"job {job} was {word} before it began"
         detail = ", ".join(part for part in (known.state, known.reason) if part)
         return "failed", f"job {job} ended before the run began ({detail}); see the job's own log"
 
-    def _silent(self, task: _Task, job: Job | None, log: Path | None) -> tuple[State, str | None]:
+    def _silent(self, task: TaskFiles, job: Job | None, log: Path | None) -> tuple[State, str | None]:
         """Of a run that says it is running, without a live job: whether it is dead."""
         if job is not None:  # it has ended
             if job.state in _OF_CANCELLED:
@@ -288,7 +258,7 @@ class _Known:
             return "failed", self._died(f"no sign of life from {host} for {silent / 60:.0f} min", log)
         return "running", f"on {host}"
 
-    def _silence(self, task: _Task) -> float | None:
+    def _silence(self, task: TaskFiles) -> float | None:
         """Seconds since the run's last sign of life; None when it gives none (it reads its data)."""
         run = self.run_of(task)
         for name in ("lock.json", "metrics.jsonl"):
@@ -303,7 +273,7 @@ class _Known:
         last = last_words(log) if log else None
         return f"died without a word ({how})" + (f"; last line of its log: {last}" if last else "")
 
-    def _why(self, task: _Task, log: Path | None) -> str | None:
+    def _why(self, task: TaskFiles, log: Path | None) -> str | None:
         """The reason of an end: what state.json says, or the log where that took a line that says nothing."""
         message = str(task.state.get("message") or "")
         if task.state.get("state") != "failed" or message.startswith(("error: ", "killed by ")):
@@ -312,7 +282,7 @@ class _Known:
         code = task.state.get("code")
         return read or message or (f"exit code {code}" if code is not None else None)
 
-    def _own_job(self, task: _Task) -> Job | None:
+    def _own_job(self, task: TaskFiles) -> Job | None:
         """The job that wrote state.json, if SLURM knows it."""
         for submission, number in task.jobs:
             if number == task.job:
@@ -323,112 +293,18 @@ class _Known:
             return job
         return job if job.submitted <= started + SKEW_S or job.live else None
 
-    def _job(self, task: _Task, submission: Submission, number: str) -> Job | None:
+    def _job(self, task: TaskFiles, submission: Submission, number: str) -> Job | None:
         job = self.jobs.get(number)
         return job if job is not None and submission.made(job) else None
 
-    def _file(self, task: _Task) -> Path:
-        return self.folder / "tasks" / task.key / "state.json"
-
-    def _log(self, task: _Task) -> Path | None:
-        """The log of the last attempt; where state.json says, or below the task's folder when that was moved."""
-        if not (said := task.state.get("log")):
-            return None
-        path = Path(str(said))
-        return path if path.is_file() else self.folder / "tasks" / task.key / path.parent.name / path.name
-
-    def _configured_steps(self, task: _Task) -> int | None:
-        steps = self._config(task, "train").get("steps")
-        return steps if isinstance(steps, int) else None
-
-    def _metric(self, task: _Task, progress: Progress) -> tuple[str, float] | None:
+    def _metric(self, task: TaskFiles, progress: Progress) -> tuple[str, float] | None:
         """The first metric of the test set that chooses the best weights."""
         if not progress.metrics:
             return None
-        sets = self._config(task, "data").get("eval")
-        chosen = self._config(task, "eval").get("select") or next(iter(sets if isinstance(sets, dict) else {}), None)
+        sets = task.config("data").get("eval")
+        chosen = task.config("eval").get("select") or next(iter(sets if isinstance(sets, dict) else {}), None)
         name = next((name for name in progress.metrics if f"/{chosen}/" in name), next(iter(progress.metrics)))
         return name, progress.metrics[name]
-
-    def _config(self, task: _Task, section: str) -> dict[str, Any]:
-        if not hasattr(task, "config"):
-            content = _json(self.folder / "tasks" / task.key / "config.json")
-            task.config = content if isinstance(content, dict) else {}  # type: ignore[attr-defined]
-        found = task.config.get(section)  # type: ignore[attr-defined]
-        return found if isinstance(found, dict) else {}
-
-
-def task_keys(folder: Path) -> list[str]:
-    """The keys of all tasks in a sweep's folder."""
-    try:
-        return sorted(entry.name for entry in os.scandir(folder / "tasks") if not entry.name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def check_sweep(folder: Path) -> None:
-    """UserError when nothing has been submitted from `folder`."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; submit first, `python slurm/submit_ablations.py`, or give --folder")
-
-
-def _read_task(folder: Path, key: str) -> _Task:
-    file = folder / "tasks" / key / "state.json"
-    content = _json(file)
-    if content is None:
-        return _Task(key)
-    if not isinstance(content, dict):
-        return _Task(key, damage=f"{file}: damaged ({content}); delete it and submit again with --retry failed")
-    return _Task(key, content)
-
-
-def _read_results(runs: Path) -> _Results:
-    """Each `runs`/*/result.json by the key in it; of two with one key the newer."""
-    results = _Results()
-    times: dict[str, float] = {}
-    for path in _folders(runs):
-        file = f"{path}/result.json"
-        content = _read_result(file)
-        if content is None:
-            continue
-        if not isinstance(content, dict):
-            name = os.path.basename(path)
-            results.damaged[name] = f"{file}: damaged ({content}); delete it and submit again with --retry failed"
-            continue
-        key = content.get("key")
-        if isinstance(key, str):
-            written = os.stat(file).st_mtime
-            if key not in results.by_key or written >= times[key]:
-                results.by_key[key], times[key] = (Path(path), content), written
-    return results
-
-
-def _folders(runs: Path) -> Iterator[str]:
-    try:
-        with os.scandir(runs) as entries:
-            yield from sorted(entry.path for entry in entries if not entry.name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-
-
-def _read_result(file: str | Path) -> dict[str, Any] | str | None:
-    """result.json; None where there is none, a few words when it is damaged."""
-    content = _json(file)
-    if isinstance(content, dict) and not isinstance(content.get("name"), str):
-        return "it has no name"
-    return content
-
-
-def _json(file: str | Path) -> dict[str, Any] | str | None:
-    """A JSON object; None where there is no file, a few words when it is damaged."""
-    try:
-        with open(file, "rb") as opened:
-            content = json.loads(opened.read())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        return " ".join(str(error).split())[:100]
-    return content if isinstance(content, dict) else "not a JSON object"
 
 
 def _final_metric(result: dict[str, Any]) -> tuple[str, float] | None:
@@ -442,13 +318,17 @@ def _final_metric(result: dict[str, Any]) -> tuple[str, float] | None:
     return (name, float(metrics[name])) if isinstance(metrics[name], float | int) else None
 
 
+def _whole(value: Any) -> int | None:
+    return value if type(value) is int else None
+
+
 def _alive(process: int, started: float | None) -> bool:
     """Whether a process of this host runs, and is not a later one with the same number."""
     try:
         found = psutil.Process(process)
         if found.status() == psutil.STATUS_ZOMBIE:
             return False
-        return started is None or found.create_time() <= started + SKEW_S
+        return started is None or found.create_time() <= started + START_S
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:

@@ -39,6 +39,7 @@ class Submission:
     jobs: dict[str, str]  # by key: 17_3
     local: tuple[str, int] | None = None  # host and process that runs them one after the other
     queue: tuple[str, ...] = ()  # keys that the local runner takes in turn
+    command: tuple[str, ...] | None = None  # what submit_ablations.py was given
 
     @property
     def name(self) -> str:
@@ -49,7 +50,7 @@ class Submission:
 
         A cluster that was set up anew counts from 1 again, and every cluster starts over some day.
         """
-        if self.name in job.command:
+        if f"/{self.name}/" in job.command:
             return True
         if "submission_file" in job.command or "/submissions/" in job.command:
             return False
@@ -93,6 +94,7 @@ def read_submission(folder: Path) -> Submission:
         {str(key): str(job) for key, job in (content.get("jobs") or {}).items()},
         (str(local["host"]), int(local["pid"])) if local else None,
         tuple(map(str, content.get("queue") or ())),
+        tuple(map(str, content["command"])) if content.get("command") is not None else None,
     )
 
 

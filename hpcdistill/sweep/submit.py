@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     words: list[str] = options.grid
     overrides = [word for word in words if "=" in word and not Path(word).is_file()]
     # What is wrong with the words themselves is said at once, before torch is loaded.
-    profile = load_profile(options.cluster) if options.cluster or not options.local else Profile()
+    profile = Profile() if options.local and not options.cluster else load_profile(options.cluster or "default")
     grids = load_grids([word for word in words if word not in overrides])
     if not (options.local or options.dry_run):
         from hpcdistill.sweep.cluster_jobs import check_slurm
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
         _show(plan, grids, profile, runs, options)
         return 0
     with _alone(options.folder):
-        statuses = known_statuses(plan, options.folder, runs, local=options.local)
+        statuses = known_statuses(plan, options.folder, runs)
         selection = _selected(plan, statuses, options.retry)
         collect = collect_command(words, options.seeds, runs, options.folder, options.cluster)
         if not options.local:
@@ -97,7 +97,9 @@ def check_fits(plan: Plan, profile: Profile, name: str) -> None:
         except UserError as error:
             grid_name, number, _ = run.uses[0]
             grid = paths[grid_name]
-            raise UserError(f"{grid.path}: ({grid.cells[number].title}): {run.name}, --cluster {name}: {error}") from None
+            raise UserError(
+                f"{grid.path}: ({grid.cells[number].title}): {run.name}, --cluster {name}: {error}"
+            ) from None
 
 
 def runs_folder(plan: Plan) -> Path:
@@ -108,12 +110,13 @@ def runs_folder(plan: Plan) -> Path:
     return Path(folders[0]) if folders else Path("runs")
 
 
-def known_statuses(plan: Plan, folder: Path, runs: Path, *, local: bool = False) -> dict[str, TaskStatus]:
-    """What is known of each run of the plan."""
+def known_statuses(plan: Plan, folder: Path, runs: Path, *, ask: bool = True) -> dict[str, TaskStatus]:
+    """What is known of each run of the plan; without `ask` by the files alone."""
     from hpcdistill.sweep.slurm_queue import Queue
     from hpcdistill.sweep.status import task_statuses
 
-    return {status.key: status for status in task_statuses(plan, folder, runs, Queue())}
+    queue = Queue() if ask else Queue({"PATH": ""})
+    return {status.key: status for status in task_statuses(plan, folder, runs, queue)}
 
 
 def collect_command(
@@ -166,7 +169,9 @@ def _submit(
         ids.append(tasks[0].partition("_")[0])
         keys = [run.key for run in array.runs]
         submission.add_array(array.name, ids[-1], dependency, dict(zip(keys, tasks, strict=True)))
-        say(f"{array.name}: job {ids[-1]}, {len(tasks)} runs, {array.shape}" + (f", {dependency}" if dependency else ""))
+        say(
+            f"{array.name}: job {ids[-1]}, {len(tasks)} runs, {array.shape}" + (f", {dependency}" if dependency else "")
+        )
     log = submission.path / "collect.log"
     last = jobs.submit_last(
         Command((str(code / collect[0]), *collect[1:]), here, log),
@@ -181,19 +186,19 @@ def _submit(
 
 def _show(plan: Plan, grids: Sequence[Grid], profile: Profile, runs: Path, options: argparse.Namespace) -> None:
     from hpcdistill.sweep.arrays import make_arrays
-    from hpcdistill.sweep.cluster_jobs import JobMaker, largest_array
+    from hpcdistill.sweep.cluster_jobs import ARRAY_SIZE, JobMaker
     from hpcdistill.sweep.plan_view import show_arrays, show_cells
     from hpcdistill.sweep.submission import CLONE
 
-    statuses = known_statuses(plan, options.folder, runs, local=True)
+    statuses = known_statuses(plan, options.folder, runs, ask=False)
     selection = _selected(plan, statuses, options.retry)
     show_cells(plan, statuses)
-    arrays = make_arrays(selection, profile, largest_array(profile), options.parallel or profile.parallel)
+    arrays = make_arrays(selection, profile, profile.array or ARRAY_SIZE, options.parallel or profile.parallel)
     maker = JobMaker(profile, options.cluster or "default", CLONE, "hpcdistill")
     place = options.folder.absolute() / "submissions" / "TIME-GRIDS" / "jobs"
     numbers = [f"<{array.name}>" for array in arrays]
     scripts = [maker.script(array, array.dependency(numbers), place / array.name) for array in arrays[:1]]
-    show_arrays(plan, selection, arrays, scripts, local=options.local)
+    show_arrays(plan, selection, [] if options.local else arrays, [] if options.local else scripts)
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ def log_lines(log: Path) -> list[str]:
 
 
 def tail(file: Path, size: int) -> list[str]:
-    """The whole lines, and a last one without its end, in the last `size` bytes of `file`; none when it is not there."""
+    """The lines that begin in the last `size` bytes of `file`; none when it is not there."""
     try:
         with open(file, "rb") as opened:
             start = max(0, opened.seek(0, os.SEEK_END) - size)

@@ -35,7 +35,7 @@ AGREE_SECONDS = 600.0
 REQUEUE = (
     "code=$?",
     "if [ $code = 75 ]; then",
-    '    job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}',
+    "    job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
     '    scontrol requeue "${job:-$SLURM_JOB_ID}" || echo "not requeued; submit the sweep again to go on" >&2',
     "fi",
     "exit $code",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -243,6 +244,19 @@ def test_cells_of_one_grid_that_are_one_run_are_warned_of(write: Write, capsys: 
     path = write("base: configs/fsrcnn/x2.yaml\naxes: {a: {b: {}, c: {set: [data.workers=0]}}}\n")
     assert len(make_plan([load_grid(path)]).runs) == 1
     assert "(c) and (b) are the same run" in capsys.readouterr().err
+
+
+def test_a_resolved_configuration_in_a_file_has_the_same_key(tmp_path: Path) -> None:
+    """As a task's folder has it, and a run's."""
+    for number, run in enumerate(make_plan(load_grids(["dssd-1", "fesd-3"]), [7]).runs.values()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        values = run.loaded.config.dump()
+        if run.loaded.teacher:
+            (folder / "teacher.json").write_text(json.dumps(run.loaded.teacher.config.dump()))
+            values["teacher"] = {"config": "teacher.json", "checkpoint": values["teacher"]["checkpoint"]}
+        (folder / "config.json").write_text(json.dumps(values))
+        assert plan_key(load_config([str(folder / "config.json")])) == run.key
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,201 @@
+"""The runs of a plan on this machine: one a GPU, or n at a time on the CPU, teachers before their students."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from hpcdistill.console import say, warn
+from hpcdistill.sweep.arrays import Selection
+from hpcdistill.sweep.attempt import EXIT_BLOCKED_LINE, EXIT_STOPPED, Attempt, teacher_run
+from hpcdistill.sweep.plan import Plan, PlannedRun
+from hpcdistill.sweep.plan_view import say_left
+from hpcdistill.sweep.profile import Profile
+from hpcdistill.sweep.submission import CLONE, SubmissionFolder, task_folder, write_tasks
+from hpcdistill.sweep.task_folder import last_words
+
+EXIT_FAILED = 1
+
+
+@dataclass
+class _Slot:
+    """A place for one run at a time."""
+
+    gpu: str | None  # CUDA_VISIBLE_DEVICES of what runs there
+    run: PlannedRun | None = None
+    attempt: Attempt | None = None
+
+
+class _Interrupts:
+    """Ctrl-C and SIGTERM, noted: the loop passes them on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._passed = 0
+        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+    def new(self) -> int:
+        new, self._passed = self.count - self._passed, self.count
+        return new
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def run_here(
+    plan: Plan, selection: Selection, folder: Path, profile: Profile, parallel: int | None, collect: Sequence[str]
+) -> int:
+    """Run what is chosen, `parallel` at a time; the exit code. Ctrl-C stops everything, saved; again stops at once."""
+    say_left(selection, None)
+    folder = folder.absolute()
+    gpus = visible_gpus()
+    count = parallel or max(1, len(gpus))
+    slots = [_Slot(gpus[number % len(gpus)] if gpus else None) for number in range(count)]
+    waiting = list(selection.chosen)
+    for key in selection.waits_for:
+        warn(f"{plan.runs[key].name} is being trained elsewhere; its students are blocked until it has finished")
+    if not waiting:
+        say("nothing to run")
+        return _collect(collect)
+    submission = SubmissionFolder(
+        folder,
+        plan,
+        profile={"name": "local"},
+        local={"host": socket.gethostname(), "pid": os.getpid()},
+        queue=[run.key for run in waiting],
+    )
+    write_tasks(folder, plan, waiting)
+    submission.save()
+    where = f"GPU {', '.join(gpus)}" if gpus else f"the CPU, {len(slots)} at a time"
+    say(f"{len(waiting)} runs on {where}; Ctrl-C stops them, saved; watch: python slurm/status.py")
+    interrupts = _Interrupts()
+    try:
+        ended = _Runner(plan, folder, slots, waiting, interrupts, profile).work()
+    finally:
+        interrupts.restore()
+        for slot in slots:
+            if slot.attempt is not None:
+                slot.attempt.kill()
+    counted = ", ".join(f"{ended.count(state)} {state}" for state in dict.fromkeys(ended)) or "none started"
+    if interrupts.count:
+        say(f"stopped: {counted}; the same command goes on from here")
+        return EXIT_STOPPED
+    say(f"done: {counted}")
+    code = _collect(collect)
+    return EXIT_FAILED if set(ended) != {"finished"} else code
+
+
+class _Runner:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        slots: list[_Slot],
+        waiting: list[PlannedRun],
+        interrupts: _Interrupts,
+        profile: Profile,
+    ) -> None:
+        self.plan, self.folder, self.slots, self.waiting = plan, folder, slots, waiting
+        self.interrupts, self.profile = interrupts, profile
+        self.total, self.ended = len(waiting), list[str]()
+
+    def work(self) -> list[str]:
+        """Until nothing waits and nothing runs; the state of each run that ended."""
+        while self.waiting or any(slot.attempt for slot in self.slots):
+            if new := self.interrupts.new():
+                if self.interrupts.count == new:
+                    say("\nstopping: the runs save and end; Ctrl-C again stops at once")
+                for _ in range(new):
+                    for slot in self.slots:
+                        if slot.attempt is not None:
+                            slot.attempt.send(signal.SIGINT)
+            if self.interrupts.count and not any(slot.attempt for slot in self.slots):
+                break
+            for slot in self.slots:
+                if slot.attempt is None and not self.interrupts.count:
+                    self._fill(slot)
+                elif slot.attempt is not None and (code := slot.attempt.poll()) is not None:
+                    self._end(slot, code)
+            time.sleep(0.2)
+        return self.ended
+
+    def _fill(self, slot: _Slot) -> None:
+        """Start the first run whose teacher is not still to come."""
+        coming = {run.key for run in self.waiting} | {slot.run.key for slot in self.slots if slot.run}
+        for run in list(self.waiting):
+            if run.teacher in coming:
+                continue
+            self.waiting.remove(run)
+            task = task_folder(self.folder, run.key)
+            number = task.begin_attempt()
+            attempt = Attempt(task, number, extra=self._extra(), environment=self._environment(slot), own_session=True)
+            if run.teacher and teacher_run(task, run.teacher, Path.cwd()) is None:
+                message = EXIT_BLOCKED_LINE.format(name=self.plan.runs[run.teacher].name, key=run.teacher)
+                attempt.block(message)
+                self.ended.append("blocked")
+                warn(f"[{len(self.ended)}/{self.total}] {run.name} {run.key}: blocked: {message}")
+                coming.discard(run.key)
+                continue
+            attempt.start()
+            slot.run, slot.attempt = run, attempt
+            say(f"{run.name} {run.key}: started" + (f" on GPU {slot.gpu}" if slot.gpu else ""))
+            return
+
+    def _end(self, slot: _Slot, code: int) -> None:
+        assert slot.attempt is not None
+        assert slot.run is not None
+        state = slot.attempt.end(code, bool(self.interrupts.count))
+        self.ended.append(state)
+        line = f"[{len(self.ended)}/{self.total}] {slot.run.name} {slot.run.key}: {state}"
+        if state == "failed":
+            warn(f"{line}: {last_words(slot.attempt.log)} (log: {slot.attempt.log})")
+        else:
+            say(line)
+        slot.run = slot.attempt = None
+
+    def _extra(self) -> list[str]:
+        scratch = self.profile.scratch
+        return [f"data.stage={os.path.expandvars(scratch)}"] if scratch else []
+
+    def _environment(self, slot: _Slot) -> dict[str, str]:
+        environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+        environment |= {name: os.path.expandvars(value) for name, value in self.profile.environment.items()}
+        if slot.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
+        elif len(self.slots) > 1:  # or each run would start a thread for each core
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(self.slots))))
+        return environment
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES calls them."""
+    import torch
+
+    chosen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    count = torch.cuda.device_count()
+    return chosen[:count] if chosen else [str(number) for number in range(count)]
+
+
+def _collect(command: Sequence[str]) -> int:
+    """Make the tables of what there is."""
+    script = CLONE / command[0]
+    if not script.is_file():
+        return 0
+    say(f"collecting: python {shlex.join(command)}")
+    with contextlib.suppress(KeyboardInterrupt):
+        return subprocess.run([sys.executable, str(script), *command[1:]], check=False).returncode
+    return EXIT_STOPPED

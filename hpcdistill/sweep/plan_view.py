@@ -1,0 +1,117 @@
+"""How a plan looks in the terminal: the cells of each table, the runs behind them, the job arrays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.table import Table
+
+from hpcdistill.console import out, say
+from hpcdistill.sweep.arrays import Array, Retry, Selection, Status
+from hpcdistill.sweep.grid import Grid
+from hpcdistill.sweep.plan import Plan, PlannedRun
+
+_SHOWN = 3  # of the cells that share a run
+
+
+def show_cells(plan: Plan, statuses: Mapping[str, Status]) -> None:
+    """A table for each grid: its cells with the paper's numbers, their runs, and which other cells show the same."""
+    for grid in plan.grids:
+        out.print(_cells(plan, grid, statuses))
+        out.print()
+
+
+def show_arrays(plan: Plan, selection: Selection, arrays: Sequence[Array], scripts: Sequence[str]) -> None:
+    """The runs by stage with their GPU hours, what would be submitted, and the script of the first array."""
+    stages = Table(title="Runs")
+    for head in ("stage", "runs", "of cells", "teachers only", "to start", "GPU hours"):
+        stages.add_column(head, justify="right")
+    shown = {key for key in plan.cells.values() if key}
+    chosen = {run.key for run in selection.chosen}
+    for number, runs in enumerate(plan.stages):
+        own = sum(run.key in shown for run in runs)
+        to_start = sum(run.key in chosen for run in runs)
+        stages.add_row(str(number), str(len(runs)), str(own), str(len(runs) - own), str(to_start), _hours(runs))
+    reported = len({use[:2] for use, key in plan.cells.items() if key is None})
+    cells = len({use[:2] for use in plan.cells})
+    stages.caption = (
+        f"{cells} cells, {reported} of them reported only; {sum(key is not None for key in plan.cells.values())} "
+        f"trainings wanted, {len(plan.runs)} distinct runs with teachers: {_hours(plan.runs.values())} GPU hours"
+    )
+    out.print(stages)
+    say_left(selection, None)
+    if arrays:
+        table = Table(title=f"{len(selection.chosen)} runs in {len(arrays)} job arrays")
+        for head in ("array", "tasks", "at a time", "each asks for", "starts", "GPU hours"):
+            table.add_column(head, overflow="fold")
+        names = [array.name for array in arrays]
+        for array in arrays:
+            size, parallel = str(len(array.runs)), str(min(array.parallel, len(array.runs)))
+            table.add_row(array.name, size, parallel, str(array.shape), _starts(array, names), _hours(array.runs))
+        table.add_row("collect", "1", "1", "CPU", "after all of them (afterany)", "-")
+        out.print(table)
+    for script in scripts:
+        out.print("\nThe script of the first array:\n")
+        out.print(script, markup=False, soft_wrap=True)
+
+
+def say_left(selection: Selection, retry: Retry | None) -> None:
+    """One line on the runs that are left alone."""
+    if not selection.left:
+        return
+    states = Counter(selection.left.values())
+    counted = ", ".join(f"{number} {state}" for state, number in states.most_common())
+    hint = "; --retry failed starts those that failed" if "failed" in states and retry != "failed" else ""
+    say(f"left alone: {counted}{hint}")
+
+
+def _cells(plan: Plan, grid: Grid, statuses: Mapping[str, Status]) -> Table:
+    seeds = plan.seeds[grid.name]
+    where = f"{grid.paper}, table {grid.table}: " if grid.paper and grid.table else ""
+    named = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    table = Table(title=f"{where}{grid.title} ({grid.path}, {named})", title_justify="left")
+    labels = list(dict.fromkeys(label for cell in grid.cells for label in cell.labels))
+    for label in labels:
+        table.add_column(label, overflow="fold")
+    for metric in grid.metrics:
+        table.add_column(f"{metric.label} (paper)", justify="right")
+    for head in ("run", "state", "teacher", "the same run as"):
+        table.add_column(head, overflow="fold")
+    titles = {other.name: other for other in plan.grids}
+    for number, cell in enumerate(grid.cells):
+        keys = [plan.cells[grid.name, number, seed] for seed in seeds]
+        numbers = [f"{cell.printed[m.name]:.{m.digits}f}" if m.name in cell.printed else "" for m in grid.metrics]
+        row = [*(cell.labels.get(label, "") for label in labels), *numbers]
+        runs = [plan.runs[key] for key in keys if key is not None]
+        if not runs:
+            table.add_row(*row, "reported", "", "", "", style="dim")
+            continue
+        states = Counter(statuses[run.key].state for run in runs)
+        state = ", ".join(f"{count} {name}" if len(runs) > 1 else name for name, count in states.items())
+        uses = [
+            (name, index) for run in runs[:1] for name, index, _ in run.uses if (name, index) != (grid.name, number)
+        ]
+        same = dict.fromkeys(
+            f"{name}: {titles[name].cells[index].title}"
+            for name, index in uses
+            if any(plan.cells.get((name, index, seed)) == runs[0].key for seed in plan.seeds[name])
+        )
+        shared = "; ".join(list(same)[:_SHOWN]) + (f" and {len(same) - _SHOWN} more" if len(same) > _SHOWN else "")
+        teachers = dict.fromkeys(plan.runs[run.teacher].name for run in runs if run.teacher)
+        table.add_row(*row, f"{runs[0].name} {runs[0].key}", state, ", ".join(teachers), shared)
+    return table
+
+
+def _starts(array: Array, names: Sequence[str]) -> str:
+    if array.paired:
+        return f"each after its own of {names[array.after[0]]} (aftercorr)"
+    waits = [*(names[number] for number in array.after), *(f"job {job}" for job in array.jobs)]
+    return f"after {', '.join(waits)} (afterany)" if waits else "at once"
+
+
+def _hours(runs: Iterable[PlannedRun]) -> str:
+    known = [run.hours for run in runs]
+    total = sum(hours for hours in known if hours is not None)
+    unknown = sum(hours is None for hours in known)
+    return f"{total:,.1f}" + (f" + {unknown} unknown" if unknown else "")

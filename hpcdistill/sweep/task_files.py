@@ -1,0 +1,134 @@
+"""What the files of a sweep say: each run's state.json and config.json, and the result.json in the run folders.
+
+Nothing that is damaged raises: it is described in a few words, for the run's reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hpcdistill.errors import UserError
+from hpcdistill.sweep.submissions import Submission
+
+
+@dataclass
+class Results:
+    """The result.json of a folder of runs."""
+
+    by_key: dict[str, tuple[Path, dict[str, Any]]] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)  # run folder's name -> one line
+
+
+@dataclass
+class TaskFiles:
+    """What the files say of a run."""
+
+    key: str
+    folder: Path  # tasks/<key>
+    state: dict[str, Any] = field(default_factory=dict)  # state.json; {} = none
+    damage: str | None = None  # why state.json cannot be read
+    jobs: list[tuple[Submission, str]] = field(default_factory=list)  # newest first
+
+    @property
+    def job(self) -> str | None:
+        job = self.state.get("job")
+        return str(job) if job else None
+
+    @property
+    def attempts(self) -> int:
+        attempt = self.state.get("attempt")
+        return attempt if isinstance(attempt, int) else 0
+
+    @cached_property
+    def log(self) -> Path | None:
+        """The log of the last attempt; where state.json says, or below the task's folder when that was moved."""
+        if not (said := self.state.get("log")):
+            return None
+        path = Path(str(said))
+        return path if path.is_file() else self.folder / path.parent.name / path.name
+
+    def config(self, section: str) -> dict[str, Any]:
+        """A section of config.json; {} when it cannot be read."""
+        found = self._config.get(section)
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        content = read_object(self.folder / "config.json")
+        return content if isinstance(content, dict) else {}
+
+
+def task_keys(folder: Path) -> list[str]:
+    """The keys of all tasks in a sweep's folder."""
+    return _names(folder / "tasks")
+
+
+def check_sweep(folder: Path) -> None:
+    """UserError when nothing has been submitted from `folder`."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; submit first, `python slurm/submit_ablations.py`, or give --folder")
+
+
+def read_task(folder: Path) -> TaskFiles:
+    """What `folder` (tasks/<key>) says."""
+    file = folder / "state.json"
+    content = read_object(file)
+    if content is None:
+        return TaskFiles(folder.name, folder)
+    if not isinstance(content, dict):
+        damage = f"{file}: damaged ({content}); delete it and submit again with --retry failed"
+        return TaskFiles(folder.name, folder, damage=damage)
+    return TaskFiles(folder.name, folder, content)
+
+
+def read_results(runs: Path) -> Results:
+    """Each `runs`/*/result.json by the key in it; of two with one key the newer."""
+    results = Results()
+    times: dict[str, float] = {}
+    for name in _names(runs):
+        path = runs / name
+        file = path / "result.json"
+        content = read_result(file)
+        if content is None:
+            continue
+        if not isinstance(content, dict):
+            results.damaged[name] = f"{file}: damaged ({content}); delete it and submit again with --retry failed"
+            continue
+        key = content.get("key")
+        if isinstance(key, str):
+            written = file.stat().st_mtime
+            if key not in results.by_key or written >= times[key]:
+                results.by_key[key], times[key] = (path, content), written
+    return results
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def read_result(file: Path) -> dict[str, Any] | str | None:
+    """result.json; None where there is none, a few words when it is damaged."""
+    content = read_object(file)
+    if isinstance(content, dict) and not isinstance(content.get("name"), str):
+        return "it has no name"
+    return content
+
+
+def read_object(file: Path) -> dict[str, Any] | str | None:
+    """A JSON object; None where there is no file, a few words when it is damaged."""
+    try:
+        with open(file, "rb") as opened:
+            content = json.loads(opened.read())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        return " ".join(str(error).split())[:100]
+    return content if isinstance(content, dict) else "not a JSON object"
