@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau  # type: ignore[import-untyped]
 
 from hpcdistill.sweep.grid import Cell, Grid, Metric
 from hpcdistill.sweep.plan import Plan
 from hpcdistill.sweep.run_results import WHICH, Found, RunResult, Which
+from hpcdistill.sweep.status import TaskStatus
 
 State = Literal[
     "finished", "running", "queued", "stopped", "failed", "blocked", "missing", "unreadable", "unmeasured",
@@ -119,7 +120,7 @@ class ResultTable:
 
     grid: Grid
     seeds: tuple[int, ...]
-    rows: tuple[TableRow, ...]
+    rows: tuple[TableRow, ...]  # group by group, otherwise in the grid's order
     orders: tuple[Order, ...]
     flags: tuple[str, ...]  # why its numbers may not be comparable
     protocols: tuple[str, ...]
@@ -143,8 +144,14 @@ class ResultTable:
         return states
 
 
-def collect(plan: Plan, found: Found, states: Mapping[str, tuple[State, str]]) -> list[ResultTable]:
-    """The tables of `plan` with the results of `found`; `states` says by key how runs without a result are, and why."""
+def collect(plan: Plan, found: Found, statuses: Mapping[str, TaskStatus]) -> list[ResultTable]:
+    """The tables of `plan` with the results of `found`; `statuses` says by key how runs without a result are."""
+    by_folder = {run.folder.name: run for run in found.runs}
+    results = dict(found.by_key)
+    for key, status in statuses.items():
+        # A run of the same identity may have been written under another key, or from before there were any.
+        if key not in results and status.state == "finished" and status.run and status.run.name in by_folder:
+            results[key] = by_folder[status.run.name]
     unreadable = {run.key: f"{run.folder / 'result.json'}: {run.reason}" for run in found.unreadable if run.key}
     tables = []
     for grid in plan.grids:
@@ -154,9 +161,11 @@ def collect(plan: Plan, found: Found, states: Mapping[str, tuple[State, str]]) -
             trials: tuple[Trial, ...] = ()
             if cell.kind == "run":
                 keys = {seed: plan.cells[grid.name, number, seed] for seed in seeds}
-                trials = tuple(_trial(seed, key, found, unreadable, states) for seed, key in keys.items())
+                trials = tuple(_trial(seed, key, results, unreadable, statuses) for seed, key in keys.items())
             entries = {metric.name: _entry(cell, metric.name, trials) for metric in grid.metrics}
             rows.append(TableRow(cell, grid.group(cell), trials, entries))
+        groups = list(dict.fromkeys(row.group for row in rows))
+        rows.sort(key=lambda row: groups.index(row.group))  # stable: explicit cells come to the products of their group
         runs = {trial.run.folder: trial.run for row in rows for trial in row.trials if trial.run}
         tables.append(
             ResultTable(
@@ -165,7 +174,7 @@ def collect(plan: Plan, found: Found, states: Mapping[str, tuple[State, str]]) -
                 tuple(rows),
                 tuple(_orders(grid, rows)),
                 tuple(_flags(grid, rows)),
-                tuple(dict.fromkeys(describe_protocol(run.result) for run in runs.values())),
+                tuple(_described(run.result for run in runs.values())),
                 tuple(dict.fromkeys(run.revision for run in runs.values())),
             )
         )
@@ -190,39 +199,50 @@ def best_rows(table: ResultTable, metric: Metric, printed: bool) -> set[int]:
 
 def describe_protocol(result: Mapping[str, Any]) -> str:
     """How a run's numbers were made, in one line."""
-    protocol = result.get("protocol")
-    if not protocol:
-        return "nothing was measured"
-    sets = protocol.get("test_sets") or {}
-    images = ", ".join(f"{name} ({count} images)" for name, count in sets.items())
-    if note := protocol.get("note"):
-        return f"{note}; {images}"
-    known = ", ".join(f"{name} {protocol[name]}" for name in ("rule", "scale") if name in protocol)
-    return "; ".join(part for part in (str(protocol.get("metric", "")), known, images) if part)
+    return next(iter(_described([result])))
+
+
+def _described(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The different protocols, each with the test sets that it was used on."""
+    found: dict[str, dict[str, None]] = {}
+    for result in results:
+        protocol = result.get("protocol") or {}
+        sets = protocol.get("test_sets") or {}
+        known = ", ".join(f"{name} {protocol[name]}" for name in ("rule", "scale") if name in protocol)
+        said = protocol.get("note") or "; ".join(filter(None, (str(protocol.get("metric", "")), known)))
+        images = found.setdefault(str(said) or "nothing was measured", {})
+        images.update({f"{name} ({count} images)": None for name, count in sets.items()})
+    return [f"{said}; {', '.join(images)}" if images else said for said, images in found.items()]
 
 
 def _trial(
     seed: int,
     key: str | None,
-    found: Found,
+    results: Mapping[str, RunResult],
     unreadable: Mapping[str, str],
-    states: Mapping[str, tuple[State, str]],
+    statuses: Mapping[str, TaskStatus],
 ) -> Trial:
-    if key in found.by_key:
-        return Trial(seed, key, "finished", found.by_key[key])
+    assert key is not None, "only reported cells have none"
+    if key in results:
+        return Trial(seed, key, "finished", results[key])
     if key in unreadable:
         return Trial(seed, key, "unreadable", reason=unreadable[key])
-    state, reason = states.get(key or "", ("missing", ""))
-    if state == "finished":  # so it was once; its folder is gone, or not among these
-        state, reason = "missing", reason or "it has finished, but its result is not in this folder"
-    return Trial(seed, key, state, reason=reason)
+    status = statuses.get(key)
+    if status is None:
+        return Trial(seed, key, "missing")
+    reason = status.reason or ""
+    if status.state == "finished":
+        return Trial(seed, key, "missing", reason=reason or "it has finished, but its result is not in this folder")
+    if status.log and status.state in ("failed", "stopped"):
+        reason += f" (log: {status.log})"
+    return Trial(seed, key, status.state, reason=reason.strip())
 
 
 def _entry(cell: Cell, metric: str, trials: Sequence[Trial]) -> Entry:
     printed = cell.printed.get(metric)
     if metric in cell.measured:
         ours = Summary((cell.measured[metric],))
-        return Entry(printed, ours, ours, measured=True)
+        return Entry(printed, ours, None, measured=True)
     found: dict[Which, Summary | None] = {}
     for which in WHICH:
         measured = [trial.run.metrics(which) for trial in trials if trial.run]
@@ -273,8 +293,7 @@ def _flags(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
             missing = len(counted) - values.total()
             if len(values) > 1 or missing:
                 values.update({"not given": missing} if missing else {})
-                what = "Data" if name in ("training data", "test set that selects") else "Protocol"
-                flags.append(f"{what} that differ among cells that are compared{where}: {name}: {_counted(values)}.")
+                flags.append(f"Cells that are compared{where} differ in {name}: {_counted(values)}.")
     return flags
 
 

@@ -21,7 +21,7 @@ from hpcdistill.sweep.plots import Plot, axis_plots, cost_plots, curve_charts, m
 from hpcdistill.sweep.report import Charts, template
 from hpcdistill.sweep.run_results import Found, RunResult
 from hpcdistill.sweep.table_formats import html, latex, markdown
-from hpcdistill.sweep.tables import SIGNS, Layout, lay_out, notes, number_text, order_text
+from hpcdistill.sweep.tables import Layout, lay_out, notes, number_text, order_text
 from hpcdistill.sweep.tidy import as_json, tidy_csv
 
 PICTURE_BYTES = 1 << 20  # of one picture
@@ -87,6 +87,14 @@ class TableSection:
     def markup(self) -> Markup:
         """The table's HTML."""
         return Markup(html(self.layout))
+
+    @property
+    def order(self) -> str:
+        """The first metric's order against the paper's, short."""
+        metric = main_metric(self.table)
+        orders = [order for order in self.table.orders if order.metric == metric and not math.isnan(order.tau)]
+        found = [f"{', '.join(order.group)} {order.tau:.2f} (n = {order.n})".strip() for order in orders]
+        return f"tau-b {', '.join(found)}" if found else ""
 
     @property
     def progress(self) -> str:
@@ -157,7 +165,6 @@ def report_page(
             sections=sections,
             drawings=drawings,
             cards=[(state, name, counts[state]) for state, name in _CARDS if counts[state]],
-            signs=SIGNS,
             unreadable=[f"{run.folder / 'result.json'}: {run.reason}" for run in found.unreadable],
             twice=found.twice,
             others=[_other(run) for run in others],
@@ -191,7 +198,11 @@ def _troubles(table: ResultTable) -> Iterator[tuple[str, str]]:
     """Each cell and seed that something went wrong with, what can be mended first; not those that just wait."""
     rank: dict[State, int] = {"unreadable": 0, "failed": 1, "blocked": 2, "stopped": 3}
     found = [
-        (rank[trial.state], f"{row.cell.title}, seed {trial.seed}", f"{trial.state}: {trial.reason or 'no reason known'}")
+        (
+            rank[trial.state],
+            f"{row.cell.title}, seed {trial.seed}",
+            f"{trial.state}: {trial.reason or 'no reason known'}",
+        )
         for row in table.rows
         for trial in row.trials
         if trial.state in rank
@@ -256,5 +267,3 @@ def check_out(folder: Path) -> None:
     """UserError when the report cannot be written to `folder`; before the work is done."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; give a folder with --out")
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import signal
@@ -56,47 +55,66 @@ class _Interrupts:
             signal.signal(number, handler)
 
 
-def run_here(
-    plan: Plan, selection: Selection, folder: Path, profile: Profile, parallel: int | None, collect: Sequence[str]
-) -> int:
-    """Run what is chosen, `parallel` at a time; the exit code. Ctrl-C stops everything, saved; again stops at once."""
-    say_left(selection, None)
-    folder = folder.absolute()
-    gpus = visible_gpus()
-    count = parallel or max(1, len(gpus))
-    slots = [_Slot(gpus[number % len(gpus)] if gpus else None) for number in range(count)]
-    waiting = list(selection.chosen)
-    for key in selection.waits_for:
-        warn(f"{plan.runs[key].name} is being trained elsewhere; its students are blocked until it has finished")
-    if not waiting:
-        say("nothing to run")
-        return _collect(collect)
-    submission = SubmissionFolder(
-        folder,
-        plan,
-        profile={"name": "local"},
-        local={"host": socket.gethostname(), "pid": os.getpid()},
-        queue=[run.key for run in waiting],
-    )
-    write_tasks(folder, plan, waiting)
-    submission.save()
-    where = f"GPU {', '.join(gpus)}" if gpus else f"the CPU, {len(slots)} at a time"
-    say(f"{len(waiting)} runs on {where}; Ctrl-C stops them, saved; watch: python slurm/status.py")
-    interrupts = _Interrupts()
-    try:
-        ended = _Runner(plan, folder, slots, waiting, interrupts, profile).work()
-    finally:
-        interrupts.restore()
-        for slot in slots:
-            if slot.attempt is not None:
-                slot.attempt.kill()
-    counted = ", ".join(f"{ended.count(state)} {state}" for state in dict.fromkeys(ended)) or "none started"
-    if interrupts.count:
-        say(f"stopped: {counted}; the same command goes on from here")
-        return EXIT_STOPPED
-    say(f"done: {counted}")
-    code = _collect(collect)
-    return EXIT_FAILED if set(ended) != {"finished"} else code
+class Local:
+    """What is chosen, run on this machine, `parallel` at a time. Making one writes down that it will be run."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        selection: Selection,
+        folder: Path,
+        profile: Profile,
+        parallel: int | None,
+        collect: Sequence[str],
+        command: Sequence[str],
+    ) -> None:
+        self.plan, self.folder, self.profile, self.collect = plan, folder.absolute(), profile, collect
+        self.waiting = list(selection.chosen)
+        gpus = visible_gpus() if self.waiting else []
+        count = parallel or max(1, len(gpus))
+        self.slots = [_Slot(gpus[number % len(gpus)] if gpus else None) for number in range(count)]
+        self.where = f"GPU {', '.join(gpus)}" if gpus else f"the CPU, {count} at a time"
+        say_left(selection, None)
+        for key in selection.waits_for:
+            warn(f"{plan.runs[key].name} is being trained elsewhere; its students are blocked until it has finished")
+        if self.waiting:
+            write_tasks(self.folder, plan, self.waiting)
+            SubmissionFolder(
+                self.folder,
+                plan,
+                profile={"name": "local"},
+                command=list(command),
+                local={"host": socket.gethostname(), "pid": os.getpid()},
+                queue=[run.key for run in self.waiting],
+            ).save()
+
+    def run(self) -> int:
+        """The exit code. Ctrl-C stops everything, saved; again stops at once."""
+        if not self.waiting:
+            say("nothing to run")
+            return self._collect()
+        say(f"{len(self.waiting)} runs on {self.where}; Ctrl-C stops them, saved; watch: python slurm/status.py")
+        interrupts = _Interrupts()
+        try:
+            ended = _Runner(self.plan, self.folder, self.slots, self.waiting, interrupts, self.profile).work()
+        finally:
+            interrupts.restore()
+            for slot in self.slots:
+                if slot.attempt is not None:
+                    slot.attempt.kill()
+        counted = ", ".join(f"{ended.count(state)} {state}" for state in dict.fromkeys(ended)) or "none started"
+        if interrupts.count:
+            say(f"stopped: {counted}; the same command goes on from here")
+            return EXIT_STOPPED
+        say(f"done: {counted}")
+        code = self._collect()
+        return EXIT_FAILED if set(ended) != {"finished"} else code
+
+    def _collect(self) -> int:
+        """Make the tables of what there is."""
+        say(f"collecting: python {shlex.join(self.collect)}")
+        script = [sys.executable, str(CLONE / self.collect[0]), *self.collect[1:]]
+        return subprocess.run(script, check=False).returncode
 
 
 class _Runner:
@@ -188,14 +206,3 @@ def visible_gpus() -> list[str]:
     chosen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     count = torch.cuda.device_count()
     return chosen[:count] if chosen else [str(number) for number in range(count)]
-
-
-def _collect(command: Sequence[str]) -> int:
-    """Make the tables of what there is."""
-    script = CLONE / command[0]
-    if not script.is_file():
-        return 0
-    say(f"collecting: python {shlex.join(command)}")
-    with contextlib.suppress(KeyboardInterrupt):
-        return subprocess.run([sys.executable, str(script), *command[1:]], check=False).returncode
-    return EXIT_STOPPED

@@ -12,13 +12,18 @@ from hpcdistill.sweep.arrays import Array, Retry, Selection, Status
 from hpcdistill.sweep.grid import Grid
 from hpcdistill.sweep.plan import Plan, PlannedRun
 
-_SHOWN = 3  # of the cells that share a run
+_WIDE = 140  # columns from which a table has room for keys
+_PIPED = 220  # columns where there is no terminal to fit into
 
 
 def show_cells(plan: Plan, statuses: Mapping[str, Status]) -> None:
-    """A table for each grid: its cells with the paper's numbers, their runs, and which other cells show the same."""
+    """A table for each grid: its cells with the paper's numbers, their runs, and other cells that show the same run."""
+    if not out.is_terminal:
+        out.width = max(out.width, _PIPED)
     for grid in plan.grids:
         out.print(_cells(plan, grid, statuses))
+        for line in _shared(plan, grid):
+            out.print(f"  {line}", markup=False, soft_wrap=True)
         out.print()
 
 
@@ -76,31 +81,38 @@ def _cells(plan: Plan, grid: Grid, statuses: Mapping[str, Status]) -> Table:
         table.add_column(label, overflow="fold")
     for metric in grid.metrics:
         table.add_column(f"{metric.label} (paper)", justify="right")
-    for head in ("run", "state", "teacher", "the same run as"):
+    heads = ("run", "key", "state", "teacher") if out.width >= _WIDE else ("run", "state", "teacher")
+    for head in heads:
         table.add_column(head, overflow="fold")
-    titles = {other.name: other for other in plan.grids}
     for number, cell in enumerate(grid.cells):
         keys = [plan.cells[grid.name, number, seed] for seed in seeds]
         numbers = [f"{cell.printed[m.name]:.{m.digits}f}" if m.name in cell.printed else "" for m in grid.metrics]
         row = [*(cell.labels.get(label, "") for label in labels), *numbers]
         runs = [plan.runs[key] for key in keys if key is not None]
         if not runs:
-            table.add_row(*row, "reported", "", "", "", style="dim")
+            table.add_row(*row, "reported", style="dim")
             continue
         states = Counter(statuses[run.key].state for run in runs)
         state = ", ".join(f"{count} {name}" if len(runs) > 1 else name for name, count in states.items())
-        uses = [
-            (name, index) for run in runs[:1] for name, index, _ in run.uses if (name, index) != (grid.name, number)
-        ]
-        same = dict.fromkeys(
-            f"{name}: {titles[name].cells[index].title}"
-            for name, index in uses
-            if any(plan.cells.get((name, index, seed)) == runs[0].key for seed in plan.seeds[name])
-        )
-        shared = "; ".join(list(same)[:_SHOWN]) + (f" and {len(same) - _SHOWN} more" if len(same) > _SHOWN else "")
         teachers = dict.fromkeys(plan.runs[run.teacher].name for run in runs if run.teacher)
-        table.add_row(*row, f"{runs[0].name} {runs[0].key}", state, ", ".join(teachers), shared)
+        key = [runs[0].key] if "key" in heads else []
+        table.add_row(*row, runs[0].name, *key, state, ", ".join(teachers))
     return table
+
+
+def _shared(plan: Plan, grid: Grid) -> list[str]:
+    """A line for each cell whose run, at the first seed, other cells show too."""
+    grids = {other.name: other for other in plan.grids}
+    lines = []
+    for number, cell in enumerate(grid.cells):
+        key = plan.cells[grid.name, number, plan.seeds[grid.name][0]]
+        if key is None:
+            continue
+        uses = dict.fromkeys(use[:2] for use in plan.runs[key].uses if plan.cells[use] == key)
+        others = [f"{name} ({grids[name].cells[i].title})" for name, i in uses if (name, i) != (grid.name, number)]
+        if others:
+            lines.append(f"{cell.title}: the same run as {'; '.join(others)}")
+    return lines
 
 
 def _starts(array: Array, names: Sequence[str]) -> str:
@@ -114,4 +126,6 @@ def _hours(runs: Iterable[PlannedRun]) -> str:
     known = [run.hours for run in runs]
     total = sum(hours for hours in known if hours is not None)
     unknown = sum(hours is None for hours in known)
+    if unknown == len(known):
+        return "unknown" if unknown else "0"
     return f"{total:,.1f}" + (f" + {unknown} unknown" if unknown else "")

@@ -7,7 +7,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from hpcdistill.sweep.charts import INK, SERIES, Chart, Line, figure_svg, page_figure, series_colour
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from hpcdistill.sweep.charts import INK, RULE, SERIES, Chart, Line, figure_svg, page_figure, series_colour
 from hpcdistill.sweep.collect import ResultTable, TableRow
 from hpcdistill.sweep.grid import Metric
 from hpcdistill.sweep.run_results import RunResult
@@ -19,6 +23,7 @@ CURVES = SERIES - 1  # in a chart; series 0 is grey
 
 _WIDTH = 5.4  # inches
 _MARKERS = "osD^vPX"
+_LABEL_SIZE = 8.5
 
 
 @dataclass(frozen=True)
@@ -70,17 +75,17 @@ def axis_plots(table: ResultTable, name: str) -> list[Plot]:
                 continue
             title = f"{metric.label} by {axis}" + (f": {', '.join(group)}" if any(group) else "")
             svg = _dot_plot(marks, places, named, metric, f"{name}-axis-{len(plots)}", title)
-            note = "Filled: ours; hollow: the paper's."
-            if any(mark.deviation for mark in marks):
-                note += " Bars: one sample standard deviation to either side."
-            plots.append(Plot(title, svg, note))
+            plots.append(Plot(title, svg))
     return plots
 
 
 def cost_plots(table: ResultTable, name: str, counted: Callable[[TableRow], float | None]) -> list[Plot]:
-    """The first trained metric against the networks' MACs: printed ones, else what `counted` says (10^9)."""
+    """The first trained metric against the networks' MACs: printed ones, else what `counted` says (10^9).
+
+    For grids that have a metric `macs`: to count takes a second a network, and most ablations are of one.
+    """
     metric = main_metric(table)
-    if metric is None:
+    if metric is None or not any(other.name == MACS for other in table.grid.metrics):
         return []
     plots: list[Plot] = []
     for group, rows in _groups(table):
@@ -98,10 +103,8 @@ def cost_plots(table: ResultTable, name: str, counted: Callable[[TableRow], floa
         if len(costs) < 2 or all(mark.printed for _, mark in points) or len(plots) == PLOTS:
             continue
         title = f"{metric.label} against MACs" + (f": {', '.join(group)}" if any(group) else "")
-        note = "Filled: ours; hollow: the paper's. MACs as printed" + (
-            ", counted where there are none (the literature's rule)." if uses_counted else "."
-        )
-        shown = {row.cell.title: _short(row, table) for row in rows}
+        note = "MACs as printed" + (", counted by the literature's rule where there are none." if uses_counted else ".")
+        shown = {row.cell.title: _short(row, rows) for row in rows}
         plots.append(Plot(title, _scatter(points, shown, metric, f"{name}-cost-{len(plots)}", title), note))
     return plots
 
@@ -117,7 +120,7 @@ def curve_charts(table: ResultTable) -> list[Chart]:
         for row in rows[: PLOTS * CURVES]:
             points = _curve(row, metric)
             if points:
-                curves.append((_short(row, table), points))
+                curves.append((_short(row, rows), points))
         for start in range(0, len(curves), CURVES):
             part = curves[start : start + CURVES]
             lines = tuple(Line(label, 1 + number, points) for number, (label, points) in enumerate(part))
@@ -175,9 +178,9 @@ def _varying(rows: Sequence[TableRow]) -> list[str]:
     return [label for label in labels if len({row.cell.labels.get(label) for row in rows}) > 1]
 
 
-def _short(row: TableRow, table: ResultTable) -> str:
-    """The row's labels without those that its group shares."""
-    own = [value for label, value in row.cell.labels.items() if label not in table.grid.within]
+def _short(row: TableRow, rows: Sequence[TableRow]) -> str:
+    """What tells the row from the others of its group, `rows`."""
+    own = [row.cell.labels[label] for label in _varying(rows) if label in row.cell.labels]
     return ", ".join(own) or row.cell.title
 
 
@@ -223,15 +226,15 @@ def _dot_plot(
         axes.set_ylim(len(places) - 0.5, -0.5)  # from top to bottom, as the table
         axes.set_xlabel(_plain([metric.label])[0])
         axes.ticklabel_format(axis="x", useOffset=False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="both")
         axes.set_axisbelow(True)
         axes.tick_params(length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
         if len(series) > 1:
             handles, labels = axes.get_legend_handles_labels()
-            figure.legend(
-                handles, _plain(labels), loc="outside upper left", ncols=min(3, len(labels)), frameon=False, fontsize=9.5
-            )
+            columns = min(3, len(labels))
+            figure.legend(handles, _plain(labels), loc="outside upper left", ncols=columns, frameon=False, fontsize=9.5)
         return figure_svg(figure, name, _said(title, marks, metric))
 
 
@@ -257,11 +260,12 @@ def _scatter(
             key = (macs, mark.place)
             if key not in named or not mark.printed:
                 named[key] = (mark.value, [shown[mark.place]])
-        for (macs, _), (value, labels) in named.items():
-            axes.annotate(
-                _plain(labels)[0], (macs, value), xytext=(6, 3), textcoords="offset points", fontsize=8.5, color=INK
-            )
         axes.set_xscale("log")
+        costs = [macs for macs, _ in points]
+        wide = max(costs) > 100 * min(costs)  # no room for numbers between the powers of ten
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(x=0.16, y=0.12)
         axes.set_xlabel("MACs (G)")
         axes.set_ylabel(_plain([metric.label])[0])
@@ -269,7 +273,52 @@ def _scatter(
         axes.set_axisbelow(True)
         axes.tick_params(which="both", length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
+        places = [(macs, value, _plain(labels)[0]) for (macs, _), (value, labels) in named.items()]
+        _label_points(figure, axes, places, [(macs, mark.value) for macs, mark in points])
         return figure_svg(figure, name, _said(title, [mark for _, mark in points], metric))
+
+
+def _label_points(
+    figure: Figure, axes: Axes, labels: Sequence[tuple[float, float, str]], points: Sequence[tuple[float, float]]
+) -> None:
+    """Write each label (x, y, text) beside its point, where it covers neither a point nor another label."""
+    figure.draw_without_rendering()  # the layout decides where the points are
+    unit = figure.dpi / 72  # display units a typographic point
+    taken = [(x - 4 * unit, y - 4 * unit, x + 4 * unit, y + 4 * unit) for x, y in axes.transData.transform(points)]
+    frame = axes.get_window_extent()
+    for x, y, text in sorted(labels, key=lambda label: -label[1]):
+        at_x, at_y = axes.transData.transform((x, y))
+        width, height = 0.58 * _LABEL_SIZE * len(text) * unit, 1.1 * _LABEL_SIZE * unit
+        best, least = (6.0, 0.0), math.inf
+        for up in (0, 9, -9, 17, -17, 26, -26, 35, -35):
+            for right in (6.0, -6.0):
+                left = at_x + right * unit - (width if right < 0 else 0)
+                low = at_y + up * unit - height / 2
+                box = (left, low, left + width, low + height)
+                covered = sum(_overlap(box, other) for other in taken)
+                outside = max(0.0, frame.x0 - box[0]) + max(0.0, box[2] - frame.x1) + max(0.0, frame.y0 - box[1])
+                cost = covered + 100 * outside + abs(up) * unit
+                if cost < least:
+                    best, least, chosen = (right, float(up)), cost, box
+        taken.append(chosen)
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=best,
+            textcoords="offset points",
+            ha="right" if best[0] < 0 else "left",
+            va="center",
+            fontsize=_LABEL_SIZE,
+            color=INK,
+            arrowprops={"arrowstyle": "-", "color": RULE, "linewidth": 0.8, "shrinkB": 3} if abs(best[1]) > 9 else None,
+        )
+
+
+def _overlap(box: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
+    """The area that two boxes (left, low, right, high) share."""
+    width = min(box[2], other[2]) - max(box[0], other[0])
+    height = min(box[3], other[3]) - max(box[1], other[1])
+    return max(width, 0.0) * max(height, 0.0)
 
 
 def _said(title: str, marks: Sequence[Mark], metric: Metric) -> str:

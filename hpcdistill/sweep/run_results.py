@@ -73,9 +73,9 @@ def find_results(folder: Path) -> Found:
         try:
             result = _checked(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError, OSError) as error:
-            found.unreadable.append(Unreadable(file.parent, _key_of(file.parent), " ".join(str(error).split())))
+            found.unreadable.append(Unreadable(file.parent, key_of(file.parent), " ".join(str(error).split())))
             continue
-        key = str(result["key"]) if result.get("key") else _key_of(file.parent)
+        key = str(result["key"]) if result.get("key") else key_of(file.parent)
         run = RunResult(file.parent, key, result, _digests(file.parent))
         found.runs.append(run)
         if key is None:
@@ -111,7 +111,7 @@ def _checked(result: Any) -> dict[str, Any]:
     return result
 
 
-def _key_of(folder: Path) -> str | None:
+def key_of(folder: Path) -> str | None:
     """The key by the run's configuration, for results from before they had one."""
     try:
         return plan_key(load_config([str(folder / "config.yaml")]))

@@ -64,13 +64,16 @@ class Queue:
         self._asked_at = -float("inf")
         self.answers = False  # whether a job that `ask` did not return is gone; otherwise nobody knows
 
-    def ask(self, ids: Collection[str]) -> dict[str, Job]:
-        """Those of the jobs `ids` (17, or 17_3) that SLURM knows."""
+    def ask(self, ids: Collection[str], past: Collection[str] | None = None) -> dict[str, Job]:
+        """Those of the jobs `ids` (17, or 17_3) that SLURM knows.
+
+        `past`: those whose end is of interest (None = all); of the others it is enough to know whether they live.
+        """
         wanted = frozenset(ids)
         if not wanted:
             return {}
         if not wanted <= self._asked or time.monotonic() - self._asked_at >= self._keep_s:
-            self._known = self._ask(wanted)
+            self._known = self._ask(wanted, wanted if past is None else wanted & frozenset(past))
             self._asked, self._asked_at = wanted, time.monotonic()
         return {job: self._known[job] for job in wanted & self._known.keys()}
 
@@ -78,13 +81,13 @@ class Queue:
         """Ask anew the next time."""
         self._asked = frozenset()
 
-    def _ask(self, wanted: frozenset[str]) -> dict[str, Job]:
+    def _ask(self, wanted: frozenset[str], past: frozenset[str]) -> dict[str, Job]:
         # An array's waiting tasks share a line, which is found by the array's number only.
         numbers = ",".join(sorted({job.partition("_")[0] for job in wanted}))
         listed = self._lines("squeue", "--noheader", "--states=all", f"--format={_SQUEUE}", f"--jobs={numbers}")
         known = {job.id: job for line in listed or [] for job in _of_squeue(line) if job.id in wanted}
         self.answers = listed is not None
-        if missing := wanted - known.keys():
+        if missing := (past if self.answers else wanted) - known.keys():
             numbers = ",".join(sorted({job.partition("_")[0] for job in missing}))
             question = ("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={numbers}")
             remembered = self._lines(*question, f"--format={_SACCT},submitline")
@@ -99,7 +102,8 @@ class Queue:
 
     def cancel(self, ids: Iterable[str]) -> list[str]:
         """Cancel jobs, waiting or running; what `scancel` had to complain about."""
-        left, complaints = sorted(ids), []
+        left = sorted(ids)
+        complaints: list[str] = []
         while left:
             some, left = left[:_MOST_IDS], left[_MOST_IDS:]
             done = self._run("scancel", *some)

@@ -112,17 +112,26 @@ class _Known:
         self.folder, self.runs, self.results, self.queue = folder, runs, results, queue
         self.jobs: dict[str, Job] = {}
         self.host, self.now = socket.gethostname(), time.time()
-        self.waiting_here: dict[str, str] = {}
+        self.waiting_here: dict[str, tuple[float, str]] = {}  # since when, and what for
         for submission in submissions:
-            if submission.local and (submission.local[0] != self.host or _alive(submission.local[1], submission.time)):
+            if submission.local and (
+                submission.local[0] != self.host or is_alive(submission.local[1], submission.time)
+            ):
                 host, process = submission.local
                 line = f"waits for the local runner, process {process} on {host}"
-                self.waiting_here |= {key: line for key in submission.queue if key not in self.waiting_here}
+                for key in submission.queue:
+                    self.waiting_here.setdefault(key, (submission.time, line))
 
     def ask(self, tasks: Iterable[TaskFiles]) -> None:
         """Ask SLURM about the jobs of runs that have no result."""
-        ids = {job for task in tasks for _, job in task.jobs} | {task.job for task in tasks if task.job}
-        self.jobs = self.queue.ask(ids)
+        ids, past = set[str](), set[str]()
+        for task in tasks:
+            own = {job for _, job in task.jobs} | ({task.job} if task.job else set())
+            ids |= own
+            ended = task.state.get("state") in ("failed", "stopped", "blocked")
+            if not (ended and (not task.jobs or _began(task, *task.jobs[0]))):
+                past |= own
+        self.jobs = self.queue.ask(ids, past)
 
     def run_of(self, task: TaskFiles) -> Path | None:
         """Where the run is, by its state; found below `runs` when that was moved."""
@@ -151,7 +160,8 @@ class _Known:
             )
         run_folder = self.run_of(task)
         if run_folder is not None and run_folder.name in self.results.damaged:
-            state, reason = "failed", self.results.damaged[run_folder.name]
+            state: State = "failed"
+            reason: str | None = self.results.damaged[run_folder.name]
         else:
             state, reason = self._judge(task, log)
         progress = read_progress(run_folder / "metrics.jsonl") if run_folder else Progress()
@@ -185,17 +195,17 @@ class _Known:
         known = [(job, self._job(task, submission, job)) for submission, job in task.jobs]
         if task.job and task.job not in dict(known):
             known.append((task.job, own))
-        for _, job in known:
-            if job is not None and job.live:
+        for number, (_, job) in enumerate(known):
+            if job is not None and job.live and not (number and job.never_starts):  # one retried since may be left
                 return self._live(task, job, log)
         newest = task.jobs[0] if task.jobs else None
-        if newest and (started is None or started < newest[0].time - (SKEW_S if newest[1] == task.job else 0)):
-            if not task.damage:  # state.json, if any, is of an earlier submission
-                return self._never_began(newest[1], known[0][1])
         if task.damage:
             return "failed", task.damage
-        if task.key in self.waiting_here and (started is None or task.state.get("state") != "running"):
-            return "queued", self.waiting_here[task.key]
+        if newest and not _began(task, *newest):
+            return self._never_began(newest[1], known[0][1])
+        since, line = self.waiting_here.get(task.key, (0.0, ""))
+        if line and (started is None or started < since):
+            return "queued", line
         said = task.state.get("state")
         if not task.state:
             return "missing", None
@@ -251,7 +261,7 @@ class _Known:
             return "failed", self._died(f"job {task.job} is gone", log)
         host, process = str(task.state.get("host")), task.state.get("pid")
         if not task.job and host == self.host and isinstance(process, int):
-            if _alive(process, epoch(task.state.get("started"))):
+            if is_alive(process, epoch(task.state.get("started"))):
                 return "running", None
             return "failed", self._died(f"process {process} is gone", log)
         if (silent := self._silence(task)) is not None and silent > SILENT_S:
@@ -291,7 +301,7 @@ class _Known:
         started = epoch(task.state.get("started"))
         if job is None or job.submitted is None or started is None:
             return job
-        return job if job.submitted <= started + SKEW_S or job.live else None
+        return job if job.submitted <= started + SKEW_S else None
 
     def _job(self, task: TaskFiles, submission: Submission, number: str) -> Job | None:
         job = self.jobs.get(number)
@@ -313,16 +323,24 @@ def _final_metric(result: dict[str, Any]) -> tuple[str, float] | None:
     metrics = last.get("metrics") if isinstance(last, dict) else None
     if not isinstance(metrics, dict) or not metrics:
         return None
-    name = protocol.get("selects") if isinstance(protocol, dict) else None
-    name = name if name in metrics else next(iter(metrics))
-    return (name, float(metrics[name])) if isinstance(metrics[name], float | int) else None
+    selects = protocol.get("selects") if isinstance(protocol, dict) else None
+    name = str(selects) if selects in metrics else str(next(iter(metrics)))
+    value = metrics[name]
+    return (name, float(value)) if isinstance(value, float | int) else None
+
+
+def _began(task: TaskFiles, submission: Submission, job: str) -> bool:
+    """Whether state.json is of this job, or a later one; not of an earlier submission."""
+    started = epoch(task.state.get("started"))
+    # An earlier job of the same number, of a cluster since set up anew, was long before.
+    return started is not None and started >= submission.time - (SKEW_S if task.job == job else 0)
 
 
 def _whole(value: Any) -> int | None:
     return value if type(value) is int else None
 
 
-def _alive(process: int, started: float | None) -> bool:
+def is_alive(process: int, started: float | None) -> bool:
     """Whether a process of this host runs, and is not a later one with the same number."""
     try:
         found = psutil.Process(process)
@@ -333,3 +351,11 @@ def _alive(process: int, started: float | None) -> bool:
         return False
     except psutil.Error:
         return True  # another user's
+
+
+def parent_of(process: int) -> int | None:
+    """The number of the process that started it; None when it is gone."""
+    try:
+        return int(psutil.Process(process).ppid())
+    except psutil.Error:
+        return None

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,12 +58,16 @@ def main(arguments: list[str]) -> int:
     with _alone(options.folder):
         statuses = known_statuses(plan, options.folder, runs)
         selection = _selected(plan, statuses, options.retry)
-        collect = collect_command(words, options.seeds, runs, options.folder, options.cluster)
+        words = [word for word in words if word not in overrides]
+        collect = collect_command(words, [*profile.set, *overrides], options.seeds, runs, options.folder)
+        again = _without_retry(arguments)
         if not options.local:
-            return _submit(plan, selection, profile, options, collect)
-    from hpcdistill.sweep.local import run_here
+            return _submit(plan, selection, profile, options, collect, again)
+        from hpcdistill.sweep.local import Local
 
-    return run_here(plan, selection, options.folder, profile, options.parallel, collect)
+        # What is written down is: another submission that starts now leaves these runs alone.
+        here = Local(plan, selection, options.folder, profile, options.parallel, collect, again)
+    return here.run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,15 +125,24 @@ def known_statuses(plan: Plan, folder: Path, runs: Path, *, ask: bool = True) ->
 
 
 def collect_command(
-    words: Sequence[str], seeds: Sequence[int] | None, runs: Path, folder: Path, cluster: str | None
+    grids: Sequence[str], overrides: Sequence[str], seeds: Sequence[int] | None, runs: Path, folder: Path
 ) -> list[str]:
     """The command that makes the tables of this sweep; without the interpreter."""
-    grids = [word for word in words if "=" not in word or Path(word).is_file()] or [EVERYTHING]
-    overrides = [word for word in words if word not in grids]
-    command = ["slurm/collect.py", str(runs), "--grid", *grids, "--out", str(folder / REPORT)]
-    if seeds:
-        command += ["--seeds", *map(str, seeds)]
-    return command + overrides
+    command = ["slurm/collect.py", str(runs), *overrides, "--grid", *(grids or [EVERYTHING])]
+    command += ["--folder", str(folder), "--out", str(folder / REPORT)]
+    return command + (["--seeds", *map(str, seeds)] if seeds else [])
+
+
+def _without_retry(arguments: Sequence[str]) -> list[str]:
+    """The command line as it is to be given again, by `status.py --retry`."""
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--retry":
+            next(words, None)
+        elif not word.startswith("--retry="):
+            kept.append(word)
+    return kept
 
 
 def _selected(plan: Plan, statuses: dict[str, TaskStatus], retry: Retry) -> Selection:
@@ -138,7 +152,12 @@ def _selected(plan: Plan, statuses: dict[str, TaskStatus], retry: Retry) -> Sele
 
 
 def _submit(
-    plan: Plan, selection: Selection, profile: Profile, options: argparse.Namespace, collect: Sequence[str]
+    plan: Plan,
+    selection: Selection,
+    profile: Profile,
+    options: argparse.Namespace,
+    collect: Sequence[str],
+    again: Sequence[str],
 ) -> int:
     from hpcdistill.sweep.arrays import make_arrays
     from hpcdistill.sweep.cluster_jobs import JobMaker, largest_array
@@ -148,11 +167,13 @@ def _submit(
 
     say_left(selection, options.retry)
     if not selection.chosen:
-        say("nothing to submit; the tables: python " + " ".join(collect))
+        say(f"nothing to submit; the tables: python {shlex.join(collect)}")
         return 0
     folder, here = options.folder.absolute(), Path.cwd()
     name = options.cluster or "default"
-    submission = SubmissionFolder(folder, plan, profile={"name": name, **profile.model_dump(mode="json")}, local=None)
+    submission = SubmissionFolder(
+        folder, plan, profile={"name": name, **profile.model_dump(mode="json")}, command=list(again)
+    )
     write_tasks(folder, plan, selection.chosen)
     code = snapshot_code(submission.path / "code") if profile.snapshot else CLONE
     jobs = JobMaker(profile, name, code, "hpcdistill")

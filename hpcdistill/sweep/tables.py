@@ -21,7 +21,7 @@ class Sign(NamedTuple):
 
 SIGNS: dict[State, Sign] = {
     "reported": Sign("\u2020", r"$\dagger$", "reported by the paper, not trained here"),
-    "measured": Sign("\u2021", r"$\ddagger$", "nothing is trained: measured once"),
+    "measured": Sign("\u2021", r"$\ddagger$", "measured or counted; nothing is trained for it"),
     "running": Sign("\u25b7", r"$\triangleright$", "running"),
     "queued": Sign("\u25cb", r"$\circ$", "waiting in the queue"),
     "stopped": Sign("\u2016", r"$\parallel$", "stopped, can go on"),
@@ -34,7 +34,7 @@ SIGNS: dict[State, Sign] = {
 PLUS_MINUS = "\u00b1"
 ARROWS = {"higher": ("\u2191", r"$\uparrow$"), "lower": ("\u2193", r"$\downarrow$")}
 
-_PANEL = 8  # columns of numbers that fit on a page
+_PANEL = 9  # columns of numbers that fit on a page
 
 Kind = Literal["label", "paper", "ours", "difference", "last"]
 
@@ -110,8 +110,9 @@ def lay_out(table: ResultTable) -> Layout:
     """The panels of `table`: labels, then of each metric the paper's number, ours, the difference, and the last."""
     grid = table.grid
     labels = [Column("label", label) for label in dict.fromkeys(label for cell in grid.cells for label in cell.labels)]
-    panels: list[list[Column]] = []
+    blocks: list[list[Column]] = []  # that stay together: a trained metric; all that are only printed, side by side
     bold: dict[tuple[str, Kind], set[int]] = {}
+    only_printed = False
     for metric in grid.metrics:
         columns = [Column("paper", "paper", metric)]
         trained = any(metric.name in cell.of for cell in grid.cells)
@@ -121,9 +122,15 @@ def lay_out(table: ResultTable) -> Layout:
             columns += [Column("difference", "diff.", metric), Column("last", "ours, last", metric)]
             bold[metric.name, "paper"] = best_rows(table, metric, printed=True)
             bold[metric.name, "ours"] = best_rows(table, metric, printed=False)
-        if not panels or len(panels[-1]) + len(columns) > _PANEL:
+        if trained or not only_printed:
+            blocks.append([])
+        blocks[-1] += columns
+        only_printed = not trained
+    panels: list[list[Column]] = []
+    for block in blocks:
+        if not panels or len(panels[-1]) + len(block) > _PANEL:
             panels.append([])
-        panels[-1] += columns
+        panels[-1] += block
     return Layout(table, tuple(_panel(table, [*labels, *columns], bold) for columns in panels))
 
 
@@ -166,7 +173,7 @@ def notes(layout: Layout, legend: bool = True) -> list[str]:
     lines += [f"Protocol: {protocol}." for protocol in table.protocols]
     if table.revisions:
         lines.append(f"Code: {', '.join(table.revisions)}.")
-    lines += [f"{row.cell.title}: {row.cell.note}" for row in table.rows if row.cell.note]
+    lines += dict.fromkeys(row.cell.note for row in table.rows if row.cell.note)
     if legend and layout.legend:
         lines.append("Signs: " + "; ".join(f"{sign.text} {meaning}" for sign, meaning in layout.legend) + ".")
     return lines

@@ -11,6 +11,7 @@ from typing import Any
 
 METRICS_BYTES = 1 << 16  # some dozens of lines
 LOG_BYTES = 1 << 15
+LOG_LINES = 150  # a traceback and what launchers say after it
 RATE_LINES = 10
 
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -39,13 +40,11 @@ def read_progress(file: Path) -> Progress:
     metrics: dict[str, float] | None = None
     timed: list[tuple[int, float]] = []
     for line in reversed(tail(file, METRICS_BYTES)):
-        evaluation = '"images"' not in line
-        if metrics is not None and (evaluation or len(timed) >= RATE_LINES):
-            if len(timed) >= RATE_LINES:
-                break
-            continue
-        if not evaluation and len(timed) >= RATE_LINES:
-            continue
+        timed_enough, evaluation = len(timed) >= RATE_LINES, '"images"' not in line
+        if timed_enough and metrics is not None:
+            break
+        if metrics is not None if evaluation else timed_enough:
+            continue  # told without reading it
         row = _row(line)
         if row is None:
             continue
@@ -73,12 +72,15 @@ def last_words(log: Path) -> str | None:
     if ours:
         return _OURS.sub("", ours[-1])
     exceptions = [line for line in lines if _EXCEPTION.match(line)]
-    return (exceptions or [line for line in lines if "oom" in line.lower()] or lines or [None])[-1]
+    candidates = exceptions or [line for line in lines if "oom" in line.lower()] or lines
+    return candidates[-1] if candidates else None
 
 
 def log_lines(log: Path) -> list[str]:
     """The last lines of a log that are worth reading: without colours, ranks and the launchers' noise."""
-    lines = (_RANK.sub("", _COLOURS.sub("", line).rpartition("\r")[2]).strip() for line in tail(log, LOG_BYTES))
+    lines = (
+        _RANK.sub("", _COLOURS.sub("", line).rpartition("\r")[2]).strip() for line in tail(log, LOG_BYTES)[-LOG_LINES:]
+    )
     return [line for line in lines if line and not _NOISE.search(line)]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -20,16 +23,23 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))  # the small GAN 
 from toy import SEED, uniform
 from translation import cyclegan, double_samples, pix2pix, small, write_vgg
 
+from hpcdistill.methods import distilled_gan
 from hpcdistill.methods.base import Method
 from hpcdistill.methods.distilled_gan import DistilledGAN
 from hpcdistill.methods.plain_sr import PlainSR
 from hpcdistill.methods.privileged_student import PrivilegedStudent
 from hpcdistill.methods.privileged_teacher import PrivilegedTeacherTraining
 from hpcdistill.models.privileged import PrivilegedTeacher
+from hpcdistill.models.vgg import VGG16Features, load_vgg16
 from hpcdistill.training.evaluation import Evaluation
 
 SCALE = 2
 CROP = 32  # maps of 8x8 pixels; of 6x6 a spectrum has two values, stretched to 0 and 1: it would teach nothing
+# The GANs learn slowly, from few maps, and their ResNets are dense and shallow, or rounding grows: with three separable
+# blocks, all maps and 2e-4 FESD's weights on 1 and 2 ranks were 1e-3 apart after 14 steps. So were those of two runs on
+# ONE rank when one image of one of them had been multiplied by 1 + 1e-15, on the same curve (2e-11 after the first
+# step, 1e-7 after 9, 4e-4 after 11): it was rounding that grew, and nothing depended on the ranks.
+SLOW = {"learning_rate": 2e-5}
 Samples = Callable[[NDArray[np.int64]], dict[str, Tensor]]
 __all__ = ["METHODS", "Ramp", "build", "samples_of", "write_vgg"]
 
@@ -59,29 +69,41 @@ def _privileged_student(vgg: Path, **values: Any) -> Method:
 
 
 def _cyclegan(vgg: Path) -> Method:
-    return cyclegan(crop=CROP, discriminator_strides=1, generator=small({"blocks": 1}, 3))
+    return cyclegan(crop=CROP, discriminator_strides=1, generator=small({"blocks": 1}, 3), optimizer=SLOW)
 
 
 def _pix2pix(vgg: Path) -> Method:
-    return pix2pix(crop=CROP, discriminator_strides=1)
+    return pix2pix(crop=CROP, discriminator_strides=1, optimizer=SLOW)
 
 
 def _distilled(vgg: Path, **values: Any) -> Method:
     given: dict[str, Any] = {"ndf": 4, "discriminator_strides": 1, "crop": CROP, "vgg": str(vgg)}
     given |= {"style_layers": ("relu1_1",), "feature_layers": ("relu1_1",)}
+    given |= {"optimizer": SLOW}
     if values.get("family") == "pix2pix":
-        given |= {"teacher": small({}, 12), "student": small({}, 8), "layers": ("down2", "up2")}
+        given |= {
+            "teacher": small({}, 12),
+            "student": small({}, 8),
+            "layers": ("down2", "up2"),
+            "shift": {"rate": 0.25},
+        }
     else:
-        # Dense, shallow and slow, or rounding grows: with three separable blocks, all maps and 2e-4 the weights of 1
-        # and 2 ranks were 1e-3 apart after 12 steps, and so were those of two runs on ONE rank when one image had
-        # been changed by a factor of 1 + 1e-15, with the same curve (2e-11 after a step, 1e-8 after 8, 1e-4 after
-        # 11). So it was no dependence on ranks.
         shape = {"blocks": 1, "separable": False}
         given |= {"teacher": small(shape, 6), "student": small(shape, 4), "pool": 3, "layers": ("down2",)}
-        given |= {"optimizer": {"learning_rate": 2e-5}}
     method = DistilledGAN(DistilledGAN.Config(**(given | values)))
-    method.prepare(method.crop)
+    with mock.patch.object(distilled_gan, "load_vgg16", _loaded_vgg):
+        method.prepare(method.crop)
     return method
+
+
+def _loaded_vgg(source: str, layers: Iterable[str], normalise: bool) -> VGG16Features:
+    return copy.deepcopy(_vgg(source, tuple(layers), normalise))
+
+
+@functools.cache
+def _vgg(source: str, layers: tuple[str, ...], normalise: bool) -> VGG16Features:
+    """Read once: 60 MB, of which the tests use two layers."""
+    return load_vgg16(source, layers, normalise)
 
 
 METHODS: dict[str, Callable[[Path], Method]] = {

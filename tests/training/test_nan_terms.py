@@ -84,7 +84,7 @@ def train(
     method: Method, name: str, before: Callable[[int], None], folder: Path, rank: int = 0, ranks: int = 1
 ) -> None:
     evaluator = Ramp() if name.startswith("dcd") else None
-    run(method, ToyReader(BATCH, samples_of(name), rank, ranks, before), folder, STEPS, evaluator, log_every=4)
+    run(method, ToyReader(BATCH, samples_of(name), rank, ranks, before), folder, STEPS, evaluator, log_every=3)
 
 
 def stopped(error: pytest.ExceptionInfo[UserError], phase: str, term: str) -> None:
@@ -106,7 +106,7 @@ def test_every_term_of_every_method(name: str, vgg: Path, tmp_path: Path) -> Non
         with pytest.raises(UserError) as error:
             train(injection.method, name, injection.before_step, folder)
         stopped(error, phase, term)
-        assert injection.calls >= 2
+        assert injection.calls > 2 or name.startswith("dcd")  # it went on, masked, until the next line or evaluation
         injection.check(folder)
 
 

@@ -26,7 +26,9 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture(scope="module")
 def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_vgg(tmp_path_factory.mktemp("vgg") / "vgg16.safetensors")
+    path = write_vgg(tmp_path_factory.mktemp("vgg") / "vgg16.safetensors")
+    build("fesd_unpaired", path)  # reads it here, not in each rank
+    return path
 
 
 def train(

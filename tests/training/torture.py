@@ -4,8 +4,8 @@
 
 A run starts on two ranks. One of them, and at a random moment, is killed by SIGKILL: anywhere in a step or an
 evaluation, or (two in five) rank 0 inside a save, before or in the middle of a random one of its disk operations. The
-same command starts again, on as many ranks or on others, and is killed again, or finishes. The end is compared with
-the run that nobody disturbed: bit for bit where the ranks stayed two, to 1e-5 where they did not.
+same command starts again, in every other run on 1, 2 or 4 ranks, and is killed again, or finishes. The end is compared
+with the run that nobody disturbed: bit for bit where the ranks stayed two, to 1e-5 where they did not.
 """
 
 from __future__ import annotations
@@ -206,25 +206,31 @@ class Torture:
         """A run with so many kills, to its end, compared."""
         if method not in self.undisturbed:
             self.undisturbed[method] = self.folder / f"undisturbed-{method}"
-            assert self._attempt(method, self.undisturbed[method], RANKS, None) == [0] * RANKS
+            self._finish(method, self.undisturbed[method], RANKS)
         folder, ranks = self.folder / f"{number:03d}-{method}", [RANKS]
         for again in range(kills + 1):
             if again:
-                ranks.append(self.random.choices((2, 1, 4), (6, 2, 2))[0])
+                others = [count for count in (1, 2, 4) if count != ranks[-1]]
+                ranks.append(self.random.choice(others) if number % 2 else RANKS)
                 self.figures.resumed_by_ranks[f"{ranks[-2]} -> {ranks[-1]}"] += 1
             more = again < kills and newest_step(folder) < STEPS
-            kill = self._kill(folder, method, ranks[-1]) if more else None
-            codes = self._attempt(method, folder, ranks[-1], kill)
-            if kill is None:
-                assert codes == [0] * ranks[-1], codes
+            if not more:
+                self._finish(method, folder, ranks[-1])
                 break
+            kill = self._kill(folder, method, ranks[-1])
+            codes, _ = self._attempt(method, folder, ranks[-1], kill)
             self._count(method, kill, codes, folder, ranks[-1])
         self._compare(folder, self.undisturbed[method], set(ranks) == {RANKS})
         self.figures.runs += 1
         self.say(f"{folder.name}: ranks {ranks}: the same end ({self.figures.kills} kills so far)")
         shutil.rmtree(folder)
 
-    def _attempt(self, method: str, folder: Path, ranks: int, kill: Kill | None) -> list[int | None]:
+    def _finish(self, method: str, folder: Path, ranks: int) -> None:
+        codes, said = self._attempt(method, folder, ranks, None)
+        assert codes == [0] * ranks, f"{folder.name}: exit codes {codes}\n{said}"
+
+    def _attempt(self, method: str, folder: Path, ranks: int, kill: Kill | None) -> tuple[list[int | None], str]:
+        """The exit codes and what was said."""
         with Ranks(ranks, training(method, self.vgg, folder, kill), folder.parent / f"{folder.name}.said") as started:
             codes = started.codes(SECONDS)
             text = "".join(started.said(rank) for rank in range(ranks))
@@ -232,7 +238,7 @@ class Torture:
             if kill and ranks > 1:
                 took = max(started.ended.values()) - started.ended[kill.rank]
                 self.figures.longest_end_s = max(self.figures.longest_end_s, round(took, 2))
-        return codes
+        return codes, text
 
     def _kill(self, folder: Path, method: str, ranks: int) -> Kill:
         """A moment in what is left of the run."""

@@ -1,0 +1,167 @@
+"""The sweep's status on the terminal: how many runs of each grid are in which state, then the runs worth a look."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hpcdistill.sweep.status import STATES, State, TaskStatus
+from hpcdistill.sweep.submissions import PlacedCell
+from hpcdistill.sweep.tails import log_lines
+
+COLOURS: dict[State, str] = {
+    "finished": "green",
+    "running": "cyan",
+    "queued": "blue",
+    "failed": "bold red",
+    "stopped": "yellow",
+    "blocked": "magenta",
+    "missing": "dim",
+}
+TEACHERS = "teachers"  # the row of runs that are no cell themselves
+LOG_LINES, MOST_LOGS = 3, 3
+_FIRST: tuple[State, ...] = ("failed", "running", "stopped", "blocked", "queued", "missing", "finished")
+_WORTH_A_LOOK = ("failed", "running", "stopped", "blocked")
+
+
+@dataclass
+class View:
+    """A sweep at this moment: every run once, and the cells that they fill."""
+
+    statuses: Sequence[TaskStatus]
+    cells: Mapping[str, Sequence[PlacedCell]]  # by key; none of a teacher
+    problems: Sequence[str] = ()
+
+    @property
+    def failed(self) -> bool:
+        """Whether something needs its user."""
+        return bool(self.problems) or any(status.state == "failed" for status in self.statuses)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing runs or waits."""
+        return not any(status.state in ("running", "queued") for status in self.statuses)
+
+    def summary(self) -> dict[str, Counter[State]]:
+        """The number of runs in each state by grid; a run that several grids share counts in each."""
+        counted: dict[str, Counter[State]] = {}
+        for status in self.statuses:
+            grids = dict.fromkeys(cell.grid for cell in self.cells.get(status.key, ())) or {TEACHERS: None}
+            for grid in grids:
+                counted.setdefault(grid, Counter())[status.state] += 1
+        return dict(sorted(counted.items(), key=lambda item: item[0] == TEACHERS))
+
+
+def render(view: View, height: int | None = None, everything: bool = False) -> RenderableType:
+    """The tables; with `height` (lines) no more rows than fit."""
+    parts: list[RenderableType] = [_summary(view)]
+    chosen = [status for status in view.statuses if everything or status.state in _WORTH_A_LOOK]
+    chosen.sort(key=lambda status: _FIRST.index(status.state))
+    rows = len(chosen)
+    if height is not None:
+        room = height - len(view.summary()) - len(view.problems) - 11
+        rows = max(3, room - len(_with_logs(chosen, False)) * (1 + LOG_LINES))
+    if len(chosen) > rows:  # what runs is of interest even where much has failed
+        failed = [status for status in chosen if status.state == "failed"]
+        others = [status for status in chosen if status.state != "failed"]
+        kept = max(rows // 2, rows - len(others))
+        chosen = failed[:kept] + others + failed[kept:]
+    if chosen:
+        parts.append(_runs(view, chosen[:rows]))
+    if len(chosen) > rows:
+        parts.append(Text(f"and {len(chosen) - rows} more; --all without --watch shows every run", style="dim"))
+    for status in _with_logs(chosen[:rows], everything):
+        parts += _log(status)
+    parts += [Text(problem, style="yellow") for problem in view.problems]
+    return Group(*parts)
+
+
+def _with_logs(statuses: Sequence[TaskStatus], everything: bool) -> list[TaskStatus]:
+    """The runs whose logs' last lines are shown: the first that have failed."""
+    failed = [status for status in statuses if status.state == "failed" and status.log]
+    return failed if everything else failed[:MOST_LOGS]
+
+
+def _summary(view: View) -> Table:
+    table = Table(title=f"{len(view.statuses)} runs, {time.strftime('%H:%M:%S')}", title_justify="left")
+    table.add_column("grid", no_wrap=True)
+    for state in STATES:
+        table.add_column(state, justify="right", style=COLOURS[state])
+    rows = view.summary()
+    for grid, counted in rows.items():
+        table.add_row(Text(grid), *(str(counted[state] or "") for state in STATES))
+    if len(rows) > 1:
+        total = Counter(status.state for status in view.statuses)
+        table.add_section()
+        table.add_row("all, each run once", *(str(total[state] or "") for state in STATES))
+    return table
+
+
+def _runs(view: View, statuses: Sequence[TaskStatus]) -> Table:
+    table = Table(expand=False)
+    for name, justify in (("run", "left"), ("state", "left"), ("step", "right"), ("step/s", "right")):
+        table.add_column(name, justify=justify, no_wrap=name == "state")  # type: ignore[arg-type]
+    table.add_column("left", justify="right", no_wrap=True)
+    table.add_column("metric", justify="right")
+    table.add_column("try", justify="right")
+    table.add_column("job", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for status in statuses:
+        metric = f"{status.metric[0].rpartition('/')[2]} {status.metric[1]:.4g}" if status.metric else ""
+        table.add_row(
+            Text(title(view, status)),
+            Text(status.state, style=COLOURS[status.state]),
+            _steps(status),
+            f"{status.rate:.3g}" if status.rate else "",
+            duration(status.left_s) if status.left_s is not None else "",
+            metric,
+            str(status.attempts or ""),
+            status.job or "",
+            Text(status.reason or ""),
+        )
+    return table
+
+
+def title(view: View, status: TaskStatus) -> str:
+    """A run's name, and the first cell that it fills."""
+    cells = view.cells.get(status.key, ())
+    if not cells:
+        return f"{status.name} ({status.key[:6]})"
+    first = cells[0]
+    seed = f", seed {first.seed}" if first.seed is not None else ""
+    more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+    return f"{first.grid}: {first.title}{seed}{more}"
+
+
+def _steps(status: TaskStatus) -> str:
+    if status.step is None:
+        return ""
+    if not status.steps:
+        return str(status.step)
+    return f"{status.step}/{status.steps} {100 * status.step // status.steps}%"
+
+
+def _log(status: TaskStatus) -> list[RenderableType]:
+    assert status.log is not None
+    lines = log_lines(status.log)[-LOG_LINES:]
+    return [
+        Text(f"{status.log}:", style="dim"),
+        *(Text(f"  {line}", no_wrap=True, overflow="ellipsis") for line in lines),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """59 s, 12 min, 3 h 05, 2 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60:02d}" if hours < 24 else f"{hours // 24} d {hours % 24} h"

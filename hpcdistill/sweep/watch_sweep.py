@@ -1,0 +1,259 @@
+"""Watch a sweep: `python slurm/status.py [GRID ...] [--watch] [--json] [--cancel] [--retry failed|missing|all]`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.live import Live
+
+from hpcdistill.console import out, say, warn
+from hpcdistill.errors import UserError, nearest
+from hpcdistill.sweep.slurm_queue import Queue
+from hpcdistill.sweep.status import TaskStatus, is_alive, parent_of, task_statuses
+from hpcdistill.sweep.status_table import View, render, title
+from hpcdistill.sweep.submissions import PlacedCell, Submission, epoch, read_submissions
+from hpcdistill.sweep.task_files import check_sweep, read_task, task_keys
+
+REFRESH_S = 3.0
+ASK_S = 15.0  # between two questions to SLURM: its controller has other users
+EXIT_FAILED = 1
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    check_sweep(options.folder)
+    sweep = Sweep(options.folder, options.runs, options.grid, Queue(keep_s=ASK_S if options.watch else 0.0))
+    if options.cancel:
+        return cancel(sweep)
+    if options.retry:
+        return retry(sweep, options.retry)
+    if options.watch:
+        return watch(sweep, options.all)
+    view = sweep.look()
+    if options.json:
+        sys.stdout.write(json.dumps(as_json(view, sweep), indent=1) + "\n")
+    else:
+        out.print(render(view, None if options.all or not out.is_terminal else out.size.height, options.all))
+    return EXIT_FAILED if view.failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python slurm/status.py",
+        description="The state of a sweep's runs: from their files, and from SLURM where it answers.",
+        epilog="Exit code: 0; 1 when a run has failed or a file is damaged; 2 for a mistake on the command line.",
+    )
+    parser.add_argument("grid", nargs="*", metavar="GRID", help="grids that were submitted (default: all)")
+    parser.add_argument("--folder", type=Path, default=Path("sweeps"), help="the sweep's folder (default: sweeps)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
+    parser.add_argument("--all", action="store_true", help="every run, not only those that run or have failed")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--watch", action="store_true", help="keep showing it until nothing runs or waits, or Ctrl-C")
+    action.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    action.add_argument("--cancel", action="store_true", help="cancel what runs or waits, without asking")
+    action.add_argument(
+        "--retry", choices=("failed", "missing", "all"), help="submit again what has failed, is missing"
+    )
+    return parser
+
+
+class Sweep:
+    """A sweep's folder, narrowed to some grids."""
+
+    def __init__(self, folder: Path, runs: Path, grids: Sequence[str], queue: Queue) -> None:
+        self.folder, self.runs, self.grids, self.queue = folder, runs, list(grids), queue
+        self.submissions: list[Submission] = []
+
+    def look(self) -> View:
+        """Read everything anew. UserError when nothing was submitted, or not a grid that was asked for."""
+        self.submissions, problems = read_submissions(self.folder)
+        tasks = task_keys(self.folder)
+        if not (self.submissions or tasks or problems):
+            raise UserError(f"{self.folder}: nothing has been submitted; `python slurm/submit_ablations.py` does it")
+        cells: dict[tuple[str, str, int | None], PlacedCell] = {}
+        for submission in self.submissions:  # newest first: what a grid's cell is now, not what it was once
+            for cell in submission.cells:
+                cells.setdefault((cell.grid, cell.title, cell.seed), cell)
+        known = dict.fromkeys(cell.grid for cell in cells.values())
+        for grid in self.grids:
+            if grid not in known:
+                hint = nearest(grid, known) if known else "no plan.json can be read"
+                raise UserError(f"{grid}: no such grid in {self.folder / 'submissions'}; {hint}")
+        by_key: dict[str, list[PlacedCell]] = {}
+        for cell in cells.values():
+            if cell.key is not None and (not self.grids or cell.grid in self.grids):
+                by_key.setdefault(cell.key, []).append(cell)
+        keys = _with_teachers(by_key, self.submissions)
+        if not self.grids:  # also what only a plan.json that is damaged now could place
+            keys += [key for key in tasks if key not in keys and not any(key in s.runs for s in self.submissions)]
+        statuses = task_statuses(keys, self.folder, self.runs, self.queue, self.submissions, problems)
+        return View(statuses, by_key, problems)
+
+    def shared(self, view: View) -> set[str]:
+        """Keys of runs that other grids need as well, as cells or teachers."""
+        if not self.grids:
+            return set()
+        others = {
+            cell.key: [cell]
+            for submission in self.submissions
+            for cell in submission.cells
+            if cell.key is not None and cell.grid not in self.grids
+        }
+        return set(_with_teachers(others, self.submissions))
+
+
+def _with_teachers(by_key: dict[str, list[PlacedCell]], submissions: Sequence[Submission]) -> list[str]:
+    """The keys and those of the teachers that they need, teachers first."""
+    teacher: dict[str, str | None] = {}
+    for submission in reversed(submissions):
+        teacher.update({key: run.get("teacher") for key, run in submission.runs.items()})
+    keys: dict[str, None] = {}
+    for key in by_key:
+        needed = teacher.get(key)
+        while needed and needed not in keys:
+            keys[needed] = None
+            needed = teacher.get(needed)
+    teachers = [key for key in keys if key not in by_key]
+    return teachers + list(by_key)
+
+
+def watch(sweep: Sweep, everything: bool) -> int:
+    """Show the tables until nothing runs or waits any more, or Ctrl-C."""
+    view = sweep.look()
+    try:
+        with Live(render(view, out.size.height, everything), console=out, auto_refresh=False) as live:
+            while not view.over:
+                time.sleep(REFRESH_S)
+                view = sweep.look()
+                live.update(render(view, out.size.height, everything), refresh=True)
+    except KeyboardInterrupt:
+        say("the runs go on")
+    return EXIT_FAILED if view.failed else 0
+
+
+def cancel(sweep: Sweep) -> int:
+    """Cancel every run that runs or waits; those that other grids need stay. Says what it did."""
+    view = sweep.look()
+    kept = sweep.shared(view)
+    jobs: dict[str, TaskStatus] = {}
+    # They pass it on to their runs, which must not have it twice: the second Ctrl-C is not to save.
+    runners = [] if sweep.grids else _stop_runners(sweep)
+    ended = len(runners)
+    for status in view.statuses:
+        if status.state not in ("running", "queued", "blocked"):
+            continue
+        if status.key in kept:
+            say(f"{title(view, status)}: left alone, other grids need it")
+        elif status.job is not None:
+            if status.state != "blocked" or status.job in sweep.queue.ask([status.job]):
+                jobs[status.job] = status
+        elif status.state == "running":
+            ended += _stop_here(sweep, view, status, runners)
+    complaints = sweep.queue.cancel(jobs) if jobs else []
+    for line in complaints:
+        warn(line)
+    if not complaints:
+        for job, status in jobs.items():
+            say(f"{title(view, status)}: cancelled job {job} ({status.state})")
+    say(f"cancelled {0 if complaints else len(jobs)} jobs, stopped {ended} processes; submit again to go on")
+    return EXIT_FAILED if complaints else 0
+
+
+def _stop_here(sweep: Sweep, view: View, status: TaskStatus, runners: Sequence[int]) -> int:
+    """Signal a run of this machine, which then saves and ends; 1 when that was done."""
+    state = read_task(sweep.folder / "tasks" / status.key).state
+    host, process = state.get("host"), state.get("pid")
+    if host != socket.gethostname() or not isinstance(process, int):
+        warn(f"{title(view, status)}: runs on {host}; cancel it there")
+        return 0
+    if parent_of(process) in runners:
+        return 0
+    return _signal(process, epoch(state.get("started")), signal.SIGTERM, title(view, status))
+
+
+def _stop_runners(sweep: Sweep) -> list[int]:
+    """Signal the local runners, so that they stop their runs and start nothing more; their process numbers."""
+    stopped = []
+    for submission in sweep.submissions:
+        if submission.local and submission.local[0] == socket.gethostname():
+            name = f"the local runner of {submission.name}"
+            if _signal(submission.local[1], submission.time, signal.SIGINT, name):
+                stopped.append(submission.local[1])
+    return stopped
+
+
+def _signal(process: int, started: float | None, number: signal.Signals, name: str) -> int:
+    if not is_alive(process, started):
+        return 0
+    try:
+        os.kill(process, number)
+    except (ProcessLookupError, PermissionError) as error:
+        warn(f"{name}: process {process}: {error.strerror}")
+        return 0
+    say(f"{name}: told process {process} to save and stop")
+    return 1
+
+
+def retry(sweep: Sweep, what: str) -> int:
+    """Submit again, with the words of the submissions that the grids are from."""
+    sweep.look()
+    commands: dict[tuple[str, ...], str] = {}
+    placed: set[str] = set()
+    for submission in sweep.submissions:
+        grids = {cell.grid for cell in submission.cells}
+        wanted = (grids & set(sweep.grids) if sweep.grids else grids) - placed
+        placed |= wanted
+        if not wanted:
+            continue
+        if submission.command is None:
+            raise UserError(
+                f"{submission.folder / 'plan.json'}: does not say how it was submitted; run your command again, "
+                f"`python slurm/submit_ablations.py {' '.join(sorted(wanted))} --retry {what}`"
+            )
+        commands.setdefault(submission.command, submission.name)
+    from hpcdistill.sweep import submit
+
+    code = 0
+    for command, name in commands.items():
+        say(f"{name}: python slurm/submit_ablations.py {' '.join(command)} --retry {what}")
+        code = max(code, submit.main([*command, "--retry", what]))
+    return code
+
+
+def as_json(view: View, sweep: Sweep) -> dict[str, Any]:
+    """Everything as one JSON object; times in seconds."""
+    counted = Counter(status.state for status in view.statuses)
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "folder": str(sweep.folder),
+        "slurm": sweep.queue.answers,
+        "summary": dict(counted),
+        "grids": {grid: dict(states) for grid, states in view.summary().items()},
+        "runs": [_run_as_json(view, status) for status in view.statuses],
+        "problems": list(view.problems),
+    }
+
+
+def _run_as_json(view: View, status: TaskStatus) -> dict[str, Any]:
+    values = dataclasses.asdict(status)
+    for name in ("log", "run"):
+        values[name] = str(values[name]) if values[name] else None
+    if status.metric:
+        name, value = status.metric
+        values["metric"] = {"name": name, "value": value if math.isfinite(value) else None}
+    cells = view.cells.get(status.key, ())
+    values["cells"] = [{"grid": cell.grid, "title": cell.title, "seed": cell.seed} for cell in cells]
+    return values

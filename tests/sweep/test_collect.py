@@ -1,0 +1,233 @@
+"""From result.json to numbers: means, deviations and orders computed by hand, and nothing dropped."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from made_runs import NAME, PSNR, age, grid, plan, run_cell, save_identity, save_run
+
+from hpcdistill.config import load_config, to_yaml
+from hpcdistill.errors import UserError
+from hpcdistill.sweep.collect import Summary, best_rows, collect, describe_protocol
+from hpcdistill.sweep.grid import Cell, Metric
+from hpcdistill.sweep.plan_key import plan_key
+from hpcdistill.sweep.run_results import find_results
+from hpcdistill.sweep.status import TaskStatus
+
+
+def status(key: str, state: str, **values: object) -> TaskStatus:
+    return TaskStatus(key, "run", state, **values)  # type: ignore[arg-type]
+
+
+def test_mean_and_sample_deviation(tmp_path: Path) -> None:
+    made = grid([run_cell("a", 31.0)], seeds=(0, 1, 2))
+    for seed, best, last in ((0, 30.9, 30.0), (1, 31.0, 30.5), (2, 31.4, 31.0)):
+        save_run(tmp_path, f"a-0-{seed}", best, last)
+    (table,) = collect(plan(made), find_results(tmp_path), {})
+    entry = table.rows[0].entries["psnr"]
+    assert entry.best is not None
+    assert entry.last is not None
+    assert entry.best.deviation is not None
+    assert entry.difference is not None
+    # By hand: mean 31.1; squares 0.04 + 0.01 + 0.09 = 0.14; 0.14 / (3 - 1) = 0.07.
+    assert entry.best.n == 3
+    assert math.isclose(entry.best.mean, 31.1, rel_tol=1e-12)
+    assert math.isclose(entry.best.deviation, 0.07**0.5, rel_tol=1e-9)
+    assert math.isclose(entry.last.mean, 30.5, rel_tol=1e-12)
+    assert entry.last.deviation == 0.5  # squares 0.25 + 0 + 0.25, over 2: 0.25
+    assert math.isclose(entry.difference, 0.1, rel_tol=1e-9)
+    assert table.counts == {"finished": 3}
+
+
+def test_one_run_has_no_deviation() -> None:
+    assert Summary((31.0,)).deviation is None
+    assert Summary((31.0,)).mean == 31.0
+    assert math.isnan(Summary((31.0, math.nan)).mean)
+    assert math.isnan(Summary((math.inf, -math.inf)).mean)
+    assert Summary((math.inf, 1.0)).mean == math.inf
+    assert math.isnan(Summary((math.inf, 1.0)).deviation or 0.0)
+
+
+def test_order_by_hand(tmp_path: Path) -> None:
+    """Printed 1 2 3 4, ours 1 3 2 4: of 6 pairs 5 agree and 1 does not, (5 - 1) / 6."""
+    cells = [run_cell(name, value) for name, value in zip("abcd", (1.0, 2.0, 3.0, 4.0), strict=True)]
+    cells.append(run_cell("unprinted"))
+    cells.append(run_cell("unfinished", 0.5))
+    for number, value in enumerate((1.0, 3.0, 2.0, 4.0, 9.0)):
+        save_run(tmp_path, f"{'abcd'[number] if number < 4 else 'unprinted'}-{number}-0", value)
+    (table,) = collect(plan(grid(cells)), find_results(tmp_path), {})
+    (order,) = table.orders
+    assert order.n == 4
+    assert math.isclose(order.tau, 4 / 6, rel_tol=1e-12)
+
+
+def test_order_with_ties_is_tau_b(tmp_path: Path) -> None:
+    """Printed 1 1 2, ours 1 2 3: 2 pairs agree, 1 is tied in print; 2 / sqrt((3 - 1) * 3)."""
+    cells = [run_cell("a", 1.0), run_cell("b", 1.0), run_cell("c", 2.0)]
+    for number, value in enumerate((1.0, 2.0, 3.0)):
+        save_run(tmp_path, f"{'abc'[number]}-{number}-0", value)
+    (order,) = collect(plan(grid(cells)), find_results(tmp_path), {})[0].orders
+    assert math.isclose(order.tau, 2 / 6**0.5, rel_tol=1e-12)
+
+
+def test_groups_are_compared_apart(tmp_path: Path) -> None:
+    """x2's numbers are higher than x4's: an order over both would say nothing of the methods."""
+    cells = [run_cell("a", 37.0, scale="x2"), run_cell("a", 31.0, scale="x4")]
+    cells += [run_cell("b", 38.0, scale="x2"), run_cell("b", 32.0, scale="x4")]
+    for number, value in enumerate((37.5, 31.5, 37.1, 31.6)):
+        save_run(tmp_path, f"{'aabb'[number]}-{number}-0", value)
+    (table,) = collect(plan(grid(cells, within=("scale",))), find_results(tmp_path), {})
+    assert {order.group: (order.tau, order.n) for order in table.orders} == {("x2",): (-1.0, 2), ("x4",): (1.0, 2)}
+    assert [row.cell.title for row in table.rows] == ["a, x2", "b, x2", "a, x4", "b, x4"]  # group by group
+    assert best_rows(table, PSNR, printed=True) == {1, 3}
+    assert best_rows(table, PSNR, printed=False) == {0, 3}
+
+
+def test_best_ties_as_they_are_shown(tmp_path: Path) -> None:
+    cells = [run_cell(name) for name in "abc"]
+    for number, value in enumerate((31.0712, 31.0749, 31.06)):  # 31.07, 31.07, 31.06
+        save_run(tmp_path, f"{'abc'[number]}-{number}-0", value)
+    (table,) = collect(plan(grid(cells)), find_results(tmp_path), {})
+    assert best_rows(table, PSNR, printed=False) == {0, 1}
+    assert best_rows(table, PSNR, printed=True) == set()
+    fid = Metric("psnr", "FID", NAME, "lower", 2)
+    assert best_rows(table, fid, printed=False) == {2}
+
+
+def test_nothing_is_dropped(tmp_path: Path) -> None:
+    names = ["done", "gone", "failed", "running", "queued", "blocked", "stopped", "broken", "unmeasured"]
+    cells = [run_cell(name, 30.0) for name in names]
+    cells.append(Cell({"method": "CARN"}, "reported", (), {"psnr": 32.13}, {"psnr": NAME}))
+    cells.append(Cell({"method": "bicubic"}, "reported", (), {"psnr": 28.42}, {"psnr": NAME}, {"psnr": 28.426}))
+    save_run(tmp_path, "done-0-0", 30.0)
+    broken = save_run(tmp_path, "broken-7-0", 30.0)
+    (broken / "result.json").write_text('{"name": "run", "key": "brok', encoding="utf-8")
+    (broken / "config.yaml").write_text("nonsense", encoding="utf-8")
+    save_run(tmp_path, "unmeasured-8-0", {"student/set14/psnr": 27.0})
+    found = find_results(tmp_path)
+    assert [run.folder.name for run in found.unreadable] == ["run-broken-7-0"]
+    assert "Unterminated string" in found.unreadable[0].reason
+    states = ("failed", "running", "queued", "blocked", "stopped")
+    statuses = {f"{name}-{2 + n}-0": status(f"{name}-{2 + n}-0", name) for n, name in enumerate(states)}
+    statuses["failed-2-0"] = status("failed-2-0", "failed", reason="out of memory", log=Path("a.log"))
+    statuses["gone-1-0"] = status("gone-1-0", "finished", run=tmp_path / "elsewhere")
+    statuses["broken-7-0"] = status("broken-7-0", "failed", reason="damaged")
+    (table,) = collect(plan(grid(cells)), found, statuses)
+    shown = [(row.cell.title, dict(row.states("psnr"))) for row in table.rows]
+    assert shown == [
+        ("done", {}),
+        ("gone", {"missing": 1}),
+        ("failed", {"failed": 1}),
+        ("running", {"running": 1}),
+        ("queued", {"queued": 1}),
+        ("blocked", {"blocked": 1}),
+        ("stopped", {"stopped": 1}),
+        ("broken", {"failed": 1}),
+        ("unmeasured", {"unmeasured": 1}),
+        ("CARN", {"reported": 1}),
+        ("bicubic", {"measured": 1}),
+    ]
+    assert table.rows[2].trials[0].reason == "out of memory (log: a.log)"
+    assert "not in this folder" in table.rows[1].trials[0].reason
+    bicubic = table.rows[10].entries["psnr"]
+    assert bicubic.best == Summary((28.426,))
+    assert bicubic.last is None
+
+
+def test_result_under_another_key(tmp_path: Path) -> None:
+    """A run of the same identity, written before there were keys: its task knows the folder."""
+    folder = save_run(tmp_path, "other", 30.0)
+    statuses = {"a-0-0": status("a-0-0", "finished", run=Path("/moved") / folder.name)}
+    (table,) = collect(plan(grid([run_cell("a")])), find_results(tmp_path), statuses)
+    assert table.rows[0].trials[0].run
+
+
+def test_key_of_an_old_result(tmp_path: Path) -> None:
+    """result.json without a key: by the run's configuration."""
+    loaded = load_config(["configs/fsrcnn/x4.yaml", "seed=3"])
+    folder = save_run(tmp_path, "x", 30.0, key=None)
+    (folder / "config.yaml").write_text(to_yaml(loaded.config), encoding="utf-8")
+    stray = save_run(tmp_path, "y", 30.0, key=None)
+    found = find_results(tmp_path)
+    assert {run.folder: run.key for run in found.runs} == {folder: plan_key(loaded), stray: None}
+    assert list(found.by_key) == [plan_key(loaded)]
+
+
+def test_the_later_of_two_counts(tmp_path: Path) -> None:
+    new = save_run(tmp_path, "a-0-0", 31.0)
+    old = save_run(tmp_path / "aside", "a-0-0", 30.0).rename(tmp_path / "zz")
+    age(old, 60)
+    found = find_results(tmp_path)
+    assert found.by_key["a-0-0"].folder == new
+    assert found.twice == ["zz and run-a-0-0 are the same run; the later one is shown"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("[]", "expected a JSON object"),
+        ('{"name": "a", "best": 3}', "best: expected a step and metrics"),
+        ('{"name": "a", "best": {"step": 1, "metrics": {"m": "high"}}}', "m: expected a number, got 'high'"),
+        ('{"best": null}', "name: missing"),
+        ('{"name": "a", "protocol": "pisr"}', "protocol: expected a JSON object"),
+        ("", "Expecting value"),
+    ],
+)
+def test_damaged_results_are_named(tmp_path: Path, content: str, why: str) -> None:
+    folder = save_run(tmp_path, "a", 1.0)
+    (folder / "result.json").write_text(content, encoding="utf-8")
+    found = find_results(tmp_path)
+    assert found.runs == []
+    assert why in found.unreadable[0].reason
+
+
+def test_not_finite_numbers_survive(tmp_path: Path) -> None:
+    save_run(tmp_path, "a-0-0", {NAME: math.nan, "x": math.inf, "y": None})
+    (run,) = find_results(tmp_path).runs
+    metrics = run.metrics("best")
+    assert math.isnan(metrics[NAME])
+    assert math.isnan(metrics["y"])
+    assert metrics["x"] == math.inf
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        find_results(tmp_path / "runz")
+
+
+def test_flags(tmp_path: Path) -> None:
+    cells = [run_cell("a"), run_cell("b"), run_cell("c")]
+    protocol = {"metric": "PSNR on luma", "rule": "pisr", "scale": 4, "selects": "a", "test_sets": {"set5": 5}}
+    more_sets = {"selects": "b", "test_sets": {"set5": 5, "set14": 14}}
+    save_identity(save_run(tmp_path, "a-0-0", 1.0, protocol=protocol), ["d1"])
+    save_identity(save_run(tmp_path, "b-1-0", 2.0, protocol=protocol | more_sets), ["d1"])
+    (table,) = collect(plan(grid(cells)), find_results(tmp_path), {})
+    assert table.flags == ()  # another test set besides, and what chose the weights, do not matter
+    other = protocol | {"rule": "matlab"}
+    save_identity(save_run(tmp_path, "c-2-0", 3.0, protocol=other, revision="fedcba987654+"), ["d2"])
+    (table,) = collect(plan(grid(cells)), find_results(tmp_path), {})
+    assert table.flags == (
+        "Code of 2 revisions: 0123456789ab (2 runs), fedcba987654+ (1 run).",
+        "1 run of code with changes that were not committed (+).",
+        "Cells that are compared differ in rule: pisr (2 runs), matlab (1 run).",
+        "Cells that are compared differ in training data: d1 (2 runs), d2 (1 run).",
+    )
+
+
+def test_groups_may_differ_in_protocol(tmp_path: Path) -> None:
+    cells = [run_cell("a", scale="x2"), run_cell("a", scale="x4")]
+    for number, scale in enumerate((2, 4)):
+        save_run(tmp_path, f"a-{number}-0", 1.0, protocol={"rule": "pisr", "scale": scale, "test_sets": {"set5": 5}})
+    found = find_results(tmp_path)
+    assert collect(plan(grid(cells, within=("scale",))), found, {})[0].flags == ()
+    assert len(collect(plan(grid(cells)), found, {})[0].flags) == 1
+
+
+def test_protocol_in_words() -> None:
+    result = {"protocol": {"metric": "PSNR", "rule": "pisr", "scale": 4, "test_sets": {"set5": 5, "b100": 100}}}
+    assert describe_protocol(result) == "PSNR; rule pisr, scale 4; set5 (5 images), b100 (100 images)"
+    assert describe_protocol({"protocol": {"note": "fid: weights", "test_sets": {}}}) == "fid: weights"
+    assert describe_protocol(json.loads('{"protocol": null}')) == "nothing was measured"

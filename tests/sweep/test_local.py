@@ -1,0 +1,165 @@
+"""The same plan on this machine: order, places, failures, Ctrl-C; with a stand-in for training."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stand_in import put_stand_in
+from toy_sweep import put_grid
+
+from hpcdistill.sweep import local
+from hpcdistill.sweep.slurm_queue import Queue
+from hpcdistill.sweep.status import task_statuses
+from hpcdistill.sweep.submit import main
+
+CLONE = Path(__file__).resolve().parents[2]
+COLLECT = "import sys, pathlib; pathlib.Path('collected').write_text(' '.join(sys.argv[1:]))\n"
+
+
+class Here:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        put_grid(folder)
+        put_stand_in(folder)
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """state.json of every task, by key."""
+        found = self.folder.glob("sweeps/tasks/*/state.json")
+        return {path.parent.name: json.loads(path.read_text()) for path in found}
+
+    def by_name(self) -> list[tuple[str, str]]:
+        return sorted((state["name"], state["state"]) for state in self.states().values())
+
+    def logs(self) -> str:
+        return "".join(Path(state["log"]).read_text() for state in self.states().values())
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(local, "visible_gpus", lambda: [])
+    monkeypatch.setattr(local, "CLONE", tmp_path)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "collect.py").write_text(COLLECT)
+    return Here(tmp_path)
+
+
+def test_everything_is_run_once_teachers_first(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["toy.yaml", "--local", "--parallel", "3"]) == 0
+    states = here.states()
+    assert here.by_name() == sorted(
+        [*[("student", "finished")] * 4, *[("teacher", "finished")] * 2, ("plain", "finished")]
+    )
+    for key, state in states.items():
+        teacher = json.loads((here.folder / "sweeps/tasks" / key / "config.json").read_text())["teacher"]
+        assert (teacher is not None) == (state["name"] == "student")
+    ends = {
+        key: json.loads((Path(state["run"]) / "result.json").read_text())["seconds"][0] for key, state in states.items()
+    }
+    plan = json.loads(next(here.folder.glob("sweeps/submissions/*/plan.json")).read_text())
+    for key, run in plan["runs"].items():
+        if run["teacher"]:
+            assert ends[key] > ends[run["teacher"]]
+    assert plan["local"]["pid"] == os.getpid()
+    said = (here.folder / "collected").read_text()
+    assert said == "runs --grid toy.yaml --folder sweeps --out sweeps/report"
+    assert "done: 7 finished" in capsys.readouterr().err
+    # Again: nothing is run twice, what is missing is.
+    gone = next(key for key, state in states.items() if state["name"] == "student")
+    (Path(states[gone]["run"]) / "result.json").unlink()
+    assert main(["toy.yaml", "--local"]) == 0
+    assert {key: state["attempt"] for key, state in here.states().items()} == {key: 1 + (key == gone) for key in states}
+
+
+def test_each_run_has_a_gpu_to_itself(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "visible_gpus", lambda: ["4", "6"])
+    monkeypatch.setenv("STAND_IN_SECONDS", "0.3")
+    assert main(["toy.yaml", "--local"]) == 0
+    logs = here.logs()
+    assert {line.partition(" gpu ")[2] for line in logs.splitlines()} == {"4", "6"}
+
+
+def test_gpus_are_those_that_one_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert local.visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7f")
+    assert local.visible_gpus() == ["3", "GPU-7f"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local.visible_gpus() == []
+
+
+def test_a_failed_teacher_blocks_its_students_and_nothing_else(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (here.folder / "bicubic.yaml").read_text()
+    (here.folder / "bicubic.yaml").write_text(text.replace("{method:", "{name: fails, method:"))
+    assert main(["toy.yaml", "--local"]) == 1
+    wanted = [("fails", "failed"), ("plain", "finished"), ("teacher", "finished")]
+    assert here.by_name() == sorted([*wanted, *[("student", "finished")] * 2, *[("student", "blocked")] * 2])
+    said = capsys.readouterr().err
+    assert "error: no such thing; mend it" in said
+    assert (here.folder / "collected").exists(), "the tables show what is missing"
+    statuses = task_statuses(list(here.states()), Path("sweeps"), Path("runs"), Queue({"PATH": ""}))
+    assert sorted(s.state for s in statuses) == sorted(state for _, state in here.by_name())
+    # The fault is mended; the name is not part of a run.
+    (here.folder / "bicubic.yaml").write_text(text)
+    assert main(["toy.yaml", "--local", "--retry", "failed"]) == 0
+    assert {state for _, state in here.by_name()} == {"finished"}
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(here: Here) -> None:
+    process = start(here, "name=waits", "--parallel", "2")
+    until(lambda: len(list(here.folder.glob("sweeps/tasks/*/waiting"))) == 2)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert "the same command goes on" in said
+    stopped = [state for state in here.states().values() if state["name"] == "waits"]  # teachers have their own names
+    assert [state["state"] for state in stopped] == ["stopped", "stopped"]
+    for state in stopped:
+        assert "saved after ['SIGINT']" in Path(state["log"]).read_text(), "once, not from the terminal as well"
+    assert not (here.folder / "collected").exists()
+    assert main(["toy.yaml", "--local"]) == 0
+    assert len(here.states()) == 7
+    assert {state for _, state in here.by_name()} == {"finished"}
+
+
+def test_a_sweep_that_runs_is_not_started_twice(here: Here) -> None:
+    process = start(here, "name=waits")
+    until(lambda: len(list(here.folder.glob("sweeps/tasks/*/waiting"))) == 1)
+    try:
+        assert main(["toy.yaml", "--local"]) == 0
+        assert len(here.states()) == 3, "the others wait for their turn there"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 75
+
+
+def start(here: Here, *words: str) -> subprocess.Popen[str]:
+    code = "import sys; from hpcdistill.command import run_command; from hpcdistill.sweep.submit import main\n"
+    code += "from hpcdistill.sweep import local; local.visible_gpus = lambda: []; run_command(main)"
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", code, "toy.yaml", "--local", *words],
+        cwd=here.folder,
+        env=os.environ | {"PYTHONPATH": str(CLONE)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until(reached: Any, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,0 +1,100 @@
+"""Cluster profiles: the files that come with the clone, mistakes in one, and which runs fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hpcdistill.config import load_config
+from hpcdistill.errors import UserError
+from hpcdistill.sweep.profile import CollectShape, Profile, Shape, load_profile
+
+CLONE = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CLONE)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CLONE / "slurm" / "clusters").glob("*.yaml")))
+def test_the_profiles_here_load(name: str) -> None:
+    profile = load_profile(name)
+    assert profile == load_profile(f"slurm/clusters/{name}.yaml")
+    assert profile.hours > 1 / 6, "submitit takes every stop of a shorter job for a time-out"
+
+
+def test_the_default_profile_names_every_key_with_its_default() -> None:
+    values = yaml.safe_load((CLONE / "slurm/clusters/default.yaml").read_text())
+    assert list(values) and set(values) == set(Profile.model_fields)  # noqa: PT018
+    assert set(values["collect"]) == set(CollectShape.model_fields)
+    assert load_profile("default") == Profile()
+    text = (CLONE / "slurm/clusters/default.yaml").read_text().splitlines()
+    for key in set(values) - {"account", "qos", "collect"}:
+        assert any(line.startswith(f"{key}:") and "#" in line for line in text), f"{key} is not explained"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("partitoin: gpu\n", "partitoin: unknown key; did you mean 'partition'?"),
+        ("collect: {cpu: 1}\n", "collect.cpu: unknown key; did you mean 'cpus'?"),
+        ("shapes: {a*: {gpu_per_node: 2}}\n", "did you mean 'gpus_per_node'?"),
+        ("nodes: 0\n", "nodes: expected greater than or equal to 1, got 0"),
+        ("hours: a day\n", 'hours: expected a valid number, unable to parse string as a number, got "a day"'),
+        ("set: [cpu]\n", "'cpu' is not an override; write key=value"),
+        ("- nodes\n", "expected `key: value` lines"),
+        ("nodes: [\n", "not valid YAML"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_file_and_the_key(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_profile(str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_profile_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such profile in slurm/clusters; did you mean 'preemptible'"):
+        load_profile("preemptable")
+    with pytest.raises(UserError, match="no such cluster profile"):
+        load_profile(str(tmp_path / "none.yaml"))
+
+
+def test_the_first_pattern_gives_a_runs_shape() -> None:
+    profile = Profile.model_validate(
+        {"gpus_per_node": 2, "hours": 5, "shapes": {"big-*": {"nodes": 3}, "big-one": {"nodes": 9}}}
+    )
+    assert profile.shape_of("small") == Shape(gpus_per_node=2, hours=5)
+    assert profile.shape_of("big-one") == Shape(nodes=3, gpus_per_node=2, hours=5)
+    assert (profile.shape_of("big-one").tasks, profile.shape_of("big-one").ranks) == (2, 6)
+    assert Shape(gpus_per_node=0).ranks == 1
+    assert Shape(gpus_per_node=0, tasks_per_node=4, nodes=2).ranks == 8
+
+
+@pytest.mark.parametrize(
+    ("profile", "overrides", "said"),
+    [
+        ({"nodes": 3}, [], "train.batch_size 16 cannot be cut over 3 ranks"),
+        ({"gpus_per_node": 32}, [], "cannot be cut over 32 ranks"),
+        ({"gpus_per_node": 4}, ["train.accumulation=3"], "into 3 equal micro-batches"),
+        ({"gpus_per_node": 0}, ["train.device=cuda"], "train.device is cuda and gpus_per_node 0"),
+        ({}, ["train.device=cpu"], "train.device is cpu, and 1 GPUs a node would be idle"),
+        ({"shapes": {"dssd-*": {"nodes": 5}}}, [], "over 5 ranks"),
+        ({"nodes": 2, "gpus_per_node": 8}, [], None),
+        ({"gpus_per_node": 0}, [], None),
+        ({"gpus_per_node": 0}, ["train.device=cpu"], None),
+    ],
+)
+def test_what_fits(profile: dict[str, object], overrides: list[str], said: str | None) -> None:
+    config = load_config(["configs/dssd/x4.yaml", "train.batch_size=16", *overrides]).config
+    if said is None:
+        Profile.model_validate(profile).check_fits(config)
+        return
+    with pytest.raises(UserError, match=said):
+        Profile.model_validate(profile).check_fits(config)

@@ -1,0 +1,323 @@
+"""Submitting grids: which runs, in which arrays, waiting for what; with stand-ins for SLURM's programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_sweep import put_grid, put_slurm
+
+from hpcdistill.command import run_command
+from hpcdistill.config import load_config
+from hpcdistill.errors import UserError
+from hpcdistill.sweep.plan_key import plan_key
+from hpcdistill.sweep.submit import collect_command, main
+
+CLONE = Path(__file__).resolve().parents[2]
+CPU = "gpus_per_node: 0\nset: [train.device=cpu]\n"
+
+
+class Site:
+    """A folder with a grid and a profile, and a SLURM that notes what it is given."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.slurm = folder / "slurm-stand-in"
+        self.grid = put_grid(folder)
+        self.profile("")
+
+    def profile(self, text: str) -> None:
+        (self.folder / "here.yaml").write_text(CPU + text)
+
+    def submit(self, *words: str) -> int:
+        return main(["toy.yaml", "--cluster", "./here.yaml", *words])
+
+    def scripts(self) -> list[str]:
+        """The scripts that sbatch was given, in order."""
+        return [path.read_text() for path in sorted(self.slurm.glob("script-*"))]
+
+    def options(self) -> list[dict[str, str]]:
+        return [dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", text, re.MULTILINE)) for text in self.scripts()]
+
+    def plan(self) -> dict[str, Any]:
+        """plan.json of the last submission."""
+        last = max(self.folder.glob("sweeps/submissions/*"), key=lambda path: path.stat().st_ctime_ns)
+        content: dict[str, Any] = json.loads((last / "plan.json").read_text())
+        return content
+
+    def forget(self) -> None:
+        for script in self.slurm.glob("script-*"):
+            script.unlink()
+
+    def key(self, name: str, number: int = 0) -> str:
+        """The key of the run of this name in the last plan."""
+        return [key for key, run in self.plan()["runs"].items() if run["name"].startswith(name)][number]
+
+    def end(self, key: str, state: str) -> None:
+        """Give a run a result, or the state.json of a failure."""
+        name = self.plan()["runs"][key]["name"]
+        if state == "finished":
+            folder = self.folder / "runs" / f"{name}-{key[:8]}"
+            folder.mkdir(parents=True)
+            (folder / "result.json").write_text(json.dumps({"name": name, "key": key, "last": None}))
+        else:
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            content = {"key": key, "name": name, "state": state, "attempt": 1, "job": self.plan()["jobs"].get(key)}
+            content |= {"host": "elsewhere", "pid": 1, "started": now, "ended": now, "run": None, "code": 2}
+            content |= {"message": "error: it was so", "log": None}
+            (self.folder / "sweeps" / "tasks" / key / "state.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    site = Site(tmp_path)
+    monkeypatch.setenv("PATH", f"{put_slurm(site.slurm)}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return site
+
+
+def test_a_grid_is_one_array_a_stage_and_the_collector(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert site.submit("--parallel", "2") == 0
+    stage0, stage1, last = site.options()
+    assert (stage0["array"], stage1["array"]) == ("0-2%2", "0-3%2")
+    assert "dependency" not in stage0
+    assert stage1["dependency"] == "afterany:101", "two students of one teacher do not pair with it"
+    assert last["dependency"] == "afterany:101:102"
+    assert "array" not in last
+    for options in (stage0, stage1):
+        assert options["signal"] == "USR2@120"
+        assert "requeue" in options
+        assert (options["nodes"], options["ntasks-per-node"], options["cpus-per-task"]) == ("1", "1", "4")
+        assert "gpus-per-node" not in options
+    script = site.scripts()[0]
+    assert "srun --unbuffered" in script
+    assert "--cpus-per-task=4 --kill-on-bad-exit=0 --wait=60" in script
+    assert 'scontrol requeue "${job:-$SLURM_JOB_ID}"' in script
+    assert f"export PYTHONPATH={CLONE}" in script
+    plan = site.plan()
+    assert len(plan["runs"]) == len(plan["jobs"]) == 7
+    assert sorted(plan["jobs"].values()) == [*(f"101_{n}" for n in range(3)), *(f"102_{n}" for n in range(4))]
+    assert plan["collector"] == "103"
+    assert plan["profile"]["name"] == "./here.yaml"
+    assert plan["environment"]["packages"]["submitit"]
+    assert [len(grid["cells"]) for grid in plan["grids"].values()] == [6]
+    assert "103" in capsys.readouterr().err
+    for key, run in plan["runs"].items():
+        config = site.folder / "sweeps" / "tasks" / key / "config.json"
+        assert plan_key(load_config([str(config)])) == key
+        assert (config.with_name("teacher.json")).is_file() == (run["teacher"] is not None)
+        assert plan_key(load_config(run["arguments"])) == key
+    # The pickles lie where submitit looks for them on the node, and can be read there.
+    jobs = next(site.folder.glob("sweeps/submissions/*/jobs"))
+    assert sorted(path.name for path in jobs.glob("*/*.pkl")) == sorted(
+        [*(f"{job}_submitted.pkl" for job in plan["jobs"].values()), "103_submitted.pkl"]
+    )
+
+
+def test_students_that_pair_with_their_teachers_wait_for_them_alone(site: Site) -> None:
+    site.grid.write_text(site.grid.read_text().replace('"2": {set: [method.weight_vid=2e-6]}', ""))
+    assert site.submit() == 0
+    stage0, stage1, _ = site.options()
+    assert (stage0["array"], stage1["array"]) == ("0-2%3", "0-1%2")
+    assert stage1["dependency"] == "aftercorr:101"
+    assert stage1["kill-on-invalid-dep"] == "yes"
+    plan = site.plan()
+    for key, run in plan["runs"].items():
+        if run["teacher"]:
+            assert plan["jobs"][key].partition("_")[2] == plan["jobs"][run["teacher"]].partition("_")[2]
+
+
+def test_arrays_are_cut_below_the_clusters_largest(site: Site) -> None:
+    (site.slurm / "most").write_text("2")
+    assert site.submit("--parallel", "3") == 0
+    options = site.options()[:-1]
+    assert [entry.get("array") for entry in options] == ["0-1%2", None, "0-1%1", "0-1%1"], "one alone is no array"
+    assert site.options()[-1]["dependency"] == "afterany:101:102:103:104"
+
+
+def test_again_nothing_that_is_queued_or_has_finished_is_submitted(site: Site) -> None:
+    assert site.submit() == 0
+    plan = site.plan()
+    in_queue(site, *plan["jobs"].values())
+    site.forget()
+    assert site.submit() == 0
+    assert site.scripts() == [], "all of it is in the queue"
+    # Half of the students have finished, one job was cancelled before it began.
+    cancelled, finished = site.key("student", 1), [site.key("student", 0), site.key("teacher", 0)]
+    for key in finished:
+        site.end(key, "finished")
+    in_queue(site, *(job for key, job in plan["jobs"].items() if key not in (*finished, cancelled)))
+    assert site.submit() == 0
+    assert list(site.plan()["jobs"]) == [cancelled]
+    assert "dependency" not in site.options()[0], "its teacher has finished"
+
+
+def test_a_student_of_a_queued_teacher_waits_for_that_job(site: Site) -> None:
+    assert site.submit() == 0
+    teacher = site.key("teacher", 0)
+    job = site.plan()["jobs"][teacher]
+    students = [key for key, run in site.plan()["runs"].items() if run["teacher"] == teacher]
+    in_queue(site, *(job for key, job in site.plan()["jobs"].items() if key not in students))
+    site.forget()
+    assert site.submit() == 0
+    assert site.options()[0]["dependency"] == f"afterany:{job}"
+    assert set(site.plan()["jobs"]) == set(students)
+
+
+@pytest.mark.parametrize(("retry", "names"), [("missing", ["plain"]), ("failed", ["teacher"]), ("all", None)])
+def test_retry(site: Site, retry: str, names: list[str] | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert site.submit() == 0
+    plan = site.plan()
+    failed = site.key("teacher", 0)
+    students = [key for key, run in plan["runs"].items() if run["teacher"] == failed]
+    for key, run in plan["runs"].items():
+        if key == failed:
+            site.end(key, "failed")
+        elif key in students:
+            site.end(key, "blocked")
+        elif run["name"] != "plain":
+            site.end(key, "finished")
+    in_queue(site)
+    site.forget()
+    capsys.readouterr()
+    assert site.submit("--retry", retry) == 0
+    started = [site.plan()["runs"][key]["name"] for key in site.plan()["jobs"]]
+    wanted = {"missing": ["plain"], "failed": ["teacher", "student", "student"]}
+    wanted["all"] = ["teacher", "plain", "student", "student"]
+    assert sorted(started) == sorted(wanted[retry])
+    if retry == "missing":
+        assert "2 its teacher teacher is failed" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_everything_and_touches_nothing(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(site.folder.rglob("*"))
+    shutil.rmtree(site.slurm / "bin")  # not even SLURM is needed
+    assert site.submit("--dry-run") == 0
+    assert sorted(site.folder.rglob("*")) == [path for path in before if not path.is_relative_to(site.slurm / "bin")]
+    shown = capsys.readouterr().out
+    for text in ("CARN", "31.90", "reported", "HFRM", "stage0-0", "stage1-0", "#SBATCH --array=0-2%3", "7 distinct"):
+        assert text in shown, text
+    assert "6 cells, 1 of them reported" in " ".join(shown.split())
+
+
+def test_other_numbers_of_a_profile_reach_sbatch(site: Site) -> None:
+    site.profile(
+        "partition: long\naccount: lab\nqos: high\nconstraint: avx\nmemory: 1.5\nhours: 2.5\n"
+        "tasks_per_node: 2\nnodes: 2\nsetup: [module load x]\nenvironment: {A: $HOME/b}\npython: container python\n"
+        "requeue: false\nsbatch: {exclude: n7, exclusive: true}\nsignal_seconds: 33\n"
+        "shapes: {teacher: {memory: 3, hours: 1}}\ncollect: {partition: short, hours: 0.5}\n"
+    )
+    assert site.submit() == 0
+    by_name = {entry["job-name"]: entry for entry in site.options()}
+    plain, teachers = by_name["hpcdistill-stage0-0"], by_name["hpcdistill-stage0-1"]
+    if plain["mem"] != "1536M":
+        plain, teachers = teachers, plain
+    assert (plain["mem"], teachers["mem"]) == ("1536M", "3072M")
+    assert (plain["time"], teachers["time"]) == ("150", "60")
+    assert (plain["partition"], plain["account"], plain["qos"], plain["constraint"]) == ("long", "lab", "high", "avx")
+    assert (plain["nodes"], plain["ntasks-per-node"], plain["signal"]) == ("2", "2", "USR2@33")
+    assert plain["exclude"] == "n7"
+    assert "exclusive" in plain
+    assert "no-requeue" in plain
+    script = site.scripts()[0]
+    assert "scontrol requeue" not in script
+    assert "\nmodule load x\n" in script
+    assert 'export A="$HOME/b"' in script
+    assert " container python -u -m submitit.core._submit" in script
+    assert (by_name["hpcdistill-collect"]["partition"], by_name["hpcdistill-collect"]["time"]) == ("short", "30")
+
+
+def test_a_snapshot_is_the_code_that_is_run(site: Site) -> None:
+    site.profile("snapshot: true\n")
+    assert site.submit() == 0
+    code = next(site.folder.glob("sweeps/submissions/*/code"))
+    assert f"export PYTHONPATH={code}" in site.scripts()[0]
+    assert (code / "hpcdistill" / "train.py").read_bytes() == (CLONE / "hpcdistill" / "train.py").read_bytes()
+    assert not (code / ".git").exists()
+    done = subprocess.run(
+        [sys.executable, "-c", "import hpcdistill; print(hpcdistill.__file__)"],
+        env=os.environ | {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"},
+        cwd=CLONE,  # the clone's own must not come first
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(code / "hpcdistill" / "__init__.py")
+
+
+def test_what_was_submitted_before_a_refusal_is_known(site: Site) -> None:
+    (site.slurm / "refuse").write_text("102")
+    with pytest.raises(UserError, match=r"here.yaml: sbatch refused: invalid partition specified: nope"):
+        site.submit()
+    assert sorted(site.plan()["jobs"].values()) == ["101_0", "101_1", "101_2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nope.yaml"], "nope.yaml: no such grid file"),
+        (["toy.yaml", "--cluster", "nope"], "--cluster nope: no such profile"),
+        (["toy.yaml", "--cluster", "here.yaml", "train.batch_sise=3"], "toy.yaml: (HFRM, 1): command line: train.bat"),
+        (["toy.yaml", "--cluster", "here.yaml", "train.device=cuda"], "toy.yaml: (HFRM, 1): teacher, --cluster here"),
+        (["toy.yaml", "--cluster", "here.yaml", "--folder", "toy.yaml"], "toy.yaml"),
+    ],
+)
+def test_mistakes_are_one_line(
+    site: Site, words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site.folder / "slurm").mkdir()
+    (site.folder / "slurm" / "clusters").symlink_to(CLONE / "slurm" / "clusters")
+    monkeypatch.setattr(sys, "argv", ["submit", *words])
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert site.scripts() == []
+
+
+def test_without_slurm_it_says_what_else_there_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(site.slurm / "bin")
+    monkeypatch.setenv("PATH", str(site.folder))
+    with pytest.raises(UserError, match=r"no SLURM on this machine \(no sbatch\); give --local"):
+        site.submit()
+
+
+def test_a_cell_whose_configuration_does_not_exist(site: Site) -> None:
+    (site.folder / "plain.yaml").unlink()
+    with pytest.raises(UserError, match=r"toy.yaml: \(none, 0\): .*plain.yaml: no such configuration file"):
+        site.submit()
+
+
+def test_the_collector_is_told_what_the_sweep_was_told() -> None:
+    command = collect_command(["a.yaml", "b"], ["train.steps=3"], [0, 1], Path("runs"), Path("sweeps"))
+    assert " ".join(command) == (
+        "slurm/collect.py runs train.steps=3 --grid a.yaml b --folder sweeps --out sweeps/report --seeds 0 1"
+    )
+    assert "--grid all" in " ".join(collect_command([], [], None, Path("runs"), Path("sweeps")))
+
+
+def test_a_thousand_cells_in_ten_seconds(site: Site) -> None:
+    begin = time.monotonic()
+    assert site.submit("--seeds", *map(str, range(200))) == 0
+    seconds = time.monotonic() - begin
+    print(f"{seconds:.1f} s")
+    assert len(site.plan()["jobs"]) == 1002, "1000 cells, and two teachers that they share"
+    assert len(site.scripts()) == 3, "one call an array, and the collector"
+    assert seconds < 20, "10 s on a machine of its own"
+
+
+def in_queue(site: Site, *jobs: str) -> None:
+    """What squeue says from now on."""
+    place = next(site.folder.glob("sweeps/submissions/*")).name
+    lines = [f"{job}|PENDING|{int(time.time())}|N/A|Priority|submissions/{place}/jobs/x.sh" for job in jobs]
+    (site.slurm / "queue").write_text("\n".join(lines) + "\n" if lines else "")

@@ -1,0 +1,260 @@
+"""A task: its configuration is the run's, and what it does about its child's end, signals, ranks and teacher."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stand_in import put_stand_in
+
+from hpcdistill.config import Loaded, load_config
+from hpcdistill.data.index import Index
+from hpcdistill.methods import METHODS
+from hpcdistill.sweep.identity import identify
+from hpcdistill.sweep.plan_key import plan_key
+from hpcdistill.sweep.task_folder import TaskFolder, last_words, write_task
+
+CLONE = Path(__file__).resolve().parents[2]
+CALL = "import sys, pickle; call = pickle.load(open(sys.argv[1], 'rb')); print(call())"
+
+
+@pytest.fixture
+def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(CLONE)
+    monkeypatch.setenv("HPCDISTILL_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["configs/fsrcnn/x2.yaml"],
+        ["configs/fsrcnn/x3.yaml", "configs/variants/short.yaml", "seed=4", "data.eval.more=elsewhere/set"],
+        ["configs/dssd/x4.yaml"],
+        ["configs/dssd/x4.yaml", "configs/variants/encoder-hfrm.yaml", "seed=7"],
+        [
+            "configs/dssd/x2.yaml",
+            "configs/variants/bsd-t91.yaml",
+            "configs/variants/rgb.yaml",
+            "method.weight_vid=1e-7",
+        ],
+        ["configs/dssd/x3.yaml", "teacher.overrides.seed=5", "teacher.checkpoint=best", "train.batch_size=8"],
+        ["configs/dssd/x4.yaml", "configs/variants/demo.yaml"],
+        ["configs/dssd/teacher_x4.yaml", "configs/variants/encoder-pisr.yaml"],
+        ["configs/pisr/x4.yaml", "seed=1"],
+        ["configs/fesd/edges2shoes.yaml"],
+        ["configs/fesd/horse2zebra.yaml", "seed=2", "train.ema=1e-06"],
+        ["configs/fesd/summer2winter.yaml", "configs/variants/gan-cpu.yaml"],
+        ["configs/dcd/edges2shoes.yaml", "configs/variants/dcd-batch4.yaml"],
+        ["configs/dcd/horse2zebra.yaml", "runs=else where/run's"],
+        ["configs/original/monet2photo.yaml", "seed=11"],
+    ],
+    ids=" ".join,
+)
+def test_the_tasks_configuration_is_the_run(arguments: list[str], data_root: Path, tmp_path: Path) -> None:
+    loaded = load_config(arguments)
+    for run in filter(None, (loaded, loaded.teacher)):
+        _index_only(run, data_root)
+    write_task(tmp_path / "task", loaded.config.dump(), loaded.teacher.config.dump() if loaded.teacher else None)
+    again = load_config([str(tmp_path / "task" / "config.json")])
+    assert plan_key(again) == plan_key(loaded)
+    assert identify(again).record == identify(loaded).record
+    with_path = again.config.model_copy(update={"teacher": loaded.config.teacher})  # says where the teacher's file is
+    assert with_path.dump() == loaded.config.dump()
+    if loaded.teacher:
+        assert again.teacher is not None
+        assert again.teacher.config.dump() == loaded.teacher.config.dump()
+        assert again.config.teacher is not None and loaded.config.teacher is not None  # noqa: PT018
+        assert again.config.teacher.checkpoint == loaded.config.teacher.checkpoint
+    assert plan_key(load_config([str(tmp_path / "task" / "config.json"), "seed=99"])) != plan_key(loaded)
+
+
+def _index_only(loaded: Loaded, root: Path) -> None:
+    """Give each data set of the run an index, which is all that an identity reads."""
+    kind = METHODS[loaded.config.method.name].kind(loaded.config.method)
+    for place in map(Path, (*loaded.config.data.train, *loaded.config.data.eval.values())):
+        if place.is_relative_to(root) and not place.exists():
+            place.mkdir(parents=True)
+            Index("toy", place.name, kind, (2, 3, 4), str(place), "test", (), ()).save(place)
+
+
+class Toy:
+    """Tasks whose runs are stand-ins, in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        put_stand_in(folder)
+
+    def task(self, name: str, key: str) -> TaskFolder:
+        write_task(self.folder / "tasks" / key, {"name": name, "runs": "runs"}, None)
+        return TaskFolder(self.folder / "tasks" / key)
+
+    def start(self, task: TaskFolder, rank: int = 0, ranks: int = 1, **options: Any) -> subprocess.Popen[str]:
+        """What submitit does on a node: unpickle and call; only SLURM's variables say where it is."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+        environment |= {"PYTHONPATH": str(CLONE), "SLURM_JOB_ID": "41", "SLURM_PROCID": str(rank)}
+        environment |= {"SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "3", "SLURM_NTASKS": str(ranks)}
+        environment |= {"SLURM_LOCALID": str(rank), "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "node[7-8]"}
+        environment |= {"SUBMITIT_EXECUTOR": "slurm"}
+        environment |= {"RANK": "99", "MASTER_PORT": "1"} | options.pop("environment", {})
+        pickle = self.folder / f"{task.key}.{rank}.pkl"
+        dump = "import sys, pickle, pathlib; from hpcdistill.sweep.task import Task\n"
+        dump += f"pickle.dump(Task(pathlib.Path({str(task.path)!r}), pathlib.Path({str(self.folder)!r}), **{options}), "
+        dump += f"open({str(pickle)!r}, 'wb'))"
+        subprocess.run([sys.executable, "-c", dump], check=True, cwd=CLONE)
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", CALL, str(pickle)], stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def wait_for(self, path: Path) -> None:
+        deadline = time.monotonic() + 60
+        while not path.exists():
+            assert time.monotonic() < deadline, f"{path} does not come"
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    return Toy(tmp_path)
+
+
+def test_a_run_that_finishes(toy: Toy) -> None:
+    task = toy.task("finishes", "aaa")
+    process = toy.start(task, scratch="/scratch/$SLURM_JOB_ID")
+    assert process.communicate(timeout=60)[0] == "finished\n"
+    assert process.returncode == 0
+    state = task.state()
+    assert state is not None
+    assert (state["state"], state["code"], state["attempt"], state["job"]) == ("finished", 0, 1, "40_3")
+    assert (state["key"], state["name"], state["message"]) == ("aaa", "finishes", None)
+    assert Path(state["run"]).samefile(toy.folder / "runs" / "finishes-aaa")
+    assert state["started"] <= state["ended"]
+    said = task.log(1).read_text()
+    assert "'RANK': None" in said, "a run of one rank is not a distributed one, whatever the submitting shell has set"
+    assert "['data.stage=/scratch/41']" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "exit_code", "code", "message"),
+    [
+        ("fails", 2, 2, "error: no such thing; mend it"),
+        ("dies", 137, -9, "killed by SIGKILL"),
+    ],
+)
+def test_a_run_that_fails(toy: Toy, name: str, exit_code: int, code: int, message: str) -> None:
+    task = toy.task(name, "bbb")
+    process = toy.start(task, requeues=5)
+    process.communicate(timeout=60)
+    state = task.state()
+    assert state is not None
+    assert process.returncode == exit_code
+    assert (state["state"], state["code"]) == ("failed", code)
+    assert state["message"].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "signals", "requeues", "exit_code"),
+    [
+        ("waits", [signal.SIGUSR2], 5, 75),  # the time limit: into the queue again
+        ("waits", [signal.SIGTERM], 5, 143),  # scancel: must not come back
+        ("waits", [signal.SIGTERM, signal.SIGUSR2], 5, 75),
+        ("waits", [signal.SIGUSR2], 0, 143),
+        ("stops", [], 5, 75),  # another rank was told to
+    ],
+)
+def test_a_run_that_is_stopped(
+    toy: Toy, name: str, signals: list[signal.Signals], requeues: int, exit_code: int
+) -> None:
+    task = toy.task(name, "ccc")
+    process = toy.start(task, requeues=requeues)
+    if signals:
+        toy.wait_for(task.path / "waiting")
+        os.kill(process.pid, signal.SIGSTOP)  # so that both come at once
+        for number in signals:
+            process.send_signal(number)
+        os.kill(process.pid, signal.SIGCONT)
+    process.communicate(timeout=60)
+    assert process.returncode == exit_code
+    state = task.state()
+    assert state is not None
+    assert (state["state"], state["code"]) == ("stopped", 75)
+    if signals:
+        assert "saved after" in task.log(1).read_text()
+    process = toy.start(toy.task("finishes", "ccc"), environment={"SLURM_RESTART_COUNT": "1"})
+    process.communicate(timeout=60)
+    state = task.state()
+    assert state is not None
+    assert (state["state"], state["attempt"]) == ("finished", 2)
+
+
+def test_two_ranks_share_an_attempt_and_a_port(toy: Toy) -> None:
+    task = toy.task("finishes", "ddd")
+    late = toy.start(task, rank=1, ranks=2)  # rank 0 decides, whoever comes first
+    first = toy.start(task, rank=0, ranks=2)
+    for process in (first, late):
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert task.attempts() == 1
+    said = [task.log(1, rank).read_text() for rank in (0, 1)]
+    for rank in (0, 1):
+        assert f"'RANK': '{rank}', 'WORLD_SIZE': '2', 'LOCAL_RANK': '{rank}'" in said[rank]
+    ports = [text.partition("MASTER_PORT': '")[2].partition("'")[0] for text in said]
+    assert ports[0] == ports[1]
+    assert int(ports[0]) > 1024, "not the submitting shell's"
+
+
+@pytest.mark.parametrize("teacher_key", ["ttt", "older"])
+def test_without_its_teacher_it_is_blocked(toy: Toy, teacher_key: str) -> None:
+    toy.task("teacher", teacher_key)
+    task = toy.task("finishes", "eee")
+    ranks = [toy.start(task, rank, 2, teacher=teacher_key) for rank in (0, 1)]
+    for process in ranks:
+        assert process.communicate(timeout=60)[0] == "blocked\n"
+        assert process.returncode == 0, "not an error of its own"
+    state = task.state()
+    assert state is not None
+    assert state["state"] == "blocked"
+    assert teacher_key in state["message"] and "teacher" in state["message"]  # noqa: PT018
+    assert not (toy.folder / "runs").exists()
+    result = toy.folder / "runs" / "renamed-1234" / "result.json"  # by its key, not by its name
+    result.parent.mkdir(parents=True)
+    result.write_text(json.dumps({"name": "renamed", "key": teacher_key}))
+    process = toy.start(task, teacher=teacher_key, environment={"SLURM_RESTART_COUNT": "1"})
+    assert process.communicate(timeout=60)[0] == "finished\n"
+
+
+def test_an_attempt_that_was_given_up_does_not_speak_over_the_next(toy: Toy) -> None:
+    task = toy.task("waits", "fff")
+    lost = toy.start(task)
+    toy.wait_for(task.path / "waiting")
+    toy.start(toy.task("finishes", "fff")).communicate(timeout=60)
+    lost.send_signal(signal.SIGUSR2)
+    lost.communicate(timeout=60)
+    state = task.state()
+    assert state is not None
+    assert (state["state"], state["attempt"]) == ("finished", 2)
+
+
+def test_importing_a_task_is_light() -> None:
+    """Its process waits for hours beside the run: without torch's memory, and started in a moment."""
+    code = "import sys, hpcdistill.sweep.task, hpcdistill.sweep.submit; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CLONE)
+    assert done.stdout == "False\n"
+
+
+def test_the_last_words_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert last_words(log) is None
+    log.write_text("")
+    assert last_words(log) is None
+    log.write_text("x" * 9000 + "\nerror: the disk is full\n  cleaning up\n\n")
+    assert last_words(log) == "error: the disk is full"
+    log.write_text("Traceback (most recent call last):\n  File\nValueError: 3\n\n")
+    assert last_words(log) == "ValueError: 3"
