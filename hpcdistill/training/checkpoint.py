@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -55,9 +55,11 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one run; the newest `keep` stay. One process writes them."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, confirm: Callable[[], None] | None = None) -> None:
+        """`confirm` raises when another process has taken the run over: it is asked before anything counts or goes."""
         self.folder = folder
         self.keep = keep
+        self.confirm = confirm
         self._damaged: set[Path] = set()
         self._saving: Thread | None = None
         self._error: Exception | None = None
@@ -73,7 +75,10 @@ class Checkpoints:
 
         An OSError (a full disk, say, or a file that reads back differently) leaves the earlier ones as they were.
         """
-        self.wait()
+        try:
+            self.wait()
+        except OSError as error:  # the disk may have room again, and this one is newer
+            warn(f"{error.filename}: was not written ({error.strerror}); trying again")
         self._save(step, tensors, _encoded(step, state), files or {})
 
     def start(
@@ -152,7 +157,11 @@ class Checkpoints:
             self._tidy()
             temporary.mkdir()
             self._fill(temporary, tensors, state, files)
+            if self.confirm:
+                self.confirm()  # it may have been taken over since this was begun
             self._put(temporary, target)
+            if self.confirm:
+                self.confirm()
             self._prune(target)
         except OSError as error:
             error.filename = error.filename or str(target)
@@ -198,6 +207,8 @@ class Checkpoints:
     def _prune(self, target: Path) -> None:
         """Keep `target` and the whole ones before it."""
         self._damaged.discard(target)
+        if not target.exists():  # whoever removed it knows better what counts
+            return
         # Later ones than this are damaged, or the run would have gone on from there: they count for nothing.
         good = [path for path in self._folders() if _step(path) <= _step(target) and path not in self._damaged]
         for old in self._folders():

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, nn
 
 from hpcdistill.console import say
@@ -99,12 +99,13 @@ def train(
     evaluated = averages.generators if averages else method.generators
     generator_parameters = {p for module in method.generators.values() for p in module.parameters()}
 
-    checkpoints = Checkpoints(folder.checkpoints)
+    checkpoints = Checkpoints(folder.checkpoints, confirm=folder.confirm)
     log, means = MetricsLog(folder.metrics, accelerator, folder.confirm), RunningMeans(device)
     position = Position()
     if found := _newest(checkpoints, accelerator):
         position = restore_checkpoint(found, method, groups, averages, folder)
         means.load(position.means)
+        found = None  # its tensors and bytes need no memory any more
         say(f"{name}: resuming at step {position.step} of {steps}")
     position.precision = precision_of(accelerator)
     log.rewind(position.log_bytes, position.step)
@@ -146,7 +147,7 @@ def train(
         for step, batch in zip(range(position.step, steps), loader, strict=True):
             segment, segment_start = next((s, start) for s, start, end in segments if step < end)
             if step == segment_start:
-                _enter(segment, method, evaluated, folder)
+                _enter(segment, method, evaluated, folder, accelerator)
             torch.manual_seed(step_seed(seed, step, accelerator.process_index))
             first = step * config.batch_size + accelerator.process_index * share
             batch = {"number": torch.arange(first, first + share), **batch}  # which of the run's draws they are
@@ -341,14 +342,18 @@ def _takes_best(segment: Segment) -> bool:
     return any(which == "best" for _, which in segment.load)
 
 
-def _enter(segment: Segment, method: Method, evaluated: dict[str, nn.Module], folder: RunFolder) -> None:
+def _enter(
+    segment: Segment, method: Method, evaluated: dict[str, nn.Module], folder: RunFolder, accelerator: Accelerator
+) -> None:
     """Begin a segment: take back the weights it asks for, then let the method prepare itself."""
     for name, which in segment.load:
         # The last weights are saved at the run's end only; here they are those that would be evaluated now.
-        source = (
-            evaluated[name] if which == "last" else load_generator(folder.generator(best_of(segment.judged), name))[0]
-        )
-        state = source.state_dict()
+        state = evaluated[name].state_dict()
+        if which == "best":
+            if accelerator.is_main_process:
+                state = load_generator(folder.generator(best_of(segment.judged), name))[0].state_dict()
+            # From rank 0: a shared file system may still show the others an older file.
+            state = broadcast({key: value.to(accelerator.device) for key, value in state.items()})
         method.generators[name].load_state_dict(state)
         evaluated[name].load_state_dict(state)
     if segment.on_enter:

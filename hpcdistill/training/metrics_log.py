@@ -46,10 +46,11 @@ class RunningMeans:
         """What `read` has not reported yet, means over the ranks, as JSON values. A collective call."""
         if not self._sums:
             return {"sums": {}, "counts": {}}
-        sums = torch.stack(list(self._sums.values()))
+        names = sorted(self._sums)  # the same order on every rank
+        sums = torch.stack([self._sums[name] for name in names])
         if accelerator.num_processes > 1:
             sums = accelerator.reduce(sums, "mean")
-        return {"sums": dict(zip(self._sums, sums.tolist(), strict=True)), "counts": dict(self._counts)}
+        return {"sums": dict(zip(names, sums.tolist(), strict=True)), "counts": dict(self._counts)}
 
     def load(self, state: dict[str, Any]) -> None:
         self._sums = {

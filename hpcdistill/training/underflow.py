@@ -87,7 +87,8 @@ class UnderflowWatch:
     def measure(self, phase: str, terms: Mapping[str, Tensor], parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
         """`underflow/<phase>/<term>` -> the lost share of each term's gradient with respect to `parameters`.
 
-        Nothing unless the run is in fp16. A term whose gradient overflows is left out.
+        Nothing unless the run is in fp16. NaN for a term whose gradient overflows: left out on one rank alone, it
+        would make the ranks' logs disagree.
         """
         if self._scaler is None:
             return {}
@@ -95,11 +96,9 @@ class UnderflowWatch:
         shares = {}
         for name, term in terms.items():
             share = lost_share(term, chosen, scale)
-            if share is None:
-                continue
             key = f"{phase}/{name}"
-            shares[f"underflow/{key}"] = torch.tensor(share, device=term.device)
-            if share > WARN_ABOVE and key not in self._warned:
+            shares[f"underflow/{key}"] = torch.tensor(math.nan if share is None else share, device=term.device)
+            if share is not None and share > WARN_ABOVE and key not in self._warned:
                 self._warned.add(key)
                 warn(lost_message(key, share, scale))
         return shares

@@ -396,7 +396,7 @@ def test_what_is_saved_in_the_background_is_what_it_was(tmp_path: Path, monkeypa
     assert not states_equal(weights, method.line.state_dict())
 
 
-@pytest.mark.parametrize("then", ["start", "save", "wait", "close"])
+@pytest.mark.parametrize("then", ["start", "wait", "close"])
 def test_an_error_in_the_background_is_raised_next_and_once(
     then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,7 +409,6 @@ def test_an_error_in_the_background_is_raised_next_and_once(
 
     calls: dict[str, Callable[[], None]] = {
         "start": lambda: checkpoints.start(40, {}, {}),
-        "save": lambda: save(checkpoints, 40),
         "wait": checkpoints.wait,
         "close": checkpoints.close,
     }
@@ -424,6 +423,52 @@ def test_an_error_in_the_background_is_raised_next_and_once(
     checkpoints.wait()
     save(checkpoints, 30)
     assert held(checkpoints.newest()) == (30, 0)
+
+
+def test_a_save_at_once_is_tried_although_the_one_before_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last checkpoint of a run that is stopped: there may be room again."""
+    two(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
+
+    def refuse(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", refuse)
+        checkpoints.start(30, {"networks/a": {"weight": WEIGHTS}}, {})
+        assert checkpoints._saving is not None
+        checkpoints._saving.join()
+    save(checkpoints, 40)
+    assert held(checkpoints.newest()) == (40, 0)
+    assert "step-00000030: was not written (No space left on device)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_an_orphan_leaves_the_checkpoints_of_who_took_over(asked: int, tmp_path: Path) -> None:
+    """It hangs in the middle of a save, and wakes when the new process has saved twice and removed what was before."""
+    two(tmp_path)
+    calls = 0
+
+    def confirm() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == asked:
+            for step in (40, 50):
+                save(Checkpoints(tmp_path), step)
+            raise UserError("taken over")
+
+    with pytest.raises(UserError, match="taken over"):
+        save(Checkpoints(tmp_path, confirm=confirm), 30)
+    assert held(Checkpoints(tmp_path).newest()) == (50, 0)
+    assert {"step-00000040", "step-00000050"} <= set(names(tmp_path))
+
+
+def test_pruning_without_its_own_checkpoint_removes_nothing(tmp_path: Path) -> None:
+    two(tmp_path)
+    Checkpoints(tmp_path)._prune(tmp_path / "step-00000005")
+    assert names(tmp_path) == ["step-00000010", "step-00000020"]
 
 
 def test_a_second_start_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,3 +127,12 @@ def test_other_precisions_are_not_measured() -> None:
     accelerator: Any = SimpleNamespace(mixed_precision="bf16", scaler=None)
     watch = UnderflowWatch(accelerator)
     assert (watch.measure("student", {"vid": term}, [line.weight]), watch.scale) == ({}, 1.0)
+
+
+def test_a_term_that_overflows_keeps_its_place_in_the_log() -> None:
+    """Left out on the rank where it overflows, the ranks' sums would no longer be of the same terms."""
+    accelerator: Any = SimpleNamespace(mixed_precision="fp16", scaler=Scaler())
+    line, term = half_line(2.0**-20)
+    shares = UnderflowWatch(accelerator).measure("student", {"vid": term, "l1": term * 2.0**40}, [line.weight])
+    assert list(shares) == ["underflow/student/vid", "underflow/student/l1"]
+    assert shares["underflow/student/l1"].isnan()
