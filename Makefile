@@ -30,6 +30,8 @@ bench: $(INSTALLED)  ## throughput and memory on this machine, as tables and JSO
 	$(RUN) bench/loader.py
 	$(RUN) bench/step.py
 	$(RUN) bench/packing.py
+	$(RUN) bench/distributed.py
+	$(RUN) bench/sweep.py
 
 torture: $(INSTALLED)  ## fifty random kills of random ranks; what they changed, as JSON
 	$(RUN) tests/training/torture.py --kills 50 --json docs/results/torture.json
