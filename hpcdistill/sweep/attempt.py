@@ -127,7 +127,7 @@ class Attempt:
             "run": str(self.run) if self.run else None,
             "code": code,
             "message": message,
-            "log": str(self.log),
+            "log": str(self.log) if self._child is not None else None,
         }
         self.folder.save_state(values)
 

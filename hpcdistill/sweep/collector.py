@@ -19,7 +19,7 @@ from hpcdistill.console import out, say, warn
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.collect import ResultTable, TableRow, collect
 from hpcdistill.sweep.grid import load_grids
-from hpcdistill.sweep.grid_report import About, check_out, write_report
+from hpcdistill.sweep.grid_report import About, make_folder, write_report
 from hpcdistill.sweep.plan import Plan, make_plan
 from hpcdistill.sweep.plots import main_metric
 from hpcdistill.sweep.run_results import Found, RunResult, find_results, key_of
@@ -38,16 +38,14 @@ def main(arguments: list[str]) -> int:
     if len(folders) > 1:
         raise UserError(f"{' '.join(folders)}: one folder of runs is read at a time")
     runs = Path(folders[0] if folders else "runs")
-    check_out(options.out)
     found = find_results(runs)
+    make_folder(options.out)
     plan = make_plan(load_grids(options.grid or ()), options.seeds, overrides)
     statuses = known_statuses(plan, found, options.folder, runs)
     tables = collect(plan, found, statuses)
     if not options.grid:
         tables = [table for table in tables if set(table.counts) - {"missing", "reported", "measured"}]
-    used = {run.folder for table in tables for run in table.runs}
-    teachers = {run.result.get("teacher") for table in tables for run in table.runs}
-    others = [run for run in found.runs if run.folder not in used and run.folder.name not in teachers]
+    others = unused(plan, tables, found)
     if not tables and not others and not found.unreadable:
         raise UserError(f"{runs}: no result of any grid is there yet; python slurm/status.py says how far the runs are")
     about = About(
@@ -95,6 +93,14 @@ def known_statuses(plan: Plan, found: Found, folder: Path, runs: Path) -> dict[s
                 reason = f"{run}: the same command goes on with it"
                 statuses[key] = TaskStatus(key, run.name, "stopped", reason=reason, run=run)
     return statuses
+
+
+def unused(plan: Plan, tables: Sequence[ResultTable], found: Found) -> list[RunResult]:
+    """The finished runs that are neither a cell of `tables` nor a teacher of one."""
+    shown = {table.grid.name for table in tables}
+    keys = {key for key, run in plan.runs.items() if any(grid in shown for grid, _, _ in run.uses)}
+    folders = {run.folder for table in tables for run in table.runs}
+    return [run for run in found.runs if run.key not in keys and run.folder not in folders]
 
 
 def macs_counter(plan: Plan) -> Callable[[TableRow], float | None]:

@@ -116,8 +116,8 @@ def write_report(
 
     `others` are runs that belong to no table; `counted` says the MACs (10^9) of a row's network.
     """
+    make_folder(folder)
     made = folder / "tables"
-    made.mkdir(parents=True, exist_ok=True)
     layouts = [lay_out(table) for table in tables]
     for layout in layouts:
         name = layout.table.grid.name
@@ -263,7 +263,11 @@ def _other(run: RunResult) -> dict[str, str]:
     }
 
 
-def check_out(folder: Path) -> None:
-    """UserError when the report cannot be written to `folder`; before the work is done."""
+def make_folder(folder: Path) -> None:
+    """Make the report's folder, before the work is done; UserError when that cannot be."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; give a folder with --out")
+    try:
+        (folder / "tables").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another folder with --out") from None

@@ -71,7 +71,7 @@ def axis_plots(table: ResultTable, name: str) -> list[Plot]:
                 if axis in row.cell.labels
                 for mark in _marks(row, metric, row.cell.labels[axis], series[row.cell.title])
             ]
-            if not any(not mark.printed for mark in marks):
+            if len(marks) < 2 or all(mark.printed for mark in marks):
                 continue
             title = f"{metric.label} by {axis}" + (f": {', '.join(group)}" if any(group) else "")
             svg = _dot_plot(marks, places, named, metric, f"{name}-axis-{len(plots)}", title)

@@ -104,28 +104,31 @@ def _summary(view: View) -> Table:
 
 
 def _runs(view: View, statuses: Sequence[TaskStatus]) -> Table:
+    """A row a run; columns that none has anything for are left out."""
+    columns: list[tuple[str, list[Text]]] = [
+        ("run", [Text(title(view, status)) for status in statuses]),
+        ("state", [Text(status.state, style=COLOURS[status.state]) for status in statuses]),
+        ("step", [Text(_steps(status)) for status in statuses]),
+        ("step/s", [Text(f"{status.rate:.3g}" if status.rate else "") for status in statuses]),
+        ("left", [Text(duration(status.left_s) if status.left_s is not None else "") for status in statuses]),
+        ("metric", [Text(_metric(status)) for status in statuses]),
+        ("try", [Text(str(status.attempts or "")) for status in statuses]),
+        ("job", [Text(status.job or "") for status in statuses]),
+        ("reason", [Text(status.reason or "") for status in statuses]),
+    ]
+    columns = [(name, cells) for name, cells in columns if any(cell.plain for cell in cells)]
     table = Table(expand=False)
-    for name, justify in (("run", "left"), ("state", "left"), ("step", "right"), ("step/s", "right")):
-        table.add_column(name, justify=justify, no_wrap=name == "state")  # type: ignore[arg-type]
-    table.add_column("left", justify="right", no_wrap=True)
-    table.add_column("metric", justify="right")
-    table.add_column("try", justify="right")
-    table.add_column("job", no_wrap=True)
-    table.add_column("reason", overflow="fold")
-    for status in statuses:
-        metric = f"{status.metric[0].rpartition('/')[2]} {status.metric[1]:.4g}" if status.metric else ""
-        table.add_row(
-            Text(title(view, status)),
-            Text(status.state, style=COLOURS[status.state]),
-            _steps(status),
-            f"{status.rate:.3g}" if status.rate else "",
-            duration(status.left_s) if status.left_s is not None else "",
-            metric,
-            str(status.attempts or ""),
-            status.job or "",
-            Text(status.reason or ""),
-        )
+    for name, _ in columns:
+        number = name in ("step", "step/s", "left", "metric", "try")
+        wide = 28 if name == "reason" else 16 if name == "run" else None
+        table.add_column(name, justify="right" if number else "left", overflow="fold", min_width=wide)
+    for row in zip(*(cells for _, cells in columns), strict=True):
+        table.add_row(*row)
     return table
+
+
+def _metric(status: TaskStatus) -> str:
+    return f"{status.metric[0].rpartition('/')[2]} {status.metric[1]:.4g}" if status.metric else ""
 
 
 def title(view: View, status: TaskStatus) -> str:

@@ -131,7 +131,7 @@ def _html_table(layout: Layout, panel: Panel) -> str:
             label = f"{metric.label} {ARROWS[metric.better][0]}"
             heads += Markup('<th scope="colgroup" colspan="{}">{}</th>').format(span, label)
     for column in panel.columns:
-        columns += Markup('<th scope="col" class="{}" aria-sort="none">{}</th>').format(column.kind, column.head)
+        columns += Markup('<th scope="col" class="{}" aria-sort="none">{}</th>').format(_class(column), column.head)
     groups = [row.group for row in layout.table.rows]
     for number, row in enumerate(panel.rows):
         begins = number and groups[number] != groups[number - 1]
@@ -167,8 +167,12 @@ def _html_cell(column: Column, place: Place) -> Markup:
     title = Markup(' title="{}"').format(place.explained) if place.explained else Markup("")
     value = place.value
     sort = "" if value is None or math.isnan(value) else repr(float(value))
-    start = Markup('<td class="{}" data-sort="{}"').format(column.kind, sort)
+    start = Markup('<td class="{}" data-sort="{}"').format(_class(column), sort)
     return start + title + Markup(">") + Markup(" ").join(parts) + Markup("</td>")
+
+
+def _class(column: Column) -> str:
+    return f"{column.kind} first" if column.begins else column.kind
 
 
 def _signs(place: Place, shown: Callable[[Sign], str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from hpcdistill.sweep.collect import Entry, Order, ResultTable, State, Summary, TableRow, best_rows
@@ -46,6 +46,7 @@ class Column:
     kind: Kind
     head: str
     metric: Metric | None = None
+    begins: bool = False  # the first of its metric
 
 
 @dataclass(frozen=True)
@@ -114,17 +115,19 @@ def lay_out(table: ResultTable) -> Layout:
     bold: dict[tuple[str, Kind], set[int]] = {}
     only_printed = False
     for metric in grid.metrics:
-        columns = [Column("paper", "paper", metric)]
         trained = any(metric.name in cell.of for cell in grid.cells)
+        printed = any(metric.name in cell.printed for cell in grid.cells)
+        columns = [Column("paper", "paper", metric)] if printed else []
         if trained or any(metric.name in cell.measured for cell in grid.cells):
             columns.append(Column("ours", "ours", metric))
         if trained:
-            columns += [Column("difference", "diff.", metric), Column("last", "ours, last", metric)]
+            columns += [Column("difference", "diff.", metric)] if printed else []
+            columns.append(Column("last", "ours, last", metric))
             bold[metric.name, "paper"] = best_rows(table, metric, printed=True)
             bold[metric.name, "ours"] = best_rows(table, metric, printed=False)
         if trained or not only_printed:
             blocks.append([])
-        blocks[-1] += columns
+        blocks[-1] += [replace(column, begins=not number) for number, column in enumerate(columns)]
         only_printed = not trained
     panels: list[list[Column]] = []
     for block in blocks:

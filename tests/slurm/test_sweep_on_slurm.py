@@ -42,7 +42,13 @@ title: A teacher that fails
 metrics: {psnr: {of: student/toy/psnr, better: higher}}
 base: CLONE/configs/dssd/x2.yaml
 overlays: [sr.yaml]
-axes: {teacher: {good: {}, bad: {overlays: [bad.yaml]}}}
+axes: {teacher: {good: {}, bad: {overlays: [nowhere.yaml]}}}
+"""
+LONG_GRID = """\
+title: Long
+metrics: {psnr: {of: student/toy/psnr, better: higher}}
+overlays: [sr.yaml]
+cells: [{labels: {method: alone}, base: CLONE/configs/fsrcnn/x2.yaml, set: [train.steps=1000000, eval.every=1000000]}]
 """
 PROFILE = """\
 gpus_per_node: 0
@@ -83,8 +89,8 @@ class Sweep:
             f"method: {{ndf: 4, discriminator_strides: 2, teacher: {width}, student: {width},\n"
             f"  vgg: {folder}/vgg.safetensors}}\n",
         )
-        self._write("bad.yaml", "teacher: {overrides: {name: bad-teacher, data: {train: [nowhere]}}}\n")
-        for name, text in {"toy-sr": SR_GRID, "toy-gan": GAN_GRID, "bad": BAD_GRID}.items():
+        self._write("nowhere.yaml", "teacher: {overrides: {name: bad-teacher, data: {train: [nowhere]}}}\n")
+        for name, text in {"toy-sr": SR_GRID, "toy-gan": GAN_GRID, "bad": BAD_GRID, "long": LONG_GRID}.items():
             self._write(f"{name}.yaml", text.replace("CLONE", str(CLONE)).replace("STEPS", str(STEPS)))
 
     def submit(self, *words: str) -> dict[str, Any] | None:
@@ -131,7 +137,7 @@ class Sweep:
 
 
 def _lr_hr() -> list[dict[str, Any]]:
-    return [{"hr.png": noise(48, 60, seed), "lr_x2.png": noise(24, 30, seed)} for seed in range(3)]
+    return [{"hr.png": noise(48, 60, seed), "lr2.png": noise(24, 30, seed)} for seed in range(3)]
 
 
 @pytest.fixture
@@ -203,9 +209,30 @@ def test_a_teacher_that_fails_takes_only_its_student_along(sweep: Sweep, cluster
     assert (states[good], states[bad]) == ("finished", "failed"), said
     assert by_teacher[good] == "finished", said
     assert by_teacher[bad] in (None, "blocked"), "SLURM has cancelled it, or it has seen so itself"
+    shown = cluster.ask(sys.executable, CLONE / "slurm" / "status.py", "--json", "--all", cwd=sweep.folder)
+    assert json.loads(shown)["summary"] == {"finished": 2, "failed": 1, "blocked": 1}
     assert "nowhere" in sweep.state(bad)["message"]
     assert (sweep.folder / "sweeps" / "report" / "index.html").is_file(), said
     until(lambda: cluster.ask("squeue", "--noheader"), lambda jobs: not jobs, 60, "an empty queue")
+
+
+@pytest.mark.timeout(300)
+def test_what_is_cancelled_stays_so_until_it_is_submitted_again(sweep: Sweep, cluster: Cluster) -> None:
+    plan = sweep.submit("long.yaml")
+    assert plan is not None
+    [(key, job)] = plan["jobs"].items()
+    until(lambda: _steps(sweep), lambda steps: steps > 0, 150, "its first metrics")
+    cluster.ask("scancel", job)
+    assert sweep.await_job(job)["JobState"] == "CANCELLED"
+    until(lambda: sweep.state(key).get("state"), lambda state: state == "stopped", 60, "its stop")
+    assert sweep.state(key)["code"] == 75, "saved"
+    assert sweep.await_job(plan["collector"])["JobState"] == "COMPLETED", sweep.logs()
+    assert cluster.job(int(job))["Restarts"] == "0"
+    again = sweep.submit("long.yaml")
+    assert again is not None
+    assert list(again["jobs"]) == [key]
+    until(lambda: sweep.state(key), lambda state: state["attempt"] == 2, 60, "its second attempt")
+    cluster.cancel_all(60)
 
 
 def _steps(sweep: Sweep) -> int:

@@ -56,7 +56,7 @@ def save_picture(run: Path, name: str, size: tuple[int, int] = (40, 30), seed: i
 
 def made_table(runs: Path) -> tuple[ResultTable, Found]:
     """a, b and c with 31, 33 and 9.5; d failed; CARN reported. a and b have curves and pictures."""
-    cells = [run_cell(name, value) for name, value in zip("abcd", (31.0, 32.0, 30.0, 29.0), strict=True)]
+    cells = [run_cell(name, value) for name, value in zip("abcd", (31.0, 34.0, 30.0, 29.0), strict=True)]
     cells.append(Cell({"method": "CARN"}, "reported", (), {"psnr": 32.13}, {"psnr": NAME}))
     for key, value in (("a-0-0", 31.0), ("b-1-0", 33.0), ("c-2-0", 9.5)):
         run = save_run(runs, key, value)
@@ -148,7 +148,7 @@ def test_axis_plot_says_its_numbers(tmp_path: Path) -> None:
     label = re.search(r'aria-label="([^"]*)"', plot.svg)
     assert label
     assert label.group(1) == (
-        "Set5 PSNR by method. a: 31.00 in the paper; a: 31.00; b: 32.00 in the paper; b: 33.00; c: 30.00 in the paper; "
+        "Set5 PSNR by method. a: 31.00 in the paper; a: 31.00; b: 34.00 in the paper; b: 33.00; c: 30.00 in the paper; "
         "c: 9.50; d: 29.00 in the paper; CARN: 32.13 in the paper"
     )
 
@@ -222,6 +222,7 @@ def test_command_with_bad_input(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     with pytest.raises(UserError, match="no result of any grid"):
         collected(tmp_path)
+    shutil.rmtree(tmp_path / "report")
     (tmp_path / "report").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="is a file"):
         collected(tmp_path)
@@ -234,6 +235,8 @@ def test_in_a_browser(tmp_path: Path) -> None:
       const order = () => [...document.querySelectorAll("table.results tbody tr")].map(row => row.cells[0].textContent);
       const head = document.querySelector("th.ours");
       const seen = [0, 1, 2].map(() => { head.click(); return [...order(), head.getAttribute("aria-sort")]; });
+      document.querySelector("th.difference").click();
+      seen.push(order());
       document.querySelector("thead th.label").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
       seen.push(order());
       const pictures = [...document.images].map(image => image.complete && image.naturalWidth);
@@ -252,6 +255,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
         ["c", "a", "b", "d", "CARN", "ascending"],  # 9.5 before 31: as numbers, not as text
         ["b", "a", "c", "d", "CARN", "descending"],
         ["a", "b", "c", "d", "CARN", "none"],
+        ["c", "b", "a", "d", "CARN"],  # -20.5, -1, 0
         ["a", "b", "c", "CARN", "d"],
     ]
     assert content["pictures"] == [40, 40]

@@ -144,7 +144,7 @@ def test_not_finite_numbers(tmp_path: Path) -> None:
 def test_nothing_in_a_label_breaks_a_format(tmp_path: Path) -> None:
     hostile = r"50% & $x_1$ #2 {a}~^ \b | <i>`c`</i> [d] *e*"
     save_run(tmp_path, f"{hostile}-0-0".replace("/", "-"), 30.0, key=f"{hostile}-0-0")
-    (table,) = collect(plan(grid([run_cell(hostile), run_cell("[b]")])), find_results(tmp_path), {})
+    (table,) = collect(plan(grid([run_cell(hostile, 30.0), run_cell("[b]")])), find_results(tmp_path), {})
     layout = lay_out(table)
     row = next(line for line in latex(layout).splitlines() if line.startswith("50"))
     assert row.startswith(
@@ -185,17 +185,24 @@ def test_wide_tables_have_panels(tmp_path: Path) -> None:
     trained = tuple(Metric(name, name, f"student/{name}/psnr", "higher", 2) for name in ("m1", "m2", "m3"))
     metrics = (*trained, Metric("params", "params", None, "lower", 0), Metric("macs", "MACs", None, "lower", 1))
     of = {metric.name: str(metric.of) for metric in trained}
-    cells = [Cell({"method": "a"}, "run", ("base.yaml",), {"params": 13.0, "macs": 6.0}, of)]
+    printed = {"m1": 1.0, "m2": 2.0, "m3": 3.0, "params": 13.0, "macs": 6.0}
+    cells = [Cell({"method": "a"}, "run", ("base.yaml",), printed, of)]
     (table,) = collect(plan(grid(cells, metrics)), find_results(tmp_path), {})
     layout = lay_out(table)
     shown = [list(dict.fromkeys(column.metric.name for column in p.columns if column.metric)) for p in layout.panels]
     assert shown == [["m1", "m2"], ["m3", "params", "macs"]]
-    assert "| a | 13 | 6.0 |" not in markdown(layout)
     assert latex(layout).count(r"\begin{tabular}") == 2
     params = next(place for column, place in zip(layout.panels[1].columns, layout.panels[1].rows[0], strict=True)
                   if column.metric and column.metric.name == "params")  # fmt: skip
     assert params.text == "13"
     assert not params.signs  # never measured: nothing is missing
+
+
+def test_without_a_paper_there_is_no_column_of_it(tmp_path: Path) -> None:
+    save_run(tmp_path, "a-0-0", 31.0)
+    (table,) = collect(plan(grid([run_cell("a")], paper="", table="")), find_results(tmp_path), {})
+    assert [column.kind for column in lay_out(table).panels[0].columns] == ["label", "ours", "last"]
+    assert lay_out(table).caption == "Toys"
 
 
 def test_notes_name_what_is_mixed(tmp_path: Path) -> None:
