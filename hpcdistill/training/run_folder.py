@@ -94,8 +94,13 @@ def describe_session() -> dict[str, Any]:
 
 
 def code_revision() -> str | None:
-    """The git revision of the clone that hpcdistill is used from, with `+` when files differ from it."""
+    """The git revision of the clone that hpcdistill is used from, with `+` when files differ from it.
+
+    A copy that a sweep has made of the clone says it in the file REVISION: git would name the clone's present one.
+    """
     clone = Path(__file__).resolve().parents[2]
+    if (copied := clone / "REVISION").is_file():
+        return copied.read_text(encoding="utf-8").strip() or None
     try:
         git = ["git", "-C", str(clone), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
         return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
