@@ -24,11 +24,12 @@ from rich.table import Table
 
 from hpcdistill.command import positive, run_command
 from hpcdistill.console import err, out, say
-from hpcdistill.sweep import collector, submit
-from hpcdistill.sweep.grid import load_grid
-from hpcdistill.sweep.plan import Plan, make_plan
-from hpcdistill.sweep.slurm_queue import Queue
-from hpcdistill.sweep.status import task_statuses
+from hpcdistill.sweep.grids.grid import load_grid
+from hpcdistill.sweep.grids.plan import Plan, make_plan
+from hpcdistill.sweep.jobs import submit
+from hpcdistill.sweep.results import collector
+from hpcdistill.sweep.watch.slurm_queue import Queue
+from hpcdistill.sweep.watch.status import task_statuses
 
 TARGETS = {"planned and submitted": 10.0, "status": 1.0, "collected": 5.0}  # seconds for 1,000 cells
 METRIC = "student/set5/psnr"

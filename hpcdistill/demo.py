@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from hpcdistill.config import Loaded
     from hpcdistill.metrics.sr_evaluation import SRImages
-    from hpcdistill.sweep.demo_report import Stage
-    from hpcdistill.sweep.demo_rows import Measured
+    from hpcdistill.sweep.demos.demo_report import Stage
+    from hpcdistill.sweep.demos.demo_rows import Measured
 
 CLONE = Path(__file__).resolve().parents[1]
 # The student trained longer that the rows of the demo stand beside; a card of the same name lies beside it.
@@ -62,12 +62,12 @@ def main(argv: list[str]) -> int:
     from hpcdistill.data.index import load_index
     from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, load_test_set
     from hpcdistill.models.registry import load_generator
+    from hpcdistill.ranks.signals import EXIT_STOPPED
     from hpcdistill.storage import write_json
-    from hpcdistill.sweep.demo_report import Story, demo_page
-    from hpcdistill.sweep.demo_rows import clock, verdict
+    from hpcdistill.sweep.demos.demo_report import Story, demo_page
+    from hpcdistill.sweep.demos.demo_rows import clock, verdict
     from hpcdistill.sweep.identity import run_folder
     from hpcdistill.sweep.report import write_page
-    from hpcdistill.ranks.signals import EXIT_STOPPED
 
     runs: dict[str, Trained] = {}
     for number, name in enumerate(CONFIGS, 1):
@@ -176,7 +176,7 @@ def measure(name: str, generator: nn.Module, images: SRImages, steps: int, secon
     from hpcdistill.metrics.cost import Cost, super_resolution_cost
     from hpcdistill.metrics.sample_grid import bicubic_image, colourise
     from hpcdistill.metrics.sr_evaluation import evaluate_image, evaluating, summarise
-    from hpcdistill.sweep.demo_rows import Measured
+    from hpcdistill.sweep.demos.demo_rows import Measured
 
     say(f"{name}: measuring on {len(images)} photographs")
     counted = Cost(0, 0, 0) if name == "bicubic" else super_resolution_cost(generator)
@@ -203,7 +203,7 @@ def measure(name: str, generator: nn.Module, images: SRImages, steps: int, secon
 
 def read_stage(folder: Path, arguments: Sequence[str]) -> Stage:
     """What a finished run's folder says of it; `arguments` are those it can be trained with again."""
-    from hpcdistill.sweep.demo_report import Stage
+    from hpcdistill.sweep.demos.demo_report import Stage
     from hpcdistill.training.run_folder import RunFolder
 
     run = RunFolder(folder)
@@ -274,7 +274,7 @@ def _in_the_clone(path: Path) -> str:
 
 
 def _table(rows: list[Measured]) -> Table:
-    from hpcdistill.sweep.demo_rows import COLUMNS, TITLES, cells
+    from hpcdistill.sweep.demos.demo_rows import COLUMNS, TITLES, cells
 
     shown = [place for place, column in enumerate(COLUMNS) if column != "Training"]  # to fit 80 columns
     table = Table(

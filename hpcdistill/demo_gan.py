@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hpcdistill.config import RunConfig
     from hpcdistill.metrics.cost import Cost
     from hpcdistill.metrics.translation_evaluation import TranslationEvaluator
-    from hpcdistill.sweep.demo_gan_rows import Measured
+    from hpcdistill.sweep.demos.demo_gan_rows import Measured
 
 CLONE = Path(__file__).resolve().parents[1]
 CONFIG = "configs/fesd/edges2shoes.yaml"
@@ -51,16 +51,16 @@ def main(argv: list[str]) -> int:
     from hpcdistill.data.pack.recipes import load_recipe
     from hpcdistill.demo import read_stage
     from hpcdistill.models.registry import load_generator
+    from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
     from hpcdistill.storage import write_json
-    from hpcdistill.sweep.demo_gan_pairs import PHOTOGRAPHS, pack_pairs, pairs_of, photographs
-    from hpcdistill.sweep.demo_gan_report import Story, gan_demo_page
-    from hpcdistill.sweep.demo_gan_rows import FlatColour, mean_colour, verdict
-    from hpcdistill.sweep.demo_gan_vgg import write_random_vgg16
-    from hpcdistill.sweep.demo_rows import clock
+    from hpcdistill.sweep.demos.demo_gan_pairs import PHOTOGRAPHS, pack_pairs, pairs_of, photographs
+    from hpcdistill.sweep.demos.demo_gan_report import Story, gan_demo_page
+    from hpcdistill.sweep.demos.demo_gan_rows import FlatColour, mean_colour, verdict
+    from hpcdistill.sweep.demos.demo_gan_vgg import write_random_vgg16
+    from hpcdistill.sweep.demos.demo_rows import clock
     from hpcdistill.sweep.identity import run_folder
     from hpcdistill.sweep.report import write_page
     from hpcdistill.train import run
-    from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
 
     say("[1/3] drawing edges and packing the pairs", style="bold")
     packed = pack_pairs(options.out)
@@ -146,7 +146,7 @@ def training_arguments(folder: Path, steps: int | None) -> tuple[str, ...]:
 def measure(name: str, generator: nn.Module, evaluator: TranslationEvaluator) -> Measured:
     """PSNR of one generator on the test tiles, and its cost (a flat colour costs nothing)."""
     from hpcdistill.metrics.cost import Cost, image_cost
-    from hpcdistill.sweep.demo_gan_rows import Measured
+    from hpcdistill.sweep.demos.demo_gan_rows import Measured
 
     found = evaluator.evaluate(generator, TEST_SET)
     cost = Cost(0, 0, 0) if name == "flat" else image_cost(generator)
@@ -214,7 +214,7 @@ def _plain(folder: Path) -> str:
 
 
 def _table(rows: list[Measured]) -> Table:
-    from hpcdistill.sweep.demo_gan_rows import TITLES
+    from hpcdistill.sweep.demos.demo_gan_rows import TITLES
 
     table = Table(
         title=f"edges to photographs, mean of {len(rows[0].per_tile)} tiles not trained on",

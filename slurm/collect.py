@@ -1,9 +1,9 @@
-"""Collect finished runs into the papers' tables: `python slurm/collect.py [RUNS]`; see `hpcdistill.sweep.collector`."""
+"""Collect finished runs into the papers' tables; see `hpcdistill.sweep.results.collector`."""
 
 from __future__ import annotations
 
 from hpcdistill.command import run_command
-from hpcdistill.sweep.collector import main
+from hpcdistill.sweep.results.collector import main
 
 if __name__ == "__main__":
     run_command(main)

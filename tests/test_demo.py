@@ -17,8 +17,8 @@ from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.registry import save_generator
-from hpcdistill.sweep.demo_report import _middle, _percent, _round
-from hpcdistill.sweep.demo_rows import Measured, clock, compared, verdict
+from hpcdistill.sweep.demos.demo_report import _middle, _percent, _round
+from hpcdistill.sweep.demos.demo_rows import Measured, clock, compared, verdict
 
 STEPS = 3
 

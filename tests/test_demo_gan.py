@@ -21,9 +21,9 @@ from hpcdistill.errors import UserError
 from hpcdistill.metrics.cost import Cost
 from hpcdistill.models.registry import load_generator
 from hpcdistill.models.vgg import load_vgg16
-from hpcdistill.sweep.demo_gan_pairs import edge_drawing, pairs_of, photographs, write_pairs
-from hpcdistill.sweep.demo_gan_rows import FlatColour, Measured, compared, mean_colour, ratio, verdict
-from hpcdistill.sweep.demo_gan_vgg import write_random_vgg16
+from hpcdistill.sweep.demos.demo_gan_pairs import edge_drawing, pairs_of, photographs, write_pairs
+from hpcdistill.sweep.demos.demo_gan_rows import FlatColour, Measured, compared, mean_colour, ratio, verdict
+from hpcdistill.sweep.demos.demo_gan_vgg import write_random_vgg16
 
 STEPS = 2
 COMMAND = ["--out", "out/gan", "--steps", str(STEPS)]

@@ -11,11 +11,11 @@ from made_runs import NAME, PSNR, age, grid, plan, run_cell, save_identity, save
 
 from hpcdistill.config import load_config, to_yaml
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.collect import Summary, best_rows, collect, describe_protocol
-from hpcdistill.sweep.grid import Cell, Metric
+from hpcdistill.sweep.grids.grid import Cell, Metric
 from hpcdistill.sweep.plan_key import plan_key
-from hpcdistill.sweep.run_results import find_results
-from hpcdistill.sweep.status import TaskStatus
+from hpcdistill.sweep.results.collect import Summary, best_rows, collect, describe_protocol
+from hpcdistill.sweep.results.run_results import find_results
+from hpcdistill.sweep.watch.status import TaskStatus
 
 
 def status(key: str, state: str, **values: object) -> TaskStatus:

@@ -17,16 +17,16 @@ from PIL import Image
 from test_report import Strict
 
 from hpcdistill.errors import UserError
-from hpcdistill.sweep import grid_report
-from hpcdistill.sweep.collect import ResultTable, collect
-from hpcdistill.sweep.collector import main
-from hpcdistill.sweep.grid import Cell, Metric, load_grid
-from hpcdistill.sweep.grid_report import About, anchor_of, newest_sample, report_page, write_report
-from hpcdistill.sweep.plan import make_plan
-from hpcdistill.sweep.plots import axis_plots, cost_plots, curve, curve_charts
-from hpcdistill.sweep.run_results import Found, find_results
-from hpcdistill.sweep.status import TaskStatus
-from hpcdistill.sweep.tables import lay_out
+from hpcdistill.sweep.grids.grid import Cell, Metric, load_grid
+from hpcdistill.sweep.grids.plan import make_plan
+from hpcdistill.sweep.results import grid_report
+from hpcdistill.sweep.results.collect import ResultTable, collect
+from hpcdistill.sweep.results.collector import main
+from hpcdistill.sweep.results.grid_report import About, anchor_of, newest_sample, report_page, write_report
+from hpcdistill.sweep.results.plots import axis_plots, cost_plots, curve, curve_charts
+from hpcdistill.sweep.results.run_results import Found, find_results
+from hpcdistill.sweep.results.tables import lay_out
+from hpcdistill.sweep.watch.status import TaskStatus
 
 ABOUT = About("A sweep <&>", "python slurm/collect.py", "runs", "2026-11-22 03:00 UTC")
 GRID = """\

@@ -15,10 +15,10 @@ import pytest
 from stand_in import put_stand_in
 from toy_sweep import put_grid
 
-from hpcdistill.sweep import local
-from hpcdistill.sweep.slurm_queue import Queue
-from hpcdistill.sweep.status import task_statuses
-from hpcdistill.sweep.submit import main
+from hpcdistill.sweep.jobs import local
+from hpcdistill.sweep.jobs.submit import main
+from hpcdistill.sweep.watch.slurm_queue import Queue
+from hpcdistill.sweep.watch.status import task_statuses
 
 CLONE = Path(__file__).resolve().parents[2]
 COLLECT = "import sys, pathlib; pathlib.Path('collected').write_text(' '.join(sys.argv[1:]))\n"
@@ -149,8 +149,8 @@ def test_a_sweep_that_runs_is_not_started_twice(here: Here) -> None:
 
 
 def start(here: Here, *words: str) -> subprocess.Popen[str]:
-    code = "import sys; from hpcdistill.command import run_command; from hpcdistill.sweep.submit import main\n"
-    code += "from hpcdistill.sweep import local; local.visible_gpus = lambda: []; run_command(main)"
+    code = "import sys; from hpcdistill.command import run_command; from hpcdistill.sweep.jobs.submit import main\n"
+    code += "from hpcdistill.sweep.jobs import local; local.visible_gpus = lambda: []; run_command(main)"
     return subprocess.Popen(
         [sys.executable, "-P", "-c", code, "toy.yaml", "--local", *words],
         cwd=here.folder,

@@ -14,10 +14,10 @@ from hpcdistill.config import Loaded, load_config
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
 from hpcdistill.methods.base import Method
-from hpcdistill.sweep.cell_config import CellConfigs
-from hpcdistill.sweep.estimates import Estimates, load_estimates
-from hpcdistill.sweep.grid import load_grid, load_grids
-from hpcdistill.sweep.plan import Plan, make_plan
+from hpcdistill.sweep.grids.cell_config import CellConfigs
+from hpcdistill.sweep.grids.estimates import Estimates, load_estimates
+from hpcdistill.sweep.grids.grid import load_grid, load_grids
+from hpcdistill.sweep.grids.plan import Plan, make_plan
 from hpcdistill.sweep.plan_key import plan_key
 
 ROOT = Path(__file__).resolve().parents[2]

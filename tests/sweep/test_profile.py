@@ -9,7 +9,7 @@ import yaml
 
 from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.profile import CollectShape, Profile, Shape, load_profile
+from hpcdistill.sweep.jobs.profile import CollectShape, Profile, Shape, load_profile
 
 CLONE = Path(__file__).resolve().parents[2]
 

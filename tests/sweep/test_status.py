@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from hpcdistill.errors import UserError
-from hpcdistill.sweep import watch_sweep
-from hpcdistill.sweep.slurm_queue import Job, Queue
-from hpcdistill.sweep.status import TaskStatus, task_statuses
-from hpcdistill.sweep.status_table import duration
-from hpcdistill.sweep.tails import last_words, read_progress
+from hpcdistill.sweep.watch import watch_sweep
+from hpcdistill.sweep.watch.slurm_queue import Job, Queue
+from hpcdistill.sweep.watch.status import TaskStatus, task_statuses
+from hpcdistill.sweep.watch.status_table import duration
+from hpcdistill.sweep.watch.tails import last_words, read_progress
 
 CLONE = Path(__file__).resolve().parents[2]
 NOW = time.time()
@@ -605,8 +605,8 @@ def test_retry_submits_with_the_same_words(sweep: Sweep, monkeypatch: pytest.Mon
     called: list[list[str]] = []
     submit = type(sys)("submit")
     submit.main = lambda words: called.append(words) or 0  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "hpcdistill.sweep.submit", submit)
-    monkeypatch.setattr("hpcdistill.sweep.submit", submit, raising=False)
+    monkeypatch.setitem(sys.modules, "hpcdistill.sweep.jobs.submit", submit)
+    monkeypatch.setattr("hpcdistill.sweep.jobs.submit", submit, raising=False)
     cells = {"cells": [{"title": "a", "seed": 0, "key": "a"}]}
     sweep.submission({}, "one", grids={"g": cells}, command=["g", "--seeds", "1"])
     sweep.submission({}, "two", at=NOW, grids={"g": cells, "h": cells}, command=["g", "h"])

@@ -18,8 +18,8 @@ from toy_sweep import put_grid, put_slurm
 from hpcdistill.command import run_command
 from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
+from hpcdistill.sweep.jobs.submit import collect_command, main
 from hpcdistill.sweep.plan_key import plan_key
-from hpcdistill.sweep.submit import collect_command, main
 
 CLONE = Path(__file__).resolve().parents[2]
 CPU = "gpus_per_node: 0\nset: [train.device=cpu]\n"

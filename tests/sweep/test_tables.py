@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from made_runs import NAME, PSNR, grid, plan, run_cell, save_run
 
-from hpcdistill.sweep.collect import ResultTable, collect
-from hpcdistill.sweep.grid import Cell, Metric
-from hpcdistill.sweep.run_results import find_results
-from hpcdistill.sweep.status import TaskStatus
-from hpcdistill.sweep.table_formats import escape_latex, html, latex, markdown
-from hpcdistill.sweep.tables import lay_out, notes, number_text
-from hpcdistill.sweep.tidy import CSV_COLUMNS, as_json, tidy_csv
+from hpcdistill.sweep.grids.grid import Cell, Metric
+from hpcdistill.sweep.results.collect import ResultTable, collect
+from hpcdistill.sweep.results.run_results import find_results
+from hpcdistill.sweep.results.table_formats import escape_latex, html, latex, markdown
+from hpcdistill.sweep.results.tables import lay_out, notes, number_text
+from hpcdistill.sweep.results.tidy import CSV_COLUMNS, as_json, tidy_csv
+from hpcdistill.sweep.watch.status import TaskStatus
 
 
 @pytest.fixture

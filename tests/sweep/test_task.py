@@ -18,8 +18,8 @@ from hpcdistill.config import Loaded, load_config
 from hpcdistill.data.index import Index
 from hpcdistill.methods import METHODS
 from hpcdistill.sweep.identity import identify
+from hpcdistill.sweep.jobs.task_folder import TaskFolder, last_words, write_task
 from hpcdistill.sweep.plan_key import plan_key
-from hpcdistill.sweep.task_folder import TaskFolder, last_words, write_task
 
 CLONE = Path(__file__).resolve().parents[2]
 CALL = "import sys, pickle; call = pickle.load(open(sys.argv[1], 'rb')); print(call())"
@@ -105,7 +105,7 @@ class Toy:
         environment |= {"SUBMITIT_EXECUTOR": "slurm"}
         environment |= {"RANK": "99", "MASTER_PORT": "1"} | options.pop("environment", {})
         pickle = self.folder / f"{task.key}.{rank}.pkl"
-        dump = "import sys, pickle, pathlib; from hpcdistill.sweep.task import Task\n"
+        dump = "import sys, pickle, pathlib; from hpcdistill.sweep.jobs.task import Task\n"
         dump += f"pickle.dump(Task(pathlib.Path({str(task.path)!r}), pathlib.Path({str(self.folder)!r}), **{options}), "
         dump += f"open({str(pickle)!r}, 'wb'))"
         subprocess.run([sys.executable, "-c", dump], check=True, cwd=CLONE)
@@ -244,7 +244,7 @@ def test_an_attempt_that_was_given_up_does_not_speak_over_the_next(toy: Toy) -> 
 
 def test_importing_a_task_is_light() -> None:
     """Its process waits for hours beside the run: without torch's memory, and started in a moment."""
-    code = "import sys, hpcdistill.sweep.task, hpcdistill.sweep.submit; print('torch' in sys.modules)"
+    code = "import sys, hpcdistill.sweep.jobs.task, hpcdistill.sweep.jobs.submit; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CLONE)
     assert done.stdout == "False\n"
 

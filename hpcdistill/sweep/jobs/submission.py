@@ -14,12 +14,12 @@ from typing import Any
 
 from hpcdistill.errors import UserError
 from hpcdistill.storage import write_json
-from hpcdistill.sweep.grid import Grid
-from hpcdistill.sweep.plan import Plan, PlannedRun
-from hpcdistill.sweep.task_folder import TaskFolder, utc, write_task
+from hpcdistill.sweep.grids.grid import Grid
+from hpcdistill.sweep.grids.plan import Plan, PlannedRun
+from hpcdistill.sweep.jobs.task_folder import TaskFolder, utc, write_task
 from hpcdistill.training.run_folder import code_revision
 
-CLONE = Path(__file__).resolve().parents[2]
+CLONE = Path(__file__).resolve().parents[3]
 _LONGEST = 60  # of the grids' names in a folder's name
 
 

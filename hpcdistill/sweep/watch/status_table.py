@@ -11,9 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hpcdistill.sweep.status import STATES, State, TaskStatus
-from hpcdistill.sweep.submissions import PlacedCell
-from hpcdistill.sweep.tails import log_lines
+from hpcdistill.sweep.watch.status import STATES, State, TaskStatus
+from hpcdistill.sweep.watch.submissions import PlacedCell
+from hpcdistill.sweep.watch.tails import log_lines
 
 COLOURS: dict[State, str] = {
     "finished": "green",

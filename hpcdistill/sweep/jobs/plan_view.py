@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.table import Table
 
 from hpcdistill.console import out, say
-from hpcdistill.sweep.arrays import Array, Retry, Selection, Status
-from hpcdistill.sweep.grid import Grid
-from hpcdistill.sweep.plan import Plan, PlannedRun
+from hpcdistill.sweep.grids.grid import Grid
+from hpcdistill.sweep.grids.plan import Plan, PlannedRun
+from hpcdistill.sweep.jobs.arrays import Array, Retry, Selection, Status
 
 _WIDE = 140  # columns from which a table has room for keys
 _PIPED = 220  # columns where there is no terminal to fit into

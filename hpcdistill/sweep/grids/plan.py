@@ -14,10 +14,10 @@ from hpcdistill.config import Loaded
 from hpcdistill.console import warn
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
-from hpcdistill.sweep.cell_config import CellConfigs, is_override
-from hpcdistill.sweep.estimates import Estimates, load_estimates
-from hpcdistill.sweep.grid import Cell, Grid
-from hpcdistill.sweep.metric_names import missing_metric
+from hpcdistill.sweep.grids.cell_config import CellConfigs, is_override
+from hpcdistill.sweep.grids.estimates import Estimates, load_estimates
+from hpcdistill.sweep.grids.grid import Cell, Grid
+from hpcdistill.sweep.grids.metric_names import missing_metric
 from hpcdistill.sweep.plan_key import plan_key
 
 Use = tuple[str, int, int]  # grid's name, cell's number in it, seed

@@ -19,13 +19,13 @@ from hpcdistill.command import positive
 from hpcdistill.console import say
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.grid import EVERYTHING, Grid, load_grids
-from hpcdistill.sweep.profile import Profile, load_profile
+from hpcdistill.sweep.grids.grid import EVERYTHING, Grid, load_grids
+from hpcdistill.sweep.jobs.profile import Profile, load_profile
 
 if TYPE_CHECKING:
-    from hpcdistill.sweep.arrays import Retry, Selection
-    from hpcdistill.sweep.plan import Plan
-    from hpcdistill.sweep.status import TaskStatus
+    from hpcdistill.sweep.grids.plan import Plan
+    from hpcdistill.sweep.jobs.arrays import Retry, Selection
+    from hpcdistill.sweep.watch.status import TaskStatus
 
 FOLDER = Path("sweeps")
 REPORT = "report"
@@ -40,13 +40,13 @@ def main(arguments: list[str]) -> int:
     profile = Profile() if options.local and not options.cluster else load_profile(options.cluster or "default")
     grids = load_grids([word for word in words if word not in overrides])
     if not (options.local or options.dry_run):
-        from hpcdistill.sweep.cluster_jobs import check_slurm
+        from hpcdistill.sweep.jobs.cluster_jobs import check_slurm
 
         check_slurm()
     if VARIABLE in profile.environment:  # the configurations are resolved here
         os.environ[VARIABLE] = os.path.expandvars(profile.environment[VARIABLE])
 
-    from hpcdistill.sweep.plan import make_plan
+    from hpcdistill.sweep.grids.plan import make_plan
 
     plan = make_plan(grids, options.seeds, [*profile.set, *overrides])
     if not options.local:
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
         again = _without_retry(arguments)
         if not options.local:
             return _submit(plan, selection, profile, options, collect, again)
-        from hpcdistill.sweep.local import Local
+        from hpcdistill.sweep.jobs.local import Local
 
         # What is written down is: another submission that starts now leaves these runs alone.
         here = Local(plan, selection, options.folder, profile, options.parallel, collect, again)
@@ -117,8 +117,8 @@ def runs_folder(plan: Plan) -> Path:
 
 def known_statuses(plan: Plan, folder: Path, runs: Path, *, ask: bool = True) -> dict[str, TaskStatus]:
     """What is known of each run of the plan; without `ask` by the files alone."""
-    from hpcdistill.sweep.slurm_queue import Queue
-    from hpcdistill.sweep.status import task_statuses
+    from hpcdistill.sweep.watch.slurm_queue import Queue
+    from hpcdistill.sweep.watch.status import task_statuses
 
     queue = Queue() if ask else Queue({"PATH": ""})
     return {status.key: status for status in task_statuses(plan, folder, runs, queue)}
@@ -146,7 +146,7 @@ def _without_retry(arguments: Sequence[str]) -> list[str]:
 
 
 def _selected(plan: Plan, statuses: dict[str, TaskStatus], retry: Retry) -> Selection:
-    from hpcdistill.sweep.arrays import select
+    from hpcdistill.sweep.jobs.arrays import select
 
     return select(plan, statuses, retry)
 
@@ -159,11 +159,11 @@ def _submit(
     collect: Sequence[str],
     again: Sequence[str],
 ) -> int:
-    from hpcdistill.sweep.arrays import make_arrays
-    from hpcdistill.sweep.cluster_jobs import JobMaker, largest_array
-    from hpcdistill.sweep.plan_view import say_left
-    from hpcdistill.sweep.submission import CLONE, SubmissionFolder, snapshot_code, task_folder, write_tasks
-    from hpcdistill.sweep.task import Command, Task
+    from hpcdistill.sweep.jobs.arrays import make_arrays
+    from hpcdistill.sweep.jobs.cluster_jobs import JobMaker, largest_array
+    from hpcdistill.sweep.jobs.plan_view import say_left
+    from hpcdistill.sweep.jobs.submission import CLONE, SubmissionFolder, snapshot_code, task_folder, write_tasks
+    from hpcdistill.sweep.jobs.task import Command, Task
 
     say_left(selection, options.retry)
     if not selection.chosen:
@@ -206,10 +206,10 @@ def _submit(
 
 
 def _show(plan: Plan, grids: Sequence[Grid], profile: Profile, runs: Path, options: argparse.Namespace) -> None:
-    from hpcdistill.sweep.arrays import make_arrays
-    from hpcdistill.sweep.cluster_jobs import ARRAY_SIZE, JobMaker
-    from hpcdistill.sweep.plan_view import show_arrays, show_cells
-    from hpcdistill.sweep.submission import CLONE
+    from hpcdistill.sweep.jobs.arrays import make_arrays
+    from hpcdistill.sweep.jobs.cluster_jobs import ARRAY_SIZE, JobMaker
+    from hpcdistill.sweep.jobs.plan_view import show_arrays, show_cells
+    from hpcdistill.sweep.jobs.submission import CLONE
 
     statuses = known_statuses(plan, options.folder, runs, ask=False)
     selection = _selected(plan, statuses, options.retry)

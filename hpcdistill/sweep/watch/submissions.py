@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcdistill.sweep.slurm_queue import Job
+from hpcdistill.sweep.watch.slurm_queue import Job
 
 SKEW_S = 300.0  # between the clocks of the login node and of the controller
 SUBMITTING_S = 3600.0  # between a submission's first array and its last

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from hpcdistill.sweep.task_folder import TaskFolder, finished_run, last_words, started_run, utc
+from hpcdistill.sweep.jobs.task_folder import TaskFolder, finished_run, last_words, started_run, utc
 
 State = Literal["running", "finished", "failed", "stopped", "blocked"]
 EXIT_STOPPED = 75  # ranks.signals.EXIT_STOPPED, which cannot be imported without torch
@@ -142,7 +142,7 @@ def teacher_run(folder: TaskFolder, teacher: str, cwd: Path) -> Path | None:
     if found is not None or not any(runs.glob("*/result.json")):
         return found
     # A run from before result.json had a key is known by its configuration, which takes torch to read.
-    from hpcdistill.sweep.run_results import find_results
+    from hpcdistill.sweep.results.run_results import find_results
 
     older = find_results(runs).by_key.get(teacher)
     return older.folder if older else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from hpcdistill.errors import UserError, nearest
-from hpcdistill.sweep.grid_file import CellSpec, GridFile, Part, read_grid_file
+from hpcdistill.sweep.grids.grid_file import CellSpec, GridFile, Part, read_grid_file
 
 GRIDS = Path("configs/grids")
 EVERYTHING = "all"

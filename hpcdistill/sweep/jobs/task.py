@@ -25,8 +25,8 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from hpcdistill.ranks.environment import port_of, restart_count
 from hpcdistill.storage import write_json
-from hpcdistill.sweep.attempt import EXIT_BLOCKED_LINE, EXIT_STOPPED, Attempt, teacher_run
-from hpcdistill.sweep.task_folder import START, TaskFolder
+from hpcdistill.sweep.jobs.attempt import EXIT_BLOCKED_LINE, EXIT_STOPPED, Attempt, teacher_run
+from hpcdistill.sweep.jobs.task_folder import START, TaskFolder
 
 EXIT_CANCELLED = 128 + signal.SIGTERM
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

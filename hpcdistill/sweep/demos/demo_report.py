@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdistill.metrics.sample_grid import busiest_crop
 from hpcdistill.sweep.charts import Chart, Line
-from hpcdistill.sweep.demo_rows import COLUMNS, SERIES, TITLES, Image, Measured, cells, clock, compared, verdict
+from hpcdistill.sweep.demos.demo_rows import COLUMNS, SERIES, TITLES, Image, Measured, cells, clock, compared, verdict
 from hpcdistill.sweep.report import (
     Card,
     Cards,

@@ -17,15 +17,15 @@ from rich.table import Table
 from hpcdistill.config import configured_generators
 from hpcdistill.console import out, say, warn
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.collect import ResultTable, TableRow, collect
-from hpcdistill.sweep.grid import load_grids
-from hpcdistill.sweep.grid_report import About, make_folder, write_report
-from hpcdistill.sweep.plan import Plan, make_plan
-from hpcdistill.sweep.plots import main_metric
-from hpcdistill.sweep.run_results import Found, RunResult, find_results, key_of
-from hpcdistill.sweep.slurm_queue import Queue
-from hpcdistill.sweep.status import SILENT_S, TaskStatus, task_statuses
-from hpcdistill.sweep.tables import order_text
+from hpcdistill.sweep.grids.grid import load_grids
+from hpcdistill.sweep.grids.plan import Plan, make_plan
+from hpcdistill.sweep.results.collect import ResultTable, TableRow, collect
+from hpcdistill.sweep.results.grid_report import About, make_folder, write_report
+from hpcdistill.sweep.results.plots import main_metric
+from hpcdistill.sweep.results.run_results import Found, RunResult, find_results, key_of
+from hpcdistill.sweep.results.tables import order_text
+from hpcdistill.sweep.watch.slurm_queue import Queue
+from hpcdistill.sweep.watch.status import SILENT_S, TaskStatus, task_statuses
 
 EXIT_DAMAGED = 1  # with --strict
 

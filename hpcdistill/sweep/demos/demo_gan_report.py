@@ -12,10 +12,10 @@ from torch import nn
 from hpcdistill.methods.distillation_settings import DistilledGANConfig
 from hpcdistill.metrics.cost import Cost
 from hpcdistill.sweep.charts import Chart, Line
-from hpcdistill.sweep.demo_gan_pairs import OF_SCIENCE, SHORT_SIDES, TILE, Image, Pair
-from hpcdistill.sweep.demo_gan_rows import SERIES, TITLES, Measured, compared, ratio, translated, verdict
-from hpcdistill.sweep.demo_report import Stage
-from hpcdistill.sweep.demo_rows import clock
+from hpcdistill.sweep.demos.demo_gan_pairs import OF_SCIENCE, SHORT_SIDES, TILE, Image, Pair
+from hpcdistill.sweep.demos.demo_gan_rows import SERIES, TITLES, Measured, compared, ratio, translated, verdict
+from hpcdistill.sweep.demos.demo_report import Stage
+from hpcdistill.sweep.demos.demo_rows import clock
 from hpcdistill.sweep.report import (
     Card,
     Cards,

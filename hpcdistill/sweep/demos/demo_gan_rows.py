@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hpcdistill.metrics.sr_evaluation import evaluating
 from hpcdistill.metrics.translation_evaluation import eight_bits, translate
-from hpcdistill.sweep.demo_gan_pairs import Image
+from hpcdistill.sweep.demos.demo_gan_pairs import Image
 
 if TYPE_CHECKING:
     from hpcdistill.metrics.cost import Cost

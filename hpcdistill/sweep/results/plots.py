@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from hpcdistill.sweep.charts import INK, RULE, SERIES, Chart, Line, figure_svg, page_figure, series_colour
-from hpcdistill.sweep.collect import ResultTable, TableRow
-from hpcdistill.sweep.grid import Metric
-from hpcdistill.sweep.run_results import RunResult
+from hpcdistill.sweep.grids.grid import Metric
+from hpcdistill.sweep.results.collect import ResultTable, TableRow
+from hpcdistill.sweep.results.run_results import RunResult
 
 MACS = "macs"  # the metric that has multiply-accumulates, in units of 10^9
 PLOTS = 8  # of a kind and table: more are not looked at

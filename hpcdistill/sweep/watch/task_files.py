@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.submissions import Submission
+from hpcdistill.sweep.watch.submissions import Submission
 
 
 @dataclass

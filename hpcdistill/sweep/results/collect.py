@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from scipy.stats import kendalltau  # type: ignore[import-untyped]
 
-from hpcdistill.sweep.grid import Cell, Grid, Metric
-from hpcdistill.sweep.plan import Plan
-from hpcdistill.sweep.run_results import WHICH, Found, RunResult, Which
-from hpcdistill.sweep.status import TaskStatus
+from hpcdistill.sweep.grids.grid import Cell, Grid, Metric
+from hpcdistill.sweep.grids.plan import Plan
+from hpcdistill.sweep.results.run_results import WHICH, Found, RunResult, Which
+from hpcdistill.sweep.watch.status import TaskStatus
 
 State = Literal[
     "finished", "running", "queued", "stopped", "failed", "blocked", "missing", "unreadable", "unmeasured",

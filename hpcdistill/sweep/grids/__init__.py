@@ -1,0 +1,1 @@
+"""Grids of configurations, and the plan of what is to be run."""

@@ -1,0 +1,1 @@
+"""Runs as tasks: on SLURM's arrays, or on this machine."""

@@ -1,0 +1,1 @@
+"""Results as the papers' tables, a CSV and a page."""
