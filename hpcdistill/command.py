@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from hpcdistill.console import err
 from hpcdistill.errors import UserError
-from hpcdistill.ranks.environment import adopt_slurm
+from hpcdistill.ranks.environment import adopt_slurm, rank, ranks
 
 if TYPE_CHECKING:
     from hpcdistill.ranks.watch import RankWatch
@@ -47,8 +48,12 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         fail(str(error))
     except BrokenPipeError:  # the reader of a pipe (head, less) has left; silence the flush at exit too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _part()
+        _end_unread()
         sys.exit(0)
+    except SystemExit as error:  # rich makes it of a BrokenPipeError
+        if isinstance(error.__context__, BrokenPipeError):
+            _end_unread()
+        raise
     except OSError as error:
         if error.errno not in _SYSTEM_ERRORS:
             crash(error)
@@ -75,11 +80,16 @@ def fail(message: str) -> NoReturn:
 def crash(error: Exception) -> NoReturn:
     """A traceback, for what no user can mend; but one line when another rank is behind it."""
     watch = _watch()
+    last = traceback.format_exception_only(error)[-1].strip()
     if watch is None:
+        if ranks() > 1:
+            traceback.print_exception(error)
+            _tell(f"{last} (a traceback is in its log)", EXIT_CRASHED)
+            sys.exit(EXIT_CRASHED)
         raise error
+    _stay()
     failure = watch.explain(error)
     if failure is None:
-        last = traceback.format_exception_only(error)[-1].strip()
         failure = watch.fail(f"{last} (a traceback is in its log)", EXIT_CRASHED)
         if failure.rank == watch.rank:
             traceback.print_exception(error)
@@ -91,10 +101,14 @@ def end(message: str, code: int, style: str) -> NoReturn:
     """Print one line and end. With several ranks one of them prints, and says which it is from."""
     watch = _watch()
     if watch is None:
-        # Before the ranks have met they fail alike, over the configuration: once a node is enough.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if rank() == 0:
             err.print(message, style=style, markup=False, soft_wrap=True)
+        # Ranks that fail before they have met fail alike, mostly: the others speak where they have something to add.
+        told = code == EXIT_INTERRUPTED or (ranks() > 1 and _tell(message.removeprefix("error: "), code))
+        if rank() > 0 and not told:
+            err.print(f"rank {rank()}: {message}", style=style, markup=False, soft_wrap=True)
         sys.exit(code)
+    _stay()
     said = message.removeprefix("error: ")
     failure = watch.fail(said, code)
     if failure.rank == watch.rank and not failure.told:
@@ -108,6 +122,30 @@ def _part() -> None:
     """Leave the other ranks in good order, where there are any."""
     if _watch() is not None:
         sys.modules["hpcdistill.ranks.process_group"].leave()
+
+
+def _end_unread() -> None:
+    """End all ranks when the reader of this one's output has left: nothing where it is alone, or has parted."""
+    if watch := _watch():
+        _stay()
+        failure = watch.fail("the reader of its output has left", EXIT_CRASHED)
+        watch.leave_for(failure, None if failure.rank == watch.rank else f"error: {failure.seen_by(watch.rank)}")
+
+
+def _stay() -> None:
+    """A launcher that sees one rank end ends the others by a signal: from here on they do so by themselves, and soon.
+
+    The words of the one that failed, or who it was that died, would be lost.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _tell(message: str, code: int) -> bool:
+    """`meeting.tell`, for a rank that fails before the others have met it."""
+    from hpcdistill.ranks.meeting import tell
+
+    return tell(message, code)
 
 
 def _watch() -> RankWatch | None:

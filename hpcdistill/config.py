@@ -28,7 +28,7 @@ from hpcdistill.training.config import TrainConfig
 
 COMMAND_LINE = "command line"
 # A teacher shares its student's overlays and overrides, but not these: they say what the student itself is.
-_OWN_KEYS = ("name", "method", "teacher", "init")
+OWN_KEYS = ("name", "method", "teacher", "init")
 # A file that names its own test sets means these, not these as well.
 _REPLACED = ("data", "eval")
 _ONE_MORE = "command line (one more test set)"
@@ -79,15 +79,15 @@ def load_config(arguments: Sequence[str]) -> Loaded:
     overrides = tuple(argument for argument in arguments if _is_override(argument))
     if not files:
         raise UserError("no configuration file given; e.g. configs/dssd/x4.yaml")
-    layers = [layer for file in files for layer in _file_layers(file)]
-    layers += [(_origin_of(override), _parse_override(override)) for override in overrides]
+    layers = [layer for file in files for layer in file_layers(file)]
+    layers += [(_origin_of(override), parse_override(override)) for override in overrides]
     config = _checked(layers)
     if config.teacher is None:
         return Loaded(config, files, overrides)
-    shared = [(origin, _without(values, _OWN_KEYS)) for file in files[1:] for origin, values in _file_layers(file)]
-    shared += [(_origin_of(override), _without(_parse_override(override), _OWN_KEYS)) for override in overrides]
+    shared = [(origin, _without(values, OWN_KEYS)) for file in files[1:] for origin, values in file_layers(file)]
+    shared += [(_origin_of(override), _without(parse_override(override), OWN_KEYS)) for override in overrides]
     special = ("teacher.overrides", OmegaConf.create(config.teacher.overrides))
-    teacher = _checked([*_file_layers(Path(config.teacher.config)), *shared, special])
+    teacher = _checked([*file_layers(Path(config.teacher.config)), *shared, special])
     if teacher.teacher is not None:
         raise UserError(f"{config.teacher.config}: a teacher cannot have a teacher of its own; give it an init instead")
     return Loaded(config, files, overrides, Loaded(teacher, (Path(config.teacher.config),), ()))
@@ -101,7 +101,7 @@ def split_runs(arguments: Sequence[str]) -> list[list[str]]:
     runs: list[list[str]] = []
     for argument in arguments:
         begins = not _is_override(argument) and any(
-            OmegaConf.select(layer, "method.name") for _, layer in _file_layers(Path(argument))
+            OmegaConf.select(layer, "method.name") for _, layer in file_layers(Path(argument))
         )
         if begins or not runs:
             runs.append([])
@@ -153,8 +153,11 @@ def _is_override(argument: str) -> bool:
     return "=" in argument and not Path(argument).is_file()
 
 
-def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str, DictConfig]]:
-    """The layers of one file: first those it extends, then its own, each with its origin for messages."""
+def file_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str, DictConfig]]:
+    """The layers of the file `path`: first those it extends, then its own, each with its origin for messages.
+
+    `seen` are the files on the way to it. Raises UserError for what is missing, damaged or extends itself.
+    """
     if not path.is_file():
         near = nearest(path.name, [entry.name for entry in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
         raise UserError(f"{path}: no such configuration file; {near or 'see configs/'}")
@@ -179,7 +182,7 @@ def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str,
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise UserError(f"{path}: extends: expected a file name or a list of file names, got {json.dumps(parents)}")
     for parent in parents:
-        yield from _file_layers(path.parent / parent, (*seen, path.resolve()))
+        yield from file_layers(path.parent / parent, (*seen, path.resolve()))
     teacher = values.get("teacher")
     if isinstance(teacher, DictConfig) and isinstance(teacher.get("config"), str):
         teacher.config = str(path.parent / teacher.config)
@@ -190,7 +193,8 @@ def _origin_of(override: str) -> str:
     return _ONE_MORE if override.startswith(".".join(_REPLACED) + ".") else COMMAND_LINE
 
 
-def _parse_override(text: str) -> DictConfig:
+def parse_override(text: str) -> DictConfig:
+    """The layer that `key=value` is; UserError when it is none, or its value is not valid YAML."""
     key, _, value = text.partition("=")
     if not key or not all(part for part in key.split(".")):
         raise UserError(f"{text}: not an override; write key=value, e.g. train.batch_size=4")

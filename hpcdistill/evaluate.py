@@ -20,6 +20,7 @@ from hpcdistill.command import run_command
 from hpcdistill.console import err, out, say
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.ranks.environment import rank, ranks
+from hpcdistill.ranks.launcher import check_launcher
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +36,9 @@ STALL = 600.0  # seconds without an image after which ranks count as hanging
 
 def main(argv: list[str]) -> int:
     """Evaluate what the command line names and print the table, or with --json one JSON object."""
-    code = _run(_parser().parse_args(argv))
+    arguments = _parser().parse_args(argv)
+    check_launcher("hpcdistill.evaluate")
+    code = _run(arguments)
     if ranks() > 1:
         from hpcdistill.ranks.process_group import leave
 

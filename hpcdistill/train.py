@@ -7,6 +7,7 @@ The same command again resumes; a finished run prints its result.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from rich.table import Table
 from torch import nn
 
@@ -32,7 +35,7 @@ from hpcdistill.models.registry import load_generator, load_weights
 from hpcdistill.ranks import watch
 from hpcdistill.ranks.launcher import check_launcher
 from hpcdistill.ranks.process_group import leave
-from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
+from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals, on_any_rank
 from hpcdistill.sweep.identity import identify, run_folder, selected_set, weights_file
 from hpcdistill.sweep.plan_key import plan_key
 from hpcdistill.sweep.requirements import check_present, needed_sets
@@ -72,7 +75,7 @@ def main(arguments: list[str]) -> int:
         return 0
     with StopSignals() as signals:
         result = run(loaded, signals)
-    leave()
+        leave()  # a launcher ends who is late by a signal
     if result is None:
         return EXIT_STOPPED
     _show(result)
@@ -81,7 +84,7 @@ def main(arguments: list[str]) -> int:
 
 def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | None:
     """Train (or resume, or find finished) the run and the teacher it needs; result.json, None when stopped."""
-    check_launcher()
+    check_launcher("hpcdistill.train")
     config = loaded.config
     accelerator = make_accelerator(config.train)
     with watch.main_first():  # a built-in set is packed once, by rank 0
@@ -94,7 +97,7 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
     frozen: dict[str, nn.Module] = {}
     if loaded.teacher and config.teacher and METHODS[config.method.name].uses_teacher(config.method):
         teacher_folder = RunFolder(run_folder(loaded.teacher))
-        if teacher_folder.result() is None:
+        if _finished(teacher_folder, accelerator) is None:
             say(f"{config.name}: its teacher {teacher_folder.path.name} has not been trained yet; training it first")
             if run(loaded.teacher, signals) is None:
                 return None
@@ -105,7 +108,7 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
             say(f"{config.name}: using the finished teacher {teacher_folder.path.name}")
         frozen["teacher"] = _load_teacher(teacher_folder, config.teacher.checkpoint)
     folder = RunFolder(run_folder(loaded))
-    result = folder.result()
+    result = _finished(folder, accelerator)
     if result is not None:
         say(f"{config.name}: {folder.path} has finished already")
         for name in config.data.eval.keys() - (result["protocol"] or {}).get("test_sets", {}).keys():
@@ -129,19 +132,20 @@ def _train(
     method = METHODS[config.method.name](config.method, frozen)  # type: ignore[call-arg]
     _initialise(method, config)
     needs = method.needs
-    try:
-        with watch.patient():  # staging may take long
-            reader = open_reader(
-                config.data.train,
-                needs,
-                config.data,
-                config.seed,
-                config.train.batch_size,
-                accelerator.process_index,
-                accelerator.num_processes,
-                lambda: signals is not None and signals.received,
-            )
-    except StagingStopped:
+    reader = None
+    with watch.patient(), contextlib.suppress(StagingStopped):  # staging may take long
+        reader = open_reader(
+            config.data.train,
+            needs,
+            config.data,
+            config.seed,
+            config.train.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+            lambda: signals is not None and signals.told(),
+        )
+    # Together: a rank that had staged already would wait for the one that was stopped.
+    if on_any_rank(accelerator, reader is None) or reader is None:
         say(f"{config.name}: stopped while staging; the same command goes on from here")
         return None
     per_epoch = config.data.samples_per_epoch or reader.samples
@@ -203,6 +207,14 @@ def _train(
         folder.save_result(result)
         folder.release()
     accelerator.wait_for_everyone()
+    return result
+
+
+def _finished(folder: RunFolder, accelerator: Accelerator) -> dict[str, Any] | None:
+    """result.json as rank 0 sees it: a file system may show it to the other ranks later."""
+    result = folder.result() if accelerator.is_main_process else None
+    if accelerator.num_processes > 1:
+        [result] = broadcast_object_list([result])
     return result
 
 

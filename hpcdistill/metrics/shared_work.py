@@ -9,7 +9,6 @@ import torch
 from accelerate.utils import gather_object, reduce
 
 from hpcdistill.errors import UserError
-from hpcdistill.ranks import watch
 from hpcdistill.training.evaluation import EvaluationStopped
 
 
@@ -34,9 +33,9 @@ def shared_work(ranks: int, device: torch.device | str) -> Iterator[None]:
 
 def _agree(ended: Exception | None, device: torch.device | str) -> None:
     flag = torch.tensor(int(ended is not None), device=device)
-    with watch.patient():  # another rank may have more to do; should it hang, its own watch notices
-        ends = bool(reduce(flag, "sum").item())
-    if not ends:
+    # Not with the watch's patience: a rank that waits here while another one goes on is in order, with patience a
+    # rank that waits for a hanging one would be, too.
+    if not bool(reduce(flag, "sum").item()):
         return
     # Only now is anything but one number sent.
     everything: list[Exception | None] = gather_object([ended])

@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from torch.distributed import DistError
 
 from hpcdistill.console import err
+
+EXIT_STOPPED: Final = 75  # EX_TEMPFAIL of sysexits.h: saved, the same command goes on from here
 
 
 @dataclass(frozen=True)

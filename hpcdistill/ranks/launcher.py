@@ -10,8 +10,8 @@ import psutil
 from hpcdistill.errors import UserError
 
 
-def check_launcher() -> None:
-    """Raise UserError when a launcher was asked for several processes and one was started.
+def check_launcher(module: str) -> None:
+    """Raise UserError when a launcher was asked for several processes and one was started, which runs `module`.
 
     `accelerate launch` does so silently with `--cpu`: without an MPI launcher its `--num_processes` is ignored. And
     SLURM starts an sbatch script once, however many tasks it has.
@@ -32,7 +32,7 @@ def check_launcher() -> None:
     if asked > 1:
         raise UserError(
             f"accelerate launch was asked for {asked} processes and started one (--cpu ignores --num_processes); "
-            f"use `torchrun --nproc-per-node {asked} -m hpcdistill.train ...`"
+            f"use `torchrun --nproc-per-node {asked} -m {module} ...`"
         )
 
 

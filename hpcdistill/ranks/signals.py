@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 import time
 from types import FrameType
 from typing import Final
@@ -12,49 +14,66 @@ import torch
 from accelerate import Accelerator
 
 from hpcdistill.console import is_main_process
+from hpcdistill.ranks import watch
+from hpcdistill.ranks.failure import EXIT_STOPPED as EXIT_STOPPED
 
-EXIT_STOPPED: Final = 75  # EX_TEMPFAIL of sysexits.h: saved, the same command goes on from here
+EXIT_INTERRUPTED: Final = 130  # command.EXIT_INTERRUPTED, which is above this
 # SLURM's time limit and preemption (SIGTERM, or what `sbatch --signal` names), Ctrl-C, submitit (SIGUSR2).
 STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 PACE: Final = 1.0  # seconds between two agreements of the ranks
-MOST_STEPS: Final = 100
+MOST_STEPS: Final = 20
 ECHO: Final = 1.0  # seconds within which a second SIGINT under a launcher is the first one again
+STUCK: Final = 3.0  # seconds after which a second SIGINT has not reached the main thread: it waits in a collective call
 
 
 class StopSignals:
-    """Catches the signals in STOPPING while in use; a second SIGINT stops at once."""
+    """Catches the signals in STOPPING while in use; a second SIGINT stops at once.
+
+    Python calls a handler when its main thread comes back from whatever it waits in, which may be a collective call
+    that nobody answers. So a thread listens, too: it sets the flag, has the watch pass it on to the other ranks, and
+    ends the process where a second SIGINT finds the main thread stuck.
+    """
 
     def __init__(self) -> None:
         self.received = False
-        self._first = 0.0  # when the first signal came
+        self._first: float | None = None  # when the first signal was handled
         self._previous: dict[signal.Signals, object] = {}
-        self._steps, self._next, self._since = 0, 1, time.monotonic()
+        self._done = threading.Event()
+        self._notice = threading.Lock()  # taken by who says that a signal has come
+        self.restart()
 
     def __enter__(self) -> StopSignals:
         for number in STOPPING:
             self._previous[number] = signal.signal(number, self._receive)
+        ear, self._mouth = socket.socketpair()
+        self._mouth.setblocking(False)
+        self._previous_mouth = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        self._done.clear()
+        threading.Thread(target=self._listen, args=(ear,), name="signals", daemon=True).start()
+        watch.listen(lambda: self.received)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        watch.listen(None)
+        signal.set_wakeup_fd(self._previous_mouth)
+        self._done.set()
+        self._mouth.close()
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            # A launcher ends the others when one rank has failed: they first say who it was, in bounded time.
+            last_words = kind is not None and watch.active() is not None
+            signal.signal(number, signal.SIG_IGN if last_words else handler)  # type: ignore[arg-type]
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        # A launcher passes the terminal's Ctrl-C on to processes that have had it already: that is one, not two.
-        if self.received and number == signal.SIGINT and (now - self._first > ECHO or "RANK" not in os.environ):
-            raise KeyboardInterrupt
-        self._first = self._first if self.received else now
-        if not self.received and is_main_process():
-            # Straight to the terminal: a handler may interrupt whatever holds the console's lock.
-            os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n")
-        self.received = True
+    def restart(self) -> None:
+        """What comes now has a pace of its own, another network's steps, say; call it at the same step on all ranks."""
+        self._steps, self._next, self._since = 0, 1, time.monotonic()
+
+    def told(self) -> bool:
+        """Whether this rank, or within seconds any other, has received a signal. Ranks hear of it one by one."""
+        return self.received or watch.stop_wanted()
 
     def agreed(self, accelerator: Accelerator) -> bool:
         """True on every rank when any rank has received a signal; a collective call with more than one rank."""
-        if accelerator.num_processes == 1:
-            return self.received
-        return self._most(accelerator, float(self.received), 0.0)[0] > 0
+        return on_any_rank(accelerator, self.told())
 
     def agreed_at_step(self, accelerator: Accelerator) -> bool:
         """`agreed`, to be called after every step: the ranks ask one another about once in PACE seconds."""
@@ -64,13 +83,64 @@ class StopSignals:
         if self._steps < self._next:
             return False
         now = time.monotonic()
-        received, seconds = self._most(accelerator, float(self.received), (now - self._since) / self._steps)
+        told, seconds = self._most(accelerator, float(self.told()), (now - self._since) / self._steps)
         # The slowest rank's pace, the same number on all: so all come to the next agreement at the same step.
         self._steps, self._next, self._since = 0, min(MOST_STEPS, max(1, int(PACE / max(seconds, 1e-9)))), now
-        return received > 0
+        return told > 0
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._is_second(number, self._first, now):
+            raise KeyboardInterrupt
+        self._first = now if self._first is None else self._first
+        self._note()
+
+    def _note(self) -> None:
+        self.received = True
+        if is_main_process() and self._notice.acquire(blocking=False):
+            # Straight to the terminal: a handler may interrupt whatever holds the console's lock.
+            os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n")
+
+    def _listen(self, ear: socket.socket) -> None:
+        first: float | None = None
+        with ear:
+            while heard := ear.recv(1):
+                now = time.monotonic()
+                if heard[0] not in STOPPING:
+                    continue
+                if self._is_second(heard[0], first, now) and not self._done.wait(STUCK):
+                    if alone := watch.active():
+                        alone.interrupt("stopped", EXIT_INTERRUPTED)
+                    return
+                first = now if first is None else first
+                self._note()
+
+    def _is_second(self, number: int, first: float | None, now: float) -> bool:
+        """Whether SIGINT has come once more: not as the echo of a launcher, which passes the terminal's Ctrl-C on to
+        processes that have had it already."""
+        again = number == signal.SIGINT and first is not None
+        return again and (now - (first or 0.0) > ECHO or "RANK" not in os.environ)
 
     def _most(self, accelerator: Accelerator, *values: float) -> list[float]:
-        told = torch.tensor(values, device=accelerator.device)
-        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-        largest: list[float] = told.tolist()
-        return largest
+        return _largest(accelerator, *values)
+
+
+def on_any_rank(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether `flag` is set on any rank, the same on all; a collective call with more than one rank."""
+    return flag if accelerator.num_processes == 1 else _largest(accelerator, float(flag))[0] > 0
+
+
+def _largest(accelerator: Accelerator, *values: float) -> list[float]:
+    told = torch.tensor(values, device=accelerator.device)
+    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    largest: list[float] = told.tolist()
+    return largest
+
+
+def _forked() -> None:
+    """A child (a data worker) must not write its own signals to the parent's thread."""
+    if threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -15,17 +15,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, NoReturn
 
-from torch._C._distributed_c10d import Store
-from torch.distributed import DistError
-
 from hpcdistill.console import err
 from hpcdistill.errors import UserError
+from hpcdistill.ranks.board import STORE_ERRORS, Board
 from hpcdistill.ranks.failure import Failure, is_of_a_collective, leave_at_once
 
 EXIT_RANK_LOST: Final = 71  # EX_OSERR of sysexits.h: a rank died or hangs; the same command goes on from the checkpoint
@@ -33,28 +30,27 @@ BEAT: Final = 2.0  # seconds between two signs of life
 LOST_AFTER: Final = 60.0  # seconds without one
 DEAD_AFTER: Final = 3 * BEAT  # the same, when a collective call has broken already
 LAST_WORDS: Final = 10.0  # seconds that others have to say why they failed
-_STORE_LIMIT: Final = timedelta(seconds=20)
-_STORE_ERRORS: Final = (DistError, RuntimeError)
 
 _PACKAGE = Path(__file__).parents[1]
 _active: RankWatch | None = None
+_listeners = 0  # how many have listened for a signal to stop, the same on all ranks
+_listener: tuple[int, Callable[[], bool]] | None = None  # its number, and whether this process has received one
 
 
 class RankWatch:
-    """The watch of one rank; `store` must be a client that nothing else uses."""
+    """The watch of one rank, by way of a `board` that all share."""
 
-    def __init__(self, store: Store, rank: int, ranks: int, stall: float) -> None:
+    def __init__(self, board: Board, rank: int, ranks: int, stall: float) -> None:
         self.rank, self.ranks, self.stall = rank, ranks, stall
         self.host = socket.gethostname()
-        self._store = store
-        store.set_timeout(_STORE_LIMIT)
-        self._lock = threading.Lock()
+        self._board = board
         self._ending: int | None = None  # the thread that ends this process
         self._ending_lock = threading.Lock()
         self._done = threading.Event()
         self._progress = time.monotonic()  # when the main thread last went on
         self._patient = 0  # depth of `patient`
         self._turns = 0
+        self._stopping = 0  # the listener whose ranks are to stop
         self._answered = time.monotonic()  # when the store last did
         self._exit: tuple[float, int] | None = None  # end at this time with this code, whatever still hangs
         self._before_exit: list[Callable[[], None]] = []
@@ -63,12 +59,12 @@ class RankWatch:
             threading.Thread(target=work, name=name, daemon=True)
             for name, work in (("rank-watch", self._watch), ("store-watch", self._watch_store))
         ]
-        self._set(f"beat/{rank}", self._sign_of_life(0))
+        self._board.set(f"beat/{rank}", self._sign_of_life(0))
 
     def start(self) -> None:
         """Begin, when all ranks have made theirs."""
         global _active
-        self._first_host = json.loads(self._get("beat/0"))["host"]
+        self._first_host = json.loads(self._board.get("beat/0"))["host"]
         self._progress = self._answered = time.monotonic()
         _active = self
         for thread in self._threads:
@@ -99,21 +95,31 @@ class RankWatch:
 
     def mark(self, name: str) -> None:
         """Tell all ranks that `name` has happened."""
-        self._set(f"mark/{name}", "1")
+        self._board.set(f"mark/{name}")
 
     def wait_for(self, name: str) -> None:
-        """Return when a rank has called `mark(name)`, however long that takes."""
-        with self.patient():
-            while not self._has(f"mark/{name}"):
-                time.sleep(0.05)
+        """Return when a rank has called `mark(name)`. It may be patient meanwhile, this one is not: else none hangs."""
+        while not self._board.has(f"mark/{name}"):
+            time.sleep(0.05)
+        self.progress()
+
+    def stop_wanted(self) -> bool:
+        """Whether a rank has received a signal to stop since all began to `listen`."""
+        return (listener := _listener) is not None and self._stopping == listener[0]
+
+    def interrupt(self, message: str, code: int) -> None:
+        """End all ranks from a thread, though the main thread may be stuck; nothing when that is ending already."""
+        if self._ending is None:
+            with contextlib.suppress(*STORE_ERRORS):  # the watch finds that out, too
+                self._end(self._board.publish(Failure(self.rank, self.host, message, code)))
 
     def fail(self, message: str, code: int) -> Failure:
         """Publish why this rank ends; what counts: its words, or those of another that has failed before."""
         self._take_the_end(code)
         own = Failure(self.rank, self.host, message, code)
         try:
-            return self._publish(own)
-        except _STORE_ERRORS:
+            return self._board.publish(own)
+        except STORE_ERRORS:
             return replace(own, told=False)
 
     def speaks(self, failure: Failure) -> bool:
@@ -130,10 +136,10 @@ class RankWatch:
         """
         try:
             if not is_of_a_collective(error):
-                return self._failure(2.0)
-            self._set(f"waiting/{self.rank}", "1")
+                return self._board.failure(2.0)
+            self._board.set(f"waiting/{self.rank}", "1")
             return self._culprit()
-        except _STORE_ERRORS:
+        except STORE_ERRORS:
             return self._store_gone()
 
     def leave_for(self, failure: Failure, line: str | None = None, style: str = "bold red") -> NoReturn:
@@ -141,32 +147,36 @@ class RankWatch:
         too: a launcher kills who is late."""
         self._take_the_end(failure.code)
         if line and self.speaks(failure):
-            err.print(line, style=style, markup=False, soft_wrap=True)
+            with contextlib.suppress(OSError, SystemExit):  # rich's answer to a reader that has left
+                err.print(line, style=style, markup=False, soft_wrap=True)
+        # The first one, who speaks and may hold the store and the run's lock, lets the others go before: nobody may
+        # take the run over while a rank of ours is still in it.
+        first, *others = [r for r in range(self.ranks) if r not in failure.lost] or [self.rank]
+        with contextlib.suppress(*STORE_ERRORS):
+            if failure.told and self.rank == first:
+                self._board.set(f"left/{first}")
+                self._board.await_all([f"left/{rank}" for rank in others], LAST_WORDS)
         tidying = threading.Thread(target=self._tidy_up, daemon=True)  # what hangs may be the disk
         tidying.start()
         tidying.join(LAST_WORDS / 2)
-        with contextlib.suppress(*_STORE_ERRORS):
-            if failure.told:
-                # The first one, who speaks and may hold the store, lets the others go before.
-                first, *others = [r for r in range(self.ranks) if r not in failure.lost] or [self.rank]
-                if self.rank == first:
-                    self._set(f"left/{self.rank}", "1")
-                    self._await_left(others)
-                else:
-                    self._await_left([first])
-                    self._set(f"left/{self.rank}", "1")
+        with contextlib.suppress(*STORE_ERRORS):
+            if failure.told and self.rank != first:
+                self._board.await_all([f"left/{first}"], LAST_WORDS)
+                self._board.set(f"left/{self.rank}")
         leave_at_once(failure.code)
 
     def stop(self) -> None:
         """End the watch in good order: together, as a launcher kills who is late, the store's process last."""
         global _active
         others = range(1, self.ranks)
-        with self.patient(), contextlib.suppress(*_STORE_ERRORS):
+        with contextlib.suppress(*STORE_ERRORS):
             if self.rank == 0:
-                self._set("left/0", "1")
-            while not all(self._has(f"left/{rank}") for rank in (others if self.rank == 0 else (0,))):
-                time.sleep(0.05)  # a rank that dies now is noticed by the thread
-            self._set(f"left/{self.rank}", "1")
+                self._board.set("left/0")
+            while not self._board.has(*(f"left/{rank}" for rank in (others if self.rank == 0 else (0,)))):
+                time.sleep(0.05)  # a rank that dies or hangs now is noticed by the thread
+            if failure := self._board.failure():  # who fails leaves, too
+                self.leave_for(failure, f"error: {failure.seen_by(self.rank)}")
+            self._board.set(f"left/{self.rank}")
         self._done.set()
         for thread in self._threads:
             thread.join(2 * BEAT)
@@ -182,8 +192,9 @@ class RankWatch:
             try:
                 if self._ending is not None:
                     return
-                if failure := self._failure(0.0):
+                if failure := self._board.failure():
                     self._end(failure)
+                self._pass_on_the_stop()
                 now = time.monotonic()
                 if now - before > DEAD_AFTER:  # this process has slept (a suspended job), and so may have the others
                     seen = ("", now)
@@ -191,19 +202,29 @@ class RankWatch:
                 before = now
                 if now >= next_beat:
                     number, next_beat = number + 1, now + BEAT
-                    self._set(f"beat/{self.rank}", self._sign_of_life(number))
-                    sign = self._get(f"beat/{neighbour}")
-                    if sign != seen[0] or self._has(f"left/{neighbour}"):
+                    self._board.set(f"beat/{self.rank}", self._sign_of_life(number))
+                    sign = self._board.get(f"beat/{neighbour}")
+                    if sign != seen[0] or self._board.has(f"left/{neighbour}"):
                         seen = (sign, now)
                     elif now - seen[1] > LOST_AFTER:
                         said = f"{self._name(neighbour)} has given no sign of life for {LOST_AFTER:.0f} s"
-                        self._publish(Failure(-1, self.host, said, EXIT_RANK_LOST, (neighbour,)))
+                        self._board.publish(Failure(-1, self.host, said, EXIT_RANK_LOST, (neighbour,)))
                     if self._standing() > self.stall:
                         self._judge_stall()
                 self._answered = time.monotonic()
-            except _STORE_ERRORS:
+            except STORE_ERRORS:
                 if not self._done.is_set():
                     self._end(self._store_gone())
+
+    def _pass_on_the_stop(self) -> None:
+        """One rank's signal is all ranks' soon, also while they do not talk to one another: in an evaluation, say."""
+        if (listener := _listener) is None or self._stopping == listener[0]:
+            return
+        number, told = listener[0], listener[1]()
+        if told:
+            self._board.set(f"stop/{number}")
+        if told or self._board.has(f"stop/{number}"):
+            self._stopping = number
 
     def _watch_store(self) -> None:
         """A store whose process is stopped leaves its clients waiting without a limit."""
@@ -263,36 +284,38 @@ class RankWatch:
 
     def _judge_stall(self) -> None:
         """The ranks hang when none of them goes on: one that does lets the others wait for good reason."""
-        signs = [json.loads(self._get(f"beat/{rank}")) for rank in range(self.ranks)]
-        if all(sign["stands"] > self.stall for sign in signs):
-            each = "; ".join(f"rank {rank} ({sign['host']}) in {sign['at']}" for rank, sign in enumerate(signs))
+        there = [rank for rank in range(self.ranks) if rank == self.rank or not self._board.has(f"left/{rank}")]
+        signs = {rank: json.loads(self._board.get(f"beat/{rank}")) for rank in there}
+        if all(sign["stands"] > self.stall for sign in signs.values()):
+            each = "; ".join(f"rank {rank} ({sign['host']}) in {sign['at']}" for rank, sign in signs.items())
+            each += "".join(f"; rank {rank} has come to its end" for rank in range(self.ranks) if rank not in signs)
             said = f"no rank has gone on for {self.stall:.0f} s (train.timeout): {each}"
-            self._publish(Failure(-1, self.host, said, EXIT_RANK_LOST))
+            self._board.publish(Failure(-1, self.host, said, EXIT_RANK_LOST))
 
     def _culprit(self) -> Failure | None:
         """Who broke the collective call that this rank was waiting in."""
         start = time.monotonic()
         seen: dict[int, tuple[str, float]] = {}  # rank -> its last sign of life, and when it came
         while True:
-            if failure := self._failure(0.0):
+            if failure := self._board.failure():
                 return failure
-            silent = [rank for rank in range(self.ranks) if not self._has(f"waiting/{rank}")]
+            silent = [rank for rank in range(self.ranks) if not self._board.has(f"waiting/{rank}")]
+            if not silent:
+                return None  # all have met it: what it says is what happened
             now = time.monotonic()
             for rank in silent:
-                if (sign := self._get(f"beat/{rank}")) != seen.get(rank, ("", 0.0))[0]:
+                if (sign := self._board.get(f"beat/{rank}")) != seen.get(rank, ("", 0.0))[0]:
                     seen[rank] = (sign, now)
             if dead := [rank for rank in silent if now - seen[rank][1] > DEAD_AFTER]:
                 names = ", ".join(map(self._name, dead))
                 said = f"{names} died without a word (killed? out of memory?); see its log"
-                return self._publish(Failure(-1, self.host, said, EXIT_RANK_LOST, dead))
+                return self._board.publish(Failure(-1, self.host, said, EXIT_RANK_LOST, dead))
             if now - start > LAST_WORDS:
                 break
             time.sleep(0.2)
-        if not silent:
-            return None  # all have met it: what it says is what happened
         each = "; ".join(f"{self._name(rank)} in {json.loads(seen[rank][0])['at']}" for rank in silent)
         said = f"the other ranks waited in vain: {each}"
-        return self._publish(Failure(-1, self.host, said, EXIT_RANK_LOST))
+        return self._board.publish(Failure(-1, self.host, said, EXIT_RANK_LOST))
 
     def _store_gone(self, how: str = "is gone") -> Failure:
         holder = f"rank 0 ({self._first_host})"
@@ -302,47 +325,29 @@ class RankWatch:
         return Failure(-1, self.host, said, EXIT_RANK_LOST, (0,), told=False)
 
     def _name(self, rank: int) -> str:
-        return f"rank {rank} ({json.loads(self._get(f'beat/{rank}'))['host']})"
-
-    # --- the store ----------------------------------------------------------------------------------------------------
-
-    def _publish(self, failure: Failure) -> Failure:
-        """The first words count: what fails afterwards is probably a consequence. Those that count."""
-        with self._lock:
-            found: bytes = self._store.compare_set("failure", "", json.dumps(asdict(failure)))
-        return Failure(**json.loads(found))
-
-    def _failure(self, seconds: float) -> Failure | None:
-        """What has been published, waiting for it at most so long."""
-        end = time.monotonic() + seconds
-        while not self._has("failure"):
-            if time.monotonic() >= end:
-                return None
-            time.sleep(0.2)
-        return Failure(**json.loads(self._get("failure")))
-
-    def _await_left(self, ranks: Sequence[int]) -> None:
-        end = time.monotonic() + LAST_WORDS
-        while time.monotonic() < end and not all(self._has(f"left/{rank}") for rank in ranks):
-            time.sleep(0.05)
-
-    def _set(self, key: str, value: str) -> None:
-        with self._lock:
-            self._store.set(key, value)
-
-    def _get(self, key: str) -> str:
-        with self._lock:
-            content: bytes = self._store.get(key)
-            return content.decode()
-
-    def _has(self, key: str) -> bool:
-        with self._lock:
-            return bool(self._store.check([key]))
+        return f"rank {rank} ({json.loads(self._board.get(f'beat/{rank}'))['host']})"
 
 
 def active() -> RankWatch | None:
     """The watch of this process; None when it is alone."""
     return _active
+
+
+def listen(told: Callable[[], bool] | None) -> None:
+    """Have `told`, whether this process is to stop, asked about twice a second and passed on; None: no longer."""
+    global _listener, _listeners
+    _listeners += told is not None
+    _listener = (_listeners, told) if told else None
+
+
+def told_here() -> bool:
+    """Whether this process itself has received a signal to stop."""
+    return (listener := _listener) is not None and listener[1]()
+
+
+def stop_wanted() -> bool:
+    """`RankWatch.stop_wanted`, where there is a watch."""
+    return _active is not None and _active.stop_wanted()
 
 
 def before_exit(work: Callable[[], None]) -> None:

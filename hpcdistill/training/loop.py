@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,6 +42,8 @@ from hpcdistill.training.precision import precision_of
 from hpcdistill.training.progress import TrainingProgress
 from hpcdistill.training.run_folder import RunFolder
 from hpcdistill.training.underflow import UnderflowWatch
+
+LONGEST_SAVE = 10.0  # seconds that an error waits for a checkpoint that is being saved
 
 
 class Reader(Protocol):
@@ -120,14 +123,14 @@ def train(
     listening = contextlib.nullcontext(signals) if signals else StopSignals()
     with (
         deterministic(config.deterministic, device),
-        contextlib.closing(checkpoints),
+        _closing(checkpoints, accelerator),
         listening as signals,
         TrainingProgress(name, position.step, steps, config.batch_size) as progress,
     ):
 
         def told_to_stop() -> bool:
             watch.progress()
-            return signals.received
+            return signals.told()
 
         def measure() -> None:
             """Evaluate; when a signal interrupts it, the position says that it is still due."""
@@ -144,10 +147,12 @@ def train(
                 say(f"{name}: stopped at step {position.step} of {steps}; the same command goes on from here")
                 return Outcome(False, position, progress.images_per_second)
         earlier_seconds = position.seconds
+        signals.restart()
         for step, batch in zip(range(position.step, steps), loader, strict=True):
             segment, segment_start = next((s, start) for s, start, end in segments if step < end)
             if step == segment_start:
                 _enter(segment, method, evaluated, folder, accelerator)
+                signals.restart()
             torch.manual_seed(step_seed(seed, step, accelerator.process_index))
             first = step * config.batch_size + accelerator.process_index * share
             batch = {"number": torch.arange(first, first + share), **batch}  # which of the run's draws they are
@@ -221,6 +226,24 @@ def train(
         freezer.release()
         save_generators(evaluated, "last", folder, accelerator, position.step)
         return Outcome(True, position, progress.images_per_second)
+
+
+@contextlib.contextmanager
+def _closing(checkpoints: Checkpoints, accelerator: Accelerator) -> Iterator[None]:
+    """Wait for the background save at the end; after an error not for long, as the other ranks wait for its words."""
+    try:
+        yield
+    except BaseException:
+        closing = threading.Thread(target=_close_quietly, args=(checkpoints,), daemon=True)
+        closing.start()
+        closing.join(LONGEST_SAVE if accelerator.num_processes > 1 else None)
+        raise
+    checkpoints.close()
+
+
+def _close_quietly(checkpoints: Checkpoints) -> None:
+    with contextlib.suppress(UserError, OSError):  # an error that came before it counts
+        checkpoints.close()
 
 
 def _newest(checkpoints: Checkpoints, accelerator: Accelerator) -> Checkpoint | None:

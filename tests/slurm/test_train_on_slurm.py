@@ -177,6 +177,8 @@ def stand_in(tmp_path: Path) -> Path:
         "#!/usr/bin/env bash\n"
         'shift 2; case "$1" in\n'
         "    fails) exit 3 ;;\n"
+        '    hangs) if [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then exit 71; fi; exit 0 ;;\n'
+        '    killed) if [ "${SLURM_RESTART_COUNT:-0}$SLURM_PROCID" = 00 ]; then kill -KILL $$; fi; exit 0 ;;\n'
         '    stops) if [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then sleep $SLURM_PROCID; exit 75; fi; exit 0 ;;\n'
         "    waits) trap 'exit 75' USR1; touch waiting; while true; do sleep 0.1; done ;;\n"
         "    array) echo once >> starts-$SLURM_ARRAY_TASK_ID\n"
@@ -187,6 +189,13 @@ def stand_in(tmp_path: Path) -> Path:
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return program
+
+
+@pytest.mark.parametrize("how", ["hangs", "killed"])
+def test_lost_ranks_are_requeued(how: str, cluster: Cluster, stand_in: Path, tmp_path: Path) -> None:
+    job = _submit(cluster, stand_in, tmp_path, "--ntasks-per-node=2", SCRIPT, how)
+    ended = cluster.wait_for(job, lambda shown: shown["JobState"] in ("COMPLETED", "FAILED"), 60)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), (tmp_path / f"{job}.log").read_text()
 
 
 def test_other_exit_codes_are_not_requeued(cluster: Cluster, stand_in: Path, tmp_path: Path) -> None:

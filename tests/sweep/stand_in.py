@@ -9,7 +9,8 @@ import json, os, pathlib, shlex, signal, sys, time
 config = pathlib.Path(sys.argv[1])
 values = json.loads(config.read_text())
 name = values["name"]
-print(name, sys.argv[2:], {key: os.environ.get(key) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")},
+shown = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "HPCDISTILL_DATA")
+print(name, sys.argv[2:], {key: os.environ.get(key) for key in shown},
       "gpu", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 run = pathlib.Path(values["runs"]) / (name + "-" + config.parent.name)
 if name.startswith("waits"):
@@ -27,6 +28,11 @@ if name.startswith("fails"):
     sys.exit(2)
 if name.startswith("dies"):
     os.kill(os.getpid(), signal.SIGKILL)
+if name.startswith("loses"):
+    if os.environ.get("RANK") == "1":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    print("error: rank 1 is lost", flush=True)
+    sys.exit(71)
 if name.startswith("stops"):
     sys.exit(75)
 if os.environ.get("RANK", "0") == "0":

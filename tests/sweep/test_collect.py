@@ -11,10 +11,13 @@ from made_runs import NAME, PSNR, age, grid, plan, run_cell, save_identity, save
 
 from hpcdistill.config import load_config, to_yaml
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.grids.grid import Cell, Metric
+from hpcdistill.methods import METHODS
+from hpcdistill.sweep.grids.grid import Cell, Metric, load_grid
+from hpcdistill.sweep.grids.plan import make_plan
 from hpcdistill.sweep.plan_key import plan_key
 from hpcdistill.sweep.results.collect import Summary, best_rows, collect, describe_protocol
 from hpcdistill.sweep.results.run_results import find_results
+from hpcdistill.sweep.results.tables import lay_out, notes
 from hpcdistill.sweep.watch.status import TaskStatus
 
 
@@ -154,6 +157,40 @@ def test_key_of_an_old_result(tmp_path: Path) -> None:
     found = find_results(tmp_path)
     assert {run.folder: run.key for run in found.runs} == {folder: plan_key(loaded), stray: None}
     assert list(found.by_key) == [plan_key(loaded)]
+
+
+def test_an_old_result_of_another_version_of_its_method_has_no_key(tmp_path: Path) -> None:
+    """Its numbers are of other code: they are no cell's of today."""
+    loaded = load_config(["configs/fsrcnn/x4.yaml"])
+    version = METHODS[loaded.config.method.name].version
+    folders = {}
+    for name, trained in (("old", version - 1), ("now", version)):
+        folders[name] = save_run(tmp_path, name, 30.0, key=None)
+        (folders[name] / "config.yaml").write_text(to_yaml(loaded.config), encoding="utf-8")
+        identity = {"identity": {"data": ["d1"], "version": trained}}
+        (folders[name] / "environment.json").write_text(json.dumps(identity), encoding="utf-8")
+    found = find_results(tmp_path)
+    assert {run.folder: run.key for run in found.runs} == {folders["old"]: None, folders["now"]: plan_key(loaded)}
+    assert found.runs[0].data == {"training data": ("d1",)}
+
+
+def test_how_to_measure_what_a_finished_run_lacks(tmp_path: Path) -> None:
+    """A later grid wants a test set that the run, which is not trained again, knew nothing of."""
+    path = tmp_path / "late.yaml"
+    path.write_text(
+        "title: Late\nmetrics: {psnr: {of: student/late set/psnr, better: higher}}\nbase: configs/fsrcnn/x4.yaml\n"
+        "set: ['data.eval.late set=data/late set']\ncells: [{labels: {method: FSRCNN}}]\n",
+        encoding="utf-8",
+    )
+    made = make_plan([load_grid(path)])
+    [key] = made.runs
+    folder = save_run(tmp_path / "runs", key, 30.0)
+    (table,) = collect(made, find_results(tmp_path / "runs"), {})
+    command = f"python -m hpcdistill.evaluate {folder} --generator student --data 'data/late set'"
+    assert table.unmeasured == (f"{folder.name} has finished without late set; `{command}` measures it",)
+    assert f"Not measured: {table.unmeasured[0]}." in notes(lay_out(table))
+    save_run(tmp_path / "runs", f"{key}-again", {"student/late set/psnr": 31.0}, key=key)
+    assert collect(made, find_results(tmp_path / "runs"), {})[0].unmeasured == ()
 
 
 def test_the_later_of_two_counts(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from made_runs import NAME, PSNR, grid, plan, run_cell, save_run
 from PIL import Image
 from test_report import Strict
 
+from hpcdistill.config import load_config, to_yaml
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.grids.grid import Cell, Metric, load_grid
 from hpcdistill.sweep.grids.plan import make_plan
@@ -214,6 +216,34 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "run-broken/result.json: damaged" in capsys.readouterr().err
     assert collected(tmp_path, *arguments, "--strict")[0] == 1
     assert "run-broken/result.json" in (out / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_command_prints_labels_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`[/b]` would end in a traceback, `[red]` would be gone."""
+    path = tmp_path / "own [red].yaml"
+    text = GRID.replace("axes:", 'within: [part]\naxes:\n  part: {"[/b]": {}}').replace(
+        "- {rate", '- {part: "[/b]", rate'
+    )
+    path.write_text(text, encoding="utf-8")
+    for number, key in enumerate(make_plan([load_grid(path)]).runs):
+        save_run(tmp_path / "runs", key, 30.0 + number)
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--grid", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "own [red]" in shown
+    assert "[/b]" in shown
+
+
+def test_the_data_root_may_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that the variable does not reach: an old result's key is that of its place below the data root."""
+    monkeypatch.setenv("HPCDISTILL_DATA", str(tmp_path / "packed"))
+    old = load_config(["configs/fsrcnn/x4.yaml", "method.optimizer.learning_rate=0.0001"])
+    folder = save_run(tmp_path / "runs", "old", 30.0, key=None)
+    (folder / "config.yaml").write_text(to_yaml(old.config), encoding="utf-8")
+    monkeypatch.setenv("HPCDISTILL_DATA", str(tmp_path / "elsewhere"))
+    _, out = collected(tmp_path, "--grid", str(tmp_path / "mine.yaml"), "--data-root", str(tmp_path / "packed"))
+    content = json.loads((out / "tables" / "mine.json").read_text(encoding="utf-8"))
+    assert content["cells"][0]["runs"][0]["state"] == "finished"
+    assert os.environ["HPCDISTILL_DATA"] == str(tmp_path / "packed")
 
 
 def test_command_with_bad_input(tmp_path: Path) -> None:

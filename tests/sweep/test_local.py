@@ -15,8 +15,10 @@ import pytest
 from stand_in import put_stand_in
 from toy_sweep import put_grid
 
-from hpcdistill.sweep.jobs import local
+from hpcdistill.errors import UserError
+from hpcdistill.sweep.jobs import attempt, local
 from hpcdistill.sweep.jobs.submit import main
+from hpcdistill.sweep.jobs.task_folder import TaskFolder, write_task
 from hpcdistill.sweep.watch.slurm_queue import Queue
 from hpcdistill.sweep.watch.status import task_statuses
 
@@ -146,6 +148,36 @@ def test_a_sweep_that_runs_is_not_started_twice(here: Here) -> None:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode == 75
+
+
+def test_it_gives_other_hosts_a_sign_of_life(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "BEAT_S", 0.5)
+    monkeypatch.setenv("STAND_IN_SECONDS", "0.5")
+    assert main(["toy.yaml", "--local"]) == 0  # one after the other: some seconds
+    plan = next(here.folder.glob("sweeps/submissions/*/plan.json"))
+    assert plan.with_name("alive").stat().st_mtime > plan.stat().st_mtime + 1
+
+
+def test_a_running_attempt_gives_a_sign_of_life(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "BEAT_S", 0.2)
+    task = TaskFolder(here.folder / "tasks" / "aaa")
+    write_task(task.path, {"name": "waits", "runs": "runs"}, None)
+    started = attempt.Attempt(task, 1, cwd=here.folder)
+    started.start()
+    try:
+        os.utime(task.path / "state.json", (1, 1))
+        until(lambda: started.poll() is None and (task.path / "state.json").stat().st_mtime > 1)
+    finally:
+        started.kill()
+
+
+def test_scratch_with_an_unset_variable_is_refused_at_once(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    (here.folder / "here.yaml").write_text("gpus_per_node: 0\nset: [train.device=cpu]\nscratch: $NOT_THERE/x\n")
+    with pytest.raises(UserError, match=r"scratch: \$NOT_THERE/x: not set on"):
+        main(["toy.yaml", "--local", "--cluster", "./here.yaml"])
+    assert here.states() == {}
+    assert not list(here.folder.glob("sweeps/submissions/*"))
 
 
 def start(here: Here, *words: str) -> subprocess.Popen[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import yaml
 
 from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
+from hpcdistill.sweep.grids.grid import load_grids
+from hpcdistill.sweep.grids.plan import make_plan
 from hpcdistill.sweep.jobs.profile import CollectShape, Profile, Shape, load_profile
 
 CLONE = Path(__file__).resolve().parents[2]
@@ -45,6 +49,9 @@ def test_the_default_profile_names_every_key_with_its_default() -> None:
         ("nodes: 0\n", "nodes: expected greater than or equal to 1, got 0"),
         ("hours: a day\n", 'hours: expected a valid number, unable to parse string as a number, got "a day"'),
         ("set: [cpu]\n", "'cpu' is not an override; write key=value"),
+        ("sbatch: {array: 0-3}\n", "'array' is set by the sweep itself; use the key parallel or array"),
+        ("sbatch: {dependency: 'afterok:1'}\n", "'dependency' is set by the sweep itself; leave it out"),
+        ("sbatch: {--ntasks_per_node: 3}\n", "is set by the sweep itself; use the key tasks_per_node"),
         ("- nodes\n", "expected `key: value` lines"),
         ("nodes: [\n", "not valid YAML"),
     ],
@@ -98,3 +105,22 @@ def test_what_fits(profile: dict[str, object], overrides: list[str], said: str |
         return
     with pytest.raises(UserError, match=said):
         Profile.model_validate(profile).check_fits(config)
+
+
+def test_the_profiles_that_are_shown_fit_the_papers_grids() -> None:
+    shown = re.search(r"^    partition: gpu\n(?:    .*\n)+", (CLONE / "docs/cluster.md").read_text(), re.MULTILINE)
+    said = re.search(r"^shapes:.*: (\{\".*\}\})$", (CLONE / "slurm/clusters/default.yaml").read_text(), re.MULTILINE)
+    assert shown
+    assert said
+    plan = make_plan(load_grids())
+    for values in (yaml.safe_load(shown[0]), {"shapes": yaml.safe_load(said[1])}):
+        profile = Profile.model_validate(values)
+        assert profile.shapes
+        for pattern in profile.shapes:
+            assert any(fnmatch.fnmatchcase(run.name, pattern) for run in plan.runs.values()), f"{pattern} fits no run"
+        for run in plan.runs.values():
+            profile.check_fits(run.loaded.config)
+
+
+def test_further_options_of_sbatch_are_taken() -> None:
+    assert Profile.model_validate({"sbatch": {"exclude": "n7", "mail-type": "END"}}).sbatch["exclude"] == "n7"

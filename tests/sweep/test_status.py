@@ -102,6 +102,11 @@ def write(file: Path, content: Any) -> None:
     file.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
+def age(file: Path, seconds: float) -> None:
+    """By the clock and not by NOW: long before this file's tests, another file's may have been at work."""
+    os.utime(file, (time.time() - seconds,) * 2)
+
+
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
     return Sweep(tmp_path)
@@ -332,7 +337,7 @@ def test_the_lock_s_heartbeat_tells_of_other_hosts(sweep: Sweep) -> None:
     lock = sweep.runs / "toy-a" / "lock.json"
     write(lock, {})
     assert sweep.look("a").state == "running"
-    os.utime(lock, (NOW - 1200, NOW - 1200))
+    age(lock, 1200)
     status = sweep.look("a")
     assert status.state == "failed"
     assert "no sign of life from node1 for 20 min" in str(status.reason)
@@ -362,6 +367,32 @@ def test_what_the_local_runner_has_not_come_to_is_queued(sweep: Sweep, process: 
     process.kill()
     process.wait()
     assert sweep.look("a").state == "missing"
+
+
+def test_a_local_runner_of_another_host_counts_while_it_gives_signs(sweep: Sweep) -> None:
+    sweep.submission({}, at=NOW - 7200, keys=["a"], local={"host": "node1", "pid": 7}, queue=["a"])
+    assert sweep.look("a").state == "missing", "two hours without a sign"
+    alive = sweep.folder / "submissions" / "one" / "alive"
+    alive.touch()
+    assert sweep.look("a").state == "queued"
+    age(alive, 1200)
+    assert sweep.look("a").state == "missing"
+    sweep.submission({}, "two", at=time.time(), keys=["a"], local={"host": "node1", "pid": 7}, queue=["a"])
+    assert sweep.look("a").state == "queued", "it has just begun"
+
+
+def test_a_run_of_another_host_without_a_run_folder_is_known_by_its_state_and_log(sweep: Sweep) -> None:
+    sweep.state("a", "running", run=None, log=None)
+    state = sweep.folder / "tasks" / "a" / "state.json"
+    assert sweep.look("a").state == "running"
+    age(state, 1200)
+    assert "no sign of life from node1 for 20 min" in str(sweep.look("a").reason)
+    sweep.state("b", "running", run=None)
+    log = sweep.log("b", "staging\n")
+    age(sweep.folder / "tasks" / "b" / "state.json", 1200)
+    assert sweep.look("b").state == "running"
+    age(log, 900)
+    assert "no sign of life from node1 for 15 min" in str(sweep.look("b").reason)
 
 
 # Damaged files
@@ -508,6 +539,19 @@ def test_json_has_every_run_with_its_cells(sweep: Sweep, capsys: pytest.CaptureF
         {"grid": "g", "title": "a, x4", "seed": 0},
         {"grid": "h", "title": "same", "seed": 1},
     ]
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_cells_of_one_title_are_told_apart_by_their_labels(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [
+        {"title": "x4", "labels": {"student": "x4"}, "seed": 0, "key": "a"},
+        {"title": "x4", "labels": {"teacher": "x4"}, "seed": 0, "key": "b"},
+    ]
+    sweep.submission({}, at=NOW - 9, grids={"g": {"cells": cells}}, keys=["a", "b"])
+    again = [cells[0] | {"key": "c"}, cells[1]]  # the grid's first cell is another run now
+    sweep.submission({}, "two", at=NOW, grids={"g": {"cells": again}}, keys=["b", "c"])
+    assert watch_sweep.main([*command(sweep, "--json")]) == 0
+    assert sorted(run["key"] for run in json.loads(capsys.readouterr().out)["runs"]) == ["b", "c"]
 
 
 @pytest.mark.usefixtures("no_slurm")

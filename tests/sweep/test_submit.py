@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 from toy_sweep import put_grid, put_slurm
 
@@ -19,6 +21,8 @@ from hpcdistill.command import run_command
 from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.jobs.submit import collect_command, main
+from hpcdistill.sweep.jobs.task import Command
+from hpcdistill.sweep.jobs.task_folder import utc
 from hpcdistill.sweep.plan_key import plan_key
 
 CLONE = Path(__file__).resolve().parents[2]
@@ -85,14 +89,16 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 def test_a_grid_is_one_array_a_stage_and_the_collector(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    assert site.submit("--parallel", "2") == 0
-    stage0, stage1, last = site.options()
-    assert (stage0["array"], stage1["array"]) == ("0-2%2", "0-3%2")
-    assert "dependency" not in stage0
-    assert stage1["dependency"] == "afterany:101", "two students of one teacher do not pair with it"
-    assert last["dependency"] == "afterany:101:102"
+    assert site.submit("--parallel", "3") == 0
+    teachers, alone, students, last = site.options()
+    assert (teachers["array"], students["array"]) == ("0-1%2", "0-3%3")
+    assert "array" not in alone
+    assert "dependency" not in teachers
+    assert "dependency" not in alone
+    assert students["dependency"] == "afterany:101", "two students of one teacher do not pair with it"
+    assert last["dependency"] == "afterany:101:102:103"
     assert "array" not in last
-    for options in (stage0, stage1):
+    for options in (teachers, alone, students):
         assert options["signal"] == "USR2@120"
         assert "requeue" in options
         assert (options["nodes"], options["ntasks-per-node"], options["cpus-per-task"]) == ("1", "1", "4")
@@ -104,12 +110,12 @@ def test_a_grid_is_one_array_a_stage_and_the_collector(site: Site, capsys: pytes
     assert f"export PYTHONPATH={CLONE}" in script
     plan = site.plan()
     assert len(plan["runs"]) == len(plan["jobs"]) == 7
-    assert sorted(plan["jobs"].values()) == [*(f"101_{n}" for n in range(3)), *(f"102_{n}" for n in range(4))]
-    assert plan["collector"] == "103"
+    assert sorted(plan["jobs"].values()) == ["101_0", "101_1", "102", *(f"103_{n}" for n in range(4))]
+    assert plan["collector"] == "104"
     assert plan["profile"]["name"] == "./here.yaml"
     assert plan["environment"]["packages"]["submitit"]
     assert [len(grid["cells"]) for grid in plan["grids"].values()] == [6]
-    assert "103" in capsys.readouterr().err
+    assert "104" in capsys.readouterr().err
     for key, run in plan["runs"].items():
         config = site.folder / "sweeps" / "tasks" / key / "config.json"
         assert plan_key(load_config([str(config)])) == key
@@ -118,17 +124,17 @@ def test_a_grid_is_one_array_a_stage_and_the_collector(site: Site, capsys: pytes
     # The pickles lie where submitit looks for them on the node, and can be read there.
     jobs = next(site.folder.glob("sweeps/submissions/*/jobs"))
     assert sorted(path.name for path in jobs.glob("*/*.pkl")) == sorted(
-        [*(f"{job}_submitted.pkl" for job in plan["jobs"].values()), "103_submitted.pkl"]
+        [*(f"{job}_submitted.pkl" for job in plan["jobs"].values()), "104_submitted.pkl"]
     )
 
 
 def test_students_that_pair_with_their_teachers_wait_for_them_alone(site: Site) -> None:
     site.grid.write_text(site.grid.read_text().replace('"2": {set: [method.weight_vid=2e-6]}', ""))
     assert site.submit() == 0
-    stage0, stage1, _ = site.options()
-    assert (stage0["array"], stage1["array"]) == ("0-2%3", "0-1%2")
-    assert stage1["dependency"] == "aftercorr:101"
-    assert stage1["kill-on-invalid-dep"] == "yes"
+    teachers, _, students, _ = site.options()
+    assert (teachers["array"], students["array"]) == ("0-1%2", "0-1%2")
+    assert students["dependency"] == "aftercorr:101"
+    assert students["kill-on-invalid-dep"] == "yes"
     plan = site.plan()
     for key, run in plan["runs"].items():
         if run["teacher"]:
@@ -203,7 +209,7 @@ def test_a_dry_run_shows_everything_and_touches_nothing(site: Site, capsys: pyte
     assert site.submit("--dry-run") == 0
     assert sorted(site.folder.rglob("*")) == [path for path in before if not path.is_relative_to(site.slurm / "bin")]
     shown = capsys.readouterr().out
-    for text in ("CARN", "31.90", "reported", "HFRM", "stage0-0", "stage1-0", "#SBATCH --array=0-2%3", "7 distinct"):
+    for text in ("CARN", "31.90", "reported", "HFRM", "stage0-0", "stage1-0", "#SBATCH --array=0-1%2", "7 distinct"):
         assert text in shown, text
     assert "6 cells, 1 of them reported" in " ".join(shown.split())
 
@@ -257,7 +263,7 @@ def test_what_was_submitted_before_a_refusal_is_known(site: Site) -> None:
     (site.slurm / "refuse").write_text("102")
     with pytest.raises(UserError, match=r"here.yaml: sbatch refused: invalid partition specified: nope"):
         site.submit()
-    assert sorted(site.plan()["jobs"].values()) == ["101_0", "101_1", "101_2"]
+    assert sorted(site.plan()["jobs"].values()) == ["101_0", "101_1"]
 
 
 @pytest.mark.parametrize(
@@ -312,8 +318,148 @@ def test_a_thousand_cells_in_ten_seconds(site: Site) -> None:
     seconds = time.monotonic() - begin
     print(f"{seconds:.1f} s")
     assert len(site.plan()["jobs"]) == 1002, "1000 cells, and two teachers that they share"
-    assert len(site.scripts()) == 3, "one call an array, and the collector"
+    assert len(site.scripts()) == 4, "one call an array, and the collector"
     assert seconds < 20, "10 s on a machine of its own"
+
+
+def with_many_alone(site: Site) -> None:
+    """Twenty networks that nothing waits for, beside the two teachers."""
+    cells = [
+        f'  - {{labels: {{encoder: alone, weight: "{n}"}}, base: plain.yaml, set: [train.steps={n + 7}]}}\n'
+        for n in range(20)
+    ]
+    site.grid.write_text(site.grid.read_text() + "".join(cells))
+
+
+def test_students_do_not_wait_for_runs_beside_their_teachers(site: Site) -> None:
+    with_many_alone(site)
+    assert site.submit("--parallel", "8") == 0
+    teachers, alone, students, _ = site.options()
+    assert teachers["array"] == "0-1%2", "not throttled for the many beside them"
+    assert alone["array"] == "0-20%6"
+    assert students["dependency"] == "afterany:101"
+    plan = site.plan()
+    names = {job.partition("_")[0]: plan["runs"][key]["name"] for key, job in plan["jobs"].items()}
+    assert names == {"101": "teacher", "102": "plain", "103": "student"}
+
+
+def test_retry_starts_the_failed_teacher_of_students_in_the_queue(site: Site) -> None:
+    assert site.submit() == 0
+    plan, failed = site.plan(), site.key("teacher", 0)
+    site.end(failed, "failed")
+    in_queue(site, *(job for key, job in plan["jobs"].items() if key != failed))
+    site.forget()
+    assert site.submit("--retry", "failed") == 0
+    assert list(site.plan()["jobs"]) == [failed]
+
+
+def test_no_teacher_is_started_for_students_that_have_finished(site: Site) -> None:
+    assert site.submit() == 0
+    plan, failed = site.plan(), site.key("teacher", 0)
+    for key in plan["runs"]:
+        site.end(key, "failed" if key == failed else "finished")
+    in_queue(site)
+    site.forget()
+    assert site.submit("--retry", "all") == 0
+    assert site.scripts() == []
+
+
+def test_students_of_a_teacher_outside_slurm_are_left(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert site.submit() == 0
+    plan, teacher = site.plan(), site.key("teacher", 0)
+    state = {"key": teacher, "name": "teacher", "state": "running", "attempt": 1, "job": None, "run": None, "log": None}
+    state |= {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "started": utc(),
+        "ended": None,
+        "code": None,
+        "message": None,
+    }
+    place = site.folder / "sweeps" / "tasks" / teacher / "state.json"
+    place.write_text(json.dumps(state))
+    shutil.rmtree(next(site.folder.glob("sweeps/submissions/*")))
+    (site.slurm / "queue").write_text("")
+    site.forget()
+    capsys.readouterr()
+    assert site.submit() == 0
+    students = {key for key, run in plan["runs"].items() if run["teacher"] == teacher}
+    assert set(site.plan()["jobs"]) == set(plan["runs"]) - students - {teacher}
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 its teacher teacher is running outside SLURM: submit again when it has ended" in said
+
+
+def test_ctrl_c_waits_until_the_job_is_written_down(site: Site) -> None:
+    sbatch = site.slurm / "bin" / "sbatch"
+    sbatch.write_text(sbatch.read_text().replace('echo "Submitted', 'kill -INT $PPID\necho "Submitted'))
+    with pytest.raises(KeyboardInterrupt):
+        site.submit()
+    assert len(site.scripts()) == 1
+    assert set(site.plan()["jobs"].values()) == {"101_0", "101_1"}
+
+
+def test_a_dry_run_says_what_its_states_are_worth(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert site.submit("--dry-run") == 0
+    assert "as of the files; SLURM was not asked" in capsys.readouterr().out
+
+
+def test_what_a_grid_says_is_no_markup(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    text = site.grid.read_text().replace("title: Toy", 'title: "Toy [/nope] [red]x"')
+    text = text.replace("encoder: CARN", 'encoder: "CARN [/b] [i]"').replace("{psnr: {of", '{psnr: {label: "[/P]", of')
+    site.grid.write_text(text)
+    assert site.submit("--dry-run") == 0
+    shown = capsys.readouterr().out
+    for said in ("Toy [/nope] [red]x (toy.yaml", "CARN [/b] [i]", "[/P] (paper)"):
+        assert said in shown
+
+
+def test_values_of_the_environment_reach_the_job_as_they_are(site: Site) -> None:
+    site.profile("environment: {A: 'say \"hi\" in $PWD', B: 'back\\slash`x`', C: '\\$HOME'}\n")
+    assert site.submit() == 0
+    lines = [line for line in site.scripts()[0].splitlines() if re.match("export [ABC]=", line)]
+    script = "\n".join([*lines, 'printf "%s\\n" "$A" "$B" "$C"'])
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout.splitlines() == ['say "hi" in /', "back\\slash`x`", "$HOME"]
+
+
+def collector(site: Site) -> Command:
+    """The collecting job of the last submission, as its node would read it."""
+    [file] = sorted(site.folder.glob("sweeps/submissions/*/jobs/collect/*_submitted.pkl"))[-1:]
+    call = cloudpickle.loads(file.read_bytes()).function
+    assert isinstance(call, Command)
+    return call
+
+
+def test_the_collector_of_a_snapshot_works_in_the_copy(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    profile = tmp_path / "snapshot.yaml"
+    profile.write_text("gpus_per_node: 0\nsnapshot: true\n")
+    own = tmp_path / "own.yaml"
+    metrics = "metrics: {psnr: {of: student/set5/psnr, better: higher}}\n"
+    own.write_text(f"title: Own\n{metrics}base: configs/fsrcnn/x4.yaml\ncells: [{{labels: {{method: FSRCNN}}}}]\n")
+    monkeypatch.chdir(CLONE)
+    monkeypatch.setenv("HPCDISTILL_DATA", "data/packed")
+    sweeps = tmp_path / "sweeps"
+    assert main([os.path.relpath(own), "--cluster", str(profile), "--folder", str(sweeps)]) == 0
+    code = next(sweeps.glob("submissions/*/code"))
+    call = collector(site)
+    assert call.cwd == code
+    assert call.command[0] == str(code / "slurm" / "collect.py")
+    words = list(call.command)
+    assert words[1] == str(CLONE / "runs")
+    assert Path(words[words.index("--grid") + 1]).samefile(own)
+    assert Path(words[words.index("--grid") + 1]).is_absolute()
+    assert words[words.index("--folder") + 1] == str(sweeps)
+    assert words[words.index("--data-root") + 1] == "data/packed"
+
+
+def test_the_collector_of_a_snapshot_works_here_when_the_copy_lacks_something(site: Site) -> None:
+    site.profile("snapshot: true\n")
+    assert site.submit() == 0
+    call = collector(site)
+    assert call.cwd == site.folder, "its configurations are not the clone's"
+    assert call.command[0].endswith("/code/slurm/collect.py")
 
 
 def in_queue(site: Site, *jobs: str) -> None:

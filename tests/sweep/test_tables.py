@@ -161,6 +161,14 @@ def test_nothing_in_a_label_breaks_a_format(tmp_path: Path) -> None:
 
 def test_escapes_by_hand() -> None:
     assert escape_latex(r"a_b\c") == r"a\_b\textbackslash{}c"
+    assert escape_latex("two\n\nlines  of\ta title") == "two lines of a title"
+
+
+def test_a_title_over_several_lines_is_one_in_latex(tmp_path: Path) -> None:
+    (table,) = collect(plan(grid([run_cell("a\n\nb")], title="Toys\n\nof 2 lines")), find_results(tmp_path), {})
+    lines = latex(lay_out(table)).splitlines()
+    assert "" not in lines, "an empty line ends the paragraph, which \\caption may not have"
+    assert r"\caption{Toys of 2 lines (A paper, table 3)}" in lines
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,17 @@ from stand_in import put_stand_in
 
 from hpcdistill.config import Loaded, load_config
 from hpcdistill.data.index import Index
+from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
-from hpcdistill.sweep.identity import identify
-from hpcdistill.sweep.jobs.task_folder import TaskFolder, last_words, write_task
+from hpcdistill.sweep.identity import identify, run_folder
+from hpcdistill.sweep.jobs.attempt import Attempt, teacher_run
+from hpcdistill.sweep.jobs.task_folder import TaskFolder, filled_in, last_words, write_task
 from hpcdistill.sweep.plan_key import plan_key
+from hpcdistill.sweep.watch.slurm_queue import Queue
+from hpcdistill.sweep.watch.status import task_statuses
 
 CLONE = Path(__file__).resolve().parents[2]
+PATHS = {"PYTHONPATH": str(CLONE)}
 CALL = "import sys, pickle; call = pickle.load(open(sys.argv[1], 'rb')); print(call())"
 
 
@@ -240,6 +245,116 @@ def test_an_attempt_that_was_given_up_does_not_speak_over_the_next(toy: Toy) -> 
     state = task.state()
     assert state is not None
     assert (state["state"], state["attempt"]) == ("finished", 2)
+
+
+def test_a_run_found_finished_by_its_identity_is_finished(data_root: Path, tmp_path: Path) -> None:
+    """The same data at another place: another key, but training finds the run and starts nothing."""
+    loaded = load_config(["configs/fsrcnn/x2.yaml", "runs=runs"])
+    _index_only(loaded, data_root)
+    key = plan_key(loaded)
+    write_task(tmp_path / "tasks" / key, loaded.config.dump(), None)
+    run = tmp_path / "runs" / run_folder(loaded).name
+    run.mkdir(parents=True)
+    (run / "result.json").write_text(json.dumps({"name": loaded.config.name, "key": "of-another-place"}))
+    attempt = Attempt(TaskFolder(tmp_path / "tasks" / key), 1, cwd=tmp_path, environment=os.environ | PATHS)
+    attempt.command = [sys.executable, "-c", "print('has finished already')"]
+    attempt.start()
+    while (code := attempt.poll()) is None:
+        time.sleep(0.02)
+    assert attempt.end(code) == "finished"
+    state = attempt.folder.state()
+    assert state is not None
+    assert state["run"] == str(run)
+    [status] = task_statuses([key], tmp_path, tmp_path / "runs", Queue({"PATH": ""}))
+    assert (status.state, status.run) == ("finished", run)
+    write_task(tmp_path / "tasks" / "student", {"name": "student", "runs": "runs"}, None)
+    student = TaskFolder(tmp_path / "tasks" / "student")
+    assert teacher_run(student, key, tmp_path) == run
+    (run / "result.json").unlink()
+    assert teacher_run(student, key, tmp_path) is None
+    attempt.end(code)
+    assert attempt.folder.state()["run"] is None  # type: ignore[index]
+
+
+@pytest.mark.parametrize("of_the_node", [None, "/another/place"])
+def test_the_data_root_is_the_submitters(toy: Toy, of_the_node: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are of places below the data root, and a job may start without the variable, or with its node's."""
+    monkeypatch.setenv("HPCDISTILL_DATA", "/data/of the submitter")
+    task = toy.task("finishes", "ggg")
+    monkeypatch.delenv("HPCDISTILL_DATA")
+    process = toy.start(task, environment={"HPCDISTILL_DATA": of_the_node} if of_the_node else {})
+    assert process.communicate(timeout=60)[0] == "finished\n"
+    assert "'HPCDISTILL_DATA': '/data/of the submitter'" in task.log(1).read_text()
+
+
+def test_a_key_is_the_same_where_the_variable_does_not_reach(data_root: Path, tmp_path: Path) -> None:
+    loaded = load_config(["configs/fsrcnn/x2.yaml"])
+    task = TaskFolder(tmp_path / "tasks" / plan_key(loaded))
+    write_task(task.path, loaded.config.dump(), None)
+    bare = {name: value for name, value in os.environ.items() if name != "HPCDISTILL_DATA"}
+    attempt = Attempt(task, 1, cwd=tmp_path, environment=bare | PATHS)
+    code = "import sys; from hpcdistill.config import load_config; from hpcdistill.sweep.plan_key import plan_key\n"
+    attempt.command = [sys.executable, "-c", code + "print(plan_key(load_config(sys.argv[1:])))", str(task.config)]
+    attempt.start()
+    while attempt.poll() is None:
+        time.sleep(0.02)
+    assert attempt.log.read_text() == f"{task.key}\n"
+
+
+def test_a_state_that_cannot_be_written_does_not_end_the_training(toy: Toy) -> None:
+    task = toy.task("finishes", "hhh")
+    (task.path / "state.json" / "in the way").mkdir(parents=True)
+    process = toy.start(task, environment={"STAND_IN_SECONDS": "3"})
+    out, _ = process.communicate(timeout=60)
+    assert out.splitlines()[-1] == "finished"
+    assert process.returncode == 0
+    assert (toy.folder / "runs" / "finishes-hhh" / "result.json").is_file()
+
+
+def test_its_failed_writes_are_said_once(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    task = toy.task("finishes", "iii")
+    (task.path / "state.json" / "in the way").mkdir(parents=True)
+    attempt = Attempt(task, 1, cwd=toy.folder)
+    attempt.start()
+    while (code := attempt.poll()) is None:
+        time.sleep(0.02)
+    assert attempt.end(code) == "finished"
+    said = capsys.readouterr().err
+    assert said.count("not written") == 1
+    assert "finishes goes on" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("restarts", "requeues", "exit_codes", "state"), [(0, 2, [75, 75], "stopped"), (2, 2, [71, 139], "failed")]
+)
+def test_a_lost_rank_is_tried_again(toy: Toy, restarts: int, requeues: int, exit_codes: list[int], state: str) -> None:
+    """srun ends with the larger code, so that both ranks must ask for it."""
+    task = toy.task("loses", "jjj")
+    environment = {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
+    ranks = [toy.start(task, rank, 2, requeues=requeues, environment=dict(environment)) for rank in (0, 1)]
+    for process in ranks:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in ranks] == exit_codes
+    found = task.state()
+    assert found is not None
+    assert (found["state"], found["code"], found["message"]) == (state, 71, "error: rank 1 is lost")
+
+
+def test_an_unset_variable_in_scratch_is_refused(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THERE", "/disk")
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    assert filled_in("$THERE/${THERE}x") == "/disk//diskx"
+    with pytest.raises(UserError, match=r"scratch: \$NOT_THERE/x: not set on "):
+        filled_in("$NOT_THERE/x")
+    task = toy.task("finishes", "kkk")
+    process = toy.start(task, scratch="${NOT_THERE}/x", requeues=5)
+    process.communicate(timeout=60)
+    assert process.returncode == 2
+    state = task.state()
+    assert state is not None
+    assert state["state"] == "failed"
+    assert state["message"].startswith("error: scratch: ${NOT_THERE}/x: not set on ")
+    assert not (toy.folder / "runs").exists()
 
 
 def test_importing_a_task_is_light() -> None:

@@ -17,8 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError, create_model
 
-from hpcdistill import config as reference
-from hpcdistill.config import Loaded, RunConfig, load_config
+from hpcdistill.config import OWN_KEYS, Loaded, RunConfig, file_layers, load_config, parse_override
 from hpcdistill.methods import METHODS
 
 Values = dict[str, Any]
@@ -70,13 +69,13 @@ class CellConfigs:
 
     def _file(self, file: str) -> list[Values]:
         if file not in self._files:
-            layers = reference._file_layers(Path(file))
+            layers = file_layers(Path(file))
             self._files[file] = [cast(Values, OmegaConf.to_container(layer, resolve=False)) for _, layer in layers]
         return self._files[file]
 
     def _override(self, text: str) -> Values:
         if text not in self._overrides:
-            layer = reference._parse_override(text)
+            layer = parse_override(text)
             self._overrides[text] = cast(Values, OmegaConf.to_container(layer, resolve=False))
         return self._overrides[text]
 
@@ -137,7 +136,7 @@ def _adds(override: str) -> bool:
 
 
 def _shared(layer: Values) -> Values:
-    return {key: value for key, value in layer.items() if key not in reference._OWN_KEYS}
+    return {key: value for key, value in layer.items() if key not in OWN_KEYS}
 
 
 def _has_test_sets(values: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ RETRIED: dict[Retry, frozenset[str]] = {
     "all": frozenset({"missing", "stopped", "blocked", "failed"}),
 }
 UNDER_WAY = ("finished", "running", "queued")
+_Group = tuple[int, bool, str, bool]  # stage, whether nothing waits for its runs, shape, whether they wait for jobs
 
 
 class Status(Protocol):
@@ -57,16 +58,23 @@ class Array:
         return f"{'aftercorr' if self.paired else 'afterany'}:{':'.join(waits)}" if waits else None
 
 
-def select(plan: Plan, statuses: Mapping[str, Status], retry: Retry) -> Selection:
-    """What `retry` asks to be started. A run whose teacher neither has finished nor will be started is left."""
+def select(plan: Plan, statuses: Mapping[str, Status], retry: Retry, local: bool = False) -> Selection:
+    """What `retry` asks to be started. A run whose teacher neither has finished nor will be started is left.
+
+    `local`: it will be started here, where a run can wait for one that no SLURM job is.
+    """
     found = Selection()
     needed = {key for key in plan.cells.values() if key is not None}
     chosen: set[str] = set()
     for run in plan.runs.values():
         if statuses[run.key].state in RETRIED[retry]:
             chosen.add(run.key)
-    # A teacher that is only there for others is wanted when one of them is.
-    needed |= {run.teacher for run in plan.runs.values() if run.key in chosen and run.teacher}
+    # A teacher that is only there for others is wanted when one of them is to be started, or waits in the queue for it.
+    needed |= {
+        run.teacher
+        for run in plan.runs.values()
+        if run.teacher and (run.key in chosen or statuses[run.key].state not in ("finished", "running", "failed"))
+    }
     for run in plan.runs.values():
         state = statuses[run.key].state
         if run.key not in chosen or run.key not in needed:
@@ -78,6 +86,13 @@ def select(plan: Plan, statuses: Mapping[str, Status], retry: Retry) -> Selectio
             if teacher.state not in UNDER_WAY:
                 chosen.discard(run.key)
                 found.left[run.key] = f"its teacher {plan.runs[run.teacher].name} is {teacher.state}"
+                continue
+            if teacher.state != "finished" and teacher.job is None and not local:
+                chosen.discard(run.key)
+                name = plan.runs[run.teacher].name
+                found.left[run.key] = (
+                    f"its teacher {name} is {teacher.state} outside SLURM: submit again when it has ended"
+                )
                 continue
             if teacher.state != "finished":
                 found.waits_for[run.teacher] = teacher.job
@@ -94,18 +109,21 @@ def make_arrays(selection: Selection, profile: Profile, most: int, parallel: int
         level[run.key] = level[run.teacher] + 1 if run.teacher in runs else 0
         if run.teacher is not None:
             first_use.setdefault(run.teacher, number)
-    groups: dict[tuple[int, str, bool], list[PlannedRun]] = defaultdict(list)
+    # Teachers apart from the runs that nothing waits for: students wait for the whole array of their teachers.
+    groups: dict[_Group, list[PlannedRun]] = defaultdict(list)
     shapes: dict[str, Shape] = {}
     for run in selection.chosen:
         shape = profile.shape_of(run.name)
         shapes[str(shape.model_dump())] = shape
-        groups[level[run.key], str(shape.model_dump()), run.teacher in selection.waits_for].append(run)
+        last = run.key not in first_use
+        groups[level[run.key], last, str(shape.model_dump()), run.teacher in selection.waits_for].append(run)
+    shares = _shares({group: len(members) for group, members in groups.items()}, parallel)
     arrays: list[Array] = []
     place: dict[str, tuple[int, int]] = {}  # run -> its array and its number in it
-    for (stage, shape_text, _), members in sorted(groups.items(), key=lambda item: item[0][0]):
+    for group, members in sorted(groups.items(), key=lambda item: item[0][:2]):
+        stage, _, shape_text, _ = group
         # Teachers in the order of their students: then the tasks of two stages can be paired.
         members.sort(key=lambda run: first_use.get(run.key, len(runs)))
-        together = sum(len(group) for (other, *_), group in groups.items() if other == stage)
         for begin in range(0, len(members), most):
             part = members[begin : begin + most]
             teachers = [run.teacher for run in part if run.teacher in place]
@@ -115,7 +133,7 @@ def make_arrays(selection: Selection, profile: Profile, most: int, parallel: int
                 f"stage{stage}-{sum(other.name.startswith(f'stage{stage}-') for other in arrays)}",
                 part,
                 shapes[shape_text],
-                max(1, parallel * len(part) // together),
+                max(1, shares[group] * len(part) // len(members)),
                 after,
                 _shortened([job for job in jobs if job]),
             )
@@ -129,6 +147,21 @@ def make_arrays(selection: Selection, profile: Profile, most: int, parallel: int
             place |= {run.key: (len(arrays), number) for number, run in enumerate(part)}
             arrays.append(array)
     return arrays
+
+
+def _shares(sizes: Mapping[_Group, int], parallel: int) -> dict[_Group, int]:
+    """How many runs of each group may run at a time, `parallel` of a stage together; but one of a group at least.
+
+    Teachers first, as many as there are while the others have one each: all that waits, waits for them.
+    """
+    shares: dict[_Group, int] = {}
+    for stage in {group[0] for group in sizes}:
+        first = {group: size for group, size in sizes.items() if group[:2] == (stage, False)}
+        last = {group: size for group, size in sizes.items() if group[:2] == (stage, True)}
+        for_first = min(sum(first.values()), max(1, parallel - len(last)))
+        for part, share in ((first, for_first), (last, parallel - (for_first if first else 0))):
+            shares |= {group: max(1, share * size // sum(part.values())) for group, size in part.items()}
+    return shares
 
 
 def _shortened(jobs: Sequence[str], most: int = 20) -> list[str]:

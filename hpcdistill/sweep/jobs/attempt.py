@@ -13,11 +13,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from hpcdistill.sweep.jobs.task_folder import TaskFolder, finished_run, last_words, started_run, utc
+from hpcdistill.console import warn
+from hpcdistill.sweep.jobs.task_folder import STATE, TaskFolder, finished_run, last_words, started_run, utc
 
 State = Literal["running", "finished", "failed", "stopped", "blocked"]
 EXIT_STOPPED = 75  # ranks.signals.EXIT_STOPPED, which cannot be imported without torch
+EXIT_RANK_LOST = 71  # ranks.watch.EXIT_RANK_LOST, likewise
+BEAT_S = 30.0  # between two signs of life
 EXIT_BLOCKED_LINE = "its teacher {name} ({key}) has no result"
+_FIND = """\
+import sys
+from hpcdistill.config import load_config
+from hpcdistill.sweep.identity import run_folder
+print(run_folder(load_config(sys.argv[1:])))
+"""
+_FIND_SECONDS = 200
 
 
 class Attempt:
@@ -46,7 +56,8 @@ class Attempt:
         self._started = time.time()
         self._next_look, self._pause = self._started + 2, 2.0
         self._child: subprocess.Popen[bytes] | None = None
-        self._environment, self._own_session = dict(environment), own_session
+        self._next_beat, self._warned = self._started + BEAT_S, False
+        self._environment, self._own_session = {**environment, **folder.environment()}, own_session
 
     def start(self) -> None:
         """Start the child."""
@@ -70,9 +81,15 @@ class Attempt:
         now = time.time()
         if self.rank == 0 and self.run is None and (now > self._next_look or code is not None):
             self._next_look, self._pause = now + self._pause, min(60.0, 1.5 * self._pause)
-            self.run = started_run(self.runs, self.folder.config, self._started)
+            with contextlib.suppress(OSError):  # of a file server that is away for a moment
+                self.run = started_run(self.runs, self.folder.config, self._started)
             if self.run is not None and code is None:
                 self._save("running")
+        if self.rank == 0 and now > self._next_beat:
+            # What tells other hosts that it lives, while the run itself is silent: it stages its data, say.
+            self._next_beat = now + BEAT_S
+            with contextlib.suppress(OSError):
+                os.utime(self.folder.path / STATE)
         return code
 
     def send(self, number: int) -> None:
@@ -92,13 +109,15 @@ class Attempt:
             self._child.kill()
         self._child.wait()
 
-    def end(self, code: int, signalled: bool = False, message: str | None = None) -> State:
-        """Write down how it ended."""
+    def end(self, code: int, signalled: bool = False, message: str | None = None, again: bool = False) -> State:
+        """Write down how it ended; `again`: it will be started again, so that it is no failure."""
         state: State = "finished" if code == 0 else "failed"
-        if code == EXIT_STOPPED or (code != 0 and signalled):  # not yet listening, it dies of the signal: no failure
+        # Not yet listening, it dies of the signal: no failure.
+        if code == EXIT_STOPPED or (code != 0 and (signalled or again)):
             state = "stopped"
         if state == "finished":
-            self.run = self.run or finished_run(self.runs, self.folder.key, self.name)
+            if self.rank == 0 and (self.run is None or not (self.run / "result.json").is_file()):
+                self.run = finished_run(self.runs, self.folder.key, self.name) or self._identical_run()
         elif message is None:
             message = last_words(self.log)
             if code < 0:
@@ -110,6 +129,32 @@ class Attempt:
     def block(self, message: str) -> None:
         """Write down that it cannot be run."""
         self._save("blocked", None, message)
+
+    def refuse(self, message: str) -> None:
+        """Write down that it was not started, for a mistake that its user is to mend."""
+        self._save("failed", None, f"error: {message}")
+
+    def _identical_run(self) -> Path | None:
+        """The finished run that training has found by its identity: one of another key, or of code without keys.
+
+        In a process of its own, as the run was: with its variables and its folder, and without torch in this one.
+        """
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", _FIND, str(self.folder.config)],
+                cwd=self.cwd,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_FIND_SECONDS,
+                check=True,
+                start_new_session=True,  # Ctrl-C is not for it
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        run = self.cwd / (done.stdout.splitlines() or [""])[-1]
+        return run if (run / "result.json").is_file() else None
 
     def _save(self, state: State, code: int | None = None, message: str | None = None) -> None:
         if self.rank != 0:
@@ -129,7 +174,12 @@ class Attempt:
             "message": message,
             "log": str(self.log) if self._child is not None else None,
         }
-        self.folder.save_state(values)
+        try:
+            self.folder.save_state(values)
+        except OSError as error:  # a full or absent disk must not take the training with it
+            if not self._warned:
+                warn(f"{self.folder.path / STATE}: not written ({error.strerror or error}); {self.name} goes on")
+            self._warned = True
 
 
 def teacher_run(folder: TaskFolder, teacher: str, cwd: Path) -> Path | None:
@@ -139,8 +189,17 @@ def teacher_run(folder: TaskFolder, teacher: str, cwd: Path) -> Path | None:
     name = TaskFolder(folder.path.parent / teacher)
     called = str(name.values()["name"]) if name.config.is_file() else ""
     found = finished_run(runs, teacher, called)
-    if found is not None or not any(runs.glob("*/result.json")):
+    if found is not None:
         return found
+    # One that training has found finished by its identity has another key, or none: its task says where it is.
+    state = name.state() or {}
+    if state.get("state") == "finished" and state.get("run"):
+        said = Path(str(state["run"]))
+        for run in (cwd / said, runs / said.name):  # or runs were moved
+            if (run / "result.json").is_file():
+                return run
+    if not any(runs.glob("*/result.json")):
+        return None
     # A run from before result.json had a key is known by its configuration, which takes torch to read.
     from hpcdistill.sweep.results.run_results import find_results
 

@@ -94,7 +94,7 @@ class JobMaker:
             "additional_parameters": {},
             "setup": [
                 *profile.setup,
-                *(f'export {name}="{value}"' for name, value in profile.environment.items()),
+                *(f"export {name}={_double_quoted(value)}" for name, value in profile.environment.items()),
                 # Libraries would otherwise start a thread for each core of the node in every task.
                 "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
                 # This code and no other, wherever the job's folder is.
@@ -143,6 +143,11 @@ def largest_array(profile: Profile) -> int:
         return ARRAY_SIZE
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown)
     return max(1, int(found[1])) if found else ARRAY_SIZE
+
+
+def _double_quoted(text: str) -> str:
+    r"""`text` for the shell, in which $X (and \$ for the sign itself) is all that means something."""
+    return '"' + re.sub(r'(\\(?!\$)|["`])', r"\\\1", text) + '"'
 
 
 def _complaint(text: str) -> str:

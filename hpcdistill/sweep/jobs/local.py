@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -17,11 +18,12 @@ from types import FrameType
 from hpcdistill.console import say, warn
 from hpcdistill.sweep.grids.plan import Plan, PlannedRun
 from hpcdistill.sweep.jobs.arrays import Selection
-from hpcdistill.sweep.jobs.attempt import EXIT_BLOCKED_LINE, EXIT_STOPPED, Attempt, teacher_run
+from hpcdistill.sweep.jobs.attempt import BEAT_S, EXIT_BLOCKED_LINE, EXIT_STOPPED, Attempt, teacher_run
 from hpcdistill.sweep.jobs.plan_view import say_left
 from hpcdistill.sweep.jobs.profile import Profile
 from hpcdistill.sweep.jobs.submission import CLONE, SubmissionFolder, task_folder, write_tasks
-from hpcdistill.sweep.jobs.task_folder import last_words
+from hpcdistill.sweep.jobs.task_folder import filled_in, last_words
+from hpcdistill.sweep.watch.submissions import HEARTBEAT
 
 EXIT_FAILED = 1
 
@@ -55,6 +57,19 @@ class _Interrupts:
             signal.signal(number, handler)
 
 
+class _Heart:
+    """A file that is touched while this process lives: what other hosts can see of it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self._next = file, 0.0
+
+    def beat(self) -> None:
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + BEAT_S
+            with contextlib.suppress(OSError):
+                self.file.touch()
+
+
 class Local:
     """What is chosen, run on this machine, `parallel` at a time. Making one writes down that it will be run."""
 
@@ -70,6 +85,8 @@ class Local:
     ) -> None:
         self.plan, self.folder, self.profile, self.collect = plan, folder.absolute(), profile, collect
         self.waiting = list(selection.chosen)
+        if profile.scratch:
+            filled_in(profile.scratch)  # refused before anything is written
         gpus = visible_gpus() if self.waiting else []
         count = parallel or max(1, len(gpus))
         self.slots = [_Slot(gpus[number % len(gpus)] if gpus else None) for number in range(count)]
@@ -79,14 +96,17 @@ class Local:
             warn(f"{plan.runs[key].name} is being trained elsewhere; its students are blocked until it has finished")
         if self.waiting:
             write_tasks(self.folder, plan, self.waiting)
-            SubmissionFolder(
+            submission = SubmissionFolder(
                 self.folder,
                 plan,
                 profile={"name": "local"},
                 command=list(command),
                 local={"host": socket.gethostname(), "pid": os.getpid()},
                 queue=[run.key for run in self.waiting],
-            ).save()
+            )
+            self._heart = _Heart(submission.path / HEARTBEAT)
+            self._heart.beat()
+            submission.save()
 
     def run(self) -> int:
         """The exit code. Ctrl-C stops everything, saved; again stops at once."""
@@ -96,7 +116,9 @@ class Local:
         say(f"{len(self.waiting)} runs on {self.where}; Ctrl-C stops them, saved; watch: python slurm/status.py")
         interrupts = _Interrupts()
         try:
-            ended = _Runner(self.plan, self.folder, self.slots, self.waiting, interrupts, self.profile).work()
+            ended = _Runner(
+                self.plan, self.folder, self.slots, self.waiting, interrupts, self.profile, self._heart
+            ).work()
         finally:
             interrupts.restore()
             for slot in self.slots:
@@ -126,14 +148,16 @@ class _Runner:
         waiting: list[PlannedRun],
         interrupts: _Interrupts,
         profile: Profile,
+        heart: _Heart,
     ) -> None:
         self.plan, self.folder, self.slots, self.waiting = plan, folder, slots, waiting
-        self.interrupts, self.profile = interrupts, profile
+        self.interrupts, self.profile, self.heart = interrupts, profile, heart
         self.total, self.ended = len(waiting), list[str]()
 
     def work(self) -> list[str]:
         """Until nothing waits and nothing runs; the state of each run that ended."""
         while self.waiting or any(slot.attempt for slot in self.slots):
+            self.heart.beat()
             if new := self.interrupts.new():
                 if self.interrupts.count == new:
                     say("\nstopping: the runs save and end; Ctrl-C again stops at once")
@@ -187,7 +211,7 @@ class _Runner:
 
     def _extra(self) -> list[str]:
         scratch = self.profile.scratch
-        return [f"data.stage={os.path.expandvars(scratch)}"] if scratch else []
+        return [f"data.stage={filled_in(scratch)}"] if scratch else []
 
     def _environment(self, slot: _Slot) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}

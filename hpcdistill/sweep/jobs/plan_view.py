@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from hpcdistill.console import out, say
 from hpcdistill.sweep.grids.grid import Grid
@@ -75,12 +76,14 @@ def _cells(plan: Plan, grid: Grid, statuses: Mapping[str, Status]) -> Table:
     seeds = plan.seeds[grid.name]
     where = f"{grid.paper}, table {grid.table}: " if grid.paper and grid.table else ""
     named = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    table = Table(title=f"{where}{grid.title} ({grid.path}, {named})", title_justify="left")
+    # Text: what a grid says is no markup, though it may look like some.
+    title = Text(f"{where}{grid.title} ({grid.path}, {named})", style="table.title")
+    table = Table(title=title, title_justify="left")
     labels = list(dict.fromkeys(label for cell in grid.cells for label in cell.labels))
     for label in labels:
-        table.add_column(label, overflow="fold")
+        table.add_column(Text(label), overflow="fold")
     for metric in grid.metrics:
-        table.add_column(f"{metric.label} (paper)", justify="right")
+        table.add_column(Text(f"{metric.label} (paper)"), justify="right")
     heads = ("run", "key", "state", "teacher") if out.width >= _WIDE else ("run", "state", "teacher")
     for head in heads:
         table.add_column(head, overflow="fold")
@@ -90,13 +93,13 @@ def _cells(plan: Plan, grid: Grid, statuses: Mapping[str, Status]) -> Table:
         row = [*(cell.labels.get(label, "") for label in labels), *numbers]
         runs = [plan.runs[key] for key in keys if key is not None]
         if not runs:
-            table.add_row(*row, "reported", style="dim")
+            table.add_row(*map(Text, row), "reported", style="dim")
             continue
         states = Counter(statuses[run.key].state for run in runs)
         state = ", ".join(f"{count} {name}" if len(runs) > 1 else name for name, count in states.items())
         teachers = dict.fromkeys(plan.runs[run.teacher].name for run in runs if run.teacher)
         key = [runs[0].key] if "key" in heads else []
-        table.add_row(*row, runs[0].name, *key, state, ", ".join(teachers))
+        table.add_row(*map(Text, (*row, runs[0].name, *key, state, ", ".join(teachers))))
     return table
 
 

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 CLUSTERS = Path("slurm/clusters")
 
+# Options of sbatch that a job of a sweep has already, and the profile's key for those that may be chosen.
+_OWN_OPTIONS = {
+    **{"nodes": "nodes", "ntasks": "tasks_per_node", "ntasks-per-node": "tasks_per_node"},
+    **{"gpus-per-node": "gpus_per_node", "cpus-per-task": "cpus_per_task", "time": "hours", "signal": "signal_seconds"},
+    **{"partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint"},
+    **{"requeue": "requeue", "no-requeue": "requeue", "array": "parallel or array"},
+    **dict.fromkeys(("dependency", "kill-on-invalid-dep", "job-name", "output", "error", "open-mode"), ""),
+}
+
 
 class Shape(Section):
     """What one run asks for."""
@@ -75,7 +84,7 @@ class Profile(Shape):
     constraint: str | None = Field(None, description="features the nodes must have")
     sbatch: dict[str, str | int | bool] = Field({}, description="further options of sbatch: name -> value, true = bare")
     shapes: dict[str, PartialShape] = Field({}, description="runs by name (with * and ?) that ask for something else")
-    parallel: int = Field(32, ge=1, description="runs of the sweep at the same time, at most")
+    parallel: int = Field(32, ge=1, description="runs of each stage of the sweep at the same time, at most")
     array: int | None = Field(None, ge=1, description="tasks of a job array at most; null = as SLURM is configured")
     signal_seconds: int = Field(120, ge=1, description="seconds before the end in which a run saves and stops")
     requeue: bool = Field(True, description="put stopped, preempted and node-lost runs into the queue again")
@@ -94,6 +103,18 @@ class Profile(Shape):
         for override in value:
             if "=" not in override:
                 raise ValueError(f"'{override}' is not an override; write key=value, e.g. train.device=cpu")
+        return value
+
+    @field_validator("sbatch")
+    @classmethod
+    def _not_ours(cls, value: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        for name in value:
+            option = name.lstrip("-").replace("_", "-")
+            if option in _OWN_OPTIONS:
+                key = _OWN_OPTIONS[option]
+                raise ValueError(
+                    f"'{name}' is set by the sweep itself; " + (f"use the key {key}" if key else "leave it out")
+                )
         return value
 
     @field_validator("environment", mode="before")

@@ -17,6 +17,7 @@ from hpcdistill.storage import write_json
 from hpcdistill.sweep.grids.grid import Grid
 from hpcdistill.sweep.grids.plan import Plan, PlannedRun
 from hpcdistill.sweep.jobs.task_folder import TaskFolder, utc, write_task
+from hpcdistill.sweep.plan_key import relative_place
 from hpcdistill.training.run_folder import code_revision
 
 CLONE = Path(__file__).resolve().parents[3]
@@ -85,6 +86,22 @@ def snapshot_code(destination: Path) -> Path:
             shutil.copy2(source, target)
     (destination / "REVISION").write_text(f"{code_revision() or 'unknown'}\n")
     return destination
+
+
+def needs_folder(plan: Plan, code: Path) -> str | None:
+    """The first file or place that `plan` names by its way from this folder and that is not in the copy `code`."""
+    for run in plan.runs.values():
+        for loaded in (run.loaded, run.loaded.teacher):
+            if loaded is None:
+                continue
+            for file in loaded.files:
+                if not file.is_absolute() and not (code / file).is_file():
+                    return str(file)
+            data = loaded.config.data
+            for place in (*data.train, *data.eval.values()):
+                if relative_place(place) == str(Path(place).absolute()) != place:
+                    return place  # it is known by its whole way, which would begin elsewhere
+    return None
 
 
 def _new_folder(folder: Path, grids: Sequence[Grid]) -> Path:

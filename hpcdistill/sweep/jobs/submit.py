@@ -11,13 +11,14 @@ import errno
 import fcntl
 import os
 import shlex
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcdistill.command import positive
-from hpcdistill.console import say
-from hpcdistill.data.places import VARIABLE
+from hpcdistill.console import out, say
+from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.grids.grid import EVERYTHING, Grid, load_grids
 from hpcdistill.sweep.jobs.profile import Profile, load_profile
@@ -57,12 +58,12 @@ def main(arguments: list[str]) -> int:
         return 0
     with _alone(options.folder):
         statuses = known_statuses(plan, options.folder, runs)
-        selection = _selected(plan, statuses, options.retry)
+        selection = _selected(plan, statuses, options)
         words = [word for word in words if word not in overrides]
         collect = collect_command(words, [*profile.set, *overrides], options.seeds, runs, options.folder)
         again = _without_retry(arguments)
         if not options.local:
-            return _submit(plan, selection, profile, options, collect, again)
+            return _submit(plan, selection, profile, options, (words, [*profile.set, *overrides], runs), again)
         from hpcdistill.sweep.jobs.local import Local
 
         # What is written down is: another submission that starts now leaves these runs alone.
@@ -80,7 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("grid", nargs="*", metavar="GRID|key=value", help="grids of configs/grids, or files; overrides")
     parser.add_argument("--cluster", metavar="PROFILE", help="of slurm/clusters, or a file (default: default)")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds of each cell (default: the grid's)")
-    parser.add_argument("--parallel", type=positive, metavar="N", help="runs at the same time (default: the profile's)")
+    parser.add_argument(
+        "--parallel",
+        type=positive,
+        metavar="N",
+        help="runs of each stage (teachers, students) at the same time, with --local of all (default: the profile's)",
+    )
     parser.add_argument(
         "--retry",
         choices=("missing", "failed", "all"),
@@ -125,11 +131,17 @@ def known_statuses(plan: Plan, folder: Path, runs: Path, *, ask: bool = True) ->
 
 
 def collect_command(
-    grids: Sequence[str], overrides: Sequence[str], seeds: Sequence[int] | None, runs: Path, folder: Path
+    grids: Sequence[str],
+    overrides: Sequence[str],
+    seeds: Sequence[int] | None,
+    runs: Path,
+    folder: Path,
+    data: Path | None = None,
 ) -> list[str]:
-    """The command that makes the tables of this sweep; without the interpreter."""
+    """The command that makes the tables of this sweep; without the interpreter. `data`: the data root, elsewhere."""
     command = ["slurm/collect.py", str(runs), *overrides, "--grid", *(grids or [EVERYTHING])]
     command += ["--folder", str(folder), "--out", str(folder / REPORT)]
+    command += ["--data-root", str(data)] if data else []
     return command + (["--seeds", *map(str, seeds)] if seeds else [])
 
 
@@ -145,10 +157,11 @@ def _without_retry(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _selected(plan: Plan, statuses: dict[str, TaskStatus], retry: Retry) -> Selection:
+def _selected(plan: Plan, statuses: dict[str, TaskStatus], options: argparse.Namespace) -> Selection:
     from hpcdistill.sweep.jobs.arrays import select
 
-    return select(plan, statuses, retry)
+    retry: Retry = options.retry
+    return select(plan, statuses, retry, options.local)
 
 
 def _submit(
@@ -156,17 +169,27 @@ def _submit(
     selection: Selection,
     profile: Profile,
     options: argparse.Namespace,
-    collect: Sequence[str],
+    told: tuple[Sequence[str], Sequence[str], Path],
     again: Sequence[str],
 ) -> int:
+    """`told` are the words of the collector: grids, overrides, the folder of the runs."""
     from hpcdistill.sweep.jobs.arrays import make_arrays
     from hpcdistill.sweep.jobs.cluster_jobs import JobMaker, largest_array
     from hpcdistill.sweep.jobs.plan_view import say_left
-    from hpcdistill.sweep.jobs.submission import CLONE, SubmissionFolder, snapshot_code, task_folder, write_tasks
+    from hpcdistill.sweep.jobs.submission import (
+        CLONE,
+        SubmissionFolder,
+        needs_folder,
+        snapshot_code,
+        task_folder,
+        write_tasks,
+    )
     from hpcdistill.sweep.jobs.task import Command, Task
 
+    grids, overrides, runs = told
     say_left(selection, options.retry)
     if not selection.chosen:
+        collect = collect_command(grids, overrides, options.seeds, runs, options.folder)
         say(f"nothing to submit; the tables: python {shlex.join(collect)}")
         return 0
     folder, here = options.folder.absolute(), Path.cwd()
@@ -186,20 +209,28 @@ def _submit(
             for run in array.runs
         ]
         dependency = array.dependency(ids)
-        tasks = jobs.submit(array, dependency, submission.path / "jobs" / array.name, calls)
-        ids.append(tasks[0].partition("_")[0])
         keys = [run.key for run in array.runs]
-        submission.add_array(array.name, ids[-1], dependency, dict(zip(keys, tasks, strict=True)))
+        with _undisturbed():
+            tasks = jobs.submit(array, dependency, submission.path / "jobs" / array.name, calls)
+            ids.append(tasks[0].partition("_")[0])
+            submission.add_array(array.name, ids[-1], dependency, dict(zip(keys, tasks, strict=True)))
         say(
             f"{array.name}: job {ids[-1]}, {len(tasks)} runs, {array.shape}" + (f", {dependency}" if dependency else "")
         )
     log = submission.path / "collect.log"
-    last = jobs.submit_last(
-        Command((str(code / collect[0]), *collect[1:]), here, log),
-        "afterany:" + ":".join(ids),
-        submission.path / "jobs" / "collect",
+    # The configurations of the copy too, if they are all in it; the words say where things are here. The data
+    # root stays as it is: keys are of places below it.
+    place = code if profile.snapshot and here == CLONE and not needs_folder(plan, code) else here
+    collect = collect_command(
+        [_from_here(grid) for grid in grids], overrides, options.seeds, here / runs, folder, data_root()
     )
-    submission.note(collector=last)
+    with _undisturbed():
+        last = jobs.submit_last(
+            Command((str(code / collect[0]), *collect[1:]), place, log),
+            "afterany:" + ":".join(ids),
+            submission.path / "jobs" / "collect",
+        )
+        submission.note(collector=last)
     say(f"collect: job {last}, after all of them; its log {log}")
     say(f"submitted {len(selection.chosen)} runs ({submission.path}); watch: python slurm/status.py")
     return 0
@@ -212,14 +243,30 @@ def _show(plan: Plan, grids: Sequence[Grid], profile: Profile, runs: Path, optio
     from hpcdistill.sweep.jobs.submission import CLONE
 
     statuses = known_statuses(plan, options.folder, runs, ask=False)
-    selection = _selected(plan, statuses, options.retry)
+    selection = _selected(plan, statuses, options)
     show_cells(plan, statuses)
     arrays = make_arrays(selection, profile, profile.array or ARRAY_SIZE, options.parallel or profile.parallel)
     maker = JobMaker(profile, options.cluster or "default", CLONE, "hpcdistill")
     place = options.folder.absolute() / "submissions" / "TIME-GRIDS" / "jobs"
     numbers = [f"<{array.name}>" for array in arrays]
     scripts = [maker.script(array, array.dependency(numbers), place / array.name) for array in arrays[:1]]
+    out.print("States: as of the files; SLURM was not asked.", soft_wrap=True)
     show_arrays(plan, selection, [] if options.local else arrays, [] if options.local else scripts)
+
+
+def _from_here(grid: str) -> str:
+    """A grid's name, or its file from the root of the file system."""
+    return str(Path(grid).absolute()) if Path(grid).is_file() else grid
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until a job that sbatch has taken is written down; sbatch itself is not cut off either."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

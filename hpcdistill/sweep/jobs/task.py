@@ -1,7 +1,7 @@
 """What a SLURM job of a sweep runs: submitit calls `Task`, once a rank, which starts the plain command and waits.
 
 The job's script puts it into the queue again when it ends with code 75 (`REQUEUE`): outside a container, after all
-ranks have gone, and only for a run that was stopped in good order.
+ranks have gone, and only for a run that was stopped in good order or has lost a rank (it has a checkpoint).
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from hpcdistill.errors import UserError
 from hpcdistill.ranks.environment import port_of, restart_count
 from hpcdistill.storage import write_json
-from hpcdistill.sweep.jobs.attempt import EXIT_BLOCKED_LINE, EXIT_STOPPED, Attempt, teacher_run
-from hpcdistill.sweep.jobs.task_folder import START, TaskFolder
+from hpcdistill.sweep.jobs.attempt import EXIT_BLOCKED_LINE, EXIT_RANK_LOST, EXIT_STOPPED, Attempt, teacher_run
+from hpcdistill.sweep.jobs.task_folder import START, TaskFolder, filled_in
 
 EXIT_CANCELLED = 128 + signal.SIGTERM
+EXIT_MISTAKE = 2
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 AGREE_SECONDS = 600.0
 # An array's own id would requeue all of its tasks, and its last task has that very id.
@@ -80,11 +82,16 @@ class Task:
         here = SlurmJobEnvironment()
         rank, ranks = here.global_rank, here.num_tasks
         folder = TaskFolder(self.folder)
+        os.environ.update(folder.environment())  # teachers are looked up here, too
         number = self._agree(folder, here.job_id, rank, ranks)
         if number is None:
             return "blocked"
         self._export_ranks(ranks)
-        extra = [f"data.stage={os.path.expandvars(self.scratch)}"] if self.scratch else []
+        try:
+            extra = [f"data.stage={filled_in(self.scratch)}"] if self.scratch else []
+        except UserError as error:
+            Attempt(folder, number, rank=rank, job=here.job_id, cwd=self.cwd).refuse(str(error))
+            sys.exit(EXIT_MISTAKE)
         attempt = Attempt(folder, number, rank=rank, job=here.job_id, extra=extra, cwd=self.cwd)
         attempt.start()
         while (code := attempt.poll()) is None:
@@ -96,10 +103,13 @@ class Task:
         again = stopped and not received.cancelled
         if again and restart_count() >= self.requeues:
             again, message = False, f"stopped, and has been in the queue {restart_count() + 1} times; submit again"
-        state = attempt.end(code, bool(received.all), message)
+        # The ranks that are left end with this code, the lost one of a signal, and srun with the larger of them.
+        lost = not stopped and (code == EXIT_RANK_LOST or (ranks > 1 and code < 0))
+        again = again or (lost and restart_count() < self.requeues)
+        state = attempt.end(code, bool(received.all), message, again)
         if state == "finished":
             return state
-        if stopped:
+        if stopped or again:
             sys.exit(EXIT_STOPPED if again else EXIT_CANCELLED)
         sys.exit(code if code > 0 else 128 - code)
 

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hpcdistill.data.places import VARIABLE, data_root
+from hpcdistill.errors import UserError
 from hpcdistill.storage import write_json
 
 CONFIG, TEACHER, STATE, START = "config.json", "teacher.json", "state.json", "start.json"
+ENVIRONMENT = "environment.json"
 FIELDS = ("key", "name", "state", "attempt", "job", "host", "pid", "started", "ended", "run", "code", "message", "log")
 
 
@@ -53,6 +57,14 @@ class TaskFolder:
         loaded: dict[str, Any] = json.loads(self.config.read_text(encoding="utf-8"))
         return loaded
 
+    def environment(self) -> dict[str, str]:
+        """Variables that the run must see as its submitter did: a key is of places below the data root."""
+        try:
+            found = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
+        except FileNotFoundError:  # of older code
+            return {}
+        return {str(name): str(value) for name, value in found.items()}
+
     def state(self) -> dict[str, Any] | None:
         """state.json; None when there is none that can be read."""
         try:
@@ -80,6 +92,8 @@ def write_task(folder: Path, config: Mapping[str, Any], teacher: Mapping[str, An
     Not synced one by one, which takes seconds for a thousand tasks: the caller syncs once, before anything is queued.
     """
     values = dict(config)
+    # A job may start without the submitter's variables (--export=NONE, a container), or with others of its node.
+    _write(folder / ENVIRONMENT, {VARIABLE: str(data_root())})
     if teacher is not None:
         _write(folder / TEACHER, {**teacher, "teacher": None})
         # As train does it: beside this file, with the student's words to it already in it.
@@ -123,6 +137,17 @@ def started_run(runs: Path, config: Path, since: float) -> Path | None:
         except (OSError, ValueError, LookupError, TypeError):
             continue
     return None
+
+
+def filled_in(scratch: str) -> str:
+    """The folder that a profile's `scratch` names on this machine.
+
+    Raises UserError when a variable in it is not set here: data would be staged into a folder called $TMPDIR.
+    """
+    folder = os.path.expandvars(scratch)
+    if "$" in folder:
+        raise UserError(f"scratch: {scratch}: not set on {socket.gethostname()}; name a folder that each node has")
+    return folder
 
 
 def last_words(log: Path, most: int = 4000) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ class ResultTable:
     flags: tuple[str, ...]  # why its numbers may not be comparable
     protocols: tuple[str, ...]
     revisions: tuple[str, ...]
+    unmeasured: tuple[str, ...] = ()  # how to have what finished runs were not measured on
 
     @property
     def runs(self) -> list[RunResult]:
@@ -176,6 +178,7 @@ def collect(plan: Plan, found: Found, statuses: Mapping[str, TaskStatus]) -> lis
                 tuple(_flags(grid, rows)),
                 tuple(_described(run.result for run in runs.values())),
                 tuple(dict.fromkeys(run.revision for run in runs.values())),
+                _unmeasured(plan, rows),
             )
         )
     return tables
@@ -250,6 +253,26 @@ def _entry(cell: Cell, metric: str, trials: Sequence[Trial]) -> Entry:
         values = tuple(values[name] for values in measured if name in values)
         found[which] = Summary(values) if values else None
     return Entry(printed, found["best"], found["last"])
+
+
+def _unmeasured(plan: Plan, rows: Sequence[TableRow]) -> tuple[str, ...]:
+    """A line for each run and test set of a cell that the run, finished before, was not evaluated on."""
+    lines: dict[str, None] = {}
+    for row in rows:
+        for name in row.cell.of.values():
+            generator, _, rest = name.partition("/")
+            test_set = rest.partition("/")[0]
+            for trial in row.trials:
+                if trial.run is None or name in trial.run.metrics("best"):
+                    continue
+                planned = plan.runs.get(str(trial.key))
+                place = planned.loaded.config.data.eval.get(test_set) if planned else None
+                words = ["python", "-m", "hpcdistill.evaluate", str(trial.run.folder), "--generator", generator]
+                command = f"{shlex.join(words)} --data {shlex.quote(place) if place else 'SET'}"
+                lines[f"{trial.run.folder.name} has finished without {test_set}; `{command}` measures it"] = None
+    named = list(lines)
+    more = [f"{len(named) - _NAMED} more have finished without a test set"] if len(named) > _NAMED else []
+    return (*named[:_NAMED], *more)
 
 
 def _orders(grid: Grid, rows: Sequence[TableRow]) -> list[Order]:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from hpcdistill.config import configured_generators
 from hpcdistill.console import out, say, warn
+from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.grids.grid import load_grids
 from hpcdistill.sweep.grids.plan import Plan, make_plan
@@ -38,6 +41,8 @@ def main(arguments: list[str]) -> int:
     if len(folders) > 1:
         raise UserError(f"{' '.join(folders)}: one folder of runs is read at a time")
     runs = Path(folders[0] if folders else "runs")
+    if options.data_root:
+        os.environ[VARIABLE] = str(options.data_root)  # the configurations and the keys read it
     found = find_results(runs)
     make_folder(options.out)
     plan = make_plan(load_grids(options.grid or ()), options.seeds, overrides)
@@ -143,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds of each cell (default: the grid's)")
     parser.add_argument("--out", type=Path, default=Path("sweeps/report"), help="default: sweeps/report")
     parser.add_argument("--folder", type=Path, default=Path("sweeps"), help="the sweep's files (default: sweeps)")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help=f"of the runs (default: ${VARIABLE})")
     parser.add_argument("--strict", action="store_true", help="exit code 1 when a result.json is damaged")
     return parser
 
@@ -156,6 +162,7 @@ def _show(tables: Sequence[ResultTable], others: Sequence[RunResult]) -> None:
     shown = Table()
     for head in ("table", "finished", "without a result", "order against the paper's"):
         shown.add_column(head, overflow="fold")
+    # Text: what a grid says is no markup, though it may look like some.
     for table in tables:
         counts: Mapping[str, int] = {str(state): count for state, count in table.counts.items()}
         runs = sum(len(row.trials) for row in table.rows)
@@ -164,7 +171,8 @@ def _show(tables: Sequence[ResultTable], others: Sequence[RunResult]) -> None:
         )
         metric = main_metric(table)
         orders = [order_text(order, alone=True) for order in table.orders if order.metric == metric]
-        shown.add_row(table.grid.name, f"{counts.get('finished', 0)} of {runs}", without, "\n".join(orders))
+        finished = f"{counts.get('finished', 0)} of {runs}"
+        shown.add_row(*map(Text, (table.grid.name, finished, without, "\n".join(orders))))
     if tables:
         out.print(shown)
     if others:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
+from hpcdistill.methods import METHODS
 from hpcdistill.sweep.plan_key import plan_key
 
 Which = Literal["best", "last"]  # of a run's weights
@@ -22,7 +23,7 @@ class RunResult:
     """A finished run."""
 
     folder: Path
-    key: str | None  # None: its configuration no longer loads, so it belongs to no grid
+    key: str | None  # None: its configuration no longer loads or means what it did, so it belongs to no grid
     result: Mapping[str, Any]  # result.json
     data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # digests of what it trained and chose on
 
@@ -112,20 +113,36 @@ def _checked(result: Any) -> dict[str, Any]:
 
 
 def key_of(folder: Path) -> str | None:
-    """The key by the run's configuration, for results from before they had one."""
+    """The key by the run's configuration, for results from before they had one.
+
+    None when it cannot be said: the configuration no longer loads, or its method computes something else by now.
+    """
     try:
-        return plan_key(load_config([str(folder / "config.yaml")]))
+        loaded = load_config([str(folder / "config.yaml")])
+        version = _identity(folder).get("version")
+        if version is not None and version != METHODS[loaded.config.method.name].version:
+            return None
+        return plan_key(loaded)
     except (UserError, OSError):
         return None
 
 
-def _digests(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Digests of the run's training sets and of the set that chose its best weights."""
+def _identity(folder: Path) -> dict[str, Any]:
+    """What the run's folder is named after; empty where that is not known."""
     try:
         identity = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["identity"]
-        digests = {"training data": tuple(str(digest) for digest in identity.get("data", ()))}
-        if identity.get("selection"):
-            digests["test set that selects"] = (str(identity["selection"]),)
-        return digests
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError):
         return {}
+    return identity if isinstance(identity, dict) else {}
+
+
+def _digests(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Digests of the run's training sets and of the set that chose its best weights."""
+    identity = _identity(folder)
+    data = identity.get("data", ())
+    if not identity or not isinstance(data, list | tuple):
+        return {}
+    digests = {"training data": tuple(map(str, data))}
+    if identity.get("selection"):
+        digests["test set that selects"] = (str(identity["selection"]),)
+    return digests

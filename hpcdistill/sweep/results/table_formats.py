@@ -144,8 +144,8 @@ def _html_table(layout: Layout, panel: Panel) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """`text` with what means something to LaTeX made harmless."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    """`text` with what means something to LaTeX made harmless, on one line: an empty one would end the paragraph."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
 def _html_cell(column: Column, place: Place) -> Markup:

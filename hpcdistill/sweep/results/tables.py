@@ -174,6 +174,7 @@ def notes(layout: Layout, legend: bool = True) -> list[str]:
     alone = len({order.metric for order in table.orders}) < 2
     lines += [f"Our order of the cells against the paper's: {order_text(order, alone)}." for order in table.orders]
     lines += [f"Protocol: {protocol}." for protocol in table.protocols]
+    lines += [f"Not measured: {line}." for line in table.unmeasured]
     if table.revisions:
         lines.append(f"Code: {', '.join(table.revisions)}.")
     lines += dict.fromkeys(row.cell.note for row in table.rows if row.cell.note)

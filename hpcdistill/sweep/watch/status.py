@@ -6,6 +6,7 @@ that died without a word. Nothing here loads a configuration or torch: a thousan
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Iterable
@@ -114,13 +115,18 @@ class _Known:
         self.host, self.now = socket.gethostname(), time.time()
         self.waiting_here: dict[str, tuple[float, str]] = {}  # since when, and what for
         for submission in submissions:
-            if submission.local and (
-                submission.local[0] != self.host or is_alive(submission.local[1], submission.time)
-            ):
+            if submission.local and self._runner_lives(submission):
                 host, process = submission.local
                 line = f"waits for the local runner, process {process} on {host}"
                 for key in submission.queue:
                     self.waiting_here.setdefault(key, (submission.time, line))
+
+    def _runner_lives(self, submission: Submission) -> bool:
+        assert submission.local is not None
+        host, process = submission.local
+        if host == self.host:
+            return is_alive(process, submission.time)
+        return self.now - submission.last_sign() <= SILENT_S
 
     def ask(self, tasks: Iterable[TaskFiles]) -> None:
         """Ask SLURM about the jobs of runs that have no result."""
@@ -269,7 +275,7 @@ class _Known:
         return "running", f"on {host}"
 
     def _silence(self, task: TaskFiles) -> float | None:
-        """Seconds since the run's last sign of life; None when it gives none (it reads its data)."""
+        """Seconds since the run's last sign of life: its own, else that of the process beside it."""
         run = self.run_of(task)
         for name in ("lock.json", "metrics.jsonl"):
             if run is not None:
@@ -277,7 +283,12 @@ class _Known:
                     return self.now - (run / name).stat().st_mtime
                 except OSError:
                     continue
-        return None
+        signs = []
+        for file in (task.log, task.folder / "state.json"):
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    signs.append(file.stat().st_mtime)
+        return self.now - max(signs) if signs else None
 
     def _died(self, how: str, log: Path | None) -> str:
         last = last_words(log) if log else None

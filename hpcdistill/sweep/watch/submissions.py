@@ -15,6 +15,7 @@ from typing import Any
 from hpcdistill.sweep.watch.slurm_queue import Job
 
 SKEW_S = 300.0  # between the clocks of the login node and of the controller
+HEARTBEAT = "alive"  # touched by a local runner while it lives
 SUBMITTING_S = 3600.0  # between a submission's first array and its last
 
 
@@ -26,6 +27,7 @@ class PlacedCell:
     title: str
     seed: int | None
     key: str | None  # None: reported, nothing is run
+    labels: tuple[tuple[str, str], ...] = ()  # tell cells of one title apart
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,13 @@ class Submission:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    def last_sign(self) -> float:
+        """When its local runner was last known to live."""
+        try:
+            return max(self.time, (self.folder / HEARTBEAT).stat().st_mtime)
+        except OSError:
+            return self.time
 
     def made(self, job: Job) -> bool:
         """Whether `job` is of this submission, and not another that was given the same number.
@@ -81,7 +90,7 @@ def read_submission(folder: Path) -> Submission:
     content = json.loads(file.read_bytes())
     grids: Mapping[str, Any] = content["grids"]
     cells = [
-        PlacedCell(str(name), str(cell["title"]), cell.get("seed"), cell.get("key"))
+        PlacedCell(str(name), str(cell["title"]), cell.get("seed"), cell.get("key"), _labels(cell.get("labels")))
         for name, grid in grids.items()
         for cell in grid["cells"]
     ]
@@ -96,6 +105,10 @@ def read_submission(folder: Path) -> Submission:
         tuple(map(str, content.get("queue") or ())),
         tuple(map(str, content["command"])) if content.get("command") is not None else None,
     )
+
+
+def _labels(labels: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((str(name), str(value)) for name, value in (labels or {}).items()))
 
 
 def epoch(value: Any) -> float | None:

@@ -83,10 +83,10 @@ class Sweep:
         tasks = task_keys(self.folder)
         if not (self.submissions or tasks or problems):
             raise UserError(f"{self.folder}: nothing has been submitted; `python slurm/submit_ablations.py` does it")
-        cells: dict[tuple[str, str, int | None], PlacedCell] = {}
+        cells: dict[PlacedCell, PlacedCell] = {}
         for submission in self.submissions:  # newest first: what a grid's cell is now, not what it was once
             for cell in submission.cells:
-                cells.setdefault((cell.grid, cell.title, cell.seed), cell)
+                cells.setdefault(dataclasses.replace(cell, key=None), cell)
         known = dict.fromkeys(cell.grid for cell in cells.values())
         for grid in self.grids:
             if grid not in known:
