@@ -29,6 +29,8 @@ from hpcdistill.training.config import TrainConfig
 COMMAND_LINE = "command line"
 # A teacher shares its student's overlays and overrides, but not these: they say what the student itself is.
 _OWN_KEYS = ("name", "method", "teacher", "init")
+# How a student is carried out holds for a teacher that is trained on its way, where the teacher's file says nothing.
+_CARRIED_OUT = ("device", "deepspeed", "threads", "timeout")
 # A file that names its own test sets means these, not these as well.
 _REPLACED = ("data", "eval")
 _ONE_MORE = "command line (one more test set)"
@@ -86,8 +88,10 @@ def load_config(arguments: Sequence[str]) -> Loaded:
         return Loaded(config, files, overrides)
     shared = [(origin, _without(values, _OWN_KEYS)) for file in files[1:] for origin, values in _file_layers(file)]
     shared += [(_origin_of(override), _without(_parse_override(override), _OWN_KEYS)) for override in overrides]
+    given = {key: getattr(config.train, key) for key in _CARRIED_OUT if key in config.train.model_fields_set}
+    carried_out = (str(files[0]), OmegaConf.create({"train": given}))
     special = ("teacher.overrides", OmegaConf.create(config.teacher.overrides))
-    teacher = _checked([*_file_layers(Path(config.teacher.config)), *shared, special])
+    teacher = _checked([carried_out, *_file_layers(Path(config.teacher.config)), *shared, special])
     if teacher.teacher is not None:
         raise UserError(f"{config.teacher.config}: a teacher cannot have a teacher of its own; give it an init instead")
     return Loaded(config, files, overrides, Loaded(teacher, (Path(config.teacher.config),), ()))
