@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-gan test test-slurm lint types bench torture clean install
+.PHONY: demo demo-gan test test-deepspeed test-slurm lint types bench torture clean install
 
 demo: $(INSTALLED)  ## a picture in a few minutes: pack, train, distil, evaluate, report
 	$(RUN) -m hpcdistill.demo
@@ -14,6 +14,9 @@ demo-gan: $(INSTALLED)  ## another one: a GAN's teacher and student turn edges i
 
 test: $(INSTALLED)  ## all tests this machine can run
 	$(RUN) -m pytest
+
+test-deepspeed: $(INSTALLED)  ## DeepSpeed, with what takes too long for every change: FESD on four ranks, more resuming
+	HPCDISTILL_SLOW=1 $(RUN) -m pytest -n 0 tests/training/test_deepspeed.py
 
 test-slurm: $(INSTALLED)  ## the tests on a real SLURM, from Debian's packages (installed when missing, as root)
 	-tests/slurm/install.sh

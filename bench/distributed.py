@@ -2,12 +2,14 @@
 
 It starts itself with torchrun. step: the real loop on N ranks against a bare loop of the same networks in torch's
 DistributedDataParallel, in turns, in one run. checkpoint: how long a checkpoint takes, and the delay it puts on a step.
+deepspeed: step time and memory a rank under DDP and ZeRO 1, 2 and 3; only when named, it needs the extra.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import itertools
 import json
 import os
@@ -17,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import step as single
@@ -27,6 +30,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hpcdistill.command import run_command
 from hpcdistill.config import load_config
@@ -39,11 +43,16 @@ from hpcdistill.training.checkpoint import Checkpoints
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.group import TrainedGroup
+from hpcdistill.training.loop import train
 from hpcdistill.training.position import Position, save_checkpoint
 from hpcdistill.training.run_folder import RunFolder
 
 GAN = "configs/original/horse2zebra.yaml"  # CycleGAN: the largest checkpoint there is, two generators of 11 M weights
 SAVES = 5
+ENGINES = ("DDP", "ZeRO 1", "ZeRO 2", "ZeRO 3")
+SIDE = 64  # pixels of CycleGAN's images: its weights are what is measured, not its feature maps
+STEPS = 8
+SETTINGS = Path(__file__).resolve().parents[1] / "configs" / "deepspeed"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -52,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--ranks", type=int, default=2, help="processes on this machine (default: 2)")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the comparison (default: 60)")
-    parser.add_argument("--part", choices=("step", "checkpoint", "all"), default="all")
+    parser.add_argument("--part", choices=("step", "checkpoint", "deepspeed", "all"), default="all")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
     options = parser.parse_args(arguments)
     if "RANK" not in os.environ:
@@ -65,9 +74,11 @@ def main(arguments: Sequence[str]) -> None:
         warn(f"the load average is {load:.1f}: other programs slow this down; run it again idle")
     report: dict[str, Any] = {"machine": single.machine(threads, load), "ranks": options.ranks}
     join(cpu=True, stall=600)
-    if options.part != "checkpoint":
+    if options.part == "deepspeed":
+        report["deepspeed"] = measure_deepspeed(threads)
+    if options.part in ("step", "all"):
         report["step"] = [measure_step(layout, options.seconds, threads) for layout in single.LAYOUTS]
-    if options.part != "step" and is_main_process():
+    if options.part in ("checkpoint", "all") and is_main_process():
         report["checkpoint"] = measure_checkpoints()
     if is_main_process():
         if options.json:
@@ -207,6 +218,81 @@ def _checkpoint(name: str, method: Method) -> dict[str, Any]:
     }
 
 
+def measure_deepspeed(threads: int) -> list[dict[str, Any]]:
+    """The loop under each engine: DSSD's student (13 k weights) and CycleGAN of full width (28 M), small images."""
+    config = load_config([GAN, f"data.crop={SIDE}"]).config
+    rows = []
+    for engine in ENGINES:
+        rows.append(_under(engine, "DSSD student", single.student("hfrm"), single.BATCH, threads))
+        gan = METHODS[config.method.name](config.method, {})  # type: ignore[call-arg]
+        rows.append(_under(engine, "CycleGAN, both directions", gan, dist.get_world_size(), threads))
+    return rows
+
+
+def _under(engine: str, what: str, method: Method, size: int, threads: int) -> dict[str, Any]:
+    say(f"deepspeed: {what}, {engine}")
+    weights = sum(p.numel() for group in method.groups.values() for p in group.module.parameters())
+    share = size // dist.get_world_size()
+    if what.startswith("DSSD"):
+        batch = {name: values[:share] for name, values in single.random_batches(single.PATCH)[0].items()}
+    else:
+        batch = {name: 2 * torch.rand(share, 3, SIDE, SIDE) - 1 for name in ("a", "b")}
+    before, largest, times = tensor_bytes() - 4 * weights, 0, []
+
+    def note(adam: torch.optim.Optimizer, *_: Any) -> None:
+        nonlocal largest
+        if len(times) == 1:  # the second step: Adam has its moments
+            largest = max(largest, tensor_bytes())
+
+    def batches(first: int, last: int, workers: int, pin_memory: bool) -> Iterator[Batch]:
+        for _ in range(first, last):
+            start = time.perf_counter()
+            yield batch
+            times.append(time.perf_counter() - start)
+
+    number = engine.removeprefix("ZeRO ")
+    config = TrainConfig(
+        batch_size=size,
+        device="cpu",
+        threads=threads,
+        deepspeed=None if engine == "DDP" else str(SETTINGS / f"zero{number}.json"),
+        log_every=single.ENDLESS,
+        gradient_norms_every=0,
+        checkpoint_every=single.ENDLESS,
+        trackers=(),
+    )
+    hook = register_optimizer_step_pre_hook(note)
+    with tempfile.TemporaryDirectory() as path:
+        folder = RunFolder(Path(path))
+        accelerator = make_accelerator(config)
+        if accelerator.is_main_process:
+            folder.create("", {})
+        reader: Any = SimpleNamespace(loader=batches)
+        train(method, reader, None, folder, accelerator, config, steps=STEPS, evaluate_every=1, seed=0, name="bench")
+        folder.release()
+    hook.remove()
+    held = torch.tensor(float(largest - before))
+    dist.all_reduce(held, dist.ReduceOp.MAX)
+    return {
+        "engine": engine,
+        "what": what,
+        "weights": weights,
+        "seconds": statistics.median(times[2:-1]),  # the last one holds the checkpoint
+        "bytes": int(held.item()),
+    }
+
+
+def tensor_bytes() -> int:
+    """Of all tensors of this process: what is alive at an update are weights, moments and gradients, no feature maps.
+
+    The gradients that autograd holds have no Python object until they are asked for.
+    """
+    gc.collect()
+    found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    found += [tensor.grad for tensor in found if tensor.is_leaf and tensor.grad is not None]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}.values())
+
+
 def show(report: dict[str, Any]) -> None:
     what = report["machine"]
     out.print(
@@ -233,6 +319,15 @@ def show(report: dict[str, Any]) -> None:
         for row in report["checkpoint"]:
             times = (f"{row[key] * 1e3:.1f}" for key in ("delay_seconds", "background_seconds", "at_once_seconds"))
             table.add_row(row["what"], f"{row['bytes'] / 1e6:.1f}", *times)
+        out.print(table)
+
+    if "deepspeed" in report:
+        table = Table(title="engines: a step, and the tensors a rank holds at an update", box=SIMPLE_HEAD)
+        for heading in ("what", "weights", "engine", "MB a rank", "step ms"):
+            table.add_column(heading, justify="left" if heading in ("what", "engine") else "right")
+        for row in sorted(report["deepspeed"], key=lambda row: row["weights"]):
+            numbers = (f"{row['bytes'] / 1e6:.1f}", f"{row['seconds'] * 1e3:.0f}")
+            table.add_row(row["what"], f"{row['weights']:,}", row["engine"], *numbers)
         out.print(table)
 
 

@@ -29,6 +29,8 @@ from hpcdistill.training.config import TrainConfig
 COMMAND_LINE = "command line"
 # A teacher shares its student's overlays and overrides, but not these: they say what the student itself is.
 OWN_KEYS = ("name", "method", "teacher", "init")
+# How a student is carried out holds for a teacher that is trained on its way, where the teacher's file says nothing.
+_CARRIED_OUT = ("device", "deepspeed", "threads", "timeout")
 # A file that names its own test sets means these, not these as well.
 _REPLACED = ("data", "eval")
 _ONE_MORE = "command line (one more test set)"
@@ -70,6 +72,11 @@ class Loaded:
     teacher: Loaded | None = field(default=None)
 
 
+def carried_out_by(config: RunConfig) -> dict[str, Any]:
+    """What a student's configuration says about how it is carried out: its teacher's, unless that says otherwise."""
+    return {key: getattr(config.train, key) for key in _CARRIED_OUT if key in config.train.model_fields_set}
+
+
 def load_config(arguments: Sequence[str]) -> Loaded:
     """Load the files and `key=value` overrides in `arguments`, and the teacher's configuration where one is named.
 
@@ -87,7 +94,8 @@ def load_config(arguments: Sequence[str]) -> Loaded:
     shared = [(origin, _without(values, OWN_KEYS)) for file in files[1:] for origin, values in file_layers(file)]
     shared += [(_origin_of(override), _without(parse_override(override), OWN_KEYS)) for override in overrides]
     special = ("teacher.overrides", OmegaConf.create(config.teacher.overrides))
-    teacher = _checked([*file_layers(Path(config.teacher.config)), *shared, special])
+    carried_out = (str(files[0]), OmegaConf.create({"train": carried_out_by(config)}))
+    teacher = _checked([carried_out, *file_layers(Path(config.teacher.config)), *shared, special])
     if teacher.teacher is not None:
         raise UserError(f"{config.teacher.config}: a teacher cannot have a teacher of its own; give it an init instead")
     return Loaded(config, files, overrides, Loaded(teacher, (Path(config.teacher.config),), ()))

@@ -161,6 +161,17 @@ class TestTeacher:
         assert loaded.teacher.config.train.steps == 5
         assert loaded.teacher.config.dump()["method"]["encoder"] == "pisr"
 
+    def test_how_the_student_is_carried_out_holds_for_its_teacher(self, tmp_path: Path, student: str) -> None:
+        with Path(student).open("a") as file:
+            file.write("train: {deepspeed: zero2.json, device: cpu, threads: 1, batch_size: 8}\n")
+        own = (tmp_path / "teacher.yaml").read_text().replace("{epochs: 2}", "{threads: 3}")
+        write(tmp_path, "teacher.yaml", own)
+        loaded = load_config([student])
+        assert loaded.teacher is not None
+        train = loaded.teacher.config.train
+        assert (train.deepspeed, train.device, train.threads) == ("zero2.json", "cpu", 3)
+        assert train.batch_size == 16  # that is the teacher's own affair
+
     def test_a_variants_words_to_a_teacher_do_nothing_without_one(self, tmp_path: Path, base: str) -> None:
         variant = write(tmp_path, "v.yaml", "teacher: {overrides: {method: {encoder: pisr}}}\n")
         assert load_config([base, variant]).config.teacher is None

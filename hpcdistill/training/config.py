@@ -24,6 +24,9 @@ class TrainConfig(Section):
     accumulation: int = operational(1, "micro-batches a rank's share of the batch is cut into", gt=0)
     device: Literal["auto", "cpu", "cuda"] = operational("auto", "auto takes a GPU when there is one")
     deterministic: bool = operational(False, "repeat bit for bit on one device; slower, see docs/training.md")
+    deepspeed: str | None = operational(
+        None, "DeepSpeed's configuration file, ZeRO 1, 2 or 3 (configs/deepspeed/zero2.json); unset = DDP"
+    )
     channels_last: bool = operational(False, "keep networks and images in channels-last memory; often faster")
     threads: int = operational(0, "CPU threads a process; 0 = PyTorch's default", ge=0)
     timeout: int = operational(600, "seconds without a step or a test image after which ranks count as hanging", gt=0)

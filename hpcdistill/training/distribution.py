@@ -15,6 +15,7 @@ from hpcdistill.errors import UserError, nearest
 from hpcdistill.ranks.process_group import join
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.determinism import prepare_determinism
+from hpcdistill.training.engines import requested_settings
 from hpcdistill.training.memory import keep_freed_memory
 from hpcdistill.training.precision import take_precision
 
@@ -29,6 +30,7 @@ def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Acceler
     if cpu and config.precision == "fp16":
         raise UserError("train.precision: fp16 needs a GPU; use bf16 or fp32 on the CPU")
     _check_trackers(config.trackers)
+    requested_settings(config)  # refuses what cannot be, before anything is started
     if config.deterministic:
         prepare_determinism()
     join(cpu, config.timeout)

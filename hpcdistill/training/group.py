@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,8 @@ from hpcdistill.training.schedule import learning_rate
 
 class TrainedGroup:
     """A method's group as the loop trains it."""
+
+    collective = False  # whether what reads weights and moments must be called by every rank
 
     def __init__(self, name: str, group: Group, accelerator: Accelerator) -> None:
         self.name = name
@@ -45,6 +48,25 @@ class TrainedGroup:
         self.rate = learning_rate(self.settings, step, steps)
         for parameters in self.adam.param_groups:
             parameters["lr"] = self.rate
+
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around the forward and backward pass of a micro-batch; the gradients are reduced with the last one."""
+        no_sync: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(self.wrapped)
+        return contextlib.nullcontext() if last else no_sync
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def whole(self) -> contextlib.AbstractContextManager[Any]:
+        """While it lasts the module's weights are whole on every rank, to be read."""
+        return contextlib.nullcontext()
+
+    def replaced(self) -> contextlib.AbstractContextManager[Any]:
+        """While it lasts the module's weights are whole and may be replaced, alike on every rank."""
+        return contextlib.nullcontext()
+
+    def close(self) -> None:
+        """Let go of what the engine holds."""
 
     def update(self, halted: Tensor) -> Tensor:
         """Step the optimizer unless `halted` (0-dim bool, updated in place) and return the gradient's norm.

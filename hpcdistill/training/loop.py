@@ -33,9 +33,10 @@ from hpcdistill.training.batch_norm import synchronise
 from hpcdistill.training.checkpoint import Checkpoint, Checkpoints
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.determinism import deterministic
+from hpcdistill.training.engines import Copies, cuts_weights, make_groups, replaced, requested_settings, whole
 from hpcdistill.training.evaluation import EvaluationStopped, Evaluator
 from hpcdistill.training.freezing import Freezer
-from hpcdistill.training.group import TermGradients, TrainedGroup
+from hpcdistill.training.group import TermGradients
 from hpcdistill.training.metrics_log import MetricsLog, RunningMeans
 from hpcdistill.training.position import Position, best_of, restore_checkpoint, save_checkpoint, save_generators
 from hpcdistill.training.precision import precision_of
@@ -94,13 +95,22 @@ def train(
     if config.batch_norm == "sync" and accelerator.num_processes > 1:
         for untrained in method.groups.values():
             synchronise(untrained.module)
-    groups = {name: TrainedGroup(name, group, accelerator) for name, group in method.groups.items()}
+    averages = Averages(method.generators, config.ema) if config.ema else None
+    deepspeed = requested_settings(config)
+    copies = Copies(method.generators) if not averages and cuts_weights(deepspeed) else None
+    groups = make_groups(method.groups, accelerator, config, deepspeed)
     for group in groups.values():
         method.bind(group.name, group.wrapped)
     freezer = Freezer({name: group.module for name, group in groups.items()})
-    averages = Averages(method.generators, config.ema) if config.ema else None
-    evaluated = averages.generators if averages else method.generators
     generator_parameters = {p for module in method.generators.values() for p in module.parameters()}
+    generating = [group for group in groups.values() if not generator_parameters.isdisjoint(group.parameters)]
+
+    def evaluated() -> dict[str, nn.Module]:
+        """The generators as they are evaluated and saved; every rank must ask."""
+        if copies:
+            copies.refresh(generating)
+            return copies.generators
+        return averages.generators if averages else method.generators
 
     checkpoints = Checkpoints(folder.checkpoints, confirm=folder.confirm)
     log, means = MetricsLog(folder.metrics, accelerator, folder.confirm), RunningMeans(device)
@@ -138,7 +148,7 @@ def train(
             freezer.release()
             position.due = True
             with contextlib.suppress(EvaluationStopped):
-                _evaluate(evaluator, told_to_stop, judges, evaluated, accelerator, folder, position, log, progress)
+                _evaluate(evaluator, told_to_stop, judges, evaluated(), accelerator, folder, position, log, progress)
             method.train()
 
         if position.due and evaluator is not None:
@@ -151,7 +161,9 @@ def train(
         for step, batch in zip(range(position.step, steps), loader, strict=True):
             segment, segment_start = next((s, start) for s, start, end in segments if step < end)
             if step == segment_start:
-                _enter(segment, method, evaluated, folder, accelerator)
+                now = evaluated()
+                with replaced(groups.values()):
+                    _enter(segment, method, now, folder, accelerator)
                 signals.restart()
             torch.manual_seed(step_seed(seed, step, accelerator.process_index))
             first = step * config.batch_size + accelerator.process_index * share
@@ -169,7 +181,7 @@ def train(
                     with torch.no_grad():
                         phase.before(parts, carries)
                 measured = None
-                if measure_gradients:
+                if measure_gradients and not group.collective:  # DeepSpeed reduces in any backward pass
                     parameters = [p for p in group.parameters if p in generator_parameters] or group.parameters
                     measured = TermGradients(parameters, len(parts), accelerator)
                 if len(parts) > 1:
@@ -178,17 +190,18 @@ def train(
                     last_part = number == len(parts) - 1
                     if number > 0:
                         freezer.rewind()
-                    with contextlib.nullcontext() if last_part else accelerator.no_sync(group.wrapped):
+                    with group.micro_batch(last_part):
                         with accelerator.autocast():
                             terms = phase.loss(part, carry)
                         if measured:
                             means.add(underflow.measure(phase.name, terms, parameters))
                             norms = measured.add(terms, underflow.scale)
                             means.add({f"gradient/{phase.name}/{term}": norm for term, norm in norms.items()})
-                        accelerator.backward(_total(phase, terms, halted, culprits, means) / len(parts))
+                        group.backward(_total(phase, terms, halted, culprits, means) / len(parts))
                 means.add({f"gradient_norm/{phase.group}": group.update(halted)})
             if averages:
-                averages.update(halted)
+                with whole(generating):
+                    averages.update(halted)
             good_buffers.keep(halted)
             progress.advance()
             watch.progress()
@@ -215,8 +228,10 @@ def train(
                 stop = stop or position.due
             if stop or write_checkpoint:
                 position.means = means.state(accelerator)
+                collective = any(group.collective for group in groups.values())
                 if accelerator.is_main_process:
                     position.log_bytes = log.position()
+                if accelerator.is_main_process or collective:
                     at_once = stop or end
                     save_checkpoint(checkpoints, method, groups, averages, position, folder, background=not at_once)
             if stop and (position.due or not end):
@@ -224,7 +239,9 @@ def train(
                 say(f"{name}: stopped at step {position.step} of {steps}; the same command goes on from here")
                 return Outcome(False, position, progress.images_per_second)
         freezer.release()
-        save_generators(evaluated, "last", folder, accelerator, position.step)
+        save_generators(evaluated(), "last", folder, accelerator, position.step)
+        for group in groups.values():
+            group.close()
         return Outcome(True, position, progress.images_per_second)
 
 
@@ -277,7 +294,7 @@ def _raise_if_halted(
     step: int,
     accelerator: Accelerator,
     folder: RunFolder,
-    generators: dict[str, nn.Module],
+    evaluated: Callable[[], dict[str, nn.Module]],
     good_buffers: GoodBuffers,
 ) -> None:
     """Stop the run when an update was masked; the one place where the flags are read."""
@@ -288,7 +305,7 @@ def _raise_if_halted(
     if not any((stopped, *found)):
         return
     good_buffers.restore()
-    save_generators(generators, "last", folder, accelerator, step)
+    save_generators(evaluated(), "last", folder, accelerator, step)
     terms = [term for term, flag in zip(culprits, found, strict=True) if flag]
     what = f"the loss term {', '.join(terms)}" if terms else "a gradient (of finite loss terms)"
     raise UserError(

@@ -64,30 +64,36 @@ def save_checkpoint(
     """Write everything that the rest of the run depends on: also the best weights, which a segment may take back and
     a session that is killed after this may replace.
 
+    Called by rank 0 or, with groups that are `collective`, by every rank, of which rank 0 writes.
     With `background` it is copied to the CPU and written by a thread while training goes on; what goes wrong there
     is raised by the next save or by `checkpoints.wait`.
     """
-    folder.confirm()
+    writes = next(iter(groups.values())).accelerator.is_main_process
+    if writes:
+        folder.confirm()
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, group in groups.items():
-        tensors[f"networks/{name}"] = unique_state(group.module)
+        with group.whole():
+            if writes:
+                state = unique_state(group.module)
+                tensors[f"networks/{name}"] = _copied(state) if group.collective else state
         tensors[f"optimizers/{name}"] = group.optimizer_tensors()
+    if not writes:
+        return
     for name, module in averages.generators.items() if averages else ():
         tensors[f"averages/{name}"] = unique_state(module)
     for name, module in method.memory.items():
         tensors[f"memory/{name}"] = unique_state(module)
-    state = vars(position) | {"scaler": _scaler_state(groups)}
+    record = vars(position) | {"scaler": _scaler_state(groups)}
     best = [(which, name) for which in position.kept() for name in method.generators]
     files = {_file(which, name): folder.generator(which, name).read_bytes() for which, name in best}
     if background:
         # Copies also on the CPU: the next update changes the weights in place.
-        copies = {
-            name: {key: value.detach().to("cpu", copy=True) for key, value in values.items()}
-            for name, values in tensors.items()
-        }
-        checkpoints.start(position.step, copies, state, files)
+        copied = {f"{kind}/{name}" for kind in ("networks", "optimizers") for name in groups if groups[name].collective}
+        copies = {name: values if name in copied else _copied(values) for name, values in tensors.items()}
+        checkpoints.start(position.step, copies, record, files)
     else:
-        checkpoints.save(position.step, tensors, state, files)
+        checkpoints.save(position.step, tensors, record, files)
 
 
 def restore_checkpoint(
@@ -99,7 +105,8 @@ def restore_checkpoint(
 ) -> Position:
     """Take back what `save_checkpoint` wrote; a UserError when it is of another method or architecture."""
     for name, group in groups.items():
-        load_weights(group.module, *_tensors(found, f"networks/{name}"))
+        with group.replaced():
+            load_weights(group.module, *_tensors(found, f"networks/{name}"))
         group.load_optimizer_tensors(_tensors(found, f"optimizers/{name}")[0])
     for name, module in averages.generators.items() if averages else ():
         load_weights(module, *_tensors(found, f"averages/{name}"))
@@ -118,6 +125,11 @@ def restore_checkpoint(
                     write_bytes(folder.generator(which, name), content)
     accelerator.wait_for_everyone()
     return position
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def _file(which: str, generator: str) -> str:

@@ -68,6 +68,20 @@ def test_accelerate_joins_two_machines(command: list[str], tmp_path: Path) -> No
     assert _processes(tmp_path) == 2
 
 
+def test_accelerate_starts_deepspeed_for_a_teacher_and_its_student(command: list[str], tmp_path: Path) -> None:
+    """Each stage has engines of its own in the same processes; the yaml file names the JSON file."""
+    pytest.importorskip("deepspeed")
+    command[command.index(str(CLONE / "configs" / "fsrcnn" / "x2.yaml"))] = str(CLONE / "configs" / "dssd" / "x2.yaml")
+    settings = ["--config_file", str(SETTINGS / "deepspeed-zero3.yaml"), "--num_processes", "2"]
+    with _started([*LAUNCH, *settings, *command]) as [launcher]:
+        _, errors = launcher.communicate(timeout=200)
+    assert launcher.returncode == 0, errors
+    assert "training it first" in errors
+    results = [json.loads(file.read_text()) for file in (tmp_path / "runs").glob("*/result.json")]
+    assert sorted(result["processes"] for result in results) == [2, 2]
+    assert errors.count("those of single loss terms are not") == 2  # both were trained by DeepSpeed
+
+
 def test_settings_for_gpus_name_no_device_and_no_precision() -> None:
     for path in SETTINGS.glob("*.yaml"):
         values = yaml.safe_load(path.read_text())

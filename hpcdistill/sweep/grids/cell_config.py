@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError, create_model
 
-from hpcdistill.config import OWN_KEYS, Loaded, RunConfig, file_layers, load_config, parse_override
+from hpcdistill.config import OWN_KEYS, Loaded, RunConfig, carried_out_by, file_layers, load_config, parse_override
 from hpcdistill.methods import METHODS
 
 Values = dict[str, Any]
@@ -61,7 +61,8 @@ class CellConfigs:
             return Loaded(config, paths, overrides)
         shared = [(False, _shared(layer)) for file in files[1:] for layer in self._file(file)]
         shared += [(_adds(override), _shared(self._override(override))) for override in overrides]
-        own = [(False, layer) for layer in self._file(config.teacher.config)]
+        carried_out: Values = {"train": carried_out_by(config)}
+        own = [(False, layer) for layer in (carried_out, *self._file(config.teacher.config))]
         teacher = self._checked([*own, *shared, (False, config.teacher.overrides)])
         if teacher.teacher is not None:
             raise _UnusualError
