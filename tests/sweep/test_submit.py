@@ -454,9 +454,12 @@ def test_the_collector_of_a_snapshot_works_in_the_copy(
     assert words[words.index("--data-root") + 1] == "data/packed"
 
 
-def test_the_collector_of_a_snapshot_works_here_when_the_copy_lacks_something(site: Site) -> None:
+def test_the_collector_of_a_snapshot_works_here_when_the_copy_lacks_something(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
     site.profile("snapshot: true\n")
     assert site.submit() == 0
+    assert f"snapshot: {site.folder} is not in it; the tables will be made" in capsys.readouterr().err
     call = collector(site)
     assert call.cwd == site.folder, "its configurations are not the clone's"
     assert call.command[0].endswith("/code/slurm/collect.py")

@@ -220,7 +220,10 @@ def _submit(
     log = submission.path / "collect.log"
     # The configurations of the copy too, if they are all in it; the words say where things are here. The data
     # root stays as it is: keys are of places below it.
-    place = code if profile.snapshot and here == CLONE and not needs_folder(plan, code) else here
+    lacking = needs_folder(plan, code) if here == CLONE else str(here)
+    if profile.snapshot and lacking:
+        say(f"snapshot: {lacking} is not in it; the tables will be made with the configurations as they are then")
+    place = code if profile.snapshot and not lacking else here
     collect = collect_command(
         [_from_here(grid) for grid in grids], overrides, options.seeds, here / runs, folder, data_root()
     )
