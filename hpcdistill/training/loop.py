@@ -390,10 +390,12 @@ def _enter(
         # The last weights are saved at the run's end only; here they are those that would be evaluated now.
         state = evaluated[name].state_dict()
         if which == "best":
-            if accelerator.is_main_process:
-                state = load_generator(folder.generator(best_of(segment.judged), name))[0].state_dict()
             # From rank 0: a shared file system may still show the others an older file.
-            state = broadcast({key: value.to(accelerator.device) for key, value in state.items()})
+            state = {key: value.clone() for key, value in state.items()}
+            if accelerator.is_main_process:
+                best = load_generator(folder.generator(best_of(segment.judged), name))[0].state_dict()
+                state = {key: best[key].to(value) for key, value in state.items()}
+            state = broadcast(state)
         method.generators[name].load_state_dict(state)
         evaluated[name].load_state_dict(state)
     if segment.on_enter:

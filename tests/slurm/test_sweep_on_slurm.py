@@ -209,8 +209,9 @@ def test_a_teacher_that_fails_takes_only_its_student_along(sweep: Sweep, cluster
     assert (states[good], states[bad]) == ("finished", "failed"), said
     assert by_teacher[good] == "finished", said
     assert by_teacher[bad] in (None, "blocked"), "SLURM has cancelled it, or it has seen so itself"
-    shown = cluster.ask(sys.executable, CLONE / "slurm" / "status.py", "--json", "--all", cwd=sweep.folder)
-    assert json.loads(shown)["summary"] == {"finished": 2, "failed": 1, "blocked": 1}
+    shown = cluster.run(sys.executable, CLONE / "slurm" / "status.py", "--json", "--all", cwd=sweep.folder)
+    assert shown.returncode == 1, "something has failed"
+    assert json.loads(shown.stdout)["summary"] == {"finished": 2, "failed": 1, "blocked": 1}
     assert "nowhere" in sweep.state(bad)["message"]
     assert (sweep.folder / "sweeps" / "report" / "index.html").is_file(), said
     until(lambda: cluster.ask("squeue", "--noheader"), lambda jobs: not jobs, 60, "an empty queue")
