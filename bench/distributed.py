@@ -43,7 +43,7 @@ from hpcdistill.training.checkpoint import Checkpoints
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.group import TrainedGroup
-from hpcdistill.training.loop import train
+from hpcdistill.training.loop import Training
 from hpcdistill.training.position import Position, save_checkpoint
 from hpcdistill.training.run_folder import RunFolder
 
@@ -172,7 +172,7 @@ class _Both(nn.Module):
 def measure_checkpoints() -> list[dict[str, Any]]:
     """Rank 0's part of a checkpoint: DSSD's student and CycleGAN at full width, on this machine's temporary folder."""
     config = load_config([GAN]).config
-    gan = METHODS[config.method.name](config.method, {})  # type: ignore[call-arg]
+    gan = METHODS[config.method.name](config.method, {})
     return [_checkpoint("DSSD student", single.student("hfrm")), _checkpoint("CycleGAN, both directions", gan)]
 
 
@@ -224,7 +224,7 @@ def measure_deepspeed(threads: int) -> list[dict[str, Any]]:
     rows = []
     for engine in ENGINES:
         rows.append(_under(engine, "DSSD student", single.student("hfrm"), single.BATCH, threads))
-        gan = METHODS[config.method.name](config.method, {})  # type: ignore[call-arg]
+        gan = METHODS[config.method.name](config.method, {})
         rows.append(_under(engine, "CycleGAN, both directions", gan, dist.get_world_size(), threads))
     return rows
 
@@ -268,7 +268,8 @@ def _under(engine: str, what: str, method: Method, size: int, threads: int) -> d
         if accelerator.is_main_process:
             folder.create("", {})
         reader: Any = SimpleNamespace(loader=batches)
-        train(method, reader, None, folder, accelerator, config, steps=STEPS, evaluate_every=1, seed=0, name="bench")
+        options = {"steps": STEPS, "evaluate_every": 1, "seed": 0, "name": "bench"}
+        Training(method, reader, None, folder, accelerator, config, **options).run()
         folder.release()
     hook.remove()
     held = torch.tensor(float(largest - before))

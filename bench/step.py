@@ -37,7 +37,7 @@ from hpcdistill.methods.privileged_teacher import PrivilegedTeacherTraining
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.distribution import make_accelerator
-from hpcdistill.training.loop import train
+from hpcdistill.training.loop import Training
 from hpcdistill.training.run_folder import RunFolder, describe_session
 
 BATCH, PATCH, SCALE = 16, 192, 4
@@ -266,7 +266,7 @@ def step_seconds(method: Method, patch: int, layout: str, seconds: float, thread
 def run_loop(
     method: Method, batches: Callable[[], Iterator[Batch]], layout: str, threads: int, trackers: tuple[str, ...]
 ) -> None:
-    """`training.loop.train` in float32 without evaluation, until `batches` raises _EnoughError."""
+    """`training.loop.Training` in float32 without evaluation, until `batches` raises _EnoughError."""
     config = TrainConfig(
         batch_size=BATCH,
         device="cpu",
@@ -284,7 +284,7 @@ def run_loop(
         if trackers:
             accelerator.init_trackers("tensorboard")
         try:
-            train(
+            Training(
                 method,
                 Feed(batches),
                 None,
@@ -295,7 +295,7 @@ def run_loop(
                 evaluate_every=ENDLESS,
                 seed=0,
                 name="bench",
-            )
+            ).run()
         except _EnoughError:
             return
         finally:

@@ -81,7 +81,7 @@ def _measured(loaded: Loaded) -> dict[str, nn.Module]:
     generators = configured_generators(loaded)  # and every check of the configuration
     frozen = {"teacher": generators["teacher"]} if loaded.teacher else {}
     config = loaded.config.method
-    method = METHODS[config.name](config, frozen)  # type: ignore[call-arg]
+    method = METHODS[config.name](config, frozen)
     return {**method.measured, **frozen}
 
 

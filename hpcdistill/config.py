@@ -132,7 +132,7 @@ def configured_generators(loaded: Loaded) -> dict[str, nn.Module]:
             )
         frozen["teacher"] = teachers["teacher"]
     config = loaded.config.method
-    method = METHODS[config.name](config, frozen)  # type: ignore[call-arg]
+    method = METHODS[config.name](config, frozen)
     for name in loaded.config.init:
         if name not in method.generators:
             raise UserError(f"init.{name}: the method has no such generator; {nearest(name, method.generators)}")

@@ -40,9 +40,10 @@ from hpcdistill.sweep.identity import identify, run_folder, selected_set, weight
 from hpcdistill.sweep.plan_key import plan_key
 from hpcdistill.sweep.requirements import check_present, needed_sets
 from hpcdistill.training.distribution import make_accelerator
-from hpcdistill.training.loop import place, train
+from hpcdistill.training.loop import Training
 from hpcdistill.training.progress import NOTHING_MEASURED
 from hpcdistill.training.run_folder import RunFolder, code_revision
+from hpcdistill.training.segments import lay_out
 
 GUIDE = """\
 hpcdistill trains small image generators from large ones.
@@ -95,7 +96,7 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
     identity = identify(loaded)
     selected_set(config)
     frozen: dict[str, nn.Module] = {}
-    if loaded.teacher and config.teacher and METHODS[config.method.name].uses_teacher(config.method):
+    if loaded.teacher and config.teacher and METHODS[config.method.name].learns(config.method):
         teacher_folder = RunFolder(run_folder(loaded.teacher))
         if _finished(teacher_folder, accelerator) is None:
             say(f"{config.name}: its teacher {teacher_folder.path.name} has not been trained yet; training it first")
@@ -129,7 +130,7 @@ def _train(
     config = loaded.config
     accelerator = make_accelerator(config.train, folder.path)
     torch.manual_seed(step_seed(config.seed, 0, 0))  # initial weights: the same on every rank
-    method = METHODS[config.method.name](config.method, frozen)  # type: ignore[call-arg]
+    method = METHODS[config.method.name](config.method, frozen)
     _initialise(method, config)
     needs = method.needs
     reader = None
@@ -157,13 +158,13 @@ def _train(
     if selected is not None:
         evaluator = open_evaluator(config.data, config.eval, selected, needs, method.generators, accelerator)
     method.prepare(config.data.crop)  # after what is cheaper to check: it may load a large network
-    place(method.segments(), steps, evaluator is not None)
+    lay_out(method.segments(), steps, evaluator is not None)
     # Everything that can be wrong with the configuration has been said; only now is something written.
     if accelerator.is_main_process:
         folder.create(to_yaml(_self_contained(loaded)), identity)
         watch.before_exit(folder.release)
     accelerator.wait_for_everyone()
-    outcome = train(
+    training = Training(
         method,
         reader,
         evaluator,
@@ -175,8 +176,8 @@ def _train(
         seed=config.seed,
         workers=config.data.workers,
         name=config.name,
-        signals=signals,
     )
+    outcome = training.run(signals)
     for tracker in accelerator.trackers:
         tracker.finish()  # not Accelerate's end_training, which would take the process group from the next stage
     if not outcome.finished:

@@ -17,6 +17,7 @@ AUGMENTATION: Final = 2  # crop, flip and rotation of each draw
 TRAINING: Final = 3  # noise and dropout of a training step
 ORDER_OF_TARGETS: Final = 4  # permutations of an unpaired set's second domain
 STREAM: Final = 5  # the reader `stream`: its shards and its shuffle buffer
+SHARED: Final = 6  # what all ranks draw alike in a training step
 
 _ROUNDS = 10
 _LOW = np.uint64(0xFFFFFFFF)
@@ -66,5 +67,14 @@ def below(words: NDArray[np.uint32], bound: NDArray[np.int64] | int) -> NDArray[
 
 def step_seed(seed: int, step: int, rank: int) -> int:
     """A seed in [0, 2^63) for `torch.manual_seed`: one for each training step and rank."""
-    low, high = draw(seed, TRAINING, np.array([step]), part=rank)[0, :2].tolist()
+    return _seed(seed, TRAINING, step, rank)
+
+
+def shared_seed(seed: int, step: int) -> int:
+    """A seed in [0, 2^63), one for each training step: for what all ranks draw alike."""
+    return _seed(seed, SHARED, step, 0)
+
+
+def _seed(seed: int, stream: int, step: int, part: int) -> int:
+    low, high = draw(seed, stream, np.array([step]), part=part)[0, :2].tolist()
     return (int(high) << 32 | int(low)) & (2**63 - 1)

@@ -8,18 +8,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from hpcdistill.data.counter import shared_seed
 from hpcdistill.data.index import Kind
 from hpcdistill.data.needs import Needs
+from hpcdistill.errors import UserError, nearest
 from hpcdistill.settings import Section
 
 Batch = Mapping[str, Tensor]
 Terms = dict[str, Tensor]
+Teachers = Mapping[str, nn.Module]  # role -> a network that another run has trained
+NO_TEACHERS: Teachers = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run is when a loss is computed: for weights that follow a schedule, and for draws all ranks share."""
+
+    step: Tensor  # 0-dim int64 on the training device: updates made before this one
+    steps: Tensor  # likewise: updates of the whole run
+    seed: int = 0  # the run's
+    number: int = 0  # `step` on the host, for draws; a loss that branched on it would be captured with one value
+
+    @classmethod
+    def at(cls, step: int, steps: int, seed: int = 0, device: torch.device | str = "cpu") -> Progress:
+        """Before the update number `step` (from 0) of a run of `steps` updates."""
+        counts = torch.tensor([step, steps], device=device)
+        return cls(counts[0], counts[1], seed, step)
+
+    @property
+    def share(self) -> Tensor:
+        """The share of the run that is done, 0-dim float32 in [0, 1)."""
+        return self.step / self.steps
+
+    def generator(self) -> torch.Generator:
+        """On the CPU, for a draw that every rank must share (a sub-network, a resolution); alike at each call.
+
+        What a rank may draw alone comes from torch's default generator, which the loop seeds by step and rank.
+        """
+        return torch.Generator().manual_seed(shared_seed(self.seed, self.number))
 
 
 class Carry(MutableMapping[str, Tensor]):
@@ -70,16 +103,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Phase:
-    """One update of one group: `loss(batch, carry)` returns 0-dim tensors by name, already weighted, to be summed.
+    """One update of one group: `loss(batch, carry, progress)` returns 0-dim tensors by name, weighted, to be summed.
 
     With `train.accumulation` it is called for each micro-batch. `before(batches, carries)` runs once before that, with
-    all micro-batches of this rank's share in order: for what must see the step as a whole.
+    all micro-batches of this rank's share in order: for what must see the step as a whole (replay pools).
+    `after(progress)` runs once after the group's update (masks, proximal steps, projections). Both without gradients.
     """
 
     name: str
     group: str
-    loss: Callable[[Batch, Carry], Terms]
+    loss: Callable[[Batch, Carry, Progress], Terms]
     before: Callable[[Sequence[Batch], Sequence[Carry]], None] | None = None
+    after: Callable[[Progress], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +125,8 @@ class Segment:
     (with EMA on, the averages). Best is what the run's selected metric says or, with `judged`, the same metric of the
     generator named there; before such a segment there is always an evaluation. `on_enter` runs once, before the first
     step: a run that resumes later does not run it again, so what it changes must be tensors of the groups or of
-    `Method.memory`.
+    `Method.memory`. `put_back` names generators that get back, when the segment ends, the weights they had before it
+    loaded any: a student's block may use the best teacher while the latest one is what goes on training.
     """
 
     name: str
@@ -98,7 +134,45 @@ class Segment:
     steps: int | None = None  # None: what is left of the run
     load: tuple[tuple[str, Literal["best", "last"]], ...] = ()
     judged: str | None = None
+    put_back: tuple[str, ...] = ()
     on_enter: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a method asks of a network that another run has trained. None and () leave a property open."""
+
+    needed: bool = True  # False: this configuration of the method does without; whoever names one may
+    takes: tuple[str, ...] = ()  # what it may read: "lr", "hr" or "image"
+    scale: int | None = None
+    channels: int | None = None
+    maps: tuple[str, ...] = ()  # feature maps that it must be able to give
+
+    def filled(self, role: str, teachers: Teachers) -> nn.Module:
+        """The network in the role `role`, checked and frozen; UserError when there is none or it does not fit."""
+        if role not in teachers:
+            key = role if role == "teacher" else f"teachers.{role}"
+            raise UserError(f"{key}: the method needs it; name a run (config or run), or a file of weights")
+        self.check(role, teachers[role])
+        return teachers[role].requires_grad_(False).eval()
+
+    def check(self, role: str, network: nn.Module) -> None:
+        """UserError when `network` cannot fill the role `role`: what differs, and what to set."""
+        name = type(network).__name__
+        takes = getattr(network, "takes", None)
+        if self.takes and takes not in self.takes:
+            raise UserError(f"{role}: a {name} reads {takes}, wanted is a network of {' or '.join(self.takes)}")
+        for what, wanted in (("scale", self.scale), ("channels", self.channels)):
+            its = getattr(network, what, None)
+            if wanted is not None and its != wanted:
+                raise UserError(
+                    f"{role}: its {what} is {its}, the student's is {wanted}; "
+                    f"set method.{what} alike in both configs, e.g. {role}.overrides.method.{what}={wanted}"
+                )
+        for layer in self.maps:
+            valid = getattr(network, "map_channels", {})
+            if layer not in valid:
+                raise UserError(f"{role}: a {name} has no feature map '{layer}'; {nearest(layer, valid)}")
 
 
 class MethodConfig(Section):
@@ -108,15 +182,22 @@ class MethodConfig(Section):
 
 
 class Method(nn.Module):
-    """Base class of all methods. A subclass builds its networks in `__init__` and fills `groups` and `generators`."""
+    """Base class of all methods. A subclass builds its networks in `__init__` and fills `groups` and `generators`.
+
+    It is constructed with its `Config` and, by role, the trained networks that `roles` asks for.
+    """
 
     Config: ClassVar[type[MethodConfig]]
     version: ClassVar[int] = 1  # raise it when the method's mathematics changes: it is part of a run's identity
+    # What a run of the method trains and evaluates, as far as that is known before it is built; see `trained`.
+    GENERATORS: ClassVar[tuple[str, ...]] = ("student",)
 
-    def __init__(self) -> None:
+    def __init__(self, config: Any, teachers: Teachers = NO_TEACHERS) -> None:
         super().__init__()
+        self.config = config
         self.groups: dict[str, Group] = {}
         self.generators: dict[str, nn.Module] = {}  # evaluated, exported and saved alone
+        self.saved: dict[str, nn.Module] = {}  # saved beside them, to serve another run (discriminators)
         self.memory: dict[str, nn.Module] = {}  # not trained, but part of a checkpoint (replay pools)
         self.origins: dict[str, str] = {}  # published weights in use -> where they are from, for result.json
         self._wrapped: dict[str, Callable[..., Any]] = {}
@@ -130,9 +211,17 @@ class Method(nn.Module):
         return self
 
     @classmethod
-    def uses_teacher(cls, config: Any) -> bool:
-        """Whether a run of this configuration needs the teacher it names to be trained."""
-        return False
+    def roles(cls, config: Any) -> dict[str, Role]:
+        """The networks of other runs that a run of this configuration learns from, by role.
+
+        Any finished run, or a weights file, can fill one: `teacher` of the configuration, or `teachers.<role>`.
+        """
+        return {}
+
+    @classmethod
+    def learns(cls, config: Any) -> bool:
+        """Whether a run of this configuration needs a network of another run."""
+        return any(role.needed for role in cls.roles(config).values())
 
     @classmethod
     def kind(cls, config: Any) -> Kind:

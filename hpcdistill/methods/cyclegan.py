@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpcdistill.data.index import Kind
 from hpcdistill.losses.supervision import l1
-from hpcdistill.methods.base import Batch, Carry, Terms
+from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Progress, Teachers, Terms
 from hpcdistill.methods.gan_settings import FAMILIES, GANConfig, GeneratorSettings
 from hpcdistill.methods.translation_gan import TranslationGAN, is_batch_free, leave
 
@@ -26,18 +26,17 @@ class CycleGAN(TranslationGAN):
         weight_cycle: float = Field(10.0, ge=0, description="lambda_cyc, weight of the cycle's L1")
         weight_identity: float = Field(5.0, ge=0, description="lambda_idt, weight of the identity's L1")
 
-    version: ClassVar[int] = 1
+    GENERATORS: ClassVar[tuple[str, ...]] = ("generator",)
 
     @classmethod
     def kind(cls, config: Config) -> Kind:
         return "unpaired"
 
-    def __init__(self, config: Config, frozen: Mapping[str, nn.Module] | None = None) -> None:
+    def __init__(self, config: Config, teachers: Teachers = NO_TEACHERS) -> None:
         super().__init__(config, FAMILIES["cyclegan"], "generator", config.generator, pool=config.pool)
-        self.config = config
         self.add_weights(cycle=config.weight_cycle, identity=config.weight_identity)
 
-    def generator_loss(self, batch: Batch, carry: Carry) -> Terms:
+    def generator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         return cycle_terms(self, batch, carry)
 
 

@@ -13,7 +13,7 @@ from hpcdistill.console import say, warn
 from hpcdistill.data.index import Kind
 from hpcdistill.errors import UserError
 from hpcdistill.losses import discriminator_distillation, perceptual
-from hpcdistill.methods.base import Batch, Carry, Group, Phase, Segment, Terms
+from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Group, Phase, Progress, Segment, Teachers, Terms
 from hpcdistill.methods.compared_maps import ComparedMaps, check_maps
 from hpcdistill.methods.cyclegan import cycle_terms
 from hpcdistill.methods.distillation_settings import DistilledGANConfig
@@ -68,13 +68,12 @@ class DistilledGAN(TranslationGAN):
     """
 
     Config = DistilledGANConfig
-    version: ClassVar[int] = 1
+    GENERATORS: ClassVar[tuple[str, ...]] = ("student", "teacher")
     weight_student: Tensor
 
-    def __init__(self, config: DistilledGANConfig, frozen: Mapping[str, nn.Module] | None = None) -> None:
+    def __init__(self, config: DistilledGANConfig, teachers: Teachers = NO_TEACHERS) -> None:
         family = FAMILIES[config.family]
         super().__init__(config, family, "teacher", config.teacher, pool=config.pool)
-        self.config = config
         self.student_directions = family.directions if config.direction == "both" else (A2B,)
         self.add_weights(
             student=config.weight_student,
@@ -180,12 +179,12 @@ class DistilledGAN(TranslationGAN):
 
     # --- the phases ------------------------------------------------------------------------------------------------
 
-    def generator_loss(self, batch: Batch, carry: Carry) -> Terms:
+    def generator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         """The teacher's, as an Original's; leaves its translations and maps to the student's phase."""
         terms = cycle_terms if self.config.family == "cyclegan" else paired_terms
         return terms(self, batch, carry, self.layers)
 
-    def student_loss(self, batch: Batch, carry: Carry) -> Terms:
+    def student_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         """Equations 8 to 13 for the student."""
         terms: Terms = {}
         for direction in self.student_directions:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import nn
 
 from hpcdistill.data.index import Kind
 from hpcdistill.losses.supervision import l1
-from hpcdistill.methods.base import Batch, Carry, Terms
+from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Progress, Teachers, Terms
 from hpcdistill.methods.gan_settings import A2B, FAMILIES, GANConfig, GeneratorSettings
 from hpcdistill.methods.translation_gan import TranslationGAN, leave
 
@@ -23,18 +22,17 @@ class Pix2Pix(TranslationGAN):
         generator: GeneratorSettings = GeneratorSettings()
         weight_reconstruction: float = Field(100.0, ge=0, description="lambda_rec, weight of the L1 to the target")
 
-    version: ClassVar[int] = 1
+    GENERATORS: ClassVar[tuple[str, ...]] = ("generator",)
 
     @classmethod
     def kind(cls, config: Config) -> Kind:
         return "paired"
 
-    def __init__(self, config: Config, frozen: Mapping[str, nn.Module] | None = None) -> None:
+    def __init__(self, config: Config, teachers: Teachers = NO_TEACHERS) -> None:
         super().__init__(config, FAMILIES["pix2pix"], "generator", config.generator)
-        self.config = config
         self.add_weights(reconstruction=config.weight_reconstruction)
 
-    def generator_loss(self, batch: Batch, carry: Carry) -> Terms:
+    def generator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         return paired_terms(self, batch, carry)
 
 

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from hpcdistill.data.needs import Needs
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.losses import variational
 from hpcdistill.losses.supervision import l1
 from hpcdistill.methods.base import (
+    NO_TEACHERS,
     Batch,
     Carry,
     Group,
-    Method,
-    MethodConfig,
-    OptimizerSettings,
-    Phase,
+    Progress,
+    Role,
+    Teachers,
     Terms,
     constant,
     weigh,
 )
+from hpcdistill.methods.sr import SuperResolution, SuperResolutionConfig
 from hpcdistill.models.estimator import VIDEstimator
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.sr_network import SRNetwork
-from hpcdistill.models.super_resolution import NETWORKS, Network, build_network
+from hpcdistill.models.super_resolution import NETWORKS
 
 
 class StudentOutput(NamedTuple):
@@ -53,14 +52,11 @@ class StudentWithEstimator(nn.Module):
         return StudentOutput(sr, *self.estimator(maps[self.layer]))
 
 
-class PrivilegedStudent(Method):
+class PrivilegedStudent(SuperResolution):
     """Equation 16: L = L1(Y, F(X)) + lambda_s * VID(F's map, the teacher's map), F started from the teacher's F."""
 
-    class Config(MethodConfig):
+    class Config(SuperResolutionConfig):
         name: Literal["privileged_student"] = "privileged_student"
-        scale: Literal[2, 3, 4] = Field(description="s, the super-resolution factor")
-        channels: Literal[1, 3] = Field(1, description="c; 1 = luma, 3 = RGB")
-        network: Network = Field("fsrcnn", description="F; the teacher has the same")
         initialise: Literal["teacher", "random"] = Field("teacher", description="where the student's weights start")
         vid: Literal["laplace", "gaussian", "none"] = Field(
             "laplace", description="form of the variational information distillation (equation 17: laplace)"
@@ -69,7 +65,6 @@ class PrivilegedStudent(Method):
         layer: str | None = Field(
             None, description="the distilled layer; unset = F's own (fsrcnn: expanding, vdsr: conv19, idn: dblock4)"
         )
-        optimizer: OptimizerSettings = OptimizerSettings()
 
         @field_validator("layer")
         @classmethod
@@ -78,17 +73,14 @@ class PrivilegedStudent(Method):
             network = NETWORKS.get(info.data.get("network", ""))
             return None if network and layer == network.DISTILLED else layer
 
-    version: ClassVar[int] = 1
     weight_vid: Tensor
 
-    def __init__(self, config: Config, frozen: Mapping[str, nn.Module] | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.student = build_network(config.network, config.scale, config.channels)
+    def __init__(self, config: Config, teachers: Teachers = NO_TEACHERS) -> None:
+        super().__init__(config, teachers)
         self.layer = config.layer or self.student.DISTILLED
-        teacher = (frozen or {}).get("teacher")
-        if self.uses_teacher(config):
-            self.teacher = _checked_teacher(teacher, config)
+        role = self.roles(config)["teacher"]
+        if role.needed:
+            self.teacher = _checked_teacher(role, teachers, config)
             if config.initialise == "teacher":
                 self.student.load_state_dict(self.teacher.network.state_dict())
         if self.layer not in self.student.map_channels:
@@ -96,24 +88,16 @@ class PrivilegedStudent(Method):
         estimator = VIDEstimator(self.student.map_channels[self.layer]) if config.vid != "none" else None
         module = StudentWithEstimator(self.student, estimator, self.layer)
         self.groups = {"student": Group(module, config.optimizer)}
-        self.generators = {"student": self.student}
         self.register_buffer("weight_vid", constant(config.weight_vid), persistent=False)
 
     @classmethod
-    def uses_teacher(cls, config: Config) -> bool:
-        return config.initialise == "teacher" or config.vid != "none"
+    def roles(cls, config: Config) -> dict[str, Role]:
+        needed = config.initialise == "teacher" or config.vid != "none"
+        return {"teacher": Role(needed, ("lr", "hr"), config.scale, config.channels)}
 
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        return (Phase("student", "student", self.student_loss),)
-
-    @property
-    def needs(self) -> Needs:
-        return Needs("lr-hr", self.config.scale, (self.config.scale,), self.config.channels)
-
-    def student_loss(self, batch: Batch, carry: Carry) -> Terms:
+    def student_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         """Reconstruction and distillation; the teacher's pass has no gradients and stops at the distilled layer."""
-        lr = batch[f"lr{self.config.scale}"]
+        lr = self.lr(batch)
         output = self.call("student", lr)
         terms = {"reconstruction": l1(output.sr, batch["hr"])}
         if self.config.vid != "none":
@@ -124,19 +108,17 @@ class PrivilegedStudent(Method):
         return terms
 
 
-def _checked_teacher(teacher: nn.Module | None, config: PrivilegedStudent.Config) -> PrivilegedTeacher:
-    """The teacher as a privileged one of the same F, scale and channels, or a UserError that says what differs."""
-    if teacher is None:
-        raise UserError("privileged_student: needs a teacher; name its config under `teacher.config`")
+def _checked_teacher(role: Role, teachers: Teachers, config: PrivilegedStudent.Config) -> PrivilegedTeacher:
+    """The teacher as a privileged one of the same F, or a UserError that says what differs."""
+    teacher = role.filled("teacher", teachers)
     if not isinstance(teacher, PrivilegedTeacher):
         raise UserError(
             f"teacher: is a {type(teacher).__name__}; a privileged_student needs a privileged_teacher's run"
         )
-    for what in ("network", "scale", "channels"):
-        its, wanted = teacher.arguments[what], getattr(config, what)
-        if its != wanted:
-            raise UserError(
-                f"teacher: its {what} is {its}, the student's is {wanted}; "
-                f"set method.{what} alike in both configs, e.g. teacher.overrides.method.{what}={wanted}"
-            )
-    return teacher.requires_grad_(False).eval()
+    its = teacher.arguments["network"]
+    if its != config.network:
+        raise UserError(
+            f"teacher: its network is {its}, the student's is {config.network}; "
+            f"set method.network alike in both configs, e.g. teacher.overrides.method.network={config.network}"
+        )
+    return teacher

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpcdistill.data.needs import Needs
 from hpcdistill.losses.supervision import l1
 from hpcdistill.methods.base import (
+    NO_TEACHERS,
     Batch,
     Carry,
     Group,
     Method,
-    MethodConfig,
-    OptimizerSettings,
     Phase,
+    Progress,
+    Teachers,
     Terms,
     constant,
     weigh,
 )
+from hpcdistill.methods.sr import SuperResolutionConfig
 from hpcdistill.models.privileged import PrivilegedTeacher
-from hpcdistill.models.super_resolution import Network
 
 
 class PrivilegedTeacherTraining(Method):
@@ -32,11 +32,8 @@ class PrivilegedTeacherTraining(Method):
     The sums run over the supervised levels; X^k are crops of the separately down-sampled images.
     """
 
-    class Config(MethodConfig):
+    class Config(SuperResolutionConfig):
         name: Literal["privileged_teacher"] = "privileged_teacher"
-        scale: Literal[2, 3, 4] = Field(description="s, the super-resolution factor")
-        channels: Literal[1, 3] = Field(1, description="c; 1 = luma, 3 = RGB")
-        network: Network = Field("fsrcnn", description="F, the network the student takes over")
         encoder: Literal["hfrm", "pisr", "bicubic"] = Field(
             "hfrm", description="G: what turns HR into F's input (table 1); bicubic = F is fed with the LR image"
         )
@@ -49,15 +46,13 @@ class PrivilegedTeacherTraining(Method):
         tie_sdm: bool = Field(False, description="SDM shares HFRM's weights, as equations 4 and 5 can be read")
         weight_fre: float = Field(1e-4, ge=0, description="lambda_Fre^T, weight of the encoder's supervision")
         weight_deg: float = Field(1e-4, ge=0, description="lambda_Deg^T, weight of the degradation's supervision")
-        optimizer: OptimizerSettings = OptimizerSettings()
 
-    version: ClassVar[int] = 1
+    GENERATORS: ClassVar[tuple[str, ...]] = ("teacher",)
     weight_fre: Tensor
     weight_deg: Tensor
 
-    def __init__(self, config: Config, frozen: Mapping[str, nn.Module] | None = None) -> None:
-        super().__init__()
-        self.config = config
+    def __init__(self, config: Config, teachers: Teachers = NO_TEACHERS) -> None:
+        super().__init__(config, teachers)
         self.teacher = PrivilegedTeacher(
             config.scale,
             config.channels,
@@ -83,7 +78,7 @@ class PrivilegedTeacherTraining(Method):
             scales.add(self.config.scale)
         return Needs("lr-hr", self.config.scale, tuple(sorted(scales)), self.config.channels)
 
-    def teacher_loss(self, batch: Batch, carry: Carry) -> Terms:
+    def teacher_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         """Reconstruction and the deep supervision of both halves (equations 6 to 12)."""
         image = batch["hr"] if self.teacher.takes == "hr" else batch[f"lr{self.config.scale}"]
         output = self.call("teacher", image, supervised=True)

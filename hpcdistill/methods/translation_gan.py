@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hpcdistill.data.needs import Needs
 from hpcdistill.errors import UserError
 from hpcdistill.losses.adversarial import discriminator_loss, generator_loss
-from hpcdistill.methods.base import Batch, Carry, Group, Method, Phase, Terms, constant, weigh
+from hpcdistill.methods.base import Batch, Carry, Group, Method, Phase, Progress, Terms, constant, weigh
 from hpcdistill.methods.gan_settings import A2B, B2A, Direction, Family, GANConfig, GeneratorSettings
 from hpcdistill.methods.replay_pool import ReplayPool
 from hpcdistill.models.discriminator import PatchDiscriminator
@@ -74,7 +74,7 @@ class TranslationGAN(Method):
         *,
         pool: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(config)
         self.family = family
         self.teaching = teaching
         self.gan = config.gan or family.gan
@@ -190,7 +190,7 @@ class TranslationGAN(Method):
             Phase("discriminator", "discriminator", self.discriminator_loss, self.query_pools),
         )
 
-    def generator_loss(self, batch: Batch, carry: Carry) -> Terms:
+    def generator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         """The terms of the generators of full size; leaves their translations in `carry`."""
         raise NotImplementedError
 
@@ -231,7 +231,7 @@ class TranslationGAN(Method):
                     for carry, piece in zip(carries, images.chunk(len(carries)), strict=True):
                         carry[name] = piece
 
-    def discriminator_loss(self, batch: Batch, carry: Carry) -> Terms:
+    def discriminator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         """0.5 (real + generated) for every discriminator and spectral classifier, on images from the pools."""
         terms: Terms = {}
         for direction in self.family.directions:

@@ -7,6 +7,7 @@ with the same weights at every step; PISR's encoder goes down at once and has no
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
@@ -168,13 +169,27 @@ class PrivilegedTeacher(nn.Module):
         elif degradation == "cnn" and levels:
             self.degradation = nn.ModuleList(StridedCNN(channels, strides[: level + 1]) for level in range(levels))
 
-    def forward(self, image: Tensor, supervised: bool = False) -> Any:
-        """The enlarged image `[B, c, H, W]`; with `supervised`, a `TeacherOutput` with the supervised levels too.
+    @property
+    def map_channels(self) -> dict[str, int]:
+        """F's feature maps and their channels."""
+        return self.network.map_channels
+
+    @property
+    def DISTILLED(self) -> str:
+        """F's distilled layer."""
+        return self.network.DISTILLED
+
+    def forward(self, image: Tensor, supervised: bool = False, maps: Sequence[str] = ()) -> Any:
+        """The enlarged image `[B, c, H, W]`; with `supervised`, a `TeacherOutput` with the supervised levels too;
+        with `maps`, a pair of the image and F's feature maps of these names.
 
         `image` is HR `[B, c, H, W]`, or LR `[B, c, H/s, W/s]` when `takes` is "lr"; H and W are multiples of s.
         """
         encoded = self._encode(image)
-        enlarged = self.network(encoded[-1] if encoded else image)
+        lr = encoded[-1] if encoded else image
+        if maps:
+            return self.network(lr, maps=maps)
+        enlarged = self.network(lr)
         if not supervised:
             return enlarged
         return TeacherOutput(enlarged, encoded[: len(self.encoder_scales)], self._degrade(enlarged))

@@ -31,26 +31,3 @@ class Averages:
                 torch._foreach_add_(averaged, differences)
             for kept, buffer in zip(average.buffers(), module.buffers(), strict=True):
                 kept.copy_(torch.where(halted, kept, buffer))
-
-
-class GoodBuffers:
-    """The generators' buffers before the first masked update.
-
-    A forward pass moves BatchNorm's statistics even while no weight moves; after a non-finite batch they are spoilt.
-    """
-
-    def __init__(self, generators: Mapping[str, nn.Module]) -> None:
-        self._buffers = [buffer for module in generators.values() for buffer in module.buffers()]
-        self._good = [buffer.clone() for buffer in self._buffers]
-
-    @torch.no_grad()
-    def keep(self, halted: Tensor) -> None:
-        """Remember the buffers after a step, unless `halted` (0-dim bool)."""
-        for good, buffer in zip(self._good, self._buffers, strict=True):
-            good.copy_(torch.where(halted, good, buffer))
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Give the generators what was kept last."""
-        for good, buffer in zip(self._good, self._buffers, strict=True):
-            buffer.copy_(good)

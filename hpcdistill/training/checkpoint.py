@@ -51,6 +51,10 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]  # "networks/student" -> name -> tensor, on the CPU
     files: dict[str, bytes]  # every file by name, as it is
 
+    def part(self, prefix: str) -> dict[str, dict[str, Tensor]]:
+        """The tensors of the files whose names begin with `prefix`."""
+        return {name: tensors for name, tensors in self.tensors.items() if name.startswith(prefix)}
+
 
 class Checkpoints:
     """The checkpoints of one run; the newest `keep` stay. One process writes them."""

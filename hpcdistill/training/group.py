@@ -121,7 +121,7 @@ class TermGradients:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], pieces: int, accelerator: Accelerator) -> None:
-        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._pieces, self._left = pieces, pieces
         self._accelerator = accelerator
         self._sums: dict[str, Tensor] = {}
@@ -149,9 +149,9 @@ class TermGradients:
 
     def _gradient(self, term: Tensor) -> Tensor:
         """Flattened, with zeros for the parameters that the term does not depend on."""
-        found: tuple[Tensor | None, ...] = (None,) * len(self._parameters)
-        if self._parameters and term.requires_grad:
-            found = torch.autograd.grad(term, self._parameters, retain_graph=True, allow_unused=True)
-        pairs = zip(self._parameters, found, strict=True)
+        found: tuple[Tensor | None, ...] = (None,) * len(self.parameters)
+        if self.parameters and term.requires_grad:
+            found = torch.autograd.grad(term, self.parameters, retain_graph=True, allow_unused=True)
+        pairs = zip(self.parameters, found, strict=True)
         flat = [(torch.zeros_like(p) if gradient is None else gradient).flatten() for p, gradient in pairs]
         return torch.cat(flat) if flat else torch.zeros_like(term)[None]

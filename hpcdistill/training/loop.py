@@ -1,4 +1,4 @@
-"""The training loop, the same for every method. Read it from top to bottom: this is what a run does.
+"""The training loop, the same for every method. Read `Training.run` first: it is what a run does, from top to bottom.
 
 One iteration: each phase of the segment trains its group. Everything random is derived from (seed, step), so that a
 run resumed from a checkpoint continues as if it had never stopped. Nothing is read back from the device between two
@@ -10,38 +10,39 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from hpcdistill.console import say
 from hpcdistill.data.counter import step_seed
 from hpcdistill.data.images import encode_png
 from hpcdistill.errors import UserError
-from hpcdistill.methods.base import Batch, Carry, Method, Phase, Segment
-from hpcdistill.models.registry import load_generator
+from hpcdistill.methods.base import Batch, Carry, Method, Phase, Progress
 from hpcdistill.ranks import watch
 from hpcdistill.ranks.signals import StopSignals
 from hpcdistill.storage import write_bytes
-from hpcdistill.training.averaging import Averages, GoodBuffers
+from hpcdistill.training.averaging import Averages
 from hpcdistill.training.batch_norm import synchronise
 from hpcdistill.training.checkpoint import Checkpoint, Checkpoints
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.determinism import deterministic
 from hpcdistill.training.engines import Copies, cuts_weights, make_groups, replaced, requested_settings, whole
-from hpcdistill.training.evaluation import EvaluationStopped, Evaluator
+from hpcdistill.training.evaluation import Evaluation, EvaluationStopped, Evaluator
 from hpcdistill.training.freezing import Freezer
-from hpcdistill.training.group import TermGradients
+from hpcdistill.training.group import TermGradients, TrainedGroup
 from hpcdistill.training.metrics_log import MetricsLog, RunningMeans
+from hpcdistill.training.nonfinite import NonFiniteGuard
 from hpcdistill.training.position import Position, best_of, restore_checkpoint, save_checkpoint, save_generators
 from hpcdistill.training.precision import precision_of
 from hpcdistill.training.progress import TrainingProgress
 from hpcdistill.training.run_folder import RunFolder
+from hpcdistill.training.segments import PutBack, Stretch, lay_out, load_weights_of
 from hpcdistill.training.underflow import UnderflowWatch
 
 LONGEST_SAVE = 10.0  # seconds that an error waits for a checkpoint that is being saved
@@ -57,192 +58,326 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How `train` ended."""
+    """How a training ended."""
 
     finished: bool  # False: a signal stopped it, the checkpoint is saved
     position: Position
     images_per_second: float
 
 
-def train(
-    method: Method,
-    reader: Reader,
-    evaluator: Evaluator | None,
-    folder: RunFolder,
-    accelerator: Accelerator,
-    config: TrainConfig,
-    *,
-    steps: int,  # of the whole run
-    evaluate_every: int,
-    seed: int,
-    workers: int = 0,  # processes that load data
-    name: str = "run",  # for the display
-    signals: StopSignals | None = None,  # when the caller listens already
-) -> Outcome:
-    """Train `method` for `steps` optimizer steps, resuming from the newest checkpoint in `folder`.
+@dataclass(frozen=True)
+class Due:
+    """What is to be done after a step."""
 
-    Raises UserError when a loss term stops being finite; the weights are then the last good ones, saved as `last`.
-    """
-    segments = place(method.segments(), steps, evaluator is not None)
-    takes_best = [(segment, start) for segment, start, _ in segments if _takes_best(segment)]
-    judges = sorted({segment.judged for segment, _ in takes_best if segment.judged})
-    if accelerator.is_main_process:
-        for judged in judges:
-            folder.generator(best_of(judged), "").parent.mkdir(exist_ok=True)
-    device = accelerator.device
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    method.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-    if config.batch_norm == "sync" and accelerator.num_processes > 1:
-        for untrained in method.groups.values():
-            synchronise(untrained.module)
-    averages = Averages(method.generators, config.ema) if config.ema else None
-    deepspeed = requested_settings(config)
-    copies = Copies(method.generators) if not averages and cuts_weights(deepspeed) else None
-    groups = make_groups(method.groups, accelerator, config, deepspeed)
-    for group in groups.values():
-        method.bind(group.name, group.wrapped)
-    freezer = Freezer({name: group.module for name, group in groups.items()})
-    generator_parameters = {p for module in method.generators.values() for p in module.parameters()}
-    generating = [group for group in groups.values() if not generator_parameters.isdisjoint(group.parameters)]
+    line: bool
+    evaluation: bool
+    checkpoint: bool
 
-    def evaluated() -> dict[str, nn.Module]:
+
+class Training:
+    """The training of a method: its networks, optimizers, averages and files, and where the run is."""
+
+    def __init__(
+        self,
+        method: Method,
+        reader: Reader,
+        evaluator: Evaluator | None,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        *,
+        steps: int,  # of the whole run
+        evaluate_every: int,
+        seed: int,
+        workers: int = 0,  # processes that load data
+        name: str = "run",  # for the display
+    ) -> None:
+        self.method, self.reader, self.evaluator = method, reader, evaluator
+        self.folder, self.accelerator, self.config = folder, accelerator, config
+        self.steps, self.evaluate_every, self.seed, self.workers, self.name = steps, evaluate_every, seed, workers, name
+        self.device = accelerator.device
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.stretches = lay_out(method.segments(), steps, evaluator is not None)
+        # Segments may begin with what was best for a generator of their own, not for the run's selected metric.
+        self.judged = sorted({s.segment.judged for s in self.stretches if s.takes_best and s.segment.judged})
+        self._build_groups()
+        self.put_back = PutBack()
+        self.checkpoints = Checkpoints(folder.checkpoints, confirm=folder.confirm)
+        self.log, self.means = MetricsLog(folder.metrics, accelerator, folder.confirm), RunningMeans(self.device)
+        self.position = Position()
+        self._resume()
+        self.guard = NonFiniteGuard(method.generators, self.device)
+        self.underflow = UnderflowWatch(accelerator)
+
+    def run(self, signals: StopSignals | None = None) -> Outcome:
+        """Train to the end or to a signal; `signals` when the caller listens already.
+
+        Raises UserError when a loss term stops being finite; the weights are then the last good ones, saved as `last`.
+        """
+        first = self.position.step
+        pinned = self.device.type == "cuda"
+        loader = self.reader.loader(first, self.steps, self.workers, pinned)
+        listening = contextlib.nullcontext(signals) if signals else StopSignals()
+        with (
+            deterministic(self.config.deterministic, self.device),
+            _closing(self.checkpoints, self.accelerator),
+            listening as self.signals,
+            TrainingProgress(self.name, first, self.steps, self.config.batch_size) as self.progress,
+        ):
+            if self.position.due and self.evaluator is not None:
+                self.evaluate()
+                if self.position.due:
+                    return self.stopped()
+            earlier_seconds = self.position.seconds
+            self.signals.restart()
+            for step, batch in zip(range(first, self.steps), loader, strict=True):
+                stretch = next(stretch for stretch in self.stretches if step < stretch.end)
+                if step == stretch.start:
+                    self.enter(stretch)
+                self.take_step(stretch, step, batch)
+                self.position.step = step + 1
+                self.position.seconds = earlier_seconds + self.progress.seconds
+                stop = self.signals.agreed_at_step(self.accelerator)
+                due = self.due(stop)
+                if due.line or due.evaluation or due.checkpoint:
+                    self.raise_if_not_finite()
+                if due.line:
+                    self.write_line()
+                if due.evaluation:
+                    self.evaluate()
+                    stop = stop or self.position.due
+                if stop or due.checkpoint:
+                    self.save(background=not (stop or self.position.step == self.steps))
+                if stop and (self.position.due or self.position.step < self.steps):
+                    self.accelerator.wait_for_everyone()  # nobody leaves before the checkpoint is there
+                    return self.stopped()
+            return self.finished()
+
+    # --- before the first step -------------------------------------------------------------------------------------
+
+    def _build_groups(self) -> None:
+        """Place the networks on the device and wrap each group with its optimizer (DDP, DeepSpeed)."""
+        method, accelerator, config = self.method, self.accelerator, self.config
+        if accelerator.is_main_process:
+            for judged in self.judged:
+                self.folder.generator(best_of(judged), "").parent.mkdir(exist_ok=True)
+        method.to(self.device, memory_format=self.layout).train()  # type: ignore[call-overload]
+        if config.batch_norm == "sync" and accelerator.num_processes > 1:
+            for untrained in method.groups.values():
+                synchronise(untrained.module)
+        self.averages = Averages(method.generators, config.ema) if config.ema else None
+        deepspeed = requested_settings(config)
+        self.copies = Copies(method.generators) if not self.averages and cuts_weights(deepspeed) else None
+        self.groups = make_groups(method.groups, accelerator, config, deepspeed)
+        for group in self.groups.values():
+            method.bind(group.name, group.wrapped)
+        self.freezer = Freezer({name: group.module for name, group in self.groups.items()})
+        self.generator_parameters = {p for module in method.generators.values() for p in module.parameters()}
+        self.generating = [
+            group for group in self.groups.values() if not self.generator_parameters.isdisjoint(group.parameters)
+        ]
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint in the run's folder, where there is one."""
+        if found := _newest(self.checkpoints, self.accelerator):
+            self.position = restore_checkpoint(found, self.method, self.groups, self.averages, self.folder)
+            self.put_back.states = found.part("put_back")
+            self.means.load(self.position.means)
+            say(f"{self.name}: resuming at step {self.position.step} of {self.steps}")
+        self.position.precision = precision_of(self.accelerator)
+        self.log.rewind(self.position.log_bytes, self.position.step)
+        self.log.start_trackers(self.position.step)
+
+    # --- one step --------------------------------------------------------------------------------------------------
+
+    def enter(self, stretch: Stretch) -> None:
+        """Begin a segment: keep what it puts back, take the weights it asks for, let the method prepare itself."""
+        self.leave()
+        segment, evaluated = stretch.segment, self.evaluated()
+        with replaced(self.groups.values()):
+            self.put_back.take(segment.put_back, self.method.generators, self._averaged())
+            load_weights_of(segment, self.method, evaluated, self.folder, self.accelerator)
+            if segment.on_enter:
+                segment.on_enter()
+        self.signals.restart()
+
+    def leave(self) -> None:
+        """End the segment before: the weights that it promised to put back."""
+        if self.put_back.states:
+            with replaced(self.groups.values()):
+                self.put_back.give(self.method.generators, self._averaged())
+
+    def take_step(self, stretch: Stretch, step: int, batch: Batch) -> None:
+        """One update of each group of the segment's phases."""
+        rank, size = self.accelerator.process_index, self.config.batch_size
+        share = size // self.accelerator.num_processes
+        torch.manual_seed(step_seed(self.seed, step, rank))
+        first = step * size + rank * share
+        batch = {"number": torch.arange(first, first + share), **batch}  # which of the run's draws they are
+        batch = {key: _moved(value, self.device, self.layout) for key, value in batch.items()}
+        parts = _cut(batch, self.config.accumulation)
+        carries = [Carry() for _ in parts]
+        progress = Progress.at(step, self.steps, self.seed, self.device)
+        for group in self.groups.values():
+            group.schedule(step, self.steps)
+        for phase in stretch.segment.phases:
+            self.train_phase(phase, parts, carries, progress)
+        if self.averages:
+            with whole(self.generating):
+                self.averages.update(self.guard.halted)
+        self.guard.keep()
+        self.progress.advance()
+        watch.progress()
+
+    def train_phase(self, phase: Phase, parts: Sequence[Batch], carries: Sequence[Carry], progress: Progress) -> None:
+        """One update of the phase's group, from all micro-batches."""
+        group = self.groups[phase.group]
+        self.freezer.only(phase.group)
+        if phase.before:
+            with torch.no_grad():
+                phase.before(parts, carries)
+        measured = self._term_gradients(group, progress, len(parts))
+        if len(parts) > 1:
+            self.freezer.mark()
+        for number, (part, carry) in enumerate(zip(parts, carries, strict=True)):
+            if number > 0:
+                self.freezer.rewind()
+            with group.micro_batch(last=number == len(parts) - 1):
+                with self.accelerator.autocast():
+                    terms = phase.loss(part, carry, progress)
+                assert terms, f"phase {phase.name} returned no loss term"
+                if measured:
+                    self.means.add(self.underflow.measure(phase.name, terms, measured.parameters))
+                    norms = measured.add(terms, self.underflow.scale)
+                    self.means.add({f"gradient/{phase.name}/{term}": norm for term, norm in norms.items()})
+                named = {f"{phase.name}/{term}": value for term, value in terms.items()}
+                self.means.add(named)
+                group.backward(self.guard.total(named) / len(parts))
+        self.means.add({f"gradient_norm/{phase.group}": group.update(self.guard.halted)})
+        if phase.after:
+            with torch.no_grad(), replaced([group]):
+                phase.after(progress)
+
+    def _term_gradients(self, group: TrainedGroup, progress: Progress, pieces: int) -> TermGradients | None:
+        """Measures the gradients of single terms in the steps that `gradient_norms_every` names."""
+        every = self.config.gradient_norms_every
+        # DeepSpeed reduces in any backward pass.
+        if not every or (progress.number + 1) % every or group.collective:
+            return None
+        of_generators = [p for p in group.parameters if p in self.generator_parameters]
+        return TermGradients(of_generators or group.parameters, pieces, self.accelerator)
+
+    # --- after a step ----------------------------------------------------------------------------------------------
+
+    def due(self, stop: bool) -> Due:
+        """What follows the step that was just made; `stop`: a signal has come."""
+        step, end = self.position.step, self.position.step == self.steps
+        before_best = any(step == stretch.start for stretch in self.stretches if stretch.takes_best)
+        evaluation = self.evaluator is not None and (end or before_best or step % self.evaluate_every == 0)
+        line = end or step % self.config.log_every == 0
+        return Due(line, evaluation, end or stop or step % self.config.checkpoint_every == 0)
+
+    def raise_if_not_finite(self) -> None:
+        """Stop the run when an update was masked, with the last good weights saved."""
+        what = self.guard.found(self.accelerator)
+        if what is None:
+            return
+        self.guard.restore()
+        self.save_generators("last")
+        raise UserError(
+            f"{what} became NaN or infinite by step {self.position.step}; the last good weights are in "
+            f"{self.folder.path}/generators/last. "
+            "Lower the learning rate, set clip_norm in the method's optimizer, or use train.precision=fp32"
+        )
+
+    def write_line(self) -> None:
+        """The means since the last line, to metrics.jsonl, the trackers and the display."""
+        step = self.position.step
+        values = self.means.read(self.accelerator)
+        rates = {f"learning_rate/{group.name}": group.rate for group in self.groups.values()}
+        images, seconds = step * self.config.batch_size, round(self.position.seconds, 3)
+        self.log.write({"step": step, "images": images, **values, **rates, "seconds": seconds})
+        self.progress.show_losses({key: value for key, value in values.items() if not key.startswith("gradient")})
+
+    def evaluate(self) -> None:
+        """Evaluate; when a signal interrupts it, the position says that it is still due."""
+        assert self.evaluator is not None
+        self.freezer.release()
+        self.position.due = True
+        with contextlib.suppress(EvaluationStopped):
+            evaluation = self.evaluator(self.evaluated(), self.accelerator, self._told_to_stop)
+            self.position.due = False
+            self.take_in(evaluation)
+        self.method.train()
+
+    def take_in(self, evaluation: Evaluation) -> None:
+        """Log an evaluation, draw the samples, and keep the weights when they are the best so far."""
+        assert self.evaluator is not None
+        position, metrics, selects = self.position, evaluation.metrics, self.evaluator.selects
+        position.last = {"step": position.step, "metrics": metrics}
+        self.log.write({"step": position.step, **metrics})
+        self.progress.show_evaluation({selects: metrics[selects]} if selects else metrics)
+        if self.accelerator.is_main_process:
+            for name, picture in evaluation.pictures.items():
+                write_bytes(self.folder.samples / f"{name}-{position.step:08d}.png", encode_png(picture))
+        if _better(selects, position.last, position.best, self.evaluator):
+            position.best = position.last
+            self.save_generators(best_of(None))
+        for judged in self.judged:
+            metric = f"{judged}/{selects.partition('/')[2]}" if selects else None
+            if _better(metric, position.last, position.bests.get(judged), self.evaluator):
+                position.bests[judged] = position.last
+                self.save_generators(best_of(judged))
+
+    def evaluated(self) -> Mapping[str, nn.Module]:
         """The generators as they are evaluated and saved; every rank must ask."""
-        if copies:
-            copies.refresh(generating)
-            return copies.generators
-        return averages.generators if averages else method.generators
+        if self.copies:
+            self.copies.refresh(self.generating)
+            return self.copies.generators
+        return self.averages.generators if self.averages else self.method.generators
 
-    checkpoints = Checkpoints(folder.checkpoints, confirm=folder.confirm)
-    log, means = MetricsLog(folder.metrics, accelerator, folder.confirm), RunningMeans(device)
-    position = Position()
-    if found := _newest(checkpoints, accelerator):
-        position = restore_checkpoint(found, method, groups, averages, folder)
-        means.load(position.means)
-        found = None  # its tensors and bytes need no memory any more
-        say(f"{name}: resuming at step {position.step} of {steps}")
-    position.precision = precision_of(accelerator)
-    log.rewind(position.log_bytes, position.step)
-    log.start_trackers(position.step)
-    halted = torch.zeros((), dtype=torch.bool, device=device)
-    culprits: dict[str, Tensor] = {}  # term -> 0-dim bool: it was the first to be non-finite
-    good_buffers = GoodBuffers(method.generators)
-    underflow = UnderflowWatch(accelerator)
+    def save_generators(self, which: str) -> None:
+        """The generators as they are evaluated, into the folder `which`; every rank must call it."""
+        save_generators(self.evaluated(), which, self.folder, self.accelerator, self.position.step)
 
-    share = config.batch_size // accelerator.num_processes
-    loader = reader.loader(position.step, steps, workers, device.type == "cuda")
-    listening = contextlib.nullcontext(signals) if signals else StopSignals()
-    with (
-        deterministic(config.deterministic, device),
-        _closing(checkpoints, accelerator),
-        listening as signals,
-        TrainingProgress(name, position.step, steps, config.batch_size) as progress,
-    ):
+    def save(self, background: bool) -> None:
+        """A checkpoint; with `background` it is copied now and written while training goes on."""
+        self.position.means = self.means.state(self.accelerator)
+        if self.accelerator.is_main_process:
+            self.position.log_bytes = self.log.position()
+        if self.accelerator.is_main_process or any(group.collective for group in self.groups.values()):
+            save_checkpoint(
+                self.checkpoints,
+                self.method,
+                self.groups,
+                self.averages,
+                self.position,
+                self.folder,
+                self.put_back.states,
+                background,
+            )
 
-        def told_to_stop() -> bool:
-            watch.progress()
-            return signals.told()
+    def stopped(self) -> Outcome:
+        """A signal ended the session."""
+        step = self.position.step
+        say(f"{self.name}: stopped at step {step} of {self.steps}; the same command goes on from here")
+        return Outcome(False, self.position, self.progress.images_per_second)
 
-        def measure() -> None:
-            """Evaluate; when a signal interrupts it, the position says that it is still due."""
-            assert evaluator is not None
-            freezer.release()
-            position.due = True
-            with contextlib.suppress(EvaluationStopped):
-                _evaluate(evaluator, told_to_stop, judges, evaluated(), accelerator, folder, position, log, progress)
-            method.train()
-
-        if position.due and evaluator is not None:
-            measure()
-            if position.due:
-                say(f"{name}: stopped at step {position.step} of {steps}; the same command goes on from here")
-                return Outcome(False, position, progress.images_per_second)
-        earlier_seconds = position.seconds
-        signals.restart()
-        for step, batch in zip(range(position.step, steps), loader, strict=True):
-            segment, segment_start = next((s, start) for s, start, end in segments if step < end)
-            if step == segment_start:
-                now = evaluated()
-                with replaced(groups.values()):
-                    _enter(segment, method, now, folder, accelerator)
-                signals.restart()
-            torch.manual_seed(step_seed(seed, step, accelerator.process_index))
-            first = step * config.batch_size + accelerator.process_index * share
-            batch = {"number": torch.arange(first, first + share), **batch}  # which of the run's draws they are
-            batch = {key: _moved(value, device, layout) for key, value in batch.items()}
-            parts = _cut(batch, config.accumulation)
-            carries = [Carry() for _ in parts]
-            measure_gradients = config.gradient_norms_every and (step + 1) % config.gradient_norms_every == 0
-            for group in groups.values():
-                group.schedule(step, steps)
-            for phase in segment.phases:
-                group = groups[phase.group]
-                freezer.only(phase.group)
-                if phase.before:
-                    with torch.no_grad():
-                        phase.before(parts, carries)
-                measured = None
-                if measure_gradients and not group.collective:  # DeepSpeed reduces in any backward pass
-                    parameters = [p for p in group.parameters if p in generator_parameters] or group.parameters
-                    measured = TermGradients(parameters, len(parts), accelerator)
-                if len(parts) > 1:
-                    freezer.mark()
-                for number, (part, carry) in enumerate(zip(parts, carries, strict=True)):
-                    last_part = number == len(parts) - 1
-                    if number > 0:
-                        freezer.rewind()
-                    with group.micro_batch(last_part):
-                        with accelerator.autocast():
-                            terms = phase.loss(part, carry)
-                        if measured:
-                            means.add(underflow.measure(phase.name, terms, parameters))
-                            norms = measured.add(terms, underflow.scale)
-                            means.add({f"gradient/{phase.name}/{term}": norm for term, norm in norms.items()})
-                        group.backward(_total(phase, terms, halted, culprits, means) / len(parts))
-                means.add({f"gradient_norm/{phase.group}": group.update(halted)})
-            if averages:
-                with whole(generating):
-                    averages.update(halted)
-            good_buffers.keep(halted)
-            progress.advance()
-            watch.progress()
-            position.step = step + 1
-            position.seconds = earlier_seconds + progress.seconds
-
-            stop = signals.agreed_at_step(accelerator)
-            end = position.step == steps
-            before_best = any(position.step == start for _, start in takes_best)
-            evaluate = evaluator is not None and (end or before_best or position.step % evaluate_every == 0)
-            write_line = end or position.step % config.log_every == 0
-            write_checkpoint = end or stop or position.step % config.checkpoint_every == 0
-            if write_line or evaluate or write_checkpoint:
-                _raise_if_halted(halted, culprits, position.step, accelerator, folder, evaluated, good_buffers)
-            if write_line:
-                values = means.read(accelerator)
-                rates = {f"learning_rate/{group.name}": group.rate for group in groups.values()}
-                images = position.step * config.batch_size
-                seconds = round(position.seconds, 3)
-                log.write({"step": position.step, "images": images, **values, **rates, "seconds": seconds})
-                progress.show_losses({key: value for key, value in values.items() if not key.startswith("gradient")})
-            if evaluate:
-                measure()
-                stop = stop or position.due
-            if stop or write_checkpoint:
-                position.means = means.state(accelerator)
-                collective = any(group.collective for group in groups.values())
-                if accelerator.is_main_process:
-                    position.log_bytes = log.position()
-                if accelerator.is_main_process or collective:
-                    at_once = stop or end
-                    save_checkpoint(checkpoints, method, groups, averages, position, folder, background=not at_once)
-            if stop and (position.due or not end):
-                accelerator.wait_for_everyone()  # nobody leaves before the checkpoint is there
-                say(f"{name}: stopped at step {position.step} of {steps}; the same command goes on from here")
-                return Outcome(False, position, progress.images_per_second)
-        freezer.release()
-        save_generators(evaluated(), "last", folder, accelerator, position.step)
-        for group in groups.values():
+    def finished(self) -> Outcome:
+        """All steps are made: the last weights as files."""
+        self.freezer.release()
+        self.leave()
+        self.save_generators("last")
+        for group in self.groups.values():
             group.close()
-        return Outcome(True, position, progress.images_per_second)
+        return Outcome(True, self.position, self.progress.images_per_second)
+
+    def _averaged(self) -> Mapping[str, nn.Module]:
+        return self.averages.generators if self.averages else {}
+
+    def _told_to_stop(self) -> bool:
+        watch.progress()
+        return self.signals.told()
 
 
 @contextlib.contextmanager
@@ -273,78 +408,6 @@ def _newest(checkpoints: Checkpoints, accelerator: Accelerator) -> Checkpoint | 
     return found
 
 
-def _total(
-    phase: Phase, terms: dict[str, Tensor], halted: Tensor, culprits: dict[str, Tensor], means: RunningMeans
-) -> Tensor:
-    """The sum of the terms, NaN when one of them is not finite: so its gradient is too, on every rank."""
-    assert terms, f"phase {phase.name} returned no loss term"
-    finite = torch.isfinite(torch.stack([term.detach() for term in terms.values()]))
-    for (term, value), good in zip(terms.items(), finite, strict=True):
-        key = f"{phase.name}/{term}"
-        means.add({key: value})
-        first = ~good & ~halted
-        culprits[key] = culprits[key] | first if key in culprits else first
-    total = torch.stack(list(terms.values())).sum()
-    return total * torch.where(finite.all(), 1.0, math.nan)
-
-
-def _raise_if_halted(
-    halted: Tensor,
-    culprits: dict[str, Tensor],
-    step: int,
-    accelerator: Accelerator,
-    folder: RunFolder,
-    evaluated: Callable[[], dict[str, nn.Module]],
-    good_buffers: GoodBuffers,
-) -> None:
-    """Stop the run when an update was masked; the one place where the flags are read."""
-    flags = torch.stack([halted, *culprits.values()]).float()
-    if accelerator.num_processes > 1:
-        flags = accelerator.reduce(flags, "sum")
-    stopped, *found = flags.tolist()
-    if not any((stopped, *found)):
-        return
-    good_buffers.restore()
-    save_generators(evaluated(), "last", folder, accelerator, step)
-    terms = [term for term, flag in zip(culprits, found, strict=True) if flag]
-    what = f"the loss term {', '.join(terms)}" if terms else "a gradient (of finite loss terms)"
-    raise UserError(
-        f"{what} became NaN or infinite by step {step}; the last good weights are in {folder.path}/generators/last. "
-        "Lower the learning rate, set clip_norm in the method's optimizer, or use train.precision=fp32"
-    )
-
-
-def _evaluate(
-    evaluator: Evaluator,
-    stop: Callable[[], bool],
-    judges: list[str],
-    generators: dict[str, nn.Module],
-    accelerator: Accelerator,
-    folder: RunFolder,
-    position: Position,
-    log: MetricsLog,
-    progress: TrainingProgress,
-) -> None:
-    """Measure, log, draw the samples, and keep the weights when they are the best so far."""
-    evaluation = evaluator(generators, accelerator, stop)
-    position.due = False
-    position.last = {"step": position.step, "metrics": evaluation.metrics}
-    log.write({"step": position.step, **evaluation.metrics})
-    selects = evaluator.selects
-    progress.show_evaluation({selects: evaluation.metrics[selects]} if selects else evaluation.metrics)
-    if accelerator.is_main_process:
-        for name, picture in evaluation.pictures.items():
-            write_bytes(folder.samples / f"{name}-{position.step:08d}.png", encode_png(picture))
-    if _better(selects, position.last, position.best, evaluator):
-        position.best = position.last
-        save_generators(generators, best_of(None), folder, accelerator, position.step)
-    for judged in judges:
-        metric = f"{judged}/{selects.partition('/')[2]}" if selects else None
-        if _better(metric, position.last, position.bests.get(judged), evaluator):
-            position.bests[judged] = position.last
-            save_generators(generators, best_of(judged), folder, accelerator, position.step)
-
-
 def _better(metric: str | None, new: dict[str, Any], best: dict[str, Any] | None, evaluator: Evaluator) -> bool:
     """Whether the evaluation `new` is better than `best`; anything is better than none, or than NaN."""
     if metric is None or best is None:
@@ -352,54 +415,6 @@ def _better(metric: str | None, new: dict[str, Any], best: dict[str, Any] | None
     # A test set renamed since the last best: it is not known how good that was there.
     value, old = new["metrics"][metric], best["metrics"].get(metric, math.nan)
     return math.isnan(old) or (value > old if evaluator.larger_is_better else value < old)
-
-
-def place(segments: tuple[Segment, ...], steps: int, evaluated: bool) -> list[tuple[Segment, int, int]]:
-    """(segment, first step, end) of each segment; the one without a length takes what the others leave.
-
-    UserError when they do not fill the run, or when one takes back the best weights and none is chosen before it
-    (`evaluated`: whether the run has an evaluator).
-    """
-    fixed = sum(segment.steps or 0 for segment in segments)
-    placed, start = [], 0
-    for segment in segments:
-        end = start + (segment.steps if segment.steps is not None else max(0, steps - fixed))
-        placed.append((segment, start, end))
-        start = end
-    if start != steps:
-        raise UserError(f"train.steps: the method's segments take {start} steps, the run has {steps}; make them equal")
-    for segment, first, _ in placed:
-        if _takes_best(segment) and not evaluated:
-            raise UserError(
-                f"data.eval: is empty, but the segment {segment.name} goes on from the best weights, which nothing "
-                "chooses; name a test set"
-            )
-        assert first > 0 or not _takes_best(segment), f"{segment.name}: no weights are the best before the first step"
-    return placed
-
-
-def _takes_best(segment: Segment) -> bool:
-    return any(which == "best" for _, which in segment.load)
-
-
-def _enter(
-    segment: Segment, method: Method, evaluated: dict[str, nn.Module], folder: RunFolder, accelerator: Accelerator
-) -> None:
-    """Begin a segment: take back the weights it asks for, then let the method prepare itself."""
-    for name, which in segment.load:
-        # The last weights are saved at the run's end only; here they are those that would be evaluated now.
-        state = evaluated[name].state_dict()
-        if which == "best":
-            # From rank 0: a shared file system may still show the others an older file.
-            state = {key: value.clone() for key, value in state.items()}
-            if accelerator.is_main_process:
-                best = load_generator(folder.generator(best_of(segment.judged), name))[0].state_dict()
-                state = {key: best[key].to(value) for key, value in state.items()}
-            state = broadcast(state)
-        method.generators[name].load_state_dict(state)
-        evaluated[name].load_state_dict(state)
-    if segment.on_enter:
-        segment.on_enter()
 
 
 def _moved(value: Tensor, device: torch.device, layout: torch.memory_format) -> Tensor:

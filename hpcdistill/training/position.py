@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +44,7 @@ def best_of(judged: str | None) -> str:
 
 
 def save_generators(
-    generators: dict[str, nn.Module], which: str, folder: RunFolder, accelerator: Accelerator, step: int
+    generators: Mapping[str, nn.Module], which: str, folder: RunFolder, accelerator: Accelerator, step: int
 ) -> None:
     if accelerator.is_main_process:
         folder.confirm()
@@ -59,6 +60,7 @@ def save_checkpoint(
     averages: Averages | None,
     position: Position,
     folder: RunFolder,
+    put_back: Mapping[str, Mapping[str, Tensor]],
     background: bool = False,
 ) -> None:
     """Write everything that the rest of the run depends on: also the best weights, which a segment may take back and
@@ -84,6 +86,7 @@ def save_checkpoint(
         tensors[f"averages/{name}"] = unique_state(module)
     for name, module in method.memory.items():
         tensors[f"memory/{name}"] = unique_state(module)
+    tensors |= {name: dict(state) for name, state in put_back.items()}  # see segments.PutBack
     record = vars(position) | {"scaler": _scaler_state(groups)}
     best = [(which, name) for which in position.kept() for name in method.generators]
     files = {_file(which, name): folder.generator(which, name).read_bytes() for which, name in best}

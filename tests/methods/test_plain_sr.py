@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from hpcdistill.data.needs import Needs
-from hpcdistill.methods.base import Carry
+from hpcdistill.methods.base import Carry, Progress
 from hpcdistill.methods.plain_sr import PlainSR
+
+START = Progress.at(0, 1)
 
 
 def build(scale: int, channels: int, network: str = "fsrcnn") -> PlainSR:
@@ -26,7 +28,7 @@ def test_the_term_is_the_mean_absolute_error(scale: int, channels: int, network:
         "hr": torch.rand(2, channels, 12 * scale, 9 * scale),
         f"lr{scale}": torch.rand(2, channels, 12, 9),
     }
-    terms = method.student_loss(batch, Carry())
+    terms = method.student_loss(batch, Carry(), START)
     assert list(terms) == ["reconstruction"]
     with torch.no_grad():
         output = method.double().student(batch[f"lr{scale}"].double())
@@ -38,7 +40,7 @@ def test_the_term_is_the_mean_absolute_error(scale: int, channels: int, network:
 def test_every_weight_gets_its_gradient() -> None:
     method = build(2, 1).double()
     batch = {"hr": torch.rand(1, 1, 16, 16).double(), "lr2": torch.rand(1, 1, 8, 8).double()}
-    method.student_loss(batch, Carry())["reconstruction"].backward()
+    method.student_loss(batch, Carry(), START)["reconstruction"].backward()
     assert all(parameter.grad is not None for parameter in method.parameters())
     # The last bias moves every pixel alike: its gradient is the mean sign of the error.
     with torch.no_grad():
@@ -58,7 +60,7 @@ def test_training_lowers_the_loss(network: str) -> None:
     optimizer = torch.optim.Adam(method.parameters(), lr=1e-4)
     losses = []
     for _ in range(15):
-        loss = method.student_loss(batch, Carry())["reconstruction"]
+        loss = method.student_loss(batch, Carry(), START)["reconstruction"]
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -82,7 +84,7 @@ def test_the_contract() -> None:
     assert method.generators == {"student": method.student}
     assert method.groups["student"].module is method.student
     assert method.groups["student"].optimizer == method.config.optimizer
-    assert not method.uses_teacher(method.config)
+    assert not method.learns(method.config)
 
 
 def test_the_networks_pass_goes_through_the_wrapper() -> None:
@@ -95,11 +97,11 @@ def test_the_networks_pass_goes_through_the_wrapper() -> None:
         return output
 
     method.bind("student", wrapper)
-    method.student_loss({"hr": torch.rand(1, 1, 8, 8), "lr2": torch.rand(1, 1, 4, 4)}, Carry())
+    method.student_loss({"hr": torch.rand(1, 1, 8, 8), "lr2": torch.rand(1, 1, 4, 4)}, Carry(), START)
     assert calls == [(1, 1, 4, 4)]
 
 
 def test_images_of_another_size_are_refused() -> None:
     method = build(2, 1)
     with pytest.raises(ValueError, match=r"not \[1, 1, 8, 8\] and \[1, 1, 12, 12\]"):
-        method.student_loss({"hr": torch.rand(1, 1, 12, 12), "lr2": torch.rand(1, 1, 4, 4)}, Carry())
+        method.student_loss({"hr": torch.rand(1, 1, 12, 12), "lr2": torch.rand(1, 1, 4, 4)}, Carry(), START)

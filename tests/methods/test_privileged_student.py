@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hpcdistill.data.needs import Needs
 from hpcdistill.errors import UserError
-from hpcdistill.methods.base import Carry, Terms
+from hpcdistill.methods.base import Carry, Progress, Terms
 from hpcdistill.methods.privileged_student import PrivilegedStudent, StudentWithEstimator
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
@@ -22,8 +22,10 @@ from hpcdistill.models.super_resolution import NETWORKS
 from hpcdistill.settings import identity_values
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.distribution import make_accelerator
-from hpcdistill.training.loop import train
+from hpcdistill.training.loop import Training
 from hpcdistill.training.run_folder import RunFolder
+
+START = Progress.at(0, 1)
 
 SIDE = 16
 
@@ -77,7 +79,7 @@ def test_equation_16(scale: int, channels: int, vid: str) -> None:
     """Reconstruction and VID by hand in float64, the estimator included."""
     method = build(scale=scale, channels=channels, vid=vid, initialise="random")
     batch = batch_of(method)
-    terms = method.student_loss(batch, Carry())
+    terms = method.student_loss(batch, Carry(), START)
     assert list(terms) == ["reconstruction"] + (["vid"] if vid != "none" else [])
     wide = {name: value.double() for name, value in batch.items()}
     student = method.student.double()
@@ -117,7 +119,7 @@ def reached(method: PrivilegedStudent, terms: Terms, term: str) -> set[str]:
 @pytest.mark.parametrize("vid", ["laplace", "gaussian"])
 def test_where_the_gradients_go(vid: str) -> None:
     method = build(vid=vid)
-    terms = method.student_loss(batch_of(method), Carry())
+    terms = method.student_loss(batch_of(method), Carry(), START)
     shared = {"network.feature", "network.shrinking", "network.mapping", "network.expanding"}
     assert reached(method, terms, "reconstruction") == shared | {"network.upsampling"}
     assert reached(method, terms, "vid") == shared | {"estimator.mu", "estimator.b"}
@@ -128,7 +130,7 @@ def test_where_the_gradients_go(vid: str) -> None:
 
 def test_the_distilled_layer_can_be_another() -> None:
     method = build(layer="shrinking")
-    terms = method.student_loss(batch_of(method), Carry())
+    terms = method.student_loss(batch_of(method), Carry(), START)
     assert reached(method, terms, "vid") == {
         "network.feature",
         "network.shrinking",
@@ -151,8 +153,8 @@ def test_every_network_has_its_own_distilled_layer(
     assert NETWORKS[network].DISTILLED == method.layer == spelt_out.layer == layer
     assert sum(parameter.numel() for parameter in estimator_of(method).parameters()) == parameters
     batch = batch_of(method)
-    terms = method.student_loss(batch, Carry())
-    assert terms["vid"].item() == spelt_out.student_loss(batch, Carry())["vid"].item()
+    terms = method.student_loss(batch, Carry(), START)
+    assert terms["vid"].item() == spelt_out.student_loss(batch, Carry(), START)["vid"].item()
     side = SIDE * scale if network == "vdsr" else SIDE
     mu = method.call("student", batch[f"lr{scale}"]).mu
     assert mu.shape == (2, channels, side, side)
@@ -168,7 +170,7 @@ def test_every_network_has_its_own_distilled_layer(
     assert all(parameter.grad is not None for parameter in method.groups["student"].module.parameters())
     last = list(method.student.children())[-1]
     gradient = torch.autograd.grad(
-        method.student_loss(batch, Carry())["vid"], list(last.parameters()), allow_unused=True
+        method.student_loss(batch, Carry(), START)["vid"], list(last.parameters()), allow_unused=True
     )
     assert gradient == (None,) * len(gradient), "VID does not reach what lies behind the distilled layer"
 
@@ -215,7 +217,7 @@ def test_the_teachers_pass_stops_at_the_distilled_layer(encoder: str) -> None:
 
     teacher.network.feature.register_forward_hook(seen)
     with torch.enable_grad():
-        method.student_loss(batch_of(method), Carry())
+        method.student_loss(batch_of(method), Carry(), START)
     assert sizes == [(2, 1, SIDE, SIDE)]
     assert grads == [False]
 
@@ -228,7 +230,7 @@ def test_a_teacher_fed_with_the_lr_image() -> None:
     batch = batch_of(method)
     seen: list[Tensor] = []
     teacher.network.feature.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    method.student_loss(batch, Carry())
+    method.student_loss(batch, Carry(), START)
     assert torch.equal(seen[0], batch["lr2"])
 
 
@@ -267,25 +269,25 @@ def test_without_vid_there_is_no_estimator() -> None:
 def test_a_random_student_without_vid_needs_no_teacher() -> None:
     config = PrivilegedStudent.Config(scale=2, vid="none", initialise="random")
     method = PrivilegedStudent(config)
-    assert list(method.student_loss(batch_of(method), Carry())) == ["reconstruction"]
+    assert list(method.student_loss(batch_of(method), Carry(), START)) == ["reconstruction"]
 
 
 def test_the_weight_is_a_tensor_outside_the_state() -> None:
     method = build()
     assert "weight_vid" not in method.state_dict()
-    first = method.student_loss(batch_of(method), Carry())["vid"].item()
+    first = method.student_loss(batch_of(method), Carry(), START)["vid"].item()
     method.weight_vid.mul_(3)
-    assert method.student_loss(batch_of(method), Carry())["vid"].item() == pytest.approx(3 * first, rel=1e-6)
+    assert method.student_loss(batch_of(method), Carry(), START)["vid"].item() == pytest.approx(3 * first, rel=1e-6)
 
 
 def test_the_estimator_works_in_float32_under_autocast() -> None:
     method = build()
     with torch.autocast("cpu", torch.bfloat16):
-        terms = method.student_loss(batch_of(method), Carry())
+        terms = method.student_loss(batch_of(method), Carry(), START)
         output = method.call("student", batch_of(method)["lr2"])
     assert {name: term.dtype for name, term in terms.items()} == dict.fromkeys(terms, torch.float32)
     assert (output.sr.dtype, output.mu.dtype, output.b.dtype) == (torch.bfloat16, torch.float32, torch.float32)
-    exact = method.student_loss(batch_of(method), Carry())
+    exact = method.student_loss(batch_of(method), Carry(), START)
     assert terms["vid"].item() == pytest.approx(exact["vid"].item(), rel=0.05)
 
 
@@ -293,7 +295,7 @@ def test_the_contract() -> None:
     method = build(scale=4)
     assert method.needs == Needs("lr-hr", 4, (4,), 1)
     assert method.generators == {"student": method.student}
-    assert method.uses_teacher(method.config)
+    assert method.learns(method.config)
     assert [(phase.name, phase.group) for phase in method.phases] == [("student", "student")]
 
 
@@ -343,7 +345,7 @@ def test_training_leaves_the_teacher_alone(network: str, tmp_path: Path) -> None
     folder = RunFolder(tmp_path)
     folder.create("", {})
     options: dict[str, Any] = {"steps": 3, "evaluate_every": 9, "seed": 0}
-    train(method, Reader(), None, folder, make_accelerator(config), config, **options)
+    Training(method, Reader(), None, folder, make_accelerator(config), config, **options).run()
     moved = {
         name: [key for key, value in part.state_dict().items() if not torch.equal(value, before[name][key])]
         for name, part in parts.items()

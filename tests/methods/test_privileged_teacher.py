@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcdistill.data.needs import Needs
-from hpcdistill.methods.base import Carry, Terms
+from hpcdistill.methods.base import Carry, Progress, Terms
 from hpcdistill.methods.privileged_teacher import PrivilegedTeacherTraining
+
+START = Progress.at(0, 1)
 
 SIDE = 24
 
@@ -50,7 +52,7 @@ def test_equation_13() -> None:
     """Each term by hand in float64: G once and twice, F, D once and twice."""
     method = build(weight_fre=0.3, weight_deg=0.07)
     batch = batch_of(method)
-    terms = method.teacher_loss(batch, Carry())
+    terms = method.teacher_loss(batch, Carry(), START)
     assert method.needs == Needs("lr-hr", 4, (2, 4), 1)
     teacher = method.double().teacher
     assert teacher.encoder is not None
@@ -77,7 +79,7 @@ def test_equation_13() -> None:
 
 def test_where_the_gradients_go() -> None:
     method = build()
-    terms = method.teacher_loss(batch_of(method), Carry())
+    terms = method.teacher_loss(batch_of(method), Carry(), START)
     assert reached(method, terms, "reconstruction") == {"encoder", "network"}
     assert reached(method, terms, "encoder_lr2") == {"encoder"}
     assert reached(method, terms, "encoder_lr4") == {"encoder"}
@@ -114,7 +116,7 @@ def test_every_cell_has_its_terms(cell: str) -> None:
     method = build(**values, weight_fre=0.5, weight_deg=0.25)
     assert method.needs == Needs("lr-hr", values.get("scale", 4), scales, values.get("channels", 1))
     batch = batch_of(method)
-    terms = method.teacher_loss(batch, Carry())
+    terms = method.teacher_loss(batch, Carry(), START)
     assert list(terms) == ["reconstruction", *names]
     image = batch["lr4"] if method.teacher.takes == "lr" else batch["hr"]
     with torch.no_grad():
@@ -128,13 +130,13 @@ def test_every_cell_has_its_terms(cell: str) -> None:
         assert terms[name].item() == pytest.approx(weight * l1(level, target), rel=1e-5), name
     # Whatever the cell, nothing is built that does not train.
     method = build(**values)
-    sum(method.teacher_loss(batch, Carry()).values()).backward()
+    sum(method.teacher_loss(batch, Carry(), START).values()).backward()
     assert [name for name, parameter in method.named_parameters() if parameter.grad is None] == []
 
 
 def test_a_term_of_weight_zero_changes_nothing() -> None:
     method = build(weight_fre=0.0, weight_deg=0.0)
-    terms = method.teacher_loss(batch_of(method), Carry())
+    terms = method.teacher_loss(batch_of(method), Carry(), START)
     gradients = []
     for total in (sum(terms.values()), terms["reconstruction"]):
         assert isinstance(total, Tensor)
@@ -148,9 +150,11 @@ def test_weights_are_tensors_outside_the_state() -> None:
     method = build(weight_fre=0.3)
     assert method.weight_fre.shape == ()
     assert "weight_fre" not in method.state_dict()
-    before = method.teacher_loss(batch_of(method), Carry())["encoder_lr2"].item()
+    before = method.teacher_loss(batch_of(method), Carry(), START)["encoder_lr2"].item()
     method.weight_fre.fill_(0.6)
-    assert method.teacher_loss(batch_of(method), Carry())["encoder_lr2"].item() == pytest.approx(2 * before, rel=1e-6)
+    assert method.teacher_loss(batch_of(method), Carry(), START)["encoder_lr2"].item() == pytest.approx(
+        2 * before, rel=1e-6
+    )
 
 
 def test_the_contract() -> None:

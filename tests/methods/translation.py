@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))  # the toy loop 
 
 from toy import uniform
 
-from hpcdistill.methods.base import Carry, Method, Terms
+from hpcdistill.methods.base import Carry, Method, Progress, Terms
 from hpcdistill.methods.cyclegan import CycleGAN
 from hpcdistill.methods.distilled_gan import DistilledGAN
 from hpcdistill.methods.pix2pix import Pix2Pix
@@ -89,7 +89,7 @@ class Phases:
         self.freezer.only(phase.group)
         if phase.before:
             phase.before([batch], [self.carry])
-        return phase.loss(batch, self.carry)
+        return phase.loss(batch, self.carry, Progress.at(0, 1))
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

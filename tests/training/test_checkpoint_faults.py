@@ -32,6 +32,7 @@ from toy import (
 )
 
 from hpcdistill.errors import UserError
+from hpcdistill.methods.base import Carry, Progress
 from hpcdistill.training.checkpoint import MANIFEST, Checkpoint, Checkpoints
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.distribution import make_accelerator
@@ -373,7 +374,8 @@ def test_what_is_saved_in_the_background_is_what_it_was(tmp_path: Path, monkeypa
 
     def update() -> None:
         samples = ToyReader(BATCH, regression_samples)[0]
-        torch.stack(list(method.phases[0].loss(samples, None).values())).sum().backward()  # type: ignore[arg-type,no-untyped-call]
+        terms = method.phases[0].loss(samples, Carry(), Progress.at(0, 1))
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         groups["line"].update(halted)
 
     method.bind("line", groups["line"].wrapped)
@@ -381,7 +383,7 @@ def test_what_is_saved_in_the_background_is_what_it_was(tmp_path: Path, monkeypa
     position = Position(step=1, means={"sums": {"loss": 1.0}})
     weights = {name: value.clone() for name, value in method.line.state_dict().items()}
     moments = {name: value.clone() for name, value in groups["line"].optimizer_tensors().items()}
-    save_checkpoint(checkpoints, method, groups, None, position, folder, background=True)
+    save_checkpoint(checkpoints, method, groups, None, position, folder, {}, background=True)
     assert checkpoints.newest() is None
     update()
     position.step = 2

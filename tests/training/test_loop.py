@@ -19,11 +19,13 @@ from toy import (
     BATCH,
     PENALTY,
     SEED,
+    Killed,
     Regression,
     TableEvaluator,
     ToyGAN,
     ToyReader,
     gan_samples,
+    kill_at,
     regression_samples,
     rows,
     run,
@@ -32,7 +34,7 @@ from toy import (
 )
 
 from hpcdistill.errors import UserError
-from hpcdistill.methods.base import Batch, Carry, OptimizerSettings, Terms
+from hpcdistill.methods.base import Batch, Carry, OptimizerSettings, Phase, Progress, Terms
 from hpcdistill.methods.plain_sr import PlainSR
 from hpcdistill.training.averaging import Averages
 from hpcdistill.training.config import TrainConfig
@@ -260,8 +262,8 @@ class Dtypes(PlainSR):
             lambda module, inputs, output: self.layers[self.student.training].add(output.dtype)
         )
 
-    def student_loss(self, batch: Batch, carry: Carry) -> Terms:
-        terms = super().student_loss(batch, carry)
+    def student_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
+        terms = super().student_loss(batch, carry, progress)
         # As in the group's own phase, and as in another's, where it is frozen.
         self.outputs |= {self.call("student", batch["lr2"]).dtype, self.student(batch["lr2"]).dtype}
         self.terms |= {term.dtype for term in terms.values()}
@@ -397,3 +399,54 @@ def test_no_means_without_steps() -> None:
     assert means.read(accelerator) == {}
     means.load(means.state(accelerator))
     assert means.read(accelerator) == {}
+
+
+class Watched(Regression):
+    """A regression that notes its progress and keeps its first weight at or above a floor after each update."""
+
+    FLOOR = 0.25
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, int, float]] = []
+        self.draws: list[list[int]] = []
+        self.after: list[int] = []
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("fit", "line", self.loss, after=self.floor),)
+
+    def loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
+        self.seen.append((int(progress.step), int(progress.steps), float(progress.share)))
+        self.draws.append(torch.randint(1000, (3,), generator=progress.generator()).tolist())
+        assert self.draws[-1] == torch.randint(1000, (3,), generator=progress.generator()).tolist()
+        return super().loss(batch, carry, progress)
+
+    def floor(self, progress: Progress) -> None:
+        assert not torch.is_grad_enabled()
+        self.after.append(int(progress.step))
+        self.line.linear.weight[0, 0].clamp_(min=self.FLOOR)
+
+
+def test_a_method_sees_its_progress_and_acts_after_its_update(tmp_path: Path) -> None:
+    method = Watched()
+    with torch.no_grad():
+        method.line.linear.weight[0, 0] = -3.0
+    run(method, ToyReader(BATCH, regression_samples), tmp_path / "run", 4)
+    assert method.seen == [(0, 4, 0.0), (1, 4, 0.25), (2, 4, 0.5), (3, 4, 0.75)]
+    assert method.after == [0, 1, 2, 3]
+    # From -3 a step of 0.05 could not bring it above the floor.
+    assert saved(tmp_path / "run")["linear.weight"][0, 0] >= Watched.FLOOR
+
+
+def test_a_shared_draw_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
+    """Other micro-batches, a kill: the same draws, each step its own."""
+    whole, cut = Watched(), Watched()
+    run(whole, ToyReader(BATCH, regression_samples), tmp_path / "whole", 4)
+    with pytest.raises(Killed):
+        run(cut, ToyReader(BATCH, regression_samples, before=kill_at(3)), tmp_path / "cut", 4, checkpoint_every=2)
+    resumed = Watched()
+    run(resumed, ToyReader(BATCH, regression_samples), tmp_path / "cut", 4, checkpoint_every=2, accumulation=2)
+    assert len({tuple(draws) for draws in whole.draws}) == 4
+    assert cut.draws == whole.draws[:3]
+    assert resumed.draws == [whole.draws[2]] * 2 + [whole.draws[3]] * 2

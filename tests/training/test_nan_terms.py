@@ -14,7 +14,7 @@ from torch import Tensor
 from toy import ToyReader, run, saved
 
 from hpcdistill.errors import UserError
-from hpcdistill.methods.base import Batch, Carry, Method, Phase, Terms
+from hpcdistill.methods.base import Batch, Carry, Method, Phase, Progress, Terms
 
 BATCH, STEPS = 2, 14
 ONCE = [name for name in METHODS if not name.endswith("gaussian")]
@@ -49,8 +49,8 @@ class Injection:
             }
 
     def _wrapped(self, phase: Phase) -> Phase:
-        def loss(batch: Batch, carry: Carry) -> Terms:
-            terms = phase.loss(batch, carry)
+        def loss(batch: Batch, carry: Carry, progress: Progress) -> Terms:
+            terms = phase.loss(batch, carry, progress)
             self.seen |= dict.fromkeys(f"{phase.name}/{term}" for term in terms)
             if phase.name == self.target[0]:
                 self.calls += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from toy import (
 )
 
 from hpcdistill.errors import UserError
-from hpcdistill.methods.base import Batch, Carry, Phase, Segment, Terms
+from hpcdistill.methods.base import Batch, Carry, Phase, Progress, Segment, Terms
 from hpcdistill.training.evaluation import Evaluation
 
 STEPS = 14
@@ -208,9 +209,9 @@ class Alternating(ToyGAN):
         blocks = ((generator,), (discriminator,)) * 2
         return tuple(Segment(f"block{number}", phases, steps=3) for number, phases in enumerate(blocks))
 
-    def discriminator_loss(self, batch: Batch, carry: Carry) -> Terms:
+    def discriminator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         carry["fake"] = self.generator(batch["x"]).detach()
-        return super().discriminator_loss(batch, carry)
+        return super().discriminator_loss(batch, carry, progress)
 
 
 def test_alternating_blocks_resume(tmp_path: Path) -> None:
@@ -227,3 +228,61 @@ def test_alternating_blocks_resume(tmp_path: Path) -> None:
     rates = [line["learning_rate/generator"] for line in lines]
     assert rates == [line["learning_rate/discriminator"] for line in lines]
     assert rates[6] > rates[7] > rates[11]
+
+
+def putting_back(method: SegmentedRegression) -> tuple[Segment, ...]:
+    """Five steps, four from the best weights that are put back at their end, and the rest."""
+    return (
+        Segment("first", method.phases, steps=5),
+        Segment("second", method.phases, steps=4, load=(("line", "best"),), put_back=("line",)),
+        Segment("third", method.phases),
+    )
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_segment_puts_back_what_stood_before_it(ema: float, tmp_path: Path) -> None:
+    states: list[dict[str, Tensor]] = []
+
+    def state() -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in method.line.state_dict().items()}
+
+    class Kept(SegmentedRegression):
+        def segments(self) -> tuple[Segment, ...]:
+            first, second, third = putting_back(self)
+            return first, second, dataclasses.replace(third, on_enter=lambda: states.append(state()))
+
+    method = Kept(putting_back)
+    reader = ToyReader(BATCH, regression_samples, before=lambda step: states.append(state()))
+    run(method, reader, tmp_path, STEPS, TableEvaluator(SCORES), ema=ema, **OPTIONS)
+    # A segment is entered after its first batch was asked for. The third finds the weights of step 5, not of step 9.
+    assert [int(found["age"]) for found in states] == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 5, 6, 7, 8, 9]
+    assert states_equal(states[10], states[5])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize(("every", "killed"), [(6, 7), (9, 9), (9, 11), (100, 8)])
+def test_what_is_put_back_survives_a_kill(every: int, killed: int, ema: float, tmp_path: Path) -> None:
+    for name, step in (("undisturbed", None), ("killed", killed), ("killed", None)):
+        reader = ToyReader(BATCH, regression_samples, before=kill_at(step) if step else None)
+        arguments = (SegmentedRegression(putting_back), reader, tmp_path / name, STEPS, TableEvaluator(SCORES))
+        if step:
+            with pytest.raises(Killed):
+                run(*arguments, checkpoint_every=every, ema=ema, **OPTIONS)
+        else:
+            run(*arguments, checkpoint_every=every, ema=ema, **OPTIONS)
+    assert newest_tensors(tmp_path / "killed") == newest_tensors(tmp_path / "undisturbed")
+    assert rows(tmp_path / "killed") == rows(tmp_path / "undisturbed")
+
+
+def test_the_run_s_end_is_a_segment_s_end(tmp_path: Path) -> None:
+    """The last weights are those that the last segment puts back, not the ones it worked with."""
+    method = SegmentedRegression(
+        lambda m: (
+            Segment("first", m.phases, steps=3),
+            Segment("second", m.phases, steps=2, put_back=("line",)),
+        )
+    )
+    run(method, ToyReader(BATCH, regression_samples), tmp_path / "run", 5, **OPTIONS)
+    alone = SegmentedRegression(lambda m: (Segment("all", m.phases),))
+    run(alone, ToyReader(BATCH, regression_samples), tmp_path / "alone", 5, **OPTIONS)
+    assert int(saved(tmp_path / "run")["age"]) == 3 != int(saved(tmp_path / "alone")["age"])

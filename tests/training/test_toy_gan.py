@@ -31,7 +31,7 @@ from toy import (
     saved,
 )
 
-from hpcdistill.methods.base import Batch, Carry, Terms
+from hpcdistill.methods.base import Batch, Carry, Progress, Terms
 from hpcdistill.ranks import signals
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.distribution import make_accelerator
@@ -207,15 +207,15 @@ class Watched(ToyGAN):
             name for name in now if name.endswith(("0._u", "_v", "running_mean")) and now[name].numel() > 1
         } <= moved
 
-    def generator_loss(self, batch: Batch, carry: Carry) -> Terms:
+    def generator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         self.started("generator", "discriminator")
-        terms = super().generator_loss(batch, carry)
+        terms = super().generator_loss(batch, carry, progress)
         self.ended("generator")
         return terms
 
-    def discriminator_loss(self, batch: Batch, carry: Carry) -> Terms:
+    def discriminator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         self.started("discriminator", "generator")
-        terms = super().discriminator_loss(batch, carry)
+        terms = super().discriminator_loss(batch, carry, progress)
         self.ended("discriminator")
         return terms
 

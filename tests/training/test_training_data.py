@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +21,19 @@ from hpcdistill import train
 from hpcdistill.data.needs import Needs
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
-from hpcdistill.methods.base import Batch, Carry, Group, Method, MethodConfig, OptimizerSettings, Phase, Terms
+from hpcdistill.methods.base import (
+    NO_TEACHERS,
+    Batch,
+    Carry,
+    Group,
+    Method,
+    MethodConfig,
+    OptimizerSettings,
+    Phase,
+    Progress,
+    Teachers,
+    Terms,
+)
 from hpcdistill.models.registry import GENERATORS
 from hpcdistill.ops.bicubic import downsample_uint8
 
@@ -51,9 +62,8 @@ class Translation(Method):
 
     version: ClassVar[int] = 1
 
-    def __init__(self, config: Config, frozen: Mapping[str, nn.Module] | None = None) -> None:
-        super().__init__()
-        self.config = config
+    def __init__(self, config: Config, teachers: Teachers = NO_TEACHERS) -> None:
+        super().__init__(config)
         self.generator = Translator()
         self.groups = {"generator": Group(self.generator, OptimizerSettings())}
         self.generators = {"generator": self.generator}
@@ -66,7 +76,7 @@ class Translation(Method):
     def needs(self) -> Needs:
         return Needs(self.config.kind)
 
-    def loss(self, batch: Batch, carry: Carry) -> Terms:
+    def loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         assert batch["a"].shape == batch["b"].shape == (4, 3, 8, 8)
         assert batch["a"].abs().max() <= 1
         translated, target = self.call("generator", batch["a"]), batch["b"]

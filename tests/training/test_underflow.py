@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpcdistill.methods.base import Carry
+from hpcdistill.methods.base import Carry, Progress
 from hpcdistill.methods.privileged_student import PrivilegedStudent
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.training.underflow import UnderflowWatch, lost_share, underflow_share
+
+START = Progress.at(0, 1)
 
 
 def test_shares_by_hand() -> None:
@@ -51,7 +53,7 @@ def test_dssds_weight_of_vid() -> None:
     method, batch = student(1e-6)
     estimator = method.groups["student"].module.estimator
     assert isinstance(estimator, nn.Module)
-    gradients = torch.autograd.grad(method.student_loss(batch, Carry())["vid"], list(estimator.parameters()))
+    gradients = torch.autograd.grad(method.student_loss(batch, Carry(), START)["vid"], list(estimator.parameters()))
     found = underflow_share(gradients)
     assert found.lost > 0.9
     assert found.below_eps > 0.8
@@ -61,7 +63,7 @@ def test_dssds_weight_of_vid() -> None:
 def test_fp16_switches_vid_off_unless_the_loss_is_scaled() -> None:
     method, batch = student(1e-6)
     with torch.autocast("cpu", torch.float16):
-        terms = method.student_loss(batch, Carry())
+        terms = method.student_loss(batch, Carry(), START)
     parameters = list(method.student.parameters())
     shares = {scale: lost_share(terms["vid"], parameters, scale) for scale in (1.0, 2.0**10, 2.0**16)}
     assert shares[1.0] == 1.0

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from hpcdistill.data.counter import below, draw
-from hpcdistill.methods.base import Batch, Carry, Group, Method, OptimizerSettings, Phase, Segment, Terms
+from hpcdistill.methods.base import Batch, Carry, Group, Method, OptimizerSettings, Phase, Progress, Segment, Terms
 from hpcdistill.models.registry import GENERATORS
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.evaluation import Evaluation, Evaluator
-from hpcdistill.training.loop import Outcome, train
+from hpcdistill.training.loop import Outcome, Training
 from hpcdistill.training.run_folder import RunFolder
 
 SEED = 3
@@ -97,7 +97,7 @@ def run(
     if accelerator.is_main_process:
         run_folder.create("", {})
     accelerator.wait_for_everyone()
-    return train(
+    training = Training(
         method,
         reader,
         evaluator,
@@ -108,6 +108,7 @@ def run(
         evaluate_every=evaluate_every,
         seed=SEED,
     )
+    return training.run()
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -170,7 +171,7 @@ class Regression(Method):
     """
 
     def __init__(self, optimizer: OptimizerSettings | None = None, dropout: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(None)
         torch.manual_seed(SEED)
         self.line = Line(dropout=dropout)
         self.groups = {"line": Group(self.line, optimizer or OptimizerSettings(learning_rate=0.05))}
@@ -180,7 +181,7 @@ class Regression(Method):
     def phases(self) -> tuple[Phase, ...]:
         return (Phase("fit", "line", self.loss),)
 
-    def loss(self, batch: Batch, carry: Carry) -> Terms:
+    def loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         weight = self.line.linear.weight
         terms = {
             "error": (self.call("line", batch["x"]) - batch["y"]).square().mean(),
@@ -205,7 +206,7 @@ class SegmentedRegression(Regression):
     """A regression with segments; `entered` lists what `on_enter` has seen."""
 
     def __init__(self, segments: Callable[[SegmentedRegression], tuple[Segment, ...]]) -> None:
-        super().__init__()
+        super().__init__(None)
         self._segments = segments
         self.entered: list[tuple[str, int]] = []
 
@@ -311,7 +312,7 @@ class ToyGAN(Method):
     """LSGAN with an L1 term. The generator's phase leaves its fakes to the discriminator's, by way of the pool."""
 
     def __init__(self, norm: bool = False) -> None:
-        super().__init__()
+        super().__init__(None)
         torch.manual_seed(SEED)
         self.generator, self.discriminator, self.pool = Painter(norm), Critic(norm), ReplayPool()
         settings = OptimizerSettings(learning_rate=2e-2, schedule="linear", betas=(0.5, 0.999))
@@ -329,7 +330,7 @@ class ToyGAN(Method):
             Phase("discriminator", "discriminator", self.discriminator_loss),
         )
 
-    def generator_loss(self, batch: Batch, carry: Carry) -> Terms:
+    def generator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         fake = self.call("generator", batch["x"])
         carry["fake"] = fake.detach()
         return {
@@ -337,7 +338,7 @@ class ToyGAN(Method):
             "l1": 0.5 * (fake - batch["y"]).abs().mean(),
         }
 
-    def discriminator_loss(self, batch: Batch, carry: Carry) -> Terms:
+    def discriminator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         fake = self.pool.query(carry["fake"], batch["number"])
         return {
             "real": 0.5 * (self.call("discriminator", batch["y"]) - 1).square().mean(),

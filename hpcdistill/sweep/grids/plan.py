@@ -137,7 +137,7 @@ class _Planner:
             self._join_test_sets(self.runs[key], loaded)
             return key
         teacher = None
-        if METHODS[config.method.name].uses_teacher(config.method):
+        if METHODS[config.method.name].learns(config.method):
             if loaded.teacher is None:
                 raise UserError(f"{config.method.name}: needs a teacher; name its config under `teacher.config`")
             teacher = self._add(loaded.teacher, self._command(loaded.teacher))

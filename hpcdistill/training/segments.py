@@ -1,0 +1,106 @@
+"""The segments of a run: where each begins and ends, the weights it takes, and what it puts back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from hpcdistill.errors import UserError
+from hpcdistill.methods.base import Method, Segment
+from hpcdistill.models.registry import load_generator
+from hpcdistill.training.position import best_of
+from hpcdistill.training.run_folder import RunFolder
+
+State = dict[str, Tensor]
+Generators = Mapping[str, nn.Module]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A segment's steps: from `start` to before `end`, both counted from the run's beginning."""
+
+    segment: Segment
+    start: int
+    end: int
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether it begins with the best weights so far."""
+        return any(which == "best" for _, which in self.segment.load)
+
+
+def lay_out(segments: tuple[Segment, ...], steps: int, evaluated: bool) -> list[Stretch]:
+    """The segments one after the other; the one without a length takes what the others leave of `steps`.
+
+    UserError when they do not fill the run, or when one takes the best weights and none is chosen before it
+    (`evaluated`: whether the run has an evaluator).
+    """
+    fixed = sum(segment.steps or 0 for segment in segments)
+    stretches, start = [], 0
+    for segment in segments:
+        end = start + (segment.steps if segment.steps is not None else max(0, steps - fixed))
+        stretches.append(Stretch(segment, start, end))
+        start = end
+    if start != steps:
+        raise UserError(f"train.steps: the method's segments take {start} steps, the run has {steps}; make them equal")
+    for stretch in stretches:
+        name = stretch.segment.name
+        if stretch.takes_best and not evaluated:
+            raise UserError(
+                f"data.eval: is empty, but the segment {name} goes on from the best weights, which nothing "
+                "chooses; name a test set"
+            )
+        assert stretch.start > 0 or not stretch.takes_best, f"{name}: no weights are the best before the first step"
+    return stretches
+
+
+class PutBack:
+    """The weights that a segment puts back when it ends; part of the checkpoints made while it lasts."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, State] = {}  # "put_back/<generator>", and "put_back_averages/<generator>" with EMA on
+
+    def take(self, names: Sequence[str], generators: Generators, averages: Generators) -> None:
+        """Copies of the weights of the generators `names`, and of their averages where there are some."""
+        modules = self._modules(generators, averages)
+        wanted = [f"{kind}/{name}" for kind in ("put_back", "put_back_averages") for name in names]
+        self.states = {key: cloned(modules[key].state_dict()) for key in wanted if key in modules}
+
+    def give(self, generators: Generators, averages: Generators) -> None:
+        """Write the copies back and forget them."""
+        modules = self._modules(generators, averages)
+        for key, state in self.states.items():
+            modules[key].load_state_dict(state)
+        self.states = {}
+
+    @staticmethod
+    def _modules(generators: Generators, averages: Generators) -> dict[str, nn.Module]:
+        named = {f"put_back/{name}": module for name, module in generators.items()}
+        return named | {f"put_back_averages/{name}": module for name, module in averages.items()}
+
+
+def load_weights_of(
+    segment: Segment, method: Method, evaluated: Generators, folder: RunFolder, accelerator: Accelerator
+) -> None:
+    """Give the generators, and what is evaluated in their place, the weights that the segment begins with."""
+    for name, which in segment.load:
+        # The last weights are saved at the run's end only; here they are those that would be evaluated now.
+        state = evaluated[name].state_dict()
+        if which == "best":
+            # From rank 0: a shared file system may still show the others an older file.
+            state = cloned(state)
+            if accelerator.is_main_process:
+                best = load_generator(folder.generator(best_of(segment.judged), name))[0].state_dict()
+                state = {key: best[key].to(value) for key, value in state.items()}
+            state = broadcast(state)
+        method.generators[name].load_state_dict(state)
+        evaluated[name].load_state_dict(state)
+
+
+def cloned(state: Mapping[str, Tensor]) -> State:
+    """Copies that no later update changes."""
+    return {key: value.clone() for key, value in state.items()}
