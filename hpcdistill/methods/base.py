@@ -152,7 +152,10 @@ class Role:
         """The network in the role `role`, checked and frozen; UserError when there is none or it does not fit."""
         if role not in teachers:
             key = role if role == "teacher" else f"teachers.{role}"
-            raise UserError(f"{key}: the method needs it; name a run (config or run), or a file of weights")
+            raise UserError(
+                f"{key}: the method needs a teacher; name its config under `{key}.config`, a finished run's folder "
+                f"under `{key}.run`, or a file under `{key}.weights`"
+            )
         self.check(role, teachers[role])
         return teachers[role].requires_grad_(False).eval()
 

@@ -10,9 +10,8 @@ from pydantic import Field
 from hpcdistill.data.index import Kind
 from hpcdistill.losses.adversarial import Adversarial
 from hpcdistill.methods.base import MethodConfig, OptimizerSettings
+from hpcdistill.models.generators import IMAGE_GENERATORS, GeneratorName
 from hpcdistill.settings import Section
-
-Network = Literal["resnet", "unet"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Family:
 
     kind: Kind
     directions: tuple[Direction, ...]
-    network: Network  # the generator, unless the configuration names another
+    network: str  # the generator, unless the configuration names another
     gan: Adversarial
     ndf: int
     pool: int  # generated images the discriminator remembers, per domain
@@ -62,18 +61,16 @@ class GANOptimizer(OptimizerSettings):
 class GeneratorSettings(Section):
     """A generator's architecture. The defaults are the Original's."""
 
-    network: Network | None = Field(None, description="unset = the family's own: cyclegan resnet, pix2pix unet")
+    network: GeneratorName | None = Field(None, description="unset = the family's own: cyclegan resnet, pix2pix unet")
     ngf: int = Field(64, gt=0, description="base width, channels")
     separable: bool = Field(False, description="resnet: depthwise-separable blocks instead of dense ones")
     blocks: int = Field(9, gt=0, description="resnet: residual blocks")
     levels: int = Field(8, gt=0, description="unet: down-convolutions; the crop is a multiple of 2^levels")
 
-    def arguments(self, family: Family) -> tuple[Network, dict[str, Any]]:
-        """The network's name and the arguments it is built with."""
+    def arguments(self, family: Family) -> tuple[str, dict[str, Any]]:
+        """The network's name and the arguments it is built with: those of these settings that it has."""
         network = self.network or family.network
-        if network == "resnet":
-            return network, {"ngf": self.ngf, "blocks": self.blocks, "separable": self.separable}
-        return network, {"ngf": self.ngf, "levels": self.levels}
+        return network, {name: getattr(self, name) for name in IMAGE_GENERATORS[network].SETTINGS}
 
 
 class TeacherSettings(GeneratorSettings):

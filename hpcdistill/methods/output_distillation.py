@@ -6,7 +6,7 @@ FitNets, Romero et al., ICLR 2015). Any finished super-resolution run teaches. d
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -81,16 +81,16 @@ class OutputDistillation(SuperResolution):
     def student_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         """The terms that have a weight; the teacher runs once, without gradients."""
         lr, hr = self.lr(batch), batch["hr"]
-        output = self.call("student", lr)
-        sr, projected = output if self.layer else (output, None)
+        output: Any = self.call("student", lr)
+        sr: Tensor = output[0] if self.layer else output
         terms: Terms = {}
         if self.config.weight_reconstruction:
             terms["reconstruction"] = weigh(self.weight_reconstruction, l1(sr, hr))
-        image, maps = self._taught(hr if getattr(self.teacher, "takes", "lr") == "hr" else lr)
+        wanted, maps = self._taught(hr if getattr(self.teacher, "takes", "lr") == "hr" else lr)
         if self.config.weight_output:
-            terms["output"] = weigh(self.weight_output, l1(sr, cast(Tensor, image)))
+            terms["output"] = weigh(self.weight_output, l1(sr, wanted))
         if self.layer:
-            terms["feature"] = weigh(self.weight_feature, l1(projected, maps[self.teacher_layer]))
+            terms["feature"] = weigh(self.weight_feature, l1(output[1], maps[self.teacher_layer]))
         return terms
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from hpcdistill.methods.gan_settings import A2B, B2A, Direction, Family, GANConf
 from hpcdistill.methods.replay_pool import ReplayPool
 from hpcdistill.models.discriminator import PatchDiscriminator
 from hpcdistill.models.generators import build_generator
+from hpcdistill.models.image_generator import ImageGenerator
 from hpcdistill.models.spectral_classifier import SpectralClassifier
 from hpcdistill.ops.radial_spectrum import radial_spectrum, ring_count
 from hpcdistill.ops.repeatable import resize
@@ -82,12 +83,13 @@ class TranslationGAN(Method):
         self.mix_spectral = False
         self.spectrum_side = 0
         self.translators = self.built_generators(settings, family.directions)
-        instance_norm = not family.conditional or settings.arguments(family)[0] == "resnet"
+        generator = self.translators.by_direction[A2B.name]
+        assert isinstance(generator, ImageGenerator)
         discriminators = {
             direction.name: PatchDiscriminator(
                 channels_in=6 if family.conditional else 3,
                 ndf=config.ndf or family.ndf,
-                norm="instance" if instance_norm else "batch",
+                norm=generator.NORM if family.conditional else "instance",
                 layers=config.discriminator_strides,
             )
             for direction in family.directions
@@ -100,6 +102,9 @@ class TranslationGAN(Method):
             "discriminator": Group(self.judges, config.optimizer),
         }
         self.generators = self.named(teaching, self.translators)
+        self.saved = {
+            f"discriminator{direction.suffix}": discriminators[direction.name] for direction in family.directions
+        }
         self.pool_size = family.pool if pool is None else pool
         self.add_pools(teaching, family.directions)
         self._weights: dict[str, float] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.models.image_generator import ImageGenerator
@@ -10,6 +12,15 @@ from hpcdistill.models.resnet_generator import ResNetGenerator
 from hpcdistill.models.unet_generator import UNetGenerator
 
 IMAGE_GENERATORS: dict[str, type[ImageGenerator]] = {"resnet": ResNetGenerator, "unet": UNetGenerator}
+
+
+def _known(name: str) -> str:
+    if name not in IMAGE_GENERATORS:
+        raise ValueError(f"no generator '{name}'; {nearest(name, IMAGE_GENERATORS)}")
+    return name
+
+
+GeneratorName = Annotated[str, AfterValidator(_known)]  # a configuration's `network`
 
 
 def build_generator(name: str, **arguments: Any) -> ImageGenerator:

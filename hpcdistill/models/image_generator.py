@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
@@ -22,6 +22,8 @@ class ImageGenerator(nn.Module):
     # The maps that `forward` gives, in the order they are computed; they depend on how deep the network is.
     MAPS: tuple[str, ...]
     DISTILLED: tuple[str, ...]  # the layers that FESD compares unless it is told otherwise
+    SETTINGS: ClassVar[tuple[str, ...]]  # arguments that a configuration sets: width, depth, blocks
+    NORM: ClassVar[Literal["instance", "batch"]]  # a conditional discriminator normalises as its generator does
     takes: Literal["image"] = "image"
     map_channels: dict[str, int]
     multiple: int

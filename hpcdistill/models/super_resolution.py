@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.models.fsrcnn import FSRCNN
@@ -11,9 +13,16 @@ from hpcdistill.models.sr_network import SRNetwork
 from hpcdistill.models.upsampling import Upsampling
 from hpcdistill.models.vdsr import VDSR
 
-Network = Literal["fsrcnn", "vdsr", "idn"]
-
 NETWORKS: dict[str, type[SRNetwork]] = {"fsrcnn": FSRCNN, "vdsr": VDSR, "idn": IDN}
+
+
+def _known(name: str) -> str:
+    if name not in NETWORKS:
+        raise ValueError(f"no network '{name}'; {nearest(name, NETWORKS)}")
+    return name
+
+
+Network = Annotated[str, AfterValidator(_known)]  # a configuration's `network`
 
 
 def build_network(name: str, scale: int, channels: int = 1, upsampling: Upsampling = "transposed") -> SRNetwork:

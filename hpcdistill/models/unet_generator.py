@@ -38,6 +38,8 @@ class UNetGenerator(ImageGenerator):
 
     MAPS: tuple[str, ...] = (*(f"down{k}" for k in range(2, LEVELS + 1)), *(f"up{k}" for k in range(LEVELS, 0, -1)))
     DISTILLED: tuple[str, ...] = ("down3", "down5", "up4", "up2")
+    SETTINGS = ("ngf", "levels")
+    NORM = "batch"
 
     def __init__(self, ngf: int = 64, levels: int = LEVELS, channels_in: int = 3, channels_out: int = 3) -> None:
         super().__init__(channels_in, channels_out, ngf=ngf, levels=levels)

@@ -38,7 +38,7 @@ from hpcdistill.training.freezing import Freezer
 from hpcdistill.training.group import TermGradients, TrainedGroup
 from hpcdistill.training.metrics_log import MetricsLog, RunningMeans
 from hpcdistill.training.nonfinite import NonFiniteGuard
-from hpcdistill.training.position import Position, best_of, restore_checkpoint, save_checkpoint, save_generators
+from hpcdistill.training.position import Position, best_of, restore_checkpoint, save_checkpoint, save_networks
 from hpcdistill.training.precision import precision_of
 from hpcdistill.training.progress import TrainingProgress
 from hpcdistill.training.run_folder import RunFolder
@@ -283,7 +283,7 @@ class Training:
         if what is None:
             return
         self.guard.restore()
-        self.save_generators("last")
+        self.save_networks("last")
         raise UserError(
             f"{what} became NaN or infinite by step {self.position.step}; the last good weights are in "
             f"{self.folder.path}/generators/last. "
@@ -322,12 +322,12 @@ class Training:
                 write_bytes(self.folder.samples / f"{name}-{position.step:08d}.png", encode_png(picture))
         if _better(selects, position.last, position.best, self.evaluator):
             position.best = position.last
-            self.save_generators(best_of(None))
+            self.save_networks(best_of(None))
         for judged in self.judged:
             metric = f"{judged}/{selects.partition('/')[2]}" if selects else None
             if _better(metric, position.last, position.bests.get(judged), self.evaluator):
                 position.bests[judged] = position.last
-                self.save_generators(best_of(judged))
+                self.save_networks(best_of(judged))
 
     def evaluated(self) -> Mapping[str, nn.Module]:
         """The generators as they are evaluated and saved; every rank must ask."""
@@ -336,9 +336,11 @@ class Training:
             return self.copies.generators
         return self.averages.generators if self.averages else self.method.generators
 
-    def save_generators(self, which: str) -> None:
-        """The generators as they are evaluated, into the folder `which`; every rank must call it."""
-        save_generators(self.evaluated(), which, self.folder, self.accelerator, self.position.step)
+    def save_networks(self, which: str) -> None:
+        """The generators as they are evaluated, and what is saved beside them; every rank must call it."""
+        generators, saved = self.evaluated(), self.method.saved
+        with whole(self.groups.values() if saved else ()):
+            save_networks(generators, saved, which, self.folder, self.accelerator, self.position.step)
 
     def save(self, background: bool) -> None:
         """A checkpoint; with `background` it is copied now and written while training goes on."""
@@ -367,7 +369,7 @@ class Training:
         """All steps are made: the last weights as files."""
         self.freezer.release()
         self.leave()
-        self.save_generators("last")
+        self.save_networks("last")
         for group in self.groups.values():
             group.close()
         return Outcome(True, self.position, self.progress.images_per_second)

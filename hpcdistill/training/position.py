@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -43,13 +44,22 @@ def best_of(judged: str | None) -> str:
     return f"best-{judged}" if judged else "best"
 
 
-def save_generators(
-    generators: Mapping[str, nn.Module], which: str, folder: RunFolder, accelerator: Accelerator, step: int
+def save_networks(
+    generators: Mapping[str, nn.Module],
+    saved: Mapping[str, nn.Module],
+    which: str,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    step: int,
 ) -> None:
+    """The generators, and the networks `saved` beside them, each as a file of its own; every rank must call it."""
     if accelerator.is_main_process:
         folder.confirm()
-        for name, module in generators.items():
-            save_generator(module, folder.generator(which, name), {"step": step, "run": folder.path.name})
+        files = {folder.generator(which, name): module for name, module in generators.items()}
+        files |= {folder.saved(which, name): module for name, module in saved.items()}
+        for file, module in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_generator(module, file, {"step": step, "run": folder.path.name})
     accelerator.wait_for_everyone()
 
 
@@ -88,8 +98,9 @@ def save_checkpoint(
         tensors[f"memory/{name}"] = unique_state(module)
     tensors |= {name: dict(state) for name, state in put_back.items()}  # see segments.PutBack
     record = vars(position) | {"scaler": _scaler_state(groups)}
-    best = [(which, name) for which in position.kept() for name in method.generators]
-    files = {_file(which, name): folder.generator(which, name).read_bytes() for which, name in best}
+    best = _best_files(position, method, folder)
+    # A best save of an earlier version has no folder of networks beside its generators.
+    files = {name: file.read_bytes() for name, file in best.items() if file.parent.is_dir()}
     if background:
         # Copies also on the CPU: the next update changes the weights in place.
         copied = {f"{kind}/{name}" for kind in ("networks", "optimizers") for name in groups if groups[name].collective}
@@ -122,10 +133,10 @@ def restore_checkpoint(
         accelerator.scaler.load_state_dict(scaler)
     position = Position(**state)
     if accelerator.is_main_process:
-        for which in position.kept():
-            for name in method.generators:
-                if (content := found.files.get(_file(which, name))) is not None:
-                    write_bytes(folder.generator(which, name), content)
+        for name, file in _best_files(position, method, folder).items():
+            if (content := found.files.get(name)) is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(file, content)
     accelerator.wait_for_everyone()
     return position
 
@@ -135,8 +146,13 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
-def _file(which: str, generator: str) -> str:
-    return f"{which}/{generator}.safetensors"
+def _best_files(position: Position, method: Method, folder: RunFolder) -> dict[str, Path]:
+    """The best weights that there are, by their name in a checkpoint."""
+    files: dict[str, Path] = {}
+    for which in position.kept():
+        files |= {f"{which}/{name}.safetensors": folder.generator(which, name) for name in method.generators}
+        files |= {f"{which}-saved/{name}.safetensors": folder.saved(which, name) for name in method.saved}
+    return files
 
 
 def _tensors(found: Checkpoint, name: str) -> tuple[dict[str, Tensor], str]:

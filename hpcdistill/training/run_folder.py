@@ -37,6 +37,10 @@ class RunFolder:
         """The weights of generator `name`, `which` being best or last."""
         return self.path / "generators" / which / f"{name}.safetensors"
 
+    def saved(self, which: str, name: str) -> Path:
+        """The weights of a network that is saved beside the generators (`Method.saved`)."""
+        return self.path / "saved" / which / f"{name}.safetensors"
+
     def create(self, config_yaml: str, identity: dict[str, Any]) -> None:
         """Make the folder, lock it, save the resolved configuration and add this session to environment.json.
 

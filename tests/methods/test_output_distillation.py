@@ -117,7 +117,7 @@ def test_without_a_teacher_s_term_none_is_needed() -> None:
 @pytest.mark.parametrize(
     ("teacher", "settings", "words"),
     [
-        (None, {}, "teacher: the method needs it; name a run"),
+        (None, {}, "teacher: the method needs a teacher; name its config under `teacher.config`"),
         ("vdsr", {"weight_feature": 1.0}, "expanding has 8x8 pixels where the teacher's conv19 has 16x16"),
         ("idn", {"weight_feature": 1.0, "layer": "expandin"}, "did you mean 'expanding'"),
         ("idn", {"weight_feature": 1.0, "teacher_layer": "expanding"}, "method.teacher_layer: no layer 'expanding'"),

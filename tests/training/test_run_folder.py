@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from toy import BATCH, Line, Regression, ToyReader, regression_samples, run
+from safetensors.torch import load_file
+from toy import (
+    BATCH,
+    Killed,
+    Line,
+    Regression,
+    TableEvaluator,
+    ToyGAN,
+    ToyReader,
+    gan_samples,
+    kill_at,
+    regression_samples,
+    run,
+    saved,
+    states_equal,
+)
 
 from hpcdistill.errors import UserError
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.distribution import make_accelerator
-from hpcdistill.training.position import save_generators
+from hpcdistill.training.evaluation import Evaluation
+from hpcdistill.training.position import save_networks
 from hpcdistill.training.run_folder import RunFolder
 
 HOLDER = """
@@ -56,7 +74,7 @@ def test_an_orphan_writes_nothing(tmp_path: Path) -> None:
         folder.save_result({})
     assert folder.result() is None
     with pytest.raises(UserError, match="process 4242 on node7"):
-        save_generators({"line": Line()}, "last", folder, make_accelerator(TrainConfig(device="cpu", trackers=())), 1)
+        save_networks({"line": Line()}, {}, "last", folder, make_accelerator(TrainConfig(device="cpu", trackers=())), 1)
     assert not folder.generator("last", "line").exists()
     folder.release()
     assert (folder.path / "lock.json").exists()
@@ -89,3 +107,34 @@ def test_sessions_are_added_and_a_change_of_code_is_said(
     saved = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert [session["revision"] for session in saved["sessions"]] == ["aaa", "aaa", "bbb"]
     assert capsys.readouterr().err.count("started with code revision aaa, going on with bbb") == 1
+
+
+def test_networks_saved_beside_the_generators_come_back(tmp_path: Path) -> None:
+    """A finished run's discriminator serves another run: the last one and that of the best generators, after a kill."""
+
+    class Saving(ToyGAN):
+        def __init__(self) -> None:
+            super().__init__()
+            self.saved = {"critic": self.groups["generator"].module}  # a Painter: what a registry knows
+
+    class ByAge(TableEvaluator):
+        def __call__(self, generators: Any, accelerator: Any, stop: Any = None) -> Evaluation:
+            return Evaluation({"score": next(scores)})
+
+    folder = tmp_path / "run"
+    for step in (7, None):
+        scores = iter([1.0, 9.0, 3.0, 4.0, 5.0, 6.0] if step else [3.0, 4.0, 5.0])
+        reader = ToyReader(BATCH, gan_samples, before=kill_at(step) if step else None)
+        arguments = (Saving(), reader, folder, 10, ByAge({}), 2)
+        if step:
+            with pytest.raises(Killed):
+                run(*arguments, checkpoint_every=4)
+            shutil.rmtree(folder / "saved")  # as if it had been replaced after the checkpoint
+            shutil.rmtree(folder / "generators" / "best")
+            (folder / "generators" / "best").mkdir()
+        else:
+            run(*arguments, checkpoint_every=4)
+    for which in ("best", "last"):
+        beside = load_file(folder / "saved" / which / "critic.safetensors")
+        assert states_equal(beside, saved(folder, which, "painter"))
+    assert not states_equal(saved(folder, "best", "painter"), saved(folder, "last", "painter"))
