@@ -70,7 +70,7 @@ def test_training_lowers_the_loss(network: str) -> None:
 
 
 def test_an_unknown_network_is_refused_by_the_config() -> None:
-    with pytest.raises(ValueError, match="no network 'edsr'; valid: fsrcnn, idn, vdsr"):
+    with pytest.raises(ValueError, match="no network 'edsr'; did you mean 'vdsr'"):
         PlainSR.Config(scale=2, network="edsr")
 
 
