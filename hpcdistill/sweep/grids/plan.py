@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hpcdistill.config import Loaded
+from hpcdistill.config import Loaded, is_override
 from hpcdistill.console import warn
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
-from hpcdistill.sweep.grids.cell_config import CellConfigs, is_override
+from hpcdistill.sweep.grids.cell_config import CellConfigs
 from hpcdistill.sweep.grids.estimates import Estimates, load_estimates
 from hpcdistill.sweep.grids.grid import Cell, Grid
 from hpcdistill.sweep.grids.metric_names import missing_metric
