@@ -58,14 +58,14 @@ def identity_values(section: Section) -> dict[str, Any]:
     return values
 
 
-class Kind(NamedTuple):
+class FieldKind(NamedTuple):
     """What a field takes: the types of its single values, and what its lists or mappings are made of."""
 
     single: frozenset[type]
-    items: Kind | None = None
+    items: FieldKind | None = None
 
 
-def as_meant(value: Any, kind: Kind) -> Any:
+def as_meant(value: Any, kind: FieldKind) -> Any:
     """`value` of a YAML file as a field of this kind means it; pydantic checks the rest.
 
     Raises PydanticCustomError for what pydantic would take without a word: 010 for 10, true for 1.
@@ -109,26 +109,26 @@ def _number(text: str) -> Any:
 
 
 @cache
-def _kind(section: type[Section], name: str) -> Kind:
+def _kind(section: type[Section], name: str) -> FieldKind:
     return _kind_of(section.model_fields[name].annotation)
 
 
-def _kind_of(annotation: Any) -> Kind:
+def _kind_of(annotation: Any) -> FieldKind:
     """Empty for a section, and for a field that takes anything."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind_of(arguments[0])
     if origin is Literal:
-        return Kind(frozenset(type(value) for value in arguments))
+        return FieldKind(frozenset(type(value) for value in arguments))
     if origin in (tuple, list):
-        return Kind(frozenset(), _union([_kind_of(argument) for argument in arguments if argument is not ...]))
+        return FieldKind(frozenset(), _union([_kind_of(argument) for argument in arguments if argument is not ...]))
     if origin is dict:
-        return Kind(frozenset(), _kind_of(arguments[1]))
+        return FieldKind(frozenset(), _kind_of(arguments[1]))
     if origin in (Union, types.UnionType):
         return _union([_kind_of(argument) for argument in arguments])
-    return Kind(frozenset({annotation} & {str, int, float, bool}))
+    return FieldKind(frozenset({annotation} & {str, int, float, bool}))
 
 
-def _union(kinds: list[Kind]) -> Kind:
+def _union(kinds: list[FieldKind]) -> FieldKind:
     single = frozenset(one for kind in kinds for one in kind.single)
-    return Kind(single, next((kind.items for kind in kinds if kind.items is not None), None))
+    return FieldKind(single, next((kind.items for kind in kinds if kind.items is not None), None))
