@@ -35,7 +35,6 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from hpcdistill.command import run_command
 from hpcdistill.config import load_config
 from hpcdistill.console import is_main_process, out, say, warn
-from hpcdistill.methods import METHODS
 from hpcdistill.methods.base import Batch, Method
 from hpcdistill.ranks.process_group import join, leave
 from hpcdistill.training.averaging import Averages
@@ -172,7 +171,7 @@ class _Both(nn.Module):
 def measure_checkpoints() -> list[dict[str, Any]]:
     """Rank 0's part of a checkpoint: DSSD's student and CycleGAN at full width, on this machine's temporary folder."""
     config = load_config([GAN]).config
-    gan = METHODS[config.method.name](config.method, {})
+    gan = config.method.build()
     return [_checkpoint("DSSD student", single.student("hfrm")), _checkpoint("CycleGAN, both directions", gan)]
 
 
@@ -224,7 +223,7 @@ def measure_deepspeed(threads: int) -> list[dict[str, Any]]:
     rows = []
     for engine in ENGINES:
         rows.append(_under(engine, "DSSD student", single.student("hfrm"), single.BATCH, threads))
-        gan = METHODS[config.method.name](config.method, {})
+        gan = config.method.build()
         rows.append(_under(engine, "CycleGAN, both directions", gan, dist.get_world_size(), threads))
     return rows
 

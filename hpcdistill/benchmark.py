@@ -15,7 +15,6 @@ from rich.table import Table
 from hpcdistill.command import run_command
 from hpcdistill.config import Loaded, configured_generators, load_config
 from hpcdistill.console import out
-from hpcdistill.methods import METHODS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,8 +79,7 @@ def _measured(loaded: Loaded) -> dict[str, nn.Module]:
     """The networks that the configuration's method wants measured and, as "teacher", that of the teacher it names."""
     generators = configured_generators(loaded)  # and every check of the configuration
     frozen = {"teacher": generators["teacher"]} if loaded.teacher else {}
-    config = loaded.config.method
-    method = METHODS[config.name](config, frozen)
+    method = loaded.config.method.build(frozen)
     return {**method.measured, **frozen}
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from rich.console import Console
+
+from hpcdistill.ranks.environment import rank
 
 # Results (tables, JSON) go to stdout, everything said along the way to stderr, so that output can be piped.
 out = Console(highlight=False)
@@ -13,7 +13,7 @@ err = Console(stderr=True, highlight=False)
 
 def is_main_process() -> bool:
     """True on global rank 0, read from the environment that torchrun, accelerate and submitit set."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
 
 
 def say(message: str, style: str | None = None) -> None:

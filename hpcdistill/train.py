@@ -28,7 +28,6 @@ from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.pack.builtin import pack_missing
 from hpcdistill.data.read.readers import open_reader
 from hpcdistill.data.read.staging import StagingStopped
-from hpcdistill.methods import METHODS
 from hpcdistill.methods.base import Method
 from hpcdistill.metrics.run_evaluators import open_evaluator
 from hpcdistill.models.registry import load_generator, load_weights
@@ -36,7 +35,7 @@ from hpcdistill.ranks import watch
 from hpcdistill.ranks.launcher import check_launcher
 from hpcdistill.ranks.process_group import leave
 from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals, on_any_rank
-from hpcdistill.sweep.identity import identify, run_folder, selected_set, weights_file
+from hpcdistill.sweep.identity import Identity, identify, of_another_length, run_folder, selected_set, weights_file
 from hpcdistill.sweep.plan_key import plan_key
 from hpcdistill.sweep.requirements import check_present, needed_sets
 from hpcdistill.training.distribution import make_accelerator
@@ -96,7 +95,7 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
     identity = identify(loaded)
     selected_set(config)
     frozen: dict[str, nn.Module] = {}
-    if loaded.teacher and config.teacher and METHODS[config.method.name].learns(config.method):
+    if loaded.teacher and config.teacher and config.method.learns():
         teacher_folder = RunFolder(run_folder(loaded.teacher))
         if _finished(teacher_folder, accelerator) is None:
             say(f"{config.name}: its teacher {teacher_folder.path.name} has not been trained yet; training it first")
@@ -116,6 +115,8 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
             place = config.data.eval[name]
             say(f"{name} was not measured; `python -m hpcdistill.evaluate {folder.path} --data {place}`")
         return result
+    if not folder.path.exists() and accelerator.is_main_process:
+        _say_what_is_near(loaded, identity)
     return _train(loaded, folder, {"short": identity.short, **identity.record}, frozen, signals)
 
 
@@ -130,7 +131,7 @@ def _train(
     config = loaded.config
     accelerator = make_accelerator(config.train, folder.path)
     torch.manual_seed(step_seed(config.seed, 0, 0))  # initial weights: the same on every rank
-    method = METHODS[config.method.name](config.method, frozen)
+    method = config.method.build(frozen)
     _initialise(method, config)
     needs = method.needs
     reader = None
@@ -209,6 +210,22 @@ def _train(
         folder.release()
     accelerator.wait_for_everyone()
     return result
+
+
+def _say_what_is_near(loaded: Loaded, identity: Identity) -> None:
+    """Name the run that whoever asks for more steps, or fewer, may mean to go on from."""
+    near = of_another_length(loaded, identity)
+    if not near:
+        return
+    folder, name = near[-1], loaded.config.name
+    say(
+        f"{name}: {folder} differs from this run only in its length (train.steps, train.epochs). Over another length "
+        "the learning rate takes another course: this is a run of its own and starts from nothing"
+    )
+    weights = sorted((folder / "generators" / "last").glob("*.safetensors"))
+    if weights:
+        start = " ".join(f"init.{file.stem}={folder}" for file in weights)
+        say(f"{name}: to start from the weights of that one, add {start}")
 
 
 def _finished(folder: RunFolder, accelerator: Accelerator) -> dict[str, Any] | None:

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from torch import nn
 
 from hpcdistill.benchmark import main
 from hpcdistill.errors import UserError
-from hpcdistill.methods import METHODS, PlainSR
+from hpcdistill.methods.plain_sr import PlainSR
 from hpcdistill.models.discriminator import PatchDiscriminator
 from hpcdistill.models.resnet_generator import ResNetGenerator
 from hpcdistill.models.unet_generator import UNetGenerator
@@ -117,26 +116,16 @@ def test_table_says_the_rules_and_the_size(capsys: pytest.CaptureFixture[str]) -
     assert "6.0 G" not in capsys.readouterr().out  # printed for the student alone
 
 
-class Translation(PlainSR):
-    """Stands in for a GAN's method: what it wants measured is more than its generators."""
-
-    networks: dict[str, nn.Module]
-
-    @property
-    def measured(self) -> dict[str, nn.Module]:
-        return self.networks
-
-
 def test_generators_and_discriminators_of_gans(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Translation.networks = {
+    networks = {  # a method may want more measured than its generators
         "student": ResNetGenerator(16, separable=True),
         "teacher": ResNetGenerator(64, separable=True),
         "original": ResNetGenerator(64),
         "discriminator": PatchDiscriminator(),
     }
-    monkeypatch.setitem(METHODS, "plain_sr", Translation)
+    monkeypatch.setattr(PlainSR, "measured", networks)
     config = str(CONFIGS / "fsrcnn" / "x4.yaml")
     report = costs(capsys, config)
     assert {name: network["params"] for name, network in report.items()} == {
@@ -198,7 +187,7 @@ def test_as_a_command(tmp_path: Path) -> None:
         (["dssd/x4.yaml", "method.scal=2"], "method.scal", "did you mean 'scale'"),
         (["dssd/x4.yaml", "method.scale=5"], "method.scale", "expected 2, 3 or 4"),
         (["dssd/x4.yaml", "method.layer=expand"], "method.layer", "did you mean 'expanding'"),
-        (["dssd/x4.yaml", "method.network=edsr"], "method.network", "expected 'fsrcnn', 'vdsr' or 'idn'"),
+        (["dssd/x4.yaml", "method.network=edsr"], "method.network", "unknown network 'edsr'; did you mean 'vdsr'"),
         (["dssd/x4.yaml", "method.network=idn"], "its network is fsrcnn", "teacher.overrides.method.network=idn"),
         (["dssd/x4.yaml", "variants/network-vdsr.yaml", "method.layer=expanding"], "method.layer", "valid: conv1"),
         (["dssd/x4.yaml", "teacher=null"], "needs a teacher", "teacher.config"),

@@ -22,9 +22,10 @@ from packed_sets import noise, write_set
 from hpcdistill.errors import UserError
 from hpcdistill.evaluate import generator_file, main
 from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, evaluate_sr, load_test_set
+from hpcdistill.models import GENERATORS
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
-from hpcdistill.models.registry import GENERATORS, save_generator
+from hpcdistill.models.registry import save_generator
 
 
 @pytest.fixture

@@ -5,15 +5,14 @@ Means over all logits, in float32 or better whatever they come in. The 0.5 of "0
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hpcdistill.errors import UserError, nearest
-
-Adversarial = Literal["lsgan", "hinge", "vanilla"]
+from hpcdistill.losses import Adversarial
 
 
 def generator_loss(logits: Tensor, kind: Adversarial) -> Tensor:

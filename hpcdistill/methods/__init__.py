@@ -1,18 +1,18 @@
-"""One file a method. A new method is a file here and a line in METHODS."""
+"""One file a method. A new method is a file here and a line in METHODS; docs/add-a-method.md."""
 
-from hpcdistill.methods.base import Method
-from hpcdistill.methods.cyclegan import CycleGAN
-from hpcdistill.methods.distilled_gan import DistilledGAN
-from hpcdistill.methods.pix2pix import Pix2Pix
-from hpcdistill.methods.plain_sr import PlainSR
-from hpcdistill.methods.privileged_student import PrivilegedStudent
-from hpcdistill.methods.privileged_teacher import PrivilegedTeacherTraining
+from hpcdistill.registry import Registry
 
-METHODS: dict[str, type[Method]] = {
-    "plain_sr": PlainSR,
-    "privileged_teacher": PrivilegedTeacherTraining,
-    "privileged_student": PrivilegedStudent,
-    "cyclegan": CycleGAN,
-    "pix2pix": Pix2Pix,
-    "distilled_gan": DistilledGAN,
-}
+# An entry is a `MethodConfig` or, where both stand in one file, the `Method` with its `Config`: see `config_class`.
+METHODS = Registry(
+    "method",
+    {
+        "plain_sr": "hpcdistill.methods.sr_settings:PlainSRConfig",
+        "privileged_teacher": "hpcdistill.methods.sr_settings:PrivilegedTeacherConfig",
+        "privileged_student": "hpcdistill.methods.sr_settings:PrivilegedStudentConfig",
+        "output_distillation": "hpcdistill.methods.output_distillation:OutputDistillation",
+        "cyclegan": "hpcdistill.methods.gan_settings:CycleGANConfig",
+        "pix2pix": "hpcdistill.methods.gan_settings:Pix2PixConfig",
+        "distilled_gan": "hpcdistill.methods.distillation_settings:DistilledGANConfig",
+    },
+    open=True,
+)

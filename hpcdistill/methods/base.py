@@ -8,23 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from hpcdistill.data.counter import shared_seed
-from hpcdistill.data.index import Kind
 from hpcdistill.data.needs import Needs
-from hpcdistill.errors import UserError, nearest
-from hpcdistill.settings import Section
+from hpcdistill.methods.settings import NO_TEACHERS, MethodConfig, OptimizerSettings, Role, Teachers
+
+__all__ = ["NO_TEACHERS", "MethodConfig", "OptimizerSettings", "Role", "Teachers"]  # one import for a method's file
 
 Batch = Mapping[str, Tensor]
 Terms = dict[str, Tensor]
-Teachers = Mapping[str, nn.Module]  # role -> a network that another run has trained
-NO_TEACHERS: Teachers = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -79,20 +75,6 @@ class Carry(MutableMapping[str, Tensor]):
         return len(self._tensors)
 
 
-class OptimizerSettings(Section):
-    """Adam, as both papers use it."""
-
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size at the start of the schedule")
-    final_learning_rate: float = Field(1e-5, ge=0, description="the schedule's last value")
-    schedule: Literal["constant", "cosine", "linear"] = Field(
-        "cosine", description="by step: constant; half a cosine; constant, then a straight line (see decay_from)"
-    )
-    decay_from: float = Field(0.5, ge=0, lt=1, description="linear only: share of the steps before the decay begins")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's decay rates of the first and second moment")
-    eps: float = Field(1e-8, gt=0, description="Adam's epsilon; gradients far below it train nothing")
-    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm of the group; 0 = no clipping")
-
-
 @dataclass(frozen=True)
 class Group:
     """Networks trained together: one optimizer, one DDP wrapper (or DeepSpeed engine)."""
@@ -138,52 +120,6 @@ class Segment:
     on_enter: Callable[[], None] | None = None
 
 
-@dataclass(frozen=True)
-class Role:
-    """What a method asks of a network that another run has trained. None and () leave a property open."""
-
-    needed: bool = True  # False: this configuration of the method does without; whoever names one may
-    takes: tuple[str, ...] = ()  # what it may read: "lr", "hr" or "image"
-    scale: int | None = None
-    channels: int | None = None
-    maps: tuple[str, ...] = ()  # feature maps that it must be able to give
-
-    def filled(self, role: str, teachers: Teachers) -> nn.Module:
-        """The network in the role `role`, checked and frozen; UserError when there is none or it does not fit."""
-        if role not in teachers:
-            key = role if role == "teacher" else f"teachers.{role}"
-            raise UserError(
-                f"{key}: the method needs a teacher; name its config under `{key}.config`, a finished run's folder "
-                f"under `{key}.run`, or a file under `{key}.weights`"
-            )
-        self.check(role, teachers[role])
-        return teachers[role].requires_grad_(False).eval()
-
-    def check(self, role: str, network: nn.Module) -> None:
-        """UserError when `network` cannot fill the role `role`: what differs, and what to set."""
-        name = type(network).__name__
-        takes = getattr(network, "takes", None)
-        if self.takes and takes not in self.takes:
-            raise UserError(f"{role}: a {name} reads {takes}, wanted is a network of {' or '.join(self.takes)}")
-        for what, wanted in (("scale", self.scale), ("channels", self.channels)):
-            its = getattr(network, what, None)
-            if wanted is not None and its != wanted:
-                raise UserError(
-                    f"{role}: its {what} is {its}, the student's is {wanted}; "
-                    f"set method.{what} alike in both configs, e.g. {role}.overrides.method.{what}={wanted}"
-                )
-        for layer in self.maps:
-            valid = getattr(network, "map_channels", {})
-            if layer not in valid:
-                raise UserError(f"{role}: a {name} has no feature map '{layer}'; {nearest(layer, valid)}")
-
-
-class MethodConfig(Section):
-    """What every method's configuration has; each method adds its own hyper-parameters."""
-
-    name: str
-
-
 class Method(nn.Module):
     """Base class of all methods. A subclass builds its networks in `__init__` and fills `groups` and `generators`.
 
@@ -191,9 +127,6 @@ class Method(nn.Module):
     """
 
     Config: ClassVar[type[MethodConfig]]
-    version: ClassVar[int] = 1  # raise it when the method's mathematics changes: it is part of a run's identity
-    # What a run of the method trains and evaluates, as far as that is known before it is built; see `trained`.
-    GENERATORS: ClassVar[tuple[str, ...]] = ("student",)
 
     def __init__(self, config: Any, teachers: Teachers = NO_TEACHERS) -> None:
         super().__init__()
@@ -205,6 +138,11 @@ class Method(nn.Module):
         self.origins: dict[str, str] = {}  # published weights in use -> where they are from, for result.json
         self._wrapped: dict[str, Callable[..., Any]] = {}
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "Config" in vars(cls) and "METHOD" not in vars(cls.Config):
+            cls.Config.METHOD = f"{cls.__module__}:{cls.__qualname__}"
+
     def train(self, mode: bool = True) -> Self:
         """Put the groups' networks into training mode; frozen ones stay in eval mode whatever `mode` is."""
         super().train(False)
@@ -212,29 +150,6 @@ class Method(nn.Module):
         for group in self.groups.values():
             group.module.train(mode)
         return self
-
-    @classmethod
-    def roles(cls, config: Any) -> dict[str, Role]:
-        """The networks of other runs that a run of this configuration learns from, by role.
-
-        Any finished run, or a weights file, can fill one: `teacher` of the configuration, or `teachers.<role>`.
-        """
-        return {}
-
-    @classmethod
-    def learns(cls, config: Any) -> bool:
-        """Whether a run of this configuration needs a network of another run."""
-        return any(role.needed for role in cls.roles(config).values())
-
-    @classmethod
-    def kind(cls, config: Any) -> Kind:
-        """The kind of data set that a run of this configuration trains on; `needs` says the rest."""
-        return "lr-hr"
-
-    @classmethod
-    def weights(cls, config: Any) -> tuple[str, ...]:
-        """The published weights (keys of `data.fetch.weights.WEIGHTS`) that a run of this configuration uses."""
-        return ()
 
     @property
     def measured(self) -> dict[str, nn.Module]:

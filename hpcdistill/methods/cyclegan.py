@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from hpcdistill.data.index import Kind
 from hpcdistill.losses.supervision import l1
 from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Progress, Teachers, Terms
-from hpcdistill.methods.gan_settings import FAMILIES, GANConfig, GeneratorSettings
+from hpcdistill.methods.gan_settings import FAMILIES, CycleGANConfig
 from hpcdistill.methods.translation_gan import TranslationGAN, is_batch_free, leave
 
 
 class CycleGAN(TranslationGAN):
     """L = L_GAN + lambda_cyc * |F(G(a)) - a| + lambda_idt * |G(b) - b| for G: a -> b, and the same for F: b -> a."""
 
-    class Config(GANConfig):
-        name: Literal["cyclegan"] = "cyclegan"
-        generator: GeneratorSettings = GeneratorSettings()
-        pool: int = Field(50, ge=0, description="generated images of each domain that its discriminator remembers")
-        weight_cycle: float = Field(10.0, ge=0, description="lambda_cyc, weight of the cycle's L1")
-        weight_identity: float = Field(5.0, ge=0, description="lambda_idt, weight of the identity's L1")
+    Config = CycleGANConfig
 
-    GENERATORS: ClassVar[tuple[str, ...]] = ("generator",)
-
-    @classmethod
-    def kind(cls, config: Config) -> Kind:
-        return "unpaired"
-
-    def __init__(self, config: Config, teachers: Teachers = NO_TEACHERS) -> None:
+    def __init__(self, config: CycleGANConfig, teachers: Teachers = NO_TEACHERS) -> None:
         super().__init__(config, FAMILIES["cyclegan"], "generator", config.generator, pool=config.pool)
         self.add_weights(cycle=config.weight_cycle, identity=config.weight_identity)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hpcdistill.console import say, warn
-from hpcdistill.data.index import Kind
 from hpcdistill.errors import UserError
 from hpcdistill.losses import discriminator_distillation, perceptual
 from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Group, Phase, Progress, Segment, Teachers, Terms
@@ -20,10 +19,10 @@ from hpcdistill.methods.distillation_settings import DistilledGANConfig
 from hpcdistill.methods.gan_settings import A2B, FAMILIES, Direction, GeneratorSettings
 from hpcdistill.methods.pix2pix import paired_terms
 from hpcdistill.methods.translation_gan import Maps, TranslationGAN, Translators, is_batch_free, leave, one_batch
+from hpcdistill.models import VGG_LAYERS
 from hpcdistill.models.discriminator import PatchDiscriminator
 from hpcdistill.models.generators import build_generator
 from hpcdistill.models.image_generator import ImageGenerator
-from hpcdistill.models.vgg import LAYERS as VGG_LAYERS
 from hpcdistill.models.vgg import VGG16Features, load_vgg16
 from hpcdistill.ops.radial_spectrum import radial_spectrum
 
@@ -68,7 +67,6 @@ class DistilledGAN(TranslationGAN):
     """
 
     Config = DistilledGANConfig
-    GENERATORS: ClassVar[tuple[str, ...]] = ("student", "teacher")
     weight_student: Tensor
 
     def __init__(self, config: DistilledGANConfig, teachers: Teachers = NO_TEACHERS) -> None:
@@ -115,15 +113,6 @@ class DistilledGAN(TranslationGAN):
         if self.uses("student"):
             self.add_pools(STUDENT, self.student_directions)
         self.vgg: VGG16Features | None = None
-
-    @classmethod
-    def kind(cls, config: DistilledGANConfig) -> Kind:
-        return FAMILIES[config.family].kind
-
-    @classmethod
-    def weights(cls, config: DistilledGANConfig) -> tuple[str, ...]:
-        perceptual_terms = config.weight_style > 0 or config.weight_feature > 0
-        return ("vgg16",) if perceptual_terms and config.vgg == "torchvision" else ()
 
     def prepare(self, crop: int) -> None:
         """UserError when the data does not fit or VGG16's weights are not to be had."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from hpcdistill.data.index import Kind
-from hpcdistill.losses.adversarial import Adversarial
-from hpcdistill.methods.base import MethodConfig, OptimizerSettings
-from hpcdistill.models.generators import IMAGE_GENERATORS, GeneratorName
-from hpcdistill.settings import Section
+from hpcdistill.losses import Adversarial
+from hpcdistill.methods.settings import LARGEST_RATE, Beta, MethodConfig, OptimizerSettings
+from hpcdistill.models import IMAGE_GENERATORS, GeneratorName
+from hpcdistill.settings import LARGEST_WEIGHT, MOST_PIXELS, Section
+
+MOST_CHANNELS = 4096  # of a base width
+MOST_REMEMBERED = 100_000  # generated images in a pool
 
 
 @dataclass(frozen=True)
@@ -50,22 +53,24 @@ FAMILIES: dict[str, Family] = {
 class GANOptimizer(OptimizerSettings):
     """Adam as the GAN papers use it: constant for half of the run, then a straight line to zero."""
 
-    learning_rate: float = Field(2e-4, gt=0, description="Adam's step size at the start of the schedule")
-    final_learning_rate: float = Field(0.0, ge=0, description="the schedule's last value")
+    learning_rate: float = Field(
+        2e-4, gt=0, le=LARGEST_RATE, description="Adam's step size at the start of the schedule"
+    )
+    final_learning_rate: float = Field(0.0, ge=0, le=LARGEST_RATE, description="the schedule's last value")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         "linear", description="by step: constant; half a cosine; constant, then a straight line (see decay_from)"
     )
-    betas: tuple[float, float] = Field((0.5, 0.999), description="Adam's decay rates of the first and second moment")
+    betas: tuple[Beta, Beta] = Field((0.5, 0.999), description="Adam's decay rates of the first and second moment")
 
 
 class GeneratorSettings(Section):
     """A generator's architecture. The defaults are the Original's."""
 
     network: GeneratorName | None = Field(None, description="unset = the family's own: cyclegan resnet, pix2pix unet")
-    ngf: int = Field(64, gt=0, description="base width, channels")
+    ngf: int = Field(64, gt=0, le=MOST_CHANNELS, description="base width, channels")
     separable: bool = Field(False, description="resnet: depthwise-separable blocks instead of dense ones")
-    blocks: int = Field(9, gt=0, description="resnet: residual blocks")
-    levels: int = Field(8, gt=0, description="unet: down-convolutions; the crop is a multiple of 2^levels")
+    blocks: int = Field(9, gt=0, le=1000, description="resnet: residual blocks")
+    levels: int = Field(8, gt=0, le=16, description="unet: down-convolutions; the crop is a multiple of 2^levels")
 
     def arguments(self, family: Family) -> tuple[str, dict[str, Any]]:
         """The network's name and the arguments it is built with: those of these settings that it has."""
@@ -82,20 +87,59 @@ class TeacherSettings(GeneratorSettings):
 class StudentSettings(TeacherSettings):
     """The default student: the separable generator of base width 16."""
 
-    ngf: int = Field(16, gt=0, description="base width, channels")
+    ngf: int = Field(16, gt=0, le=MOST_CHANNELS, description="base width, channels")
 
 
 class GANConfig(MethodConfig):
     """What every GAN method's configuration has."""
 
-    crop: int = Field(256, gt=0, description="side of the training images, pixels; the same as data.crop")
+    crop: int = Field(
+        256, gt=0, le=MOST_PIXELS, description="side of the training images, pixels; the same as data.crop"
+    )
     gan: Adversarial | None = Field(
         None, description="form of the adversarial loss; unset = the family's own: cyclegan lsgan, pix2pix hinge"
     )
     ndf: int | None = Field(
-        None, gt=0, description="base width of the discriminator; unset = the family's own: cyclegan 64, pix2pix 128"
+        None,
+        gt=0,
+        le=MOST_CHANNELS,
+        description="base width of the discriminator; unset = the family's own: cyclegan 64, pix2pix 128",
     )
     discriminator_strides: int = Field(
-        3, gt=0, description="strided layers of the discriminator: 3 for 70x70 patches; fewer for small images"
+        3, gt=0, le=16, description="strided layers of the discriminator: 3 for 70x70 patches; fewer for small images"
     )
     optimizer: GANOptimizer = GANOptimizer()
+
+
+class CycleGANConfig(GANConfig):
+    """Defaults are CycleGAN's."""
+
+    METHOD: ClassVar[str] = "hpcdistill.methods.cyclegan:CycleGAN"
+    GENERATORS: ClassVar[tuple[str, ...]] = ("generator",)
+
+    name: Literal["cyclegan"] = "cyclegan"
+    generator: GeneratorSettings = GeneratorSettings()
+    pool: int = Field(
+        50, ge=0, le=MOST_REMEMBERED, description="generated images of each domain that its discriminator remembers"
+    )
+    weight_cycle: float = Field(10.0, ge=0, le=LARGEST_WEIGHT, description="lambda_cyc, weight of the cycle's L1")
+    weight_identity: float = Field(5.0, ge=0, le=LARGEST_WEIGHT, description="lambda_idt, weight of the identity's L1")
+
+    def kind(self) -> Kind:
+        return "unpaired"
+
+
+class Pix2PixConfig(GANConfig):
+    """Defaults are Pix2Pix's."""
+
+    METHOD: ClassVar[str] = "hpcdistill.methods.pix2pix:Pix2Pix"
+    GENERATORS: ClassVar[tuple[str, ...]] = ("generator",)
+
+    name: Literal["pix2pix"] = "pix2pix"
+    generator: GeneratorSettings = GeneratorSettings()
+    weight_reconstruction: float = Field(
+        100.0, ge=0, le=LARGEST_WEIGHT, description="lambda_rec, weight of the L1 to the target"
+    )
+
+    def kind(self) -> Kind:
+        return "paired"

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.losses.supervision import l1
 from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Group, Progress, Role, Teachers, Terms, constant, weigh
-from hpcdistill.methods.sr import SuperResolution, SuperResolutionConfig
+from hpcdistill.methods.sr import SuperResolution
+from hpcdistill.methods.sr_settings import SuperResolutionConfig
 from hpcdistill.models.sr_network import SRNetwork
+from hpcdistill.settings import LARGEST_WEIGHT
 
 
 class ProjectedStudent(nn.Module):
@@ -42,9 +44,15 @@ class OutputDistillation(SuperResolution):
 
     class Config(SuperResolutionConfig):
         name: Literal["output_distillation"] = "output_distillation"
-        weight_reconstruction: float = Field(1.0, ge=0, description="lambda_rec, weight of the L1 to the HR image")
-        weight_output: float = Field(1.0, ge=0, description="lambda_out, weight of the L1 to the teacher's image")
-        weight_feature: float = Field(0.0, ge=0, description="lambda_feat, weight of the L1 to the teacher's map")
+        weight_reconstruction: float = Field(
+            1.0, ge=0, le=LARGEST_WEIGHT, description="lambda_rec, weight of the L1 to the HR image"
+        )
+        weight_output: float = Field(
+            1.0, ge=0, le=LARGEST_WEIGHT, description="lambda_out, weight of the L1 to the teacher's image"
+        )
+        weight_feature: float = Field(
+            0.0, ge=0, le=LARGEST_WEIGHT, description="lambda_feat, weight of the L1 to the teacher's map"
+        )
         layer: str | None = Field(None, description="F's map that is compared; unset = its DISTILLED one")
         teacher_layer: str | None = Field(None, description="the teacher's; unset = its DISTILLED one")
 
@@ -54,6 +62,10 @@ class OutputDistillation(SuperResolution):
                 raise ValueError("weight_reconstruction, weight_output, weight_feature: all are 0; set one")
             return self
 
+        def roles(self) -> dict[str, Role]:
+            needed = self.weight_output > 0 or self.weight_feature > 0
+            return {"teacher": Role(needed, ("lr", "hr"), self.scale, self.channels)}
+
     weight_reconstruction: Tensor
     weight_output: Tensor
     weight_feature: Tensor
@@ -62,7 +74,7 @@ class OutputDistillation(SuperResolution):
         super().__init__(config, teachers)
         for name in ("weight_reconstruction", "weight_output", "weight_feature"):
             self.register_buffer(name, constant(getattr(config, name)), persistent=False)
-        role = self.roles(config)["teacher"]
+        role = config.roles()["teacher"]
         teacher: Any = role.filled("teacher", teachers) if role.needed else None
         self.teacher = teacher
         self.layer = self.teacher_layer = ""
@@ -72,11 +84,6 @@ class OutputDistillation(SuperResolution):
             self.projected = ProjectedStudent(self.student, self.layer, teacher.map_channels[self.teacher_layer])
             self.groups = {"student": Group(self.projected, config.optimizer)}
             self._check_sizes()
-
-    @classmethod
-    def roles(cls, config: Config) -> dict[str, Role]:
-        needed = config.weight_output > 0 or config.weight_feature > 0
-        return {"teacher": Role(needed, ("lr", "hr"), config.scale, config.channels)}
 
     def student_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         """The terms that have a weight; the teacher runs once, without gradients."""

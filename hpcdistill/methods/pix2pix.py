@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
 
-from pydantic import Field
-
-from hpcdistill.data.index import Kind
 from hpcdistill.losses.supervision import l1
 from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Progress, Teachers, Terms
-from hpcdistill.methods.gan_settings import A2B, FAMILIES, GANConfig, GeneratorSettings
+from hpcdistill.methods.gan_settings import A2B, FAMILIES, Pix2PixConfig
 from hpcdistill.methods.translation_gan import TranslationGAN, leave
 
 
 class Pix2Pix(TranslationGAN):
     """L = L_GAN + lambda_rec * |G(a) - b|; the discriminator sees the source and the image, concatenated."""
 
-    class Config(GANConfig):
-        name: Literal["pix2pix"] = "pix2pix"
-        generator: GeneratorSettings = GeneratorSettings()
-        weight_reconstruction: float = Field(100.0, ge=0, description="lambda_rec, weight of the L1 to the target")
+    Config = Pix2PixConfig
 
-    GENERATORS: ClassVar[tuple[str, ...]] = ("generator",)
-
-    @classmethod
-    def kind(cls, config: Config) -> Kind:
-        return "paired"
-
-    def __init__(self, config: Config, teachers: Teachers = NO_TEACHERS) -> None:
+    def __init__(self, config: Pix2PixConfig, teachers: Teachers = NO_TEACHERS) -> None:
         super().__init__(config, FAMILIES["pix2pix"], "generator", config.generator)
         self.add_weights(reconstruction=config.weight_reconstruction)
 

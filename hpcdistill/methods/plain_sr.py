@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from hpcdistill.methods.sr import SuperResolution, SuperResolutionConfig
+from hpcdistill.methods.sr import SuperResolution
+from hpcdistill.methods.sr_settings import PlainSRConfig
 
 
 class PlainSR(SuperResolution):
     """L = L1(Y, F(X)): the network F alone."""
 
-    class Config(SuperResolutionConfig):
-        name: Literal["plain_sr"] = "plain_sr"
+    Config = PlainSRConfig

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from hpcdistill.errors import UserError, nearest
@@ -23,11 +22,11 @@ from hpcdistill.methods.base import (
     constant,
     weigh,
 )
-from hpcdistill.methods.sr import SuperResolution, SuperResolutionConfig
+from hpcdistill.methods.sr import SuperResolution
+from hpcdistill.methods.sr_settings import PrivilegedStudentConfig
 from hpcdistill.models.estimator import VIDEstimator
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.sr_network import SRNetwork
-from hpcdistill.models.super_resolution import NETWORKS
 
 
 class StudentOutput(NamedTuple):
@@ -55,30 +54,13 @@ class StudentWithEstimator(nn.Module):
 class PrivilegedStudent(SuperResolution):
     """Equation 16: L = L1(Y, F(X)) + lambda_s * VID(F's map, the teacher's map), F started from the teacher's F."""
 
-    class Config(SuperResolutionConfig):
-        name: Literal["privileged_student"] = "privileged_student"
-        initialise: Literal["teacher", "random"] = Field("teacher", description="where the student's weights start")
-        vid: Literal["laplace", "gaussian", "none"] = Field(
-            "laplace", description="form of the variational information distillation (equation 17: laplace)"
-        )
-        weight_vid: float = Field(1e-6, ge=0, description="lambda^S, weight of VID")
-        layer: str | None = Field(
-            None, description="the distilled layer; unset = F's own (fsrcnn: expanding, vdsr: conv19, idn: dblock4)"
-        )
-
-        @field_validator("layer")
-        @classmethod
-        def _own_layer_is_the_default(cls, layer: str | None, info: ValidationInfo) -> str | None:
-            # One run, one identity, whether the layer is spelt out (as older runs' config.yaml do) or not.
-            network = NETWORKS.get(info.data.get("network", ""))
-            return None if network and layer == network.DISTILLED else layer
-
+    Config = PrivilegedStudentConfig
     weight_vid: Tensor
 
-    def __init__(self, config: Config, teachers: Teachers = NO_TEACHERS) -> None:
+    def __init__(self, config: PrivilegedStudentConfig, teachers: Teachers = NO_TEACHERS) -> None:
         super().__init__(config, teachers)
         self.layer = config.layer or self.student.DISTILLED
-        role = self.roles(config)["teacher"]
+        role = config.roles()["teacher"]
         if role.needed:
             self.teacher = _checked_teacher(role, teachers, config)
             if config.initialise == "teacher":
@@ -89,11 +71,6 @@ class PrivilegedStudent(SuperResolution):
         module = StudentWithEstimator(self.student, estimator, self.layer)
         self.groups = {"student": Group(module, config.optimizer)}
         self.register_buffer("weight_vid", constant(config.weight_vid), persistent=False)
-
-    @classmethod
-    def roles(cls, config: Config) -> dict[str, Role]:
-        needed = config.initialise == "teacher" or config.vid != "none"
-        return {"teacher": Role(needed, ("lr", "hr"), config.scale, config.channels)}
 
     def student_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         """Reconstruction and distillation; the teacher's pass has no gradients and stops at the distilled layer."""
@@ -108,7 +85,7 @@ class PrivilegedStudent(SuperResolution):
         return terms
 
 
-def _checked_teacher(role: Role, teachers: Teachers, config: PrivilegedStudent.Config) -> PrivilegedTeacher:
+def _checked_teacher(role: Role, teachers: Teachers, config: PrivilegedStudentConfig) -> PrivilegedTeacher:
     """The teacher as a privileged one of the same F, or a UserError that says what differs."""
     teacher = role.filled("teacher", teachers)
     if not isinstance(teacher, PrivilegedTeacher):

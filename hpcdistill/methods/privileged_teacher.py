@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
-from pydantic import Field
 from torch import Tensor
 
 from hpcdistill.data.needs import Needs
@@ -22,7 +19,7 @@ from hpcdistill.methods.base import (
     constant,
     weigh,
 )
-from hpcdistill.methods.sr import SuperResolutionConfig
+from hpcdistill.methods.sr_settings import PrivilegedTeacherConfig
 from hpcdistill.models.privileged import PrivilegedTeacher
 
 
@@ -32,26 +29,11 @@ class PrivilegedTeacherTraining(Method):
     The sums run over the supervised levels; X^k are crops of the separately down-sampled images.
     """
 
-    class Config(SuperResolutionConfig):
-        name: Literal["privileged_teacher"] = "privileged_teacher"
-        encoder: Literal["hfrm", "pisr", "bicubic"] = Field(
-            "hfrm", description="G: what turns HR into F's input (table 1); bicubic = F is fed with the LR image"
-        )
-        degradation: Literal["sdm", "cnn", "bicubic", "none"] = Field(
-            "sdm", description="D: what the super-resolved image is shrunk with (table 2)"
-        )
-        levels: Literal[0, 1, 2] | None = Field(
-            None, description="supervised levels (table 3): 0 = reconstruction only; unset = all there are"
-        )
-        tie_sdm: bool = Field(False, description="SDM shares HFRM's weights, as equations 4 and 5 can be read")
-        weight_fre: float = Field(1e-4, ge=0, description="lambda_Fre^T, weight of the encoder's supervision")
-        weight_deg: float = Field(1e-4, ge=0, description="lambda_Deg^T, weight of the degradation's supervision")
-
-    GENERATORS: ClassVar[tuple[str, ...]] = ("teacher",)
+    Config = PrivilegedTeacherConfig
     weight_fre: Tensor
     weight_deg: Tensor
 
-    def __init__(self, config: Config, teachers: Teachers = NO_TEACHERS) -> None:
+    def __init__(self, config: PrivilegedTeacherConfig, teachers: Teachers = NO_TEACHERS) -> None:
         super().__init__(config, teachers)
         self.teacher = PrivilegedTeacher(
             config.scale,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
 from torch import Tensor
 
 from hpcdistill.data.needs import Needs
@@ -15,23 +14,12 @@ from hpcdistill.methods.base import (
     Carry,
     Group,
     Method,
-    MethodConfig,
-    OptimizerSettings,
     Phase,
     Progress,
     Teachers,
     Terms,
 )
-from hpcdistill.models.super_resolution import Network, build_network
-
-
-class SuperResolutionConfig(MethodConfig):
-    """What every super-resolution method's configuration has."""
-
-    scale: Literal[2, 3, 4] = Field(description="s, the super-resolution factor")
-    channels: Literal[1, 3] = Field(1, description="c; 1 = luma, 3 = RGB")
-    network: Network = Field("fsrcnn", description="F")
-    optimizer: OptimizerSettings = OptimizerSettings()
+from hpcdistill.models.super_resolution import build_network
 
 
 class SuperResolution(Method):

@@ -1,26 +1,12 @@
-"""The image-to-image generators by the name that a configuration gives them."""
+"""Building an image-to-image generator by the name that a configuration gives it."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator
-
-from hpcdistill.errors import UserError, nearest
+from hpcdistill.errors import UserError
+from hpcdistill.models import IMAGE_GENERATORS
 from hpcdistill.models.image_generator import ImageGenerator
-from hpcdistill.models.resnet_generator import ResNetGenerator
-from hpcdistill.models.unet_generator import UNetGenerator
-
-IMAGE_GENERATORS: dict[str, type[ImageGenerator]] = {"resnet": ResNetGenerator, "unet": UNetGenerator}
-
-
-def _known(name: str) -> str:
-    if name not in IMAGE_GENERATORS:
-        raise ValueError(f"no generator '{name}'; {nearest(name, IMAGE_GENERATORS)}")
-    return name
-
-
-GeneratorName = Annotated[str, AfterValidator(_known)]  # a configuration's `network`
 
 
 def build_generator(name: str, **arguments: Any) -> ImageGenerator:
@@ -28,10 +14,9 @@ def build_generator(name: str, **arguments: Any) -> ImageGenerator:
 
     Raises UserError for an unknown name, and for arguments that the class does not take.
     """
-    if name not in IMAGE_GENERATORS:
-        raise UserError(f"generator is '{name}'; {nearest(name, IMAGE_GENERATORS)}")
     kind = IMAGE_GENERATORS[name]
     try:
-        return kind(**arguments)
+        generator: ImageGenerator = kind(**arguments)
     except TypeError as error:
         raise UserError(f"generator '{name}': {str(error).removeprefix(f'{kind.__name__}.__init__() ')}") from None
+    return generator

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import Tensor, nn
 
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.models import NETWORKS
 from hpcdistill.models.fsrcnn import conv, conv_prelu
-from hpcdistill.models.super_resolution import NETWORKS, build_network
+from hpcdistill.models.super_resolution import build_network
 from hpcdistill.models.upsampling import Upsampling
 from hpcdistill.ops.bicubic import downsample
 
@@ -101,7 +102,7 @@ class PrivilegedTeacher(nn.Module):
     always goes down to the LR size; PISR's has that one level. Where nothing of the degradation would be supervised
     it is not built, so that every parameter gets a gradient. `tie_sdm` lets the SDM share the HFRM's weights
     (equations 4-5 print one symbol for both). 82,668 parameters with HFRM and SDM, tied 47,656 (luma, FSRCNN).
-    `network` names F (see `super_resolution.NETWORKS`); `upsampling` is its form: "transposed" for training,
+    `network` names F (see `models.NETWORKS`); `upsampling` is its form: "transposed" for training,
     "subpixel" for inference.
 
     `encoder_scales` and `degradation_scales` are the down-sampling factors from HR of the supervised levels, e.g.

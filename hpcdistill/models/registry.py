@@ -12,17 +12,9 @@ from safetensors.torch import save
 from torch import nn
 
 from hpcdistill.errors import UserError, nearest
-from hpcdistill.models.discriminator import PatchDiscriminator
-from hpcdistill.models.generators import IMAGE_GENERATORS
-from hpcdistill.models.privileged import PrivilegedTeacher
-from hpcdistill.models.super_resolution import NETWORKS
+from hpcdistill.models import GENERATORS
 from hpcdistill.storage import write_bytes
 
-# Every class here has `arguments` (the keyword arguments that rebuild it) and `takes` ("lr", "hr" or "image").
-GENERATORS: dict[str, type[nn.Module]] = {
-    kind.__name__: kind
-    for kind in (*NETWORKS.values(), PrivilegedTeacher, *IMAGE_GENERATORS.values(), PatchDiscriminator)
-}
 METADATA_KEY = "hpcdistill"
 
 

@@ -14,10 +14,9 @@ from torch.nn import functional
 
 from hpcdistill.data.fetch.weights import find_weights
 from hpcdistill.errors import UserError
+from hpcdistill.models import PERCEPTUAL
 from hpcdistill.ops.repeatable import largest_of_four, reflection_pad
 from hpcdistill.storage import sha256_file
-
-PERCEPTUAL: Final = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")  # FESD, section 2.3.2
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions; pooling after each
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in [0, 1]

@@ -12,7 +12,6 @@ from hpcdistill.config import Loaded, RunConfig
 from hpcdistill.data.fetch.location import digest_at
 from hpcdistill.data.index import INDEX_NAME, index_digest, load_index
 from hpcdistill.errors import UserError
-from hpcdistill.methods import METHODS
 from hpcdistill.metrics.real_side import real_folders, real_side
 from hpcdistill.metrics.sr_evaluation import hr_files
 from hpcdistill.settings import identity_values
@@ -36,7 +35,7 @@ def identify(loaded: Loaded) -> Identity:
     record: dict[str, Any] = {
         "method": config.method.name,
         "values": identity_values(config),
-        "version": METHODS[config.method.name].version,
+        "version": config.method.VERSION,
         "data": [digest_at(place) for place in config.data.train],
     }
     if selected := selected_set(config):
@@ -59,6 +58,28 @@ def run_folder(loaded: Loaded) -> Path:
         return wanted
     same = sorted(runs.glob(f"*-{short}"))
     return same[0] if same else wanted
+
+
+def of_another_length(loaded: Loaded, identity: Identity) -> list[Path]:
+    """Folders of runs of this name that differ from the run in nothing but their length, the newest last."""
+    config = loaded.config
+    wanted = _without_length(json.loads(json.dumps(identity.record)))
+    found = []
+    for file in Path(config.runs).glob(f"{config.name}-{'[0-9a-f]' * 8}/environment.json"):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))["identity"]
+            if _without_length({key: value for key, value in record.items() if key != "short"}) == wanted:
+                found.append((file.stat().st_mtime, file.parent))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # whoever asks for that run is told what is wrong with it
+    return [folder for _, folder in sorted(found)]
+
+
+def _without_length(record: dict[str, Any]) -> dict[str, Any]:
+    """The identity's record without what says how long the run is."""
+    values = dict(record["values"])
+    train = {key: value for key, value in values.pop("train", {}).items() if key not in ("steps", "epochs")}
+    return {**record, "values": {**values, **({"train": train} if train else {})}}
 
 
 def selected_set(config: RunConfig) -> str | None:

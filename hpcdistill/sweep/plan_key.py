@@ -15,7 +15,6 @@ from typing import Any
 from hpcdistill.config import Loaded
 from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.places import data_root
-from hpcdistill.methods import METHODS
 from hpcdistill.settings import identity_values
 from hpcdistill.sweep.identity import selected_set
 
@@ -30,7 +29,7 @@ def plan_key(loaded: Loaded) -> str:
     config = loaded.config
     record: dict[str, Any] = {
         "method": config.method.name,
-        "version": METHODS[config.method.name].version,
+        "version": config.method.VERSION,
         "values": {**identity_values(config), "seed": config.seed},
         "data": [relative_place(place) for place in config.data.train],
     }

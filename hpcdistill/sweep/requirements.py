@@ -11,7 +11,6 @@ from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.pack.fetching import is_packed, wanted_at
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError
-from hpcdistill.methods import METHODS
 
 
 def needed_sets(loaded: Loaded) -> list[str]:
@@ -24,9 +23,8 @@ def needed_sets(loaded: Loaded) -> list[str]:
 def needed_weights(loaded: Loaded) -> list[str]:
     """The published weights that a run and its teacher use, in training and evaluation."""
     config = loaded.config
-    method = METHODS[config.method.name]
-    kind = method.kind(config.method)
-    names = list(method.weights(config.method))
+    kind = config.method.kind()
+    names = list(config.method.weights())
     if kind != "lr-hr" and config.data.eval:
         names += ["inception"] if config.eval.features == "inception" else []
         names += ["alexnet"] if kind == "paired" and config.eval.lpips else []

@@ -186,7 +186,7 @@ def test_the_contract() -> None:
         ("generator", "generator"),
         ("discriminator", "discriminator"),
     ]
-    assert METHODS["cyclegan"] is CycleGAN
+    assert METHODS["cyclegan"] is CycleGAN.Config
     settings = method.config.optimizer
     assert (settings.learning_rate, settings.final_learning_rate, settings.schedule, settings.decay_from) == (
         2e-4,

@@ -413,10 +413,10 @@ def test_the_contract() -> None:
 
 def test_which_weights_a_run_needs() -> None:
     config = DistilledGAN.Config
-    assert DistilledGAN.weights(config()) == ("vgg16",)
-    assert DistilledGAN.weights(config(weight_style=0)) == ("vgg16",)
-    assert DistilledGAN.weights(config(weight_style=0, weight_feature=0)) == ()
-    assert DistilledGAN.weights(config(vgg="stlpips")) == ()
+    assert config().weights() == ("vgg16",)
+    assert config(weight_style=0).weights() == ("vgg16",)
+    assert config(weight_style=0, weight_feature=0).weights() == ()
+    assert config(vgg="stlpips").weights() == ()
 
 
 def test_the_values_as_printed() -> None:
@@ -691,4 +691,4 @@ def test_it_learns(tmp_path: Path) -> None:
     run(method, ToyReader(BATCH, lambda numbers: samples(np.arange(BATCH))), tmp_path, 40)
     distances = [row["student/dcd"] for row in rows(tmp_path)]
     assert np.mean(distances[-5:]) < 0.7 * np.mean(distances[:3])
-    assert METHODS["distilled_gan"] is type(method)
+    assert METHODS["distilled_gan"] is type(method).Config

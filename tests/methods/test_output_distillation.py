@@ -110,7 +110,7 @@ def test_the_teacher_runs_once_and_no_further_than_it_is_asked(
 
 def test_without_a_teacher_s_term_none_is_needed() -> None:
     method = build(None, weight_output=0.0)
-    assert not method.learns(method.config)
+    assert not method.config.learns()
     assert list(method.student_loss(batch_of(method), Carry(), START)) == ["reconstruction"]
 
 

@@ -77,7 +77,7 @@ def test_the_contract() -> None:
     assert method.needs == Needs("paired")
     assert list(method.generators) == ["generator"]
     assert method.memory == {}
-    assert METHODS["pix2pix"] is Pix2Pix
+    assert METHODS["pix2pix"] is Pix2Pix.Config
     original = Pix2Pix(Pix2Pix.Config())
     assert sum(p.numel() for p in original.generators["generator"].parameters()) == 54_413_955
     discriminator = original.measured["discriminator"]

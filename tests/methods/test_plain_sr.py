@@ -70,7 +70,7 @@ def test_training_lowers_the_loss(network: str) -> None:
 
 
 def test_an_unknown_network_is_refused_by_the_config() -> None:
-    with pytest.raises(ValueError, match="no network 'edsr'; did you mean 'vdsr'"):
+    with pytest.raises(ValueError, match="unknown network 'edsr'; did you mean 'vdsr'"):
         PlainSR.Config(scale=2, network="edsr")
 
 
@@ -84,7 +84,7 @@ def test_the_contract() -> None:
     assert method.generators == {"student": method.student}
     assert method.groups["student"].module is method.student
     assert method.groups["student"].optimizer == method.config.optimizer
-    assert not method.learns(method.config)
+    assert not method.config.learns()
 
 
 def test_the_networks_pass_goes_through_the_wrapper() -> None:

@@ -162,7 +162,7 @@ def test_build_by_name() -> None:
     assert network.arguments == {"ngf": 4, "blocks": 2, "separable": True, "channels_in": 3, "channels_out": 3}
     assert isinstance(build_generator("unet", ngf=4, levels=3), UNetGenerator)
     assert network.takes == "image"
-    with pytest.raises(UserError, match="generator is 'resnets'; did you mean 'resnet'"):
+    with pytest.raises(UserError, match="unknown generator 'resnets'; did you mean 'resnet'"):
         build_generator("resnets")
     with pytest.raises(UserError, match="generator 'unet': got an unexpected keyword argument 'blocks'"):
         build_generator("unet", blocks=3)

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from hpcdistill.errors import UserError
+from hpcdistill.models import NETWORKS
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.idn import IDN
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.registry import METADATA_KEY, load_generator, save_generator
 from hpcdistill.models.sr_network import SRNetwork
-from hpcdistill.models.super_resolution import NETWORKS, build_network
+from hpcdistill.models.super_resolution import build_network
 
 ALL = sorted(NETWORKS)
 
@@ -40,7 +41,7 @@ def test_the_names() -> None:
     assert type(build_network("idn", 4)) is IDN
     subpixel = build_network("idn", 4, upsampling="subpixel")
     assert (subpixel.arguments["upsampling"], subpixel.training) == ("subpixel", True)
-    with pytest.raises(UserError, match="network is 'vsdr'; did you mean 'vdsr'"):
+    with pytest.raises(UserError, match="unknown network 'vsdr'; did you mean 'vdsr'"):
         build_network("vsdr", 4)
 
 

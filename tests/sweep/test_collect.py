@@ -11,7 +11,6 @@ from made_runs import NAME, PSNR, age, grid, plan, run_cell, save_identity, save
 
 from hpcdistill.config import load_config, to_yaml
 from hpcdistill.errors import UserError
-from hpcdistill.methods import METHODS
 from hpcdistill.sweep.grids.grid import Cell, Metric, load_grid
 from hpcdistill.sweep.grids.plan import make_plan
 from hpcdistill.sweep.plan_key import plan_key
@@ -162,7 +161,7 @@ def test_key_of_an_old_result(tmp_path: Path) -> None:
 def test_an_old_result_of_another_version_of_its_method_has_no_key(tmp_path: Path) -> None:
     """Its numbers are of other code: they are no cell's of today."""
     loaded = load_config(["configs/fsrcnn/x4.yaml"])
-    version = METHODS[loaded.config.method.name].version
+    version = loaded.config.method.VERSION
     folders = {}
     for name, trained in (("old", version - 1), ("now", version)):
         folders[name] = save_run(tmp_path, name, 30.0, key=None)

@@ -100,7 +100,7 @@ def test_the_version_of_the_mathematics_counts(student: list[str], monkeypatch: 
     from hpcdistill.methods.privileged_student import PrivilegedStudent
 
     before = short(student)
-    monkeypatch.setattr(PrivilegedStudent, "version", PrivilegedStudent.version + 1)
+    monkeypatch.setattr(PrivilegedStudent.Config, "VERSION", PrivilegedStudent.Config.VERSION + 1)
     assert short(student) != before
 
 

@@ -17,7 +17,6 @@ from stand_in import put_stand_in
 from hpcdistill.config import Loaded, load_config
 from hpcdistill.data.index import Index
 from hpcdistill.errors import UserError
-from hpcdistill.methods import METHODS
 from hpcdistill.sweep.identity import identify, run_folder
 from hpcdistill.sweep.jobs.attempt import Attempt, teacher_run
 from hpcdistill.sweep.jobs.task_folder import TaskFolder, filled_in, last_words, write_task
@@ -83,7 +82,7 @@ def test_the_tasks_configuration_is_the_run(arguments: list[str], data_root: Pat
 
 def _index_only(loaded: Loaded, root: Path) -> None:
     """Give each data set of the run an index, which is all that an identity reads."""
-    kind = METHODS[loaded.config.method.name].kind(loaded.config.method)
+    kind = loaded.config.method.kind()
     for place in map(Path, (*loaded.config.data.train, *loaded.config.data.eval.values())):
         if place.is_relative_to(root) and not place.exists():
             place.mkdir(parents=True)

@@ -34,7 +34,7 @@ from hpcdistill.methods.base import (
     Teachers,
     Terms,
 )
-from hpcdistill.models.registry import GENERATORS
+from hpcdistill.models import GENERATORS
 from hpcdistill.ops.bicubic import downsample_uint8
 
 

@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hpcdistill.config import Loaded
+from hpcdistill.config import Loaded, is_override
 from hpcdistill.console import warn
 from hpcdistill.errors import UserError
-from hpcdistill.methods import METHODS
-from hpcdistill.sweep.grids.cell_config import CellConfigs, is_override
+from hpcdistill.sweep.grids.cell_config import CellConfigs
 from hpcdistill.sweep.grids.estimates import Estimates, load_estimates
 from hpcdistill.sweep.grids.grid import Cell, Grid
 from hpcdistill.sweep.grids.metric_names import missing_metric
@@ -137,7 +136,7 @@ class _Planner:
             self._join_test_sets(self.runs[key], loaded)
             return key
         teacher = None
-        if METHODS[config.method.name].learns(config.method):
+        if config.method.learns():
             if loaded.teacher is None:
                 raise UserError(f"{config.method.name}: needs a teacher; name its config under `teacher.config`")
             teacher = self._add(loaded.teacher, self._command(loaded.teacher))

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcdistill.command import positive
+from hpcdistill.command import positive, whole
 from hpcdistill.console import out, say
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("grid", nargs="*", metavar="GRID|key=value", help="grids of configs/grids, or files; overrides")
     parser.add_argument("--cluster", metavar="PROFILE", help="of slurm/clusters, or a file (default: default)")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds of each cell (default: the grid's)")
+    parser.add_argument("--seeds", nargs="+", type=whole, metavar="N", help="seeds of each cell (default: the grid's)")
     parser.add_argument(
         "--parallel",
         type=positive,

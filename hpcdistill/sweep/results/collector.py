@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from hpcdistill.command import whole
 from hpcdistill.config import configured_generators
 from hpcdistill.console import out, say, warn
 from hpcdistill.data.places import VARIABLE
@@ -145,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         "runs", nargs="*", metavar="RUNS|key=value", help="folder of the runs (default: runs); overrides"
     )
     parser.add_argument("--grid", nargs="+", metavar="GRID", help="grids of configs/grids, or files")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds of each cell (default: the grid's)")
+    parser.add_argument("--seeds", nargs="+", type=whole, metavar="N", help="seeds of each cell (default: the grid's)")
     parser.add_argument("--out", type=Path, default=Path("sweeps/report"), help="default: sweeps/report")
     parser.add_argument("--folder", type=Path, default=Path("sweeps"), help="the sweep's files (default: sweeps)")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help=f"of the runs (default: ${VARIABLE})")

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
-from hpcdistill.methods import METHODS
 from hpcdistill.sweep.plan_key import plan_key
 
 Which = Literal["best", "last"]  # of a run's weights
@@ -120,7 +119,7 @@ def key_of(folder: Path) -> str | None:
     try:
         loaded = load_config([str(folder / "config.yaml")])
         version = _identity(folder).get("version")
-        if version is not None and version != METHODS[loaded.config.method.name].version:
+        if version is not None and version != loaded.config.method.VERSION:
             return None
         return plan_key(loaded)
     except (UserError, OSError):

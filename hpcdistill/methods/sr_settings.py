@@ -1,0 +1,80 @@
+"""The configurations of the super-resolution methods."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from hpcdistill.methods.settings import MethodConfig, OptimizerSettings, Role
+from hpcdistill.models import NETWORKS, Network
+from hpcdistill.settings import LARGEST_WEIGHT
+
+
+class SuperResolutionConfig(MethodConfig):
+    """What every super-resolution method's configuration has."""
+
+    scale: Literal[2, 3, 4] = Field(description="s, the super-resolution factor")
+    channels: Literal[1, 3] = Field(1, description="c; 1 = luma, 3 = RGB")
+    network: Network = Field("fsrcnn", description="F; a teacher that is started from has the same")
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+
+class PlainSRConfig(SuperResolutionConfig):
+    """The network F alone."""
+
+    METHOD: ClassVar[str] = "hpcdistill.methods.plain_sr:PlainSR"
+
+    name: Literal["plain_sr"] = "plain_sr"
+
+
+class PrivilegedTeacherConfig(SuperResolutionConfig):
+    """Defaults are DSSD's teacher."""
+
+    METHOD: ClassVar[str] = "hpcdistill.methods.privileged_teacher:PrivilegedTeacherTraining"
+    GENERATORS: ClassVar[tuple[str, ...]] = ("teacher",)
+
+    name: Literal["privileged_teacher"] = "privileged_teacher"
+    encoder: Literal["hfrm", "pisr", "bicubic"] = Field(
+        "hfrm", description="G: what turns HR into F's input (table 1); bicubic = F is fed with the LR image"
+    )
+    degradation: Literal["sdm", "cnn", "bicubic", "none"] = Field(
+        "sdm", description="D: what the super-resolved image is shrunk with (table 2)"
+    )
+    levels: Literal[0, 1, 2] | None = Field(
+        None, description="supervised levels (table 3): 0 = reconstruction only; unset = all there are"
+    )
+    tie_sdm: bool = Field(False, description="SDM shares HFRM's weights, as equations 4 and 5 can be read")
+    weight_fre: float = Field(
+        1e-4, ge=0, le=LARGEST_WEIGHT, description="lambda_Fre^T, weight of the encoder's supervision"
+    )
+    weight_deg: float = Field(
+        1e-4, ge=0, le=LARGEST_WEIGHT, description="lambda_Deg^T, weight of the degradation's supervision"
+    )
+
+
+class PrivilegedStudentConfig(SuperResolutionConfig):
+    """Defaults are DSSD's student."""
+
+    METHOD: ClassVar[str] = "hpcdistill.methods.privileged_student:PrivilegedStudent"
+
+    name: Literal["privileged_student"] = "privileged_student"
+    initialise: Literal["teacher", "random"] = Field("teacher", description="where the student's weights start")
+    vid: Literal["laplace", "gaussian", "none"] = Field(
+        "laplace", description="form of the variational information distillation (equation 17: laplace)"
+    )
+    weight_vid: float = Field(1e-6, ge=0, le=LARGEST_WEIGHT, description="lambda^S, weight of VID")
+    layer: str | None = Field(
+        None, description="the distilled layer; unset = F's own (fsrcnn: expanding, vdsr: conv19, idn: dblock4)"
+    )
+
+    @field_validator("layer")
+    @classmethod
+    def _own_layer_is_the_default(cls, layer: str | None, info: ValidationInfo) -> str | None:
+        # One run, one identity, whether the layer is spelt out (as older runs' config.yaml do) or not.
+        network = info.data.get("network")
+        return None if layer and network and layer == NETWORKS[network].DISTILLED else layer
+
+    def roles(self) -> dict[str, Role]:
+        needed = self.initialise == "teacher" or self.vid != "none"
+        return {"teacher": Role(needed, ("lr", "hr"), self.scale, self.channels)}
