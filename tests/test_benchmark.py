@@ -144,7 +144,7 @@ def test_generators_and_discriminators_of_gans(
         assert expected in text, expected
     for absent in ("1280x720", "A teacher's MACs", "18.60"):
         assert absent not in text, absent
-    Translation.networks = {"student": UNetGenerator(16), "original": UNetGenerator(64)}
+    monkeypatch.setattr(PlainSR, "measured", {"student": UNetGenerator(16), "original": UNetGenerator(64)})
     assert main(["cost", config]) == 0
     text = capsys.readouterr().out
     for expected in ("3,404,451", "1.219 G", "0.406 G", "18.140 G", "The paper prints 18.60 G for the U-Net"):
