@@ -42,6 +42,8 @@ def put_grid(folder: Path) -> Path:
     """Two teachers, four students and a network alone, in seven runs; the grid's file."""
     data = "data: {train: data/toy, eval: {toy: data/toy}, patch: 48}\ntrain: {steps: 5, batch_size: 4}\n"
     (folder / "teacher.yaml").write_text(f"name: teacher\nmethod: {{name: privileged_teacher, scale: 4}}\n{data}")
+    (folder / "data" / "toy").mkdir(parents=True)
+    (folder / "data" / "toy" / "image.png").touch()  # there for who only looks whether it is
     student = "name: student\nteacher: {config: teacher.yaml}\nmethod: {name: privileged_student, scale: 4}\n"
     (folder / "student.yaml").write_text(student + data)
     (folder / "plain.yaml").write_text(f"name: plain\nmethod: {{name: plain_sr, scale: 4}}\n{data}")

@@ -22,6 +22,7 @@ from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.grids.grid import load_grids
 from hpcdistill.sweep.grids.plan import Plan, make_plan
+from hpcdistill.sweep.grids.words import is_overlay
 from hpcdistill.sweep.results.collect import ResultTable, TableRow, collect
 from hpcdistill.sweep.results.grid_report import About, make_folder, write_report
 from hpcdistill.sweep.results.plots import main_metric
@@ -36,7 +37,7 @@ EXIT_DAMAGED = 1  # with --strict
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     options = _parser().parse_intermixed_args(arguments)
-    overrides = [word for word in options.runs if "=" in word and not Path(word).is_dir()]
+    overrides = [word for word in options.runs if ("=" in word and not Path(word).is_dir()) or is_overlay(Path(word))]
     folders = [word for word in options.runs if word not in overrides]
     if len(folders) > 1:
         raise UserError(f"{' '.join(folders)}: one folder of runs is read at a time")
@@ -138,11 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python slurm/collect.py",
         description="Collect finished runs into the papers' tables, a CSV and a report.",
-        epilog="Without --grid: all of configs/grids that have any result, and the runs that belong to none. Overrides "
-        "and --seeds as they were given to submit_ablations.py. See docs/cluster.md.",
+        epilog="Without --grid: all of configs/grids that have any result, and the runs that belong to none. Overlays, "
+        "overrides and --seeds as they were given to submit_ablations.py. See docs/cluster.md.",
     )
     parser.add_argument(
-        "runs", nargs="*", metavar="RUNS|key=value", help="folder of the runs (default: runs); overrides"
+        "runs", nargs="*", metavar="RUNS|OVERLAY|key=value", help="folder of the runs (default: runs); overrides"
     )
     parser.add_argument("--grid", nargs="+", metavar="GRID", help="grids of configs/grids, or files")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds of each cell (default: the grid's)")
