@@ -21,8 +21,9 @@ SBATCH = """\
 cd "$(dirname "$0")/.."
 number=$(($(cat number 2> /dev/null || echo 100) + 1))
 echo $number > number
+env > "environment-$number"
 if [ -f refuse ] && [ $number -ge "$(cat refuse)" ]; then
-    echo "sbatch: error: invalid partition specified: nope" >&2
+    echo "sbatch: error: $(cat complaint 2> /dev/null || echo invalid partition specified: nope)" >&2
     exit 1
 fi
 cp "$1" "script-$number"
@@ -35,6 +36,7 @@ cat "$(dirname "$0")/../queue" 2> /dev/null || true
 SCONTROL = """\
 #!/bin/sh
 echo "MaxArraySize            = $(cat "$(dirname "$0")/../most" 2> /dev/null || echo 1001)"
+echo "SchedulerParameters     = $(cat "$(dirname "$0")/../parameters" 2> /dev/null || echo "(null)")"
 """
 
 
