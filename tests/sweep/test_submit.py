@@ -369,6 +369,17 @@ def test_what_was_submitted_before_a_refusal_is_known(site: Site) -> None:
         (["nope.yaml"], "nope.yaml: no such grid file"),
         (["toy.yaml", "--cluster", "nope"], "--cluster nope: no such profile"),
         (["toy.yaml", "--cluster", "here.yaml", "train.batch_sise=3"], "toy.yaml: (HFRM, 1): command line: train.bat"),
+        (
+            ["toy.yaml", "--cluster", "here.yaml", "seeded.yaml"],
+            "seeded.yaml: seed: not for every run of a sweep; give",
+        ),
+        (["toy.yaml", "--cluster", "here.yaml", "plain.yaml"], "plain.yaml: method.name: a run's whole configuration"),
+        (
+            ["toy.yaml", "--cluster", "wrong.yaml"],
+            "toy.yaml: (HFRM, 1): --cluster wrong.yaml: set: train.batch_sise: u",
+        ),
+        (["wrong-set.yaml", "--cluster", "here.yaml"], "wrong-set.yaml: (HFRM, 1): set: train.batch_sise: unknown key"),
+        (["wrong-axis.yaml", "--cluster", "here.yaml"], "wrong-axis.yaml: (HFRM, 2): set: method.weight_vdi: unknown"),
         (["toy.yaml", "--cluster", "here.yaml", "train.device=cuda"], "toy.yaml: (HFRM, 1): teacher, --cluster here"),
         (["toy.yaml", "--cluster", "here.yaml", "--folder", "toy.yaml"], "toy.yaml"),
     ],
@@ -378,6 +389,11 @@ def test_mistakes_are_one_line(
 ) -> None:
     (site.folder / "slurm").mkdir()
     (site.folder / "slurm" / "clusters").symlink_to(CLONE / "slurm" / "clusters")
+    (site.folder / "wrong.yaml").write_text("gpus_per_node: 0\nset: [train.batch_sise=3]\n")
+    (site.folder / "seeded.yaml").write_text("seed: 3\n")
+    text = site.grid.read_text()
+    (site.folder / "wrong-set.yaml").write_text(f"{text}set: [train.batch_sise=3]\n")
+    (site.folder / "wrong-axis.yaml").write_text(text.replace("weight_vid", "weight_vdi"))
     monkeypatch.setattr(sys, "argv", ["submit", *words])
     with pytest.raises(SystemExit) as ended:
         run_command(main)
@@ -407,6 +423,76 @@ def test_the_collector_is_told_what_the_sweep_was_told() -> None:
         "slurm/collect.py runs train.steps=3 --grid a.yaml b --folder sweeps --out sweeps/report --seeds 0 1"
     )
     assert "--grid all" in " ".join(collect_command([], [], None, Path("runs"), Path("sweeps")))
+
+
+def test_an_overlay_lies_over_every_run_and_goes_to_the_collector(site: Site) -> None:
+    (site.folder / "short.yaml").write_text("train: {steps: 3}\n")
+    assert site.submit("short.yaml", "train.batch_size=2") == 0
+    plan = site.plan()
+    assert len(plan["runs"]) == 7
+    for key in plan["runs"]:
+        values = json.loads((site.folder / "sweeps" / "tasks" / key / "config.json").read_text())
+        assert (values["train"]["steps"], values["train"]["batch_size"]) == (3, 2)
+    assert "short.yaml" in plan["command"], "`status.py --retry` gives the same words"
+    words = " ".join(collector(site).command)
+    assert "runs train.device=cpu short.yaml train.batch_size=2 --grid" in words
+    in_queue(site, *plan["jobs"].values())
+    site.forget()
+    assert site.submit("short.yaml", "train.batch_size=2") == 0
+    assert site.scripts() == [], "the same runs again"
+
+
+def without_data(site: Site) -> None:
+    shutil.rmtree(site.folder / "data")
+
+
+@pytest.mark.parametrize("where", [[], ["--local"]])
+def test_missing_data_are_said_once_before_anything_is_started(site: Site, where: list[str]) -> None:
+    without_data(site)
+    (site.folder / "plain.yaml").write_text(
+        (site.folder / "plain.yaml").read_text().replace("eval: {toy: data/toy}", "eval: {set5: data/packed/set5}")
+    )
+    site.grid.write_text(site.grid.read_text().replace("base: plain.yaml}", "base: plain.yaml, of: {psnr: null}}"))
+    site.grid.write_text(site.grid.read_text().replace("of: {psnr: null}", "of: {psnr: student/set5/psnr}"))
+    with pytest.raises(UserError) as caught:
+        site.submit(*where, "train.batch_size=2")
+    said = str(caught.value)
+    assert "\n" not in said
+    command = "python -m hpcdistill.prefetch train.device=cpu train.batch_size=2 --grid toy.yaml"
+    assert f"data/packed/set5: run `{command}` where there is a network" in said
+    assert "data/toy, which no recipe is called: pack it with `python shards/pack.py`" in said
+    assert said.count("data/toy") == said.count("data/packed/set5") == 1, "once, not for each of seven runs"
+    assert "--no-data-check goes on" in said
+    assert not list(site.folder.glob("sweeps/tasks/*"))
+    assert not list(site.folder.glob("sweeps/submissions/*"))
+    assert site.scripts() == []
+
+
+def test_a_dry_run_shows_the_plan_and_then_what_is_missing(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    without_data(site)
+    assert site.submit("--dry-run") == 0
+    shown = capsys.readouterr()
+    assert "7 distinct" in shown.out
+    [line] = shown.err.splitlines()
+    assert line.startswith("warning: the runs need what is not on this machine; data/toy")
+
+
+def test_data_that_only_the_nodes_see(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    without_data(site)
+    assert site.submit("--dry-run", "--no-data-check") == 0
+    assert "not on this machine" not in capsys.readouterr().err
+    assert site.submit("--no-data-check") == 0
+    assert len(site.scripts()) == 4
+    assert "--no-data-check" in site.plan()["command"]
+
+
+def test_what_nothing_reads_any_more_is_not_asked_for(site: Site) -> None:
+    assert site.submit() == 0
+    for key in site.plan()["runs"]:
+        site.end(key, "finished")
+    in_queue(site)
+    without_data(site)
+    assert site.submit() == 0, "nothing is left to be run"
 
 
 def test_a_thousand_cells_in_ten_seconds(site: Site) -> None:
