@@ -33,6 +33,9 @@ class SubmissionFolder:
         self._content: dict[str, Any] = {
             "time": utc(),
             "grids": {grid.name: _described(plan, grid) for grid in plan.grids},
+            "overrides": list(plan.overrides),
+            "seeds": None if plan.given_seeds is None else list(plan.given_seeds),
+            "place": str(Path.cwd()),
             "runs": {
                 run.key: {"name": run.name, "steps": run.steps, "teacher": run.teacher, "arguments": run.arguments}
                 for run in plan.runs.values()

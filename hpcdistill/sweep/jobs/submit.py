@@ -21,7 +21,9 @@ from hpcdistill.console import out, say
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.grids.grid import EVERYTHING, Grid, load_grids
+from hpcdistill.sweep.grids.words import sort_words
 from hpcdistill.sweep.jobs.profile import Profile, load_profile
+from hpcdistill.sweep.watch.submissions import read_submissions, submitted_files
 
 if TYPE_CHECKING:
     from hpcdistill.sweep.grids.plan import Plan
@@ -35,11 +37,11 @@ REPORT = "report"
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     options = _parser().parse_intermixed_args(arguments)
-    words: list[str] = options.grid
-    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
+    words = sort_words(options.grid)
     # What is wrong with the words themselves is said at once, before torch is loaded.
     profile = Profile() if options.local and not options.cluster else load_profile(options.cluster or "default")
-    grids = load_grids([word for word in words if word not in overrides])
+    submitted = submitted_files(read_submissions(options.folder)[0])
+    grids = load_grids(words.grids, submitted)
     if not (options.local or options.dry_run):
         from hpcdistill.sweep.jobs.cluster_jobs import check_slurm
 
@@ -49,7 +51,8 @@ def main(arguments: list[str]) -> int:
 
     from hpcdistill.sweep.grids.plan import make_plan
 
-    plan = make_plan(grids, options.seeds, [*profile.set, *overrides])
+    overrides = [*profile.set, *words.overrides]
+    plan = make_plan(grids, options.seeds, overrides)
     if not options.local:
         check_fits(plan, profile, options.cluster or "default")
     runs = runs_folder(plan)
@@ -59,11 +62,12 @@ def main(arguments: list[str]) -> int:
     with _alone(options.folder):
         statuses = known_statuses(plan, options.folder, runs)
         selection = _selected(plan, statuses, options)
-        words = [word for word in words if word not in overrides]
-        collect = collect_command(words, [*profile.set, *overrides], options.seeds, runs, options.folder)
+        collect = collect_command(words.grids, overrides, options.seeds, runs, options.folder)
         again = _without_retry(arguments)
+        if not selection.chosen and not set(plan.seeds) <= set(submitted):
+            note_grids(options.folder, plan, again)
         if not options.local:
-            return _submit(plan, selection, profile, options, (words, [*profile.set, *overrides], runs), again)
+            return _submit(plan, selection, profile, options, (words.grids, overrides, runs), again)
         from hpcdistill.sweep.jobs.local import Local
 
         # What is written down is: another submission that starts now leaves these runs alone.
@@ -78,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Without a GRID: all tables of both papers. Again: what has finished or is queued is left alone. "
         "Watch with `python slurm/status.py`. See docs/cluster.md.",
     )
-    parser.add_argument("grid", nargs="*", metavar="GRID|key=value", help="grids of configs/grids, or files; overrides")
+    parser.add_argument("grid", nargs="*", metavar="GRID|key=value", help="grids, by name or file; overrides and overlay files")
     parser.add_argument("--cluster", metavar="PROFILE", help="of slurm/clusters, or a file (default: default)")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds of each cell (default: the grid's)")
     parser.add_argument(
@@ -140,9 +144,16 @@ def collect_command(
 ) -> list[str]:
     """The command that makes the tables of this sweep; without the interpreter. `data`: the data root, elsewhere."""
     command = ["slurm/collect.py", str(runs), *overrides, "--grid", *(grids or [EVERYTHING])]
-    command += ["--folder", str(folder), "--out", str(folder / REPORT)]
+    command += ["--with-others", "--folder", str(folder), "--out", str(folder / REPORT)]
     command += ["--data-root", str(data)] if data else []
     return command + (["--seeds", *map(str, seeds)] if seeds else [])
+
+
+def note_grids(folder: Path, plan: Plan, command: Sequence[str]) -> None:
+    """Write down grids all of whose runs are there already: status and the tables know grids by their submissions."""
+    from hpcdistill.sweep.jobs.submission import SubmissionFolder
+
+    SubmissionFolder(folder.absolute(), plan, profile={"name": "none"}, command=list(command)).save()
 
 
 def _without_retry(arguments: Sequence[str]) -> list[str]:

@@ -61,16 +61,17 @@ class Found:
     by_key: dict[str, RunResult] = field(default_factory=dict)
 
 
-def find_results(folder: Path) -> Found:
-    """Read `folder`/*/result.json. Of two runs with one key the one that finished last counts.
+def find_results(*folders: Path) -> Found:
+    """Read */result.json of each folder. Of two runs with one key the one that finished last counts.
 
     Raises UserError when there is no such folder. A damaged file is not an error: it is in `unreadable`.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder that the runs are in")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give the folder that the runs are in")
     found = Found()
     times: dict[str, float] = {}
-    for file in sorted(folder.glob("*/result.json")):
+    for file in (file for folder in folders for file in sorted(folder.glob("*/result.json"))):
         try:
             result = _checked(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError, OSError) as error:
