@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
         os.environ[VARIABLE] = os.path.expandvars(profile.environment[VARIABLE])
 
     from hpcdistill.sweep.grids.plan import make_plan
+    from hpcdistill.sweep.jobs.submission import set_aside_damaged
 
     plan = make_plan(grids, options.seeds, [*profile.set, *overrides])
     if not options.local:
@@ -59,6 +60,7 @@ def main(arguments: list[str]) -> int:
     with _alone(options.folder):
         statuses = known_statuses(plan, options.folder, runs)
         selection = _selected(plan, statuses, options)
+        set_aside_damaged(runs, selection.chosen, statuses)
         words = [word for word in words if word not in overrides]
         collect = collect_command(words, [*profile.set, *overrides], options.seeds, runs, options.folder)
         again = _without_retry(arguments)
