@@ -111,7 +111,7 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
     result = _finished(folder, accelerator)
     if result is not None:
         say(f"{config.name}: {folder.path} has finished already")
-        for name in config.data.eval.keys() - (result["protocol"] or {}).get("test_sets", {}).keys():
+        for name in config.data.eval.keys() - ((result.get("protocol") or {}).get("test_sets") or {}).keys():
             place = config.data.eval[name]
             say(f"{name} was not measured; `python -m hpcdistill.evaluate {folder.path} --data {place}`")
         return result
@@ -265,18 +265,22 @@ def _show(result: dict[str, Any]) -> None:
     """The result as a table, on rank 0."""
     if not is_main_process():
         return
-    title = f"{result['name']}-{result['identity']}: {result['steps']} steps, {result['seconds']:.0f} s"
-    metrics = result["last"]["metrics"] if result["last"] else {}
+    title = (
+        f"{result['name']}-{result.get('identity')}: {result.get('steps')} steps, {result.get('seconds') or 0:.0f} s"
+    )
+    measured = {which: result.get(which) or {"step": None, "metrics": {}} for which in ("best", "last")}
+    metrics = measured["last"]["metrics"]
     if not metrics:
         out.print(f"{title}; {NOTHING_MEASURED}", markup=False, soft_wrap=True)
         return
     table = Table(title=title)
-    table.caption = (result["protocol"] or {}).get("note")
+    table.caption = (result.get("protocol") or {}).get("note")
     table.add_column("metric")
-    for which in ("best", "last"):
-        table.add_column(f"{which} (step {result[which]['step']})" if result[which] else which, justify="right")
+    for which, part in measured.items():
+        table.add_column(f"{which} (step {part.get('step')})" if result.get(which) else which, justify="right")
     for metric in metrics:
-        table.add_row(metric, *(f"{result[which]['metrics'].get(metric, math.nan):.4f}" for which in ("best", "last")))
+        values = (part["metrics"].get(metric) for part in measured.values())
+        table.add_row(metric, *(f"{math.nan if value is None else value:.4f}" for value in values))
     out.print(table)
 
 

@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
         os.environ[VARIABLE] = os.path.expandvars(profile.environment[VARIABLE])
 
     from hpcdistill.sweep.grids.plan import make_plan
+    from hpcdistill.sweep.jobs.submission import set_aside_damaged
 
     overrides = [*profile.set, *words.overrides]
     plan = make_plan(grids, options.seeds, overrides)
@@ -62,6 +63,7 @@ def main(arguments: list[str]) -> int:
     with _alone(options.folder):
         statuses = known_statuses(plan, options.folder, runs)
         selection = _selected(plan, statuses, options)
+        set_aside_damaged(runs, selection.chosen, statuses)
         collect = collect_command(words.grids, overrides, options.seeds, runs, options.folder)
         again = _without_retry(arguments)
         if not selection.chosen and not set(plan.seeds) <= set(submitted):

@@ -16,6 +16,7 @@ from hpcdistill.sweep.charts import INK, RULE, SERIES, Chart, Line, figure_svg, 
 from hpcdistill.sweep.grids.grid import Metric
 from hpcdistill.sweep.results.collect import ResultTable, TableRow
 from hpcdistill.sweep.results.run_results import RunResult
+from hpcdistill.training.records import read_row
 
 MACS = "macs"  # the metric that has multiply-accumulates, in units of 10^9
 PLOTS = 8  # of a kind and table: more are not looked at
@@ -149,9 +150,9 @@ def curve(run: RunResult, metric: str) -> dict[int, float]:
         start, end = content.rfind(b"\n", 0, at) + 1, content.find(b"\n", at)
         end = len(content) if end < 0 else end
         try:
-            line = json.loads(content[start:end])
-            points[int(line["step"])] = float(line[metric])
-        except (ValueError, KeyError, TypeError):
+            if (row := read_row(content[start:end])) is not None:
+                points[row["step"]] = float(row[metric])
+        except (ValueError, KeyError, TypeError, OverflowError):
             pass
         at = content.find(wanted, end)
     return points

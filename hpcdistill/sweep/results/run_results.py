@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,9 @@ from typing import Any, Literal
 from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
+from hpcdistill.storage import Damaged
 from hpcdistill.sweep.plan_key import plan_key
+from hpcdistill.training.records import read_environment, read_result
 
 Which = Literal["best", "last"]  # of a run's weights
 WHICH: tuple[Which, ...] = ("best", "last")
@@ -73,9 +74,12 @@ def find_results(*folders: Path) -> Found:
     times: dict[str, float] = {}
     for file in (file for folder in folders for file in sorted(folder.glob("*/result.json"))):
         try:
-            result = _checked(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, OSError) as error:
-            found.unreadable.append(Unreadable(file.parent, key_of(file.parent), " ".join(str(error).split())))
+            result = read_result(file.parent)
+        except (Damaged, OSError) as error:
+            reason = error.why if isinstance(error, Damaged) else " ".join(str(error).split())
+            found.unreadable.append(Unreadable(file.parent, key_of(file.parent), reason))
+            continue
+        if result is None:  # removed just now
             continue
         key = str(result["key"]) if result.get("key") else key_of(file.parent)
         run = RunResult(file.parent, key, result, _digests(file.parent))
@@ -90,27 +94,6 @@ def find_results(*folders: Path) -> Found:
                 continue
         found.by_key[key], times[key] = run, time
     return found
-
-
-def _checked(result: Any) -> dict[str, Any]:
-    """`result` if it is what train.py writes, as far as it is used here; else ValueError."""
-    if not isinstance(result, dict):
-        raise ValueError("expected a JSON object")
-    for which in WHICH:
-        part = result.get(which)
-        if part is None:
-            continue
-        if not isinstance(part, dict) or not isinstance(part.get("metrics"), dict):
-            raise ValueError(f"{which}: expected a step and metrics")
-        for name, value in part["metrics"].items():
-            if isinstance(value, bool) or not isinstance(value, int | float | None):
-                raise ValueError(f"{which}: {name}: expected a number, got {value!r}")
-    if not isinstance(result.get("name"), str):
-        raise ValueError("name: missing")
-    protocol = result.get("protocol")
-    if protocol is not None and not isinstance(protocol, dict):
-        raise ValueError("protocol: expected a JSON object")
-    return result
 
 
 def key_of(folder: Path) -> str | None:
@@ -131,10 +114,10 @@ def key_of(folder: Path) -> str | None:
 def _identity(folder: Path) -> dict[str, Any]:
     """What the run's folder is named after; empty where that is not known."""
     try:
-        identity = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["identity"]
-    except (ValueError, KeyError, TypeError, OSError):
+        identity: dict[str, Any] = read_environment(folder)["identity"]
+    except (Damaged, OSError):
         return {}
-    return identity if isinstance(identity, dict) else {}
+    return identity
 
 
 def _digests(folder: Path) -> dict[str, tuple[str, ...]]:

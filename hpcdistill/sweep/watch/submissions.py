@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import calendar
-import json
 import os
 import re
 import time
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpcdistill.storage import JSON_OBJECT, parse_json
 from hpcdistill.sweep.watch.slurm_queue import Job
 
 SKEW_S = 300.0  # between the clocks of the login node and of the controller
@@ -91,7 +91,7 @@ def read_submissions(folder: Path) -> tuple[list[Submission], list[str]]:
 def read_submission(folder: Path) -> Submission:
     """The submission in `folder`; raises what reading JSON raises."""
     file = folder / "plan.json"
-    content = json.loads(file.read_bytes())
+    content = parse_json(file.read_bytes(), JSON_OBJECT)
     grids: Mapping[str, Any] = content["grids"]
     cells = [
         PlacedCell(str(name), str(cell["title"]), cell.get("seed"), cell.get("key"), _labels(cell.get("labels")))
