@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-
 from hpcdistill.command import positive, run_command
 from hpcdistill.console import Table, err, out, say
 from hpcdistill.sweep.grids.grid import load_grid

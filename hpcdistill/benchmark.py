@@ -10,7 +10,6 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-
 from hpcdistill.command import run_command
 from hpcdistill.config import Loaded, configured_generators, load_config
 from hpcdistill.console import Table, out

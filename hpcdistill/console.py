@@ -25,10 +25,12 @@ class Terminal(Console):
 
     @property
     def size(self) -> ConsoleDimensions:
-        """Columns and lines: of the screen, of COLUMNS, or wide where a file or a pipe has no columns at all."""
-        if self._width is None and not self._is_screen():
-            return ConsoleDimensions(PIPED, super().size.height)
-        return super().size
+        """Columns and lines of the screen; wide where there is none, as a file or a pipe has no edge.
+
+        COLUMNS does not make that narrower: readline exports it to whatever a Python starts, as 80.
+        """
+        width, height = super().size
+        return ConsoleDimensions(width if self._is_screen() else max(width, PIPED), height)
 
     @size.setter
     def size(self, new_size: tuple[int, int]) -> None:
@@ -74,4 +76,4 @@ def shortened(name: str, width: int) -> str:
     if len(name) <= width:
         return name
     end = (width - 2) // 2
-    return f"{name[: width - 2 - end]}..{name[-end:]}"
+    return f"{name[: width - 2 - end]}..{name[len(name) - end :]}"

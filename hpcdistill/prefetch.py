@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-
 from hpcdistill.command import run_command
 from hpcdistill.config import load_config, split_runs
 from hpcdistill.console import Table, out, say

@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-
 from hpcdistill.command import run_command
 from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.check.duplicates import Duplicate, Findings, find_duplicates

@@ -100,7 +100,9 @@ class TrainingProgress:
         bar = min(_BAR, room - len(name) - 3)
         if bar < _SHORTEST_BAR:  # no room for both, and the name is known
             name, bar = "", min(_BAR, room - 2)
-        first = Text(f"{name} " if name else "", "bold", no_wrap=True)
+        first = Text(no_wrap=True)
+        if name:
+            first.append(f"{name} ", "bold")
         if bar >= _SHORTEST_BAR:
             done = bar * self.step // max(self.steps, 1)
             first.append("━" * done, "bar.complete").append("━" * (bar - done), "bar.back").append("  ")

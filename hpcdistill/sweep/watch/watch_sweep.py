@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     if options.json:
         sys.stdout.write(json.dumps(as_json(view, sweep), indent=1) + "\n")
     else:
-        out.print(render(view, None if options.all or not out.is_terminal else out.size.height, options.all))
+        out.print(render(view, None if options.all or not out.moves else out.size.height, options.all))
     return EXIT_FAILED if view.failed else 0
 
 
@@ -131,9 +131,12 @@ def _with_teachers(by_key: dict[str, list[PlacedCell]], submissions: Sequence[Su
 
 
 def watch(sweep: Sweep, everything: bool) -> int:
-    """Show the tables until nothing runs or waits any more, or Ctrl-C."""
+    """Show the tables until nothing runs or waits any more, or Ctrl-C; in a file, whenever a run's state changes."""
     view = sweep.look()
     try:
+        if not out.moves:
+            view = _follow(sweep, view, everything)
+            return EXIT_FAILED if view.failed else 0
         with Live(render(view, out.size.height, everything), console=out, auto_refresh=False) as live:
             while not view.over:
                 time.sleep(REFRESH_S)
@@ -142,6 +145,21 @@ def watch(sweep: Sweep, everything: bool) -> int:
     except KeyboardInterrupt:
         say("the runs go on")
     return EXIT_FAILED if view.failed else 0
+
+
+def _follow(sweep: Sweep, view: View, everything: bool) -> View:
+    """`watch` where nothing can be drawn over; the last view."""
+    shown = None
+    while True:
+        states = {status.key: status.state for status in view.statuses}
+        if states != shown:
+            out.print(render(view, None, everything))
+            out.file.flush()
+            shown = states
+        if view.over:
+            return view
+        time.sleep(REFRESH_S)
+        view = sweep.look()
 
 
 def cancel(sweep: Sweep) -> int:
