@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Table
 
 from hpcdistill.command import run_command
-from hpcdistill.console import out, say, warn
+from hpcdistill.console import Table, out, say, warn
 from hpcdistill.errors import UserError
 
 if TYPE_CHECKING:

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
 from hpcdistill.command import run_command
-from hpcdistill.console import err, out, say
+from hpcdistill.console import Table, err, out, say
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.ranks.environment import rank, ranks
 from hpcdistill.ranks.launcher import check_launcher
@@ -226,7 +225,7 @@ def _evaluate(generator: nn.Module, images: SRImages, scale: int, arguments: arg
             raise UserError(f"--save-images {arguments.save_images}: is a file; name a folder")
         arguments.save_images.mkdir(parents=True, exist_ok=True)
     mine = range(rank(), len(images), ranks())
-    hidden = rank() > 0 or not err.is_terminal
+    hidden = rank() > 0 or not err.moves
     with shared_work(ranks(), device), evaluating(generator) as network:
         for number in track(mine, "evaluating", console=err, transient=True, disable=hidden):
             watch.progress()

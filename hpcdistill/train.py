@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from rich.table import Table
 from torch import nn
 
 from hpcdistill.command import run_command
 from hpcdistill.config import Loaded, RunConfig, config_files, configured_generators, load_config, to_yaml
-from hpcdistill.console import is_main_process, out, say, warn
+from hpcdistill.console import Table, is_main_process, out, say, warn
 from hpcdistill.data.counter import step_seed
 from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.pack.builtin import pack_missing

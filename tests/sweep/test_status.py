@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from terminal import ROWS, run_in_terminal
 
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.watch import watch_sweep
@@ -568,6 +570,69 @@ def test_what_has_failed_is_shown_with_its_log_and_in_the_exit_code(
     assert "g: b" not in shown  # queued: only counted
     watch_sweep.main([*command(sweep, "--all")])
     assert "g: b" in capsys.readouterr().out
+
+
+REASON = "data.train: /scratch/me/packed/div2k/train is not packed; run `python -m hpcdistill.prefetch configs/x4.yaml`"
+
+
+def failed_runs(sweep: Sweep, count: int) -> None:
+    keys = [f"k{number}" for number in range(count)]
+    cells = [{"title": f"FSRCNN with a privileged teacher, x{n}", "seed": n, "key": key} for n, key in enumerate(keys)]
+    sweep.submission({key: f"17_{number}" for number, key in enumerate(keys)}, grids={"dssd-1": {"cells": cells}})
+    for number, key in enumerate(keys):
+        sweep.state(key, "failed", job=f"17_{number}", message=f"error: {REASON} number-{number}")
+        sweep.log(key, f"one\ntwo\n{'many words of a log ' * 6}and its end-{number}\n")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 160])
+def test_reasons_are_whole_on_narrow_screens(sweep: Sweep, columns: int) -> None:
+    failed_runs(sweep, 2)
+    arguments = command(sweep, sys.executable, str(CLONE / "slurm/status.py"))
+    screen, code = run_in_terminal(arguments, columns, PYTHONPATH=str(CLONE))
+    assert code == 1
+    assert max(map(len, screen.text.splitlines())) <= columns
+    shown = re.sub(r"[\s│]", "", screen.text)
+    for number in range(2):
+        words = f"{REASON} number-{number}"
+        assert re.sub(r"\s", "", words) in shown or all(word in screen.text for word in words.split()), screen.text
+        assert f"end-{number}" in screen.text  # of its log
+        assert f"17_{number}" in screen.text
+
+
+def test_more_than_a_screen_keeps_reasons_rather_than_logs(sweep: Sweep) -> None:
+    failed_runs(sweep, 30)
+    arguments = command(sweep, sys.executable, str(CLONE / "slurm/status.py"))
+    screen, _ = run_in_terminal(arguments, 80, PYTHONPATH=str(CLONE))
+    assert len(screen.text.splitlines()) < ROWS
+    count = screen.text.count("number-")
+    assert count >= 3
+    assert f"and {30 - count} more; --all" in screen.text
+    assert "end-0" not in screen.text
+
+
+@pytest.mark.usefixtures("no_slurm")
+@pytest.mark.parametrize("coloured", [False, True])
+def test_watching_into_a_file_says_each_change(
+    sweep: Sweep, coloured: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if coloured:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    sweep.submission({"a": "17_3"})
+    sweep.state("a", "running", host=socket.gethostname(), pid=os.getpid(), started=utc(NOW - 5))
+    seen: list[str] = []
+
+    def wait(seconds: float) -> None:
+        seen.append(capsys.readouterr().out)
+        if len(seen) == 3:
+            sweep.state("a", "failed", message="error: no space")
+
+    monkeypatch.setattr(watch_sweep.time, "sleep", wait)
+    assert watch_sweep.main([*command(sweep, "--watch")]) == 1
+    last = capsys.readouterr().out
+    assert "1 runs" in seen[0]
+    assert seen[1:] == ["", ""]
+    assert "no space" in last
+    assert not re.search(r"\x1b\[[0-9;?]*[A-LN-Za-ln-z]", seen[0] + last)  # colours end in m; nothing moves the cursor
 
 
 @pytest.mark.usefixtures("no_slurm")

@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.table import Table
 from rich.text import Text
 
-from hpcdistill.console import out, say
+from hpcdistill.console import Table, out, say
 from hpcdistill.sweep.grids.grid import Grid
 from hpcdistill.sweep.grids.plan import Plan, PlannedRun
 from hpcdistill.sweep.jobs.arrays import Array, Retry, Selection, Status
 
 _WIDE = 140  # columns from which a table has room for keys
-_PIPED = 220  # columns where there is no terminal to fit into
 
 
 def show_cells(plan: Plan, statuses: Mapping[str, Status]) -> None:
     """A table for each grid: its cells with the paper's numbers, their runs, and other cells that show the same run."""
-    if not out.is_terminal:
-        out.width = max(out.width, _PIPED)
     for grid in plan.grids:
         out.print(_cells(plan, grid, statuses))
         for line in _shared(plan, grid):

@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from hpcdistill.config import configured_generators
-from hpcdistill.console import out, say, warn
+from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.grids.grid import load_grids

@@ -29,7 +29,6 @@ from hpcdistill.sweep.watch.submissions import PlacedCell, Submission, epoch, re
 from hpcdistill.sweep.watch.task_files import check_sweep, read_task, task_keys
 
 REFRESH_S = 3.0
-LOG_S = 600.0  # between two tables in a file while no state changes
 ASK_S = 15.0  # between two questions to SLURM: its controller has other users
 EXIT_FAILED = 1
 
@@ -50,7 +49,7 @@ def main(arguments: list[str]) -> int:
     if options.json:
         sys.stdout.write(json.dumps(as_json(view, sweep), indent=1) + "\n")
     else:
-        out.print(render(view, None if options.all or not out.is_terminal else out.size.height, options.all))
+        out.print(render(view, None if options.all or not out.moves else out.size.height, options.all))
     return EXIT_FAILED if view.failed else 0
 
 
@@ -152,42 +151,35 @@ def _with_teachers(by_key: dict[str, list[PlacedCell]], submissions: Sequence[Su
 
 
 def watch(sweep: Sweep, everything: bool) -> int:
-    """Show the tables until nothing runs or waits any more, or Ctrl-C: redrawn on a screen, else one after the other."""
+    """Show the tables until nothing runs or waits any more, or Ctrl-C; in a file, whenever a run's state changes."""
     view = sweep.look()
     try:
-        if moves():
-            with Live(render(view, out.size.height, everything), console=out, auto_refresh=False) as live:
-                while not view.over:
-                    time.sleep(REFRESH_S)
-                    view = sweep.look()
-                    live.update(render(view, out.size.height, everything), refresh=True)
-        else:
-            view = _log(sweep, view, everything)
+        if not out.moves:
+            view = _follow(sweep, view, everything)
+            return EXIT_FAILED if view.failed else 0
+        with Live(render(view, out.size.height, everything), console=out, auto_refresh=False) as live:
+            while not view.over:
+                time.sleep(REFRESH_S)
+                view = sweep.look()
+                live.update(render(view, out.size.height, everything), refresh=True)
     except KeyboardInterrupt:
         say("the runs go on")
     return EXIT_FAILED if view.failed else 0
 
 
-def moves() -> bool:
-    """Whether stdout is a screen, on which a display can be redrawn; colours may be forced upon files as well."""
-    return out.is_terminal and out.file.isatty()
-
-
-def _log(sweep: Sweep, view: View, everything: bool) -> View:
-    """The tables whenever a run has come into another state, and every LOG_S seconds; the last view."""
-    shown, at = view, time.monotonic()
-    out.print(render(view, None, everything))
-    while not view.over:
+def _follow(sweep: Sweep, view: View, everything: bool) -> View:
+    """`watch` where nothing can be drawn over; the last view."""
+    shown = None
+    while True:
+        states = {status.key: status.state for status in view.statuses}
+        if states != shown:
+            out.print(render(view, None, everything))
+            out.file.flush()
+            shown = states
+        if view.over:
+            return view
         time.sleep(REFRESH_S)
         view = sweep.look()
-        if _states(view) != _states(shown) or time.monotonic() - at >= LOG_S:
-            shown, at = view, time.monotonic()
-            out.print(render(view, None, everything))
-    return view
-
-
-def _states(view: View) -> tuple[list[tuple[str, str]], list[str]]:
-    return [(status.key, status.state) for status in view.statuses], list(view.problems)
 
 
 def cancel(sweep: Sweep) -> int:
