@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from rich.text import Text
 from torch import nn
 
 from hpcdistill.command import run_command
@@ -29,7 +30,8 @@ from hpcdistill.data.read.readers import open_reader
 from hpcdistill.data.read.staging import StagingStopped
 from hpcdistill.methods import METHODS
 from hpcdistill.methods.base import Method
-from hpcdistill.metrics.run_evaluators import open_evaluator
+from hpcdistill.metrics.reference import BICUBIC, below_bicubic, bicubic_value
+from hpcdistill.metrics.run_evaluators import bicubic_reference, open_evaluator
 from hpcdistill.models.registry import load_generator, load_weights
 from hpcdistill.ranks import watch
 from hpcdistill.ranks.launcher import check_launcher
@@ -198,6 +200,7 @@ def _train(
         "best": outcome.position.best,
         "last": outcome.position.last,
         "protocol": evaluator.protocol() if evaluator else None,
+        BICUBIC: bicubic_reference(evaluator, accelerator),
         "teacher": run_name(loaded.teacher) if loaded.teacher else None,
         "weights": method.origins,
         "revision": code_revision(),
@@ -279,8 +282,13 @@ def _show(result: dict[str, Any]) -> None:
         table.add_column(f"{which} (step {part.get('step')})" if result.get(which) else which, justify="right")
     for metric in metrics:
         values = (part["metrics"].get(metric) for part in measured.values())
-        table.add_row(metric, *(f"{math.nan if value is None else value:.4f}" for value in values))
+        table.add_row(Text(metric), *(f"{math.nan if value is None else value:.4f}" for value in values))
+    for metric in dict.fromkeys(f"{BICUBIC}/{metric.partition('/')[2]}" for metric in metrics):
+        if (value := bicubic_value(result, metric)) is not None:  # the same whatever the weights
+            table.add_row(Text(metric), f"{value:.4f}", f"{value:.4f}", style="dim")
     out.print(table)
+    for line in below_bicubic(result):
+        warn(f"{result['name']}: {line}")
 
 
 if __name__ == "__main__":

@@ -307,7 +307,8 @@ def test_a_cell_whose_configuration_does_not_exist(site: Site) -> None:
 def test_the_collector_is_told_what_the_sweep_was_told() -> None:
     command = collect_command(["a.yaml", "b"], ["train.steps=3"], [0, 1], Path("runs"), Path("sweeps"))
     assert " ".join(command) == (
-        "slurm/collect.py runs train.steps=3 --grid a.yaml b --with-others --folder sweeps --out sweeps/report --seeds 0 1"
+        "slurm/collect.py runs train.steps=3 --grid a.yaml b --with-others "
+        "--folder sweeps --out sweeps/report --seeds 0 1"
     )
     assert "--grid all" in " ".join(collect_command([], [], None, Path("runs"), Path("sweeps")))
 

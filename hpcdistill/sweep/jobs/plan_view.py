@@ -78,14 +78,15 @@ def _cells(plan: Plan, grid: Grid, statuses: Mapping[str, Status]) -> Table:
     labels = list(dict.fromkeys(label for cell in grid.cells for label in cell.labels))
     for label in labels:
         table.add_column(Text(label), overflow="fold")
-    for metric in grid.metrics:
+    printed = [metric for metric in grid.metrics if any(metric.name in cell.printed for cell in grid.cells)]
+    for metric in printed:
         table.add_column(Text(f"{metric.label} (paper)"), justify="right")
     heads = ("run", "key", "state", "teacher") if out.width >= _WIDE else ("run", "state", "teacher")
     for head in heads:
         table.add_column(head, overflow="fold")
     for number, cell in enumerate(grid.cells):
         keys = [plan.cells[grid.name, number, seed] for seed in seeds]
-        numbers = [f"{cell.printed[m.name]:.{m.digits}f}" if m.name in cell.printed else "" for m in grid.metrics]
+        numbers = [f"{cell.printed[m.name]:.{m.digits}f}" if m.name in cell.printed else "" for m in printed]
         row = [*(cell.labels.get(label, "") for label in labels), *numbers]
         runs = [plan.runs[key] for key in keys if key is not None]
         if not runs:

@@ -84,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Without a GRID: all tables of both papers. Again: what has finished or is queued is left alone. "
         "Watch with `python slurm/status.py`. See docs/cluster.md.",
     )
-    parser.add_argument("grid", nargs="*", metavar="GRID|key=value", help="grids, by name or file; overrides and overlay files")
+    parser.add_argument(
+        "grid", nargs="*", metavar="GRID|key=value", help="grids, by name or file; overrides and overlay files"
+    )
     parser.add_argument("--cluster", metavar="PROFILE", help="of slurm/clusters, or a file (default: default)")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds of each cell (default: the grid's)")
     parser.add_argument(

@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
     page = write_report(options.out, tables, found, others, about, macs_counter(plan))
     _show(tables, others)
     for run in found.unreadable:
-        warn(f"{run.folder / 'result.json'}: damaged, left out: {run.reason}")
+        warn(f"left out: {run.line}")
     for line in found.twice:
         warn(line)
     for line in gathered.left_out:
@@ -208,7 +208,9 @@ def _of_papers(tables: Sequence[ResultTable]) -> bool:
 def _show(tables: Sequence[ResultTable], others: Sequence[RunResult]) -> None:
     """One line a table, on stdout."""
     shown = Table()
-    for head in ("table", "finished", "without a result", "order against the paper's"):
+    printed = any(entry.printed is not None for table in tables for row in table.rows for entry in row.entries.values())
+    heads = ("table", "finished", "without a result", *(["order against the paper's"] if printed else []))
+    for head in heads:
         shown.add_column(head, overflow="fold")
     # Text: what a grid says is no markup, though it may look like some.
     for table in tables:
@@ -220,7 +222,8 @@ def _show(tables: Sequence[ResultTable], others: Sequence[RunResult]) -> None:
         metric = main_metric(table)
         orders = [order_text(order, alone=True) for order in table.orders if order.metric == metric]
         finished = f"{counts.get('finished', 0)} of {runs}"
-        shown.add_row(*map(Text, (table.grid.name, finished, without, "\n".join(orders))))
+        line = (table.grid.name, finished, without, "\n".join(orders))
+        shown.add_row(*map(Text, line[: len(heads)]))
     if tables:
         out.print(shown)
     if others:

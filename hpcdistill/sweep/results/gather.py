@@ -46,8 +46,8 @@ def gather(
 ) -> Gathered:
     """The grids of configs/grids and of `submissions` (newest first) but for those called `without`.
 
-    A submitted grid has the overrides and seeds of its newest submission, unless some are given here. What is wrong with
-    one grid leaves that one out; it is a UserError when words that were given here are to blame, or no grid is left.
+    A submitted grid has the overrides and seeds of its newest submission, unless some are given here. What is wrong
+    with one grid leaves that one out; it is a UserError where words were given here, or no grid is left.
     """
     gathered = Gathered(Plan([], {}, {}, {}))
     newest = submitted_grids(submissions)
@@ -57,7 +57,7 @@ def gather(
     for name, submission in newest.items():
         file = submission.grids[name]
         before = sources.get(name)
-        if before is not None and not _same_file(before.file, submission.place / file):
+        if before is not None and not _same_file(before.file, file, submission.place):
             gathered.left_out.append(f"{before.file}: has the name of {file}, which was submitted; rename one")
         sources[name] = _Source(file, submission.overrides, submission.seeds, submission.place)
     gathered.submitted = set(newest) - set(without)
@@ -131,8 +131,9 @@ def _inside(folder: Path) -> Iterator[None]:
         yield
 
 
-def _same_file(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
+def _same_file(own: Path, submitted: Path, place: Path) -> bool:
+    """Whether both are one grid: also in the copy of the code that a sweep's snapshot is."""
+    return own == submitted or own.resolve() == (place / submitted).resolve()
 
 
 def _tuple(seeds: Sequence[int] | None) -> tuple[int, ...] | None:

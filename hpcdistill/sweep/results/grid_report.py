@@ -99,6 +99,11 @@ class TableSection:
         return f"tau-b {', '.join(found)}" if found else ""
 
     @property
+    def printed(self) -> bool:
+        """Whether there are a paper's numbers to compare with."""
+        return any(entry.printed is not None for row in self.table.rows for entry in row.entries.values())
+
+    @property
     def progress(self) -> str:
         """How much of it is there."""
         counts = self.table.counts
@@ -187,7 +192,7 @@ def report_page(
             sections=sections,
             drawings=drawings,
             cards=[(state, name, counts[state]) for state, name in _CARDS if counts[state]],
-            unreadable=[f"{run.folder / 'result.json'}: {run.reason}" for run in found.unreadable],
+            unreadable=[run.line for run in found.unreadable],
             twice=found.twice,
             others=[_other(run) for run in others],
             Markup=Markup,

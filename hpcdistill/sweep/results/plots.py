@@ -172,7 +172,9 @@ def _curve(row: TableRow, metric: Metric) -> tuple[tuple[float, float], ...]:
 
 def _groups(table: ResultTable) -> Iterator[tuple[tuple[str, ...], list[TableRow]]]:
     for group in dict.fromkeys(row.group for row in table.rows):
-        yield group, [row for row in table.rows if row.group == group]
+        # Not the row of bicubic enlargement: it has no place on an axis of the grid.
+        rows = [row for row in table.rows if row.group == group and (row.trials or row.cell.printed)]
+        yield group, rows
 
 
 def _varying(rows: Sequence[TableRow]) -> list[str]:
@@ -334,4 +336,3 @@ def _said(title: str, marks: Sequence[Mark], metric: Metric) -> str:
         for mark in marks
     ]
     return f"{title}. " + "; ".join(numbers)
-

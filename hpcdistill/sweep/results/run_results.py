@@ -11,9 +11,11 @@ from typing import Any, Literal
 from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
+from hpcdistill.metrics.reference import bicubic_value
 from hpcdistill.storage import Damaged
 from hpcdistill.sweep.plan_key import plan_key
-from hpcdistill.training.records import read_environment, read_result
+from hpcdistill.sweep.watch.task_files import damage
+from hpcdistill.training.records import RESULT, read_environment, read_result
 
 Which = Literal["best", "last"]  # of a run's weights
 WHICH: tuple[Which, ...] = ("best", "last")
@@ -38,6 +40,10 @@ class RunResult:
         measured = (self.result.get(which) or {}).get("metrics", {})
         return {name: math.nan if value is None else float(value) for name, value in measured.items()}
 
+    def bicubic(self, metric: str) -> float | None:
+        """Bicubic enlargement's number for one of the metrics; None where that was not measured."""
+        return bicubic_value(self.result, metric)
+
     def step(self, which: Which) -> int | None:
         """The step that those weights are of."""
         return (self.result.get(which) or {}).get("step")
@@ -50,6 +56,11 @@ class Unreadable:
     folder: Path
     key: str | None
     reason: str
+
+    @property
+    def line(self) -> str:
+        """The file, what is wrong with it and the remedy."""
+        return damage(self.folder / RESULT, self.reason)
 
 
 @dataclass

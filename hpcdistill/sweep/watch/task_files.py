@@ -101,7 +101,7 @@ def read_results(runs: Path) -> Results:
             content = read_result(path)
         except (OSError, ValueError) as error:
             why = error.why if isinstance(error, Damaged) else str(error)
-            results.damaged[name] = f"{file}: damaged ({why:.100}); submit again with --retry failed: {_HEALED}"
+            results.damaged[name] = damage(file, why)
             continue
         if content is None:
             continue
@@ -111,6 +111,11 @@ def read_results(runs: Path) -> Results:
             if key not in results.by_key or written >= times[key]:
                 results.by_key[key], times[key] = (path, content), written
     return results
+
+
+def damage(file: Path, why: str) -> str:
+    """What status and the tables alike say of a result.json that cannot be read."""
+    return f"{file}: damaged ({why:.100}); submit again with --retry failed: {_HEALED}"
 
 
 def _names(folder: Path) -> list[str]:

@@ -59,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
         description="The state of a sweep's runs: from their files, and from SLURM where it answers.",
         epilog="Exit code: 0; 1 when a run has failed or a file is damaged; 2 for a mistake on the command line.",
     )
-    parser.add_argument("grid", nargs="*", metavar="GRID", help="grids that were submitted, by name or file (default: all)")
+    parser.add_argument(
+        "grid", nargs="*", metavar="GRID", help="grids that were submitted, by name or file (default: all)"
+    )
     parser.add_argument("--grid", nargs="+", dest="more", metavar="GRID", help="the same as a GRID above")
     parser.add_argument("--folder", type=Path, default=Path("sweeps"), help="the sweep's folder (default: sweeps)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
