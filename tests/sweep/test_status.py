@@ -781,3 +781,30 @@ def test_a_thousand_runs_are_fast(sweep: Sweep) -> None:
     statuses = task_statuses(keys, sweep.folder, sweep.runs, slurm)
     assert time.process_time() - start < 1.0
     assert [status.state for status in statuses] == ["running", "finished"] * 500
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_grids_are_named_as_everywhere(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name, a file, one from elsewhere that is gone by now, one that includes others; after options as well."""
+    monkeypatch.chdir(tmp_path)
+    text = "metrics: {psnr: {of: a/b/psnr, better: higher}}\ncells: [{labels: {a: b}, base: c.yaml}]\n"
+    for name in ("g", "h"):
+        write(tmp_path / f"configs/grids/{name}.yaml", text)
+    write(tmp_path / "both.yaml", "include: [configs/grids/g.yaml, configs/grids/h.yaml]\n")
+    cells = {name: {"cells": [{"title": name, "seed": 0, "key": name}]} for name in ("g", "gone")}
+    sweep.submission({"g": "1_0", "gone": "1_1"}, grids=cells)
+
+    def shown(*words: str) -> set[str]:
+        watch_sweep.main([*words, *command(sweep, "--json")])
+        return {run["key"] for run in json.loads(capsys.readouterr().out)["runs"]}
+
+    assert shown() == {"g", "gone"}
+    for word in ("g", "g.yaml", "configs/grids/g.yaml", str(tmp_path / "configs/grids/g.yaml"), "both.yaml"):
+        assert shown(word) == {"g"}
+    assert shown("elsewhere/gone.yaml") == {"gone"}
+    assert shown("--grid", "g", "gone") == {"g", "gone"}
+    for word in ("h", "gon", "configs/grids/gg.yaml"):
+        with pytest.raises(UserError, match=r"no such grid in .*submissions; (did you mean 'g|valid: g, gone)"):
+            shown(word)
