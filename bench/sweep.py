@@ -20,10 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from hpcdistill.command import positive, run_command
-from hpcdistill.console import err, out, say
+from hpcdistill.console import Table, err, out, say
 from hpcdistill.sweep.grids.grid import load_grid
 from hpcdistill.sweep.grids.plan import Plan, make_plan
 from hpcdistill.sweep.jobs import submit

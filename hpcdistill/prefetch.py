@@ -10,11 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.table import Table
-
 from hpcdistill.command import run_command
 from hpcdistill.config import load_config, split_runs
-from hpcdistill.console import out, say
+from hpcdistill.console import Table, out, say
 from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.fetch.weights import WEIGHTS, fetch_weights
 from hpcdistill.data.pack.fetching import obtain, wanted_at

@@ -40,7 +40,7 @@ if os.environ.get("RANK", "0") == "0":
     session = {"command": shlex.join(sys.orig_argv)}
     (run / "environment.json").write_text(json.dumps({"sessions": [session]}))
     time.sleep(float(os.environ.get("STAND_IN_SECONDS", "0")))
-    result = {"name": name, "key": config.parent.name, "seconds": [time.time()]}
+    result = {"name": name, "key": config.parent.name, "seconds": time.time()}
     (run / "result.json").write_text(json.dumps(result))
 """
 

@@ -420,7 +420,8 @@ def test_a_cell_whose_configuration_does_not_exist(site: Site) -> None:
 def test_the_collector_is_told_what_the_sweep_was_told() -> None:
     command = collect_command(["a.yaml", "b"], ["train.steps=3"], [0, 1], Path("runs"), Path("sweeps"))
     assert " ".join(command) == (
-        "slurm/collect.py runs train.steps=3 --grid a.yaml b --folder sweeps --out sweeps/report --seeds 0 1"
+        "slurm/collect.py runs train.steps=3 --grid a.yaml b --with-others "
+        "--folder sweeps --out sweeps/report --seeds 0 1"
     )
     assert "--grid all" in " ".join(collect_command([], [], None, Path("runs"), Path("sweeps")))
 
@@ -654,3 +655,43 @@ def in_queue(site: Site, *jobs: str) -> None:
     place = next(site.folder.glob("sweeps/submissions/*")).name
     lines = [f"{job}|PENDING|{int(time.time())}|N/A|Priority|submissions/{place}/jobs/x.sh" for job in jobs]
     (site.slurm / "queue").write_text("\n".join(lines) + "\n" if lines else "")
+
+
+def test_an_own_grid_has_no_column_of_a_paper(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert site.submit("--dry-run") == 0
+    assert "psnr (paper)" in capsys.readouterr().out  # CARN's is printed
+    site.grid.write_text(site.grid.read_text().replace(", printed: {psnr: 31.9}", ""))
+    assert site.submit("--dry-run") == 0
+    assert "(paper)" not in capsys.readouterr().out
+
+
+def test_an_overlay_holds_for_every_run_and_is_no_grid(site: Site) -> None:
+    (site.folder / "over.yaml").write_text("train: {steps: 7}\n")
+    assert site.submit("over.yaml") == 0
+    assert {run["steps"] for run in site.plan()["runs"].values()} == {7}
+    assert site.plan()["overrides"] == ["train.device=cpu", "over.yaml"]
+    assert "over.yaml" in collector(site).command
+
+
+def test_a_grid_without_anything_to_run_is_known_to_status_and_tables(site: Site) -> None:
+    assert site.submit() == 0
+    for key in site.plan()["runs"]:
+        site.end(key, "finished")
+    shutil.rmtree(site.folder / "sweeps")
+    assert site.submit() == 0
+    assert site.submit() == 0
+    assert len(list(site.folder.glob("sweeps/submissions/*"))) == 1
+    assert set(site.plan()["grids"]) == {"toy"}
+    assert site.plan()["jobs"] == {}
+
+
+def test_a_grid_from_elsewhere_is_known_by_its_name_afterwards(site: Site) -> None:
+    place = site.folder / "elsewhere" / "own.yaml"
+    place.parent.mkdir()
+    site.grid.rename(place)
+    arguments = ["--cluster", "./here.yaml"]
+    assert main([str(place), *arguments]) == 0
+    (site.folder / "configs/grids").mkdir(parents=True)
+    assert main(["own", *arguments]) == 0
+    assert site.plan()["command"][0] == "own"
+    assert Path(site.plan()["grids"]["own"]["path"]) == place

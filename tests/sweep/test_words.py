@@ -1,4 +1,4 @@
-"""The words of a sweep's commands: which are grids, which lie over every run, and which could be either."""
+"""One form of naming grids for submit, status and collect: names, files, overlays, and which could be either."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from hpcdistill.config import RunConfig
 from hpcdistill.errors import UserError
+from hpcdistill.sweep.grids.grid import GRIDS, grid_file, load_grids
 from hpcdistill.sweep.grids.grid_file import GridFile
 from hpcdistill.sweep.grids.words import OF_A_RUN, Words, sort_words
 
@@ -62,3 +63,25 @@ def test_what_is_no_file_of_keys_is_left_to_the_reader_of_grids(tmp_path: Path, 
     path = tmp_path / "x.yaml"
     path.write_text(text)
     assert sort_words([str(path)]) == Words((str(path),), ())
+
+
+GRID = """\
+metrics: {psnr: {of: student/set5/psnr, better: higher}}
+cells: [{labels: {a: b}, base: configs/fsrcnn/x4.yaml}]
+"""
+
+
+def test_a_grid_is_found_by_name_file_and_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "mine.yaml"
+    elsewhere.write_text(GRID)
+    submitted = {"mine": elsewhere}
+    assert grid_file("dssd-1") == grid_file("configs/grids/dssd-1.yaml") == grid_file("dssd-1.yaml")
+    assert grid_file("mine", submitted) == grid_file(str(elsewhere)) == elsewhere
+    assert [grid.name for grid in load_grids(["mine", "dssd-1"], submitted)] == ["mine", "dssd-1"]
+    with pytest.raises(UserError, match=r"min: no such grid in configs/grids; did you mean 'mine'\?"):
+        grid_file("min", submitted)
+    with pytest.raises(UserError, match=r"dssd-9.yaml: no such grid file; did you mean 'dssd-"):
+        grid_file("dssd-9.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert not GRIDS.is_dir()
+    assert grid_file("mine", submitted) == elsewhere

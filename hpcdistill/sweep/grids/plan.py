@@ -51,6 +51,8 @@ class Plan:
     runs: dict[str, PlannedRun]  # by key, teachers first
     cells: dict[Use, str | None]  # the run of a cell at a seed; None = reported
     seeds: dict[str, tuple[int, ...]]  # of each grid
+    overrides: tuple[str, ...] = ()  # key=value and files that were laid over every cell
+    given_seeds: tuple[int, ...] | None = None  # in the place of the grids' own
 
     @property
     def stages(self) -> list[list[PlannedRun]]:
@@ -98,7 +100,8 @@ def make_plan(
                 warn(f"{grid.path}: ({cell.title}) and ({shown[first]}) are the same run; do they differ in anything?")
             shown.setdefault(first, cell.title)
     runs = sorted(planner.runs.values(), key=lambda run: run.stage)  # stable: otherwise in the grids' order
-    return Plan(list(grids), {run.key: run for run in runs}, cells, chosen)
+    given = None if seeds is None else tuple(seeds)
+    return Plan(list(grids), {run.key: run for run in runs}, cells, chosen, tuple(overrides), given)
 
 
 def _check_for_all(override: str) -> None:

@@ -20,9 +20,10 @@ from hpcdistill.command import positive
 from hpcdistill.console import out, say, warn
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.grids.grid import EVERYTHING, Grid, load_grids
+from hpcdistill.sweep.grids.grid import EVERYTHING, Grid, grid_file, load_grids
 from hpcdistill.sweep.grids.words import sort_words
 from hpcdistill.sweep.jobs.profile import Profile, load_profile
+from hpcdistill.sweep.watch.submissions import read_submissions, submitted_files
 
 if TYPE_CHECKING:
     from hpcdistill.sweep.grids.plan import Plan
@@ -39,7 +40,8 @@ def main(arguments: list[str]) -> int:
     words = sort_words(options.grid)
     # What is wrong with the words themselves is said at once, before torch is loaded.
     profile = Profile() if options.local and not options.cluster else load_profile(options.cluster or "default")
-    grids = load_grids(words.grids)
+    submitted = submitted_files(read_submissions(options.folder)[0])
+    grids = load_grids(words.grids, submitted)
     if not (options.local or options.dry_run):
         from hpcdistill.sweep.jobs.cluster_jobs import check_slurm
 
@@ -48,6 +50,7 @@ def main(arguments: list[str]) -> int:
         os.environ[VARIABLE] = os.path.expandvars(profile.environment[VARIABLE])
 
     from hpcdistill.sweep.grids.plan import make_plan
+    from hpcdistill.sweep.jobs.submission import set_aside_damaged
 
     overrides = [*profile.set, *words.overrides]
     origins = dict.fromkeys(profile.set, f"--cluster {options.cluster or 'default'}: set")
@@ -55,7 +58,8 @@ def main(arguments: list[str]) -> int:
     if not options.local:
         check_fits(plan, profile, options.cluster or "default")
     runs = runs_folder(plan)
-    prefetch = shlex.join(prefetch_command(words.grids, overrides, profile))
+    named = [str(grid_file(word, submitted)) if word in submitted else word for word in words.grids]
+    prefetch = shlex.join(prefetch_command(named, overrides, profile))
     if options.dry_run:
         selection = _show(plan, grids, profile, runs, options)
         if lacking := _lacking(selection, prefetch, options):
@@ -66,8 +70,11 @@ def main(arguments: list[str]) -> int:
         selection = _selected(plan, statuses, options)
         if lacking := _lacking(selection, prefetch, options):
             raise UserError(lacking)
+        set_aside_damaged(runs, selection.chosen, statuses)
         collect = collect_command(words.grids, overrides, options.seeds, runs, options.folder)
         again = _without_retry(arguments)
+        if not selection.chosen and not set(plan.seeds) <= set(submitted):
+            note_grids(options.folder, plan, again)
         if not options.local:
             return _submit(plan, selection, profile, options, (words.grids, overrides, runs), again)
         from hpcdistill.sweep.jobs.local import Local
@@ -88,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "grid",
         nargs="*",
         metavar="GRID|OVERLAY|key=value",
-        help="grids of configs/grids, or their files; files of values and overrides that hold for every run",
+        help="grids, by name or file; overlay files and overrides, which hold for every run",
     )
     parser.add_argument("--cluster", metavar="PROFILE", help="of slurm/clusters, or a file (default: default)")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds of each cell (default: the grid's)")
@@ -154,7 +161,7 @@ def collect_command(
 ) -> list[str]:
     """The command that makes the tables of this sweep; without the interpreter. `data`: the data root, elsewhere."""
     command = ["slurm/collect.py", str(runs), *overrides, "--grid", *(grids or [EVERYTHING])]
-    command += ["--folder", str(folder), "--out", str(folder / REPORT)]
+    command += ["--with-others", "--folder", str(folder), "--out", str(folder / REPORT)]
     command += ["--data-root", str(data)] if data else []
     return command + (["--seeds", *map(str, seeds)] if seeds else [])
 
@@ -175,6 +182,13 @@ def _lacking(selection: Selection, prefetch: str, options: argparse.Namespace) -
     if not places and not weights:
         return None
     return f"{how_to_get(places, weights, prefetch)}; --no-data-check goes on without (the nodes may see more)"
+
+
+def note_grids(folder: Path, plan: Plan, command: Sequence[str]) -> None:
+    """Write down grids all of whose runs are there already: status and the tables know grids by their submissions."""
+    from hpcdistill.sweep.jobs.submission import SubmissionFolder
+
+    SubmissionFolder(folder.absolute(), plan, profile={"name": "none"}, command=list(command)).save()
 
 
 def _without_retry(arguments: Sequence[str]) -> list[str]:
