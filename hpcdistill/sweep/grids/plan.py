@@ -12,13 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from hpcdistill.config import COMMAND_LINE, Loaded, file_layers
+from hpcdistill.config import COMMAND_LINE, Loaded, file_layers, is_override
 from hpcdistill.console import warn
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
-from hpcdistill.sweep.grids.cell_config import CellConfigs, is_override
+from hpcdistill.sweep.grids.cell_config import CellConfigs
 from hpcdistill.sweep.grids.estimates import Estimates, load_estimates
 from hpcdistill.sweep.grids.grid import Cell, Grid
 from hpcdistill.sweep.grids.metric_names import missing_metric
@@ -113,7 +111,8 @@ def _check_for_all(override: str) -> None:
     for origin, layer in file_layers(Path(override)):
         if "seed" in layer:
             raise UserError(f"{origin}: seed: not for every run of a sweep; give --seeds 0 1 2")
-        if OmegaConf.select(layer, "method.name"):
+        method = layer.get("method")
+        if isinstance(method, Mapping) and "name" in method:
             raise UserError(
                 f"{origin}: method.name: a run's whole configuration is not laid over those of a sweep; "
                 "name it as the `base:` of a grid, or give a file with only what is different"

@@ -10,6 +10,7 @@ import yaml
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.sweep.grids.grid_file import GridFile
+from hpcdistill.yaml_values import load_yaml
 
 SUFFIXES = (".yaml", ".yml")
 # The top-level keys of a run's configuration: config.RunConfig's, which would load torch, and `extends`.
@@ -38,7 +39,7 @@ def is_overlay(file: Path) -> bool:
     if file.suffix not in SUFFIXES or not file.is_file():
         return False
     try:
-        values = yaml.safe_load(file.read_bytes())
+        values = load_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return False
     if not isinstance(values, dict) or not values:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcdistill.command import positive
+from hpcdistill.command import positive, whole
 from hpcdistill.console import out, say, warn
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         help="grids, by name or file; overlay files and overrides, which hold for every run",
     )
     parser.add_argument("--cluster", metavar="PROFILE", help="of slurm/clusters, or a file (default: default)")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds of each cell (default: the grid's)")
+    parser.add_argument("--seeds", nargs="+", type=whole, metavar="N", help="seeds of each cell (default: the grid's)")
     parser.add_argument(
         "--parallel",
         type=positive,
