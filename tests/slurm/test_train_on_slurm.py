@@ -228,6 +228,17 @@ def test_a_job_submitted_inside_another_is_as_from_a_login_node(
     assert len(said[0].split(",")) > 1 or "-" in said[0], "more than one core, or it would not show"
 
 
+def test_a_job_submitted_inside_an_array_is_none_of_its_tasks(cluster: Cluster, stand_in: Path, tmp_path: Path) -> None:
+    # As in the second start of task 3 of an array, which must not be put into the queue in this one's place.
+    around = {"SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "3"}
+    common = ["--cpus-per-task=1", NO_GPU, f"--output={tmp_path}/%j.log", str(SCRIPT), "stops"]
+    job = cluster.submit(*common, cwd=tmp_path, HPCDISTILL_PYTHON=str(stand_in), SLURM_RESTART_COUNT="4", **around)
+    ended = cluster.wait_for(job, lambda shown: shown["JobState"] in ("COMPLETED", "FAILED"), 60)
+    said = (tmp_path / f"{job}.log").read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), said
+    assert f"into the queue again as job {job}\n" in said
+
+
 def test_one_task_of_an_array_is_requeued_alone(cluster: Cluster, stand_in: Path, tmp_path: Path) -> None:
     # The array's last task carries the array's own id: `scontrol requeue` of it would start all of them again.
     job = _submit(cluster, stand_in, tmp_path, "--array=1-2", SCRIPT, "array")
