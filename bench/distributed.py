@@ -26,7 +26,6 @@ import step as single
 import torch
 import torch.distributed as dist
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
@@ -34,7 +33,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hpcdistill.command import run_command
 from hpcdistill.config import load_config
-from hpcdistill.console import is_main_process, out, say, warn
+from hpcdistill.console import Table, is_main_process, out, say, warn
 from hpcdistill.methods.base import Batch, Method
 from hpcdistill.ranks.process_group import join, leave
 from hpcdistill.training.averaging import Averages

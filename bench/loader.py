@@ -38,10 +38,9 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from hpcdistill.command import run_command
-from hpcdistill.console import out, say
+from hpcdistill.console import Table, out, say
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.images import encode_png
 from hpcdistill.data.index import Index, Kind, Member, Sample, Shard, load_index

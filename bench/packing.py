@@ -26,10 +26,9 @@ from typing import Any
 import numpy as np
 import psutil
 from PIL import Image
-from rich.table import Table
 
 from hpcdistill.command import run_command
-from hpcdistill.console import out, say
+from hpcdistill.console import Table, out, say
 from hpcdistill.data.images import encode_png, read_rgb
 from hpcdistill.data.pack.pack_pool import available_cores
 from hpcdistill.data.pack.packed_image import SCALES

@@ -22,12 +22,11 @@ from typing import Any
 import torch
 from loader import make_set
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
 from hpcdistill.command import run_command
-from hpcdistill.console import err, out, say, warn
+from hpcdistill.console import Table, err, out, say, warn
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.read.reader import PatchReader
 from hpcdistill.methods.base import Batch, Method, OptimizerSettings

@@ -10,11 +10,9 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from hpcdistill.command import run_command
 from hpcdistill.config import Loaded, configured_generators, load_config
-from hpcdistill.console import out
+from hpcdistill.console import Table, out
 
 if TYPE_CHECKING:
     from torch import nn

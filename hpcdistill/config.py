@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
@@ -39,7 +40,7 @@ OWN_KEYS = ("name", "method", "teacher", "init")
 _CARRIED_OUT = ("device", "deepspeed", "threads", "timeout")
 # A file that names its own test sets means these, not these as well.
 _REPLACED = ("data", "eval")
-_ONE_MORE = "command line (one more test set)"
+_ONE_MORE = " (one more test set)"
 _WRITTEN = {"allow_objects": True}  # OmegaConf's leave for numbers that remember how they were written
 
 
@@ -86,9 +87,10 @@ def carried_out_by(config: RunConfig) -> dict[str, Any]:
     return {key: getattr(config.train, key) for key in _CARRIED_OUT if key in config.train.model_fields_set}
 
 
-def load_config(arguments: Sequence[str]) -> Loaded:
+def load_config(arguments: Sequence[str], origins: Mapping[str, str] = MappingProxyType({})) -> Loaded:
     """Load the files and `key=value` overrides in `arguments`, and the teacher's configuration where one is named.
 
+    `origins`: where an override is from, for messages, when that is not the command line.
     Raises UserError for a missing or damaged file, a wrong key or an impossible value.
     """
     files = tuple(Path(argument) for argument in arguments if not is_override(argument))
@@ -96,12 +98,12 @@ def load_config(arguments: Sequence[str]) -> Loaded:
     if not files:
         raise UserError("no configuration file given; e.g. configs/dssd/x4.yaml")
     layers = [layer for file in files for layer in file_layers(file)]
-    layers += [(_origin_of(override), parse_override(override)) for override in overrides]
+    layers += [(_origin_of(override, origins), parse_override(override)) for override in overrides]
     config = _checked(layers)
     if config.teacher is None:
         return Loaded(config, files, overrides)
     shared = [(origin, _without(values, OWN_KEYS)) for file in files[1:] for origin, values in file_layers(file)]
-    shared += [(_origin_of(override), _without(parse_override(override), OWN_KEYS)) for override in overrides]
+    shared += [(_origin_of(override, origins), _without(parse_override(override), OWN_KEYS)) for override in overrides]
     special = ("teacher.overrides", config.teacher.overrides)
     carried_out: tuple[str, Values] = (str(files[0]), {"train": carried_out_by(config)})
     teacher = _checked([carried_out, *file_layers(Path(config.teacher.config)), *shared, special])
@@ -206,8 +208,9 @@ def file_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str, 
     yield str(path), values
 
 
-def _origin_of(override: str) -> str:
-    return _ONE_MORE if override.startswith(".".join(_REPLACED) + ".") else COMMAND_LINE
+def _origin_of(override: str, origins: Mapping[str, str]) -> str:
+    origin = origins.get(override, COMMAND_LINE)
+    return origin + _ONE_MORE if override.startswith(".".join(_REPLACED) + ".") else origin
 
 
 def parse_override(text: str) -> Values:
@@ -259,7 +262,7 @@ def _checked(layers: Sequence[tuple[str, Values]]) -> RunConfig:
     merged: Values = {}
     for origin, layer in layers:
         # `data.eval.x=...` adds one on the command line; `data.eval={x: ...}` names them all, as a file does.
-        if origin != _ONE_MORE and _has(layer, _REPLACED) and _has(merged, _REPLACED):
+        if not origin.endswith(_ONE_MORE) and _has(layer, _REPLACED) and _has(merged, _REPLACED):
             del merged[_REPLACED[0]][_REPLACED[1]]
         merge(merged, layer)
     try:

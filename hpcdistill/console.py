@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from typing import Any
+
+import rich.table
+from rich.console import Console, ConsoleDimensions
 
 from hpcdistill.ranks.environment import rank
 
+PIPED = 220  # columns where there is no terminal to fit into
+
+
+class Terminal(Console):
+    """A console that keeps two questions apart: is it coloured (rich's `is_terminal`), is it a screen (`moves`).
+
+    FORCE_COLOR colours files and pipes too, and SLURM sets it for every job: a log may have colours, but a display that
+    moves the cursor would make one line of it.
+    """
+
+    @property
+    def moves(self) -> bool:
+        """Whether a display may redraw itself: the one decision on bars and live tables."""
+        return self.is_terminal and self._is_screen() and not self.is_dumb_terminal
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Columns and lines of the screen; wide where there is none, as a file or a pipe has no edge.
+
+        COLUMNS does not make that narrower: readline exports it to whatever a Python starts, as 80.
+        """
+        width, height = super().size
+        return ConsoleDimensions(width if self._is_screen() else max(width, PIPED), height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
+    def _is_screen(self) -> bool:
+        try:
+            return self.file.isatty()
+        except (AttributeError, ValueError):  # closed, or not quite a file
+            return False
+
+
+class Table(rich.table.Table):
+    """A table that wraps what is too long for a cell; rich's own cuts it off, and with it what the reader came for."""
+
+    def add_column(self, *header: Any, **settings: Any) -> None:
+        super().add_column(*header, **{"overflow": "fold", **settings})
+
+
 # Results (tables, JSON) go to stdout, everything said along the way to stderr, so that output can be piped.
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Terminal(highlight=False)
+err = Terminal(stderr=True, highlight=False)
 
 
 def is_main_process() -> bool:
@@ -25,3 +70,11 @@ def say(message: str, style: str | None = None) -> None:
 def warn(message: str) -> None:
     """Print one warning line, on rank 0 only."""
     say(f"warning: {message}", style="yellow")
+
+
+def shortened(name: str, width: int) -> str:
+    """`name` in `width` characters, without its middle where it is longer: variants differ at their ends."""
+    if len(name) <= width:
+        return name
+    end = (width - 2) // 2
+    return f"{name[: width - 2 - end]}..{name[len(name) - end :]}"

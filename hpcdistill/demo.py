@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Table
 
 from hpcdistill.command import run_command
-from hpcdistill.console import out, say, warn
+from hpcdistill.console import Table, out, say, warn
 from hpcdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -204,14 +203,15 @@ def measure(name: str, generator: nn.Module, images: SRImages, steps: int, secon
 def read_stage(folder: Path, arguments: Sequence[str]) -> Stage:
     """What a finished run's folder says of it; `arguments` are those it can be trained with again."""
     from hpcdistill.sweep.demos.demo_report import Stage
-    from hpcdistill.training.run_folder import RunFolder
+    from hpcdistill.training.records import read_environment, read_row
+    from hpcdistill.training.run_folder import RunFolder, describe_session
 
     run = RunFolder(folder)
     result = run.result()
     assert result is not None
-    log = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    sessions = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["sessions"]
-    return Stage(result, log, sessions[-1], shlex.join(["python", "-m", "hpcdistill.train", *arguments]))
+    log = [row for line in run.metrics.read_bytes().splitlines() if (row := read_row(line)) is not None]
+    session = (read_environment(folder)["sessions"] or [describe_session()])[-1]
+    return Stage(result, log, session, shlex.join(["python", "-m", "hpcdistill.train", *arguments]))
 
 
 def trained_steps(notes: dict[str, Any]) -> int:

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from hpcdistill.command import positive, run_command
-from hpcdistill.console import out, say
+from hpcdistill.console import Table, out, say
 
 if TYPE_CHECKING:
     from torch import nn

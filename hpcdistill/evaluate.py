@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
 from hpcdistill.command import run_command, whole
-from hpcdistill.console import err, out, say
+from hpcdistill.console import Table, err, out, say, warn
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.metrics.reference import LEAST, below
 from hpcdistill.ranks.environment import rank, ranks
 from hpcdistill.ranks.launcher import check_launcher
 
@@ -72,6 +73,8 @@ def _run(arguments: argparse.Namespace) -> int:
         title = f"{model} on {arguments.data}, x{scale}, rule {arguments.rule}"
         out.print(title, markup=False, emoji=False, soft_wrap=True)
         out.print(_table(result))
+        if result.bicubic and result.bicubic["psnr"] - result.psnr >= LEAST:
+            warn(below(result.psnr, result.bicubic["psnr"]))
     return 0
 
 
@@ -215,24 +218,35 @@ def _evaluate(generator: nn.Module, images: SRImages, scale: int, arguments: arg
     from accelerate.utils import gather_object
 
     from hpcdistill.metrics.shared_work import shared_work
-    from hpcdistill.metrics.sr_evaluation import ImageRow, evaluate_image, evaluating, summarise
+    from hpcdistill.metrics.sr_evaluation import (
+        BicubicUpsampler,
+        ImageRow,
+        bicubic_upsampler,
+        evaluate_image,
+        evaluating,
+        summarise,
+    )
     from hpcdistill.ranks import watch
 
     device = _device(arguments.device)
     generator.to(device)
     rows: list[ImageRow] = []
+    bicubic: list[ImageRow] = []  # what every network is to be compared with
+    upsampler = None if isinstance(generator, BicubicUpsampler) else bicubic_upsampler(scale)
     if arguments.save_images:
         if arguments.save_images.exists() and not arguments.save_images.is_dir():
             raise UserError(f"--save-images {arguments.save_images}: is a file; name a folder")
         arguments.save_images.mkdir(parents=True, exist_ok=True)
     mine = range(rank(), len(images), ranks())
-    hidden = rank() > 0 or not err.is_terminal
+    hidden = rank() > 0 or not err.moves
     with shared_work(ranks(), device), evaluating(generator) as network:
         for number in track(mine, "evaluating", console=err, transient=True, disable=hidden):
             watch.progress()
             name, hr, lr = images[number]
             row, output = evaluate_image(network, name, hr, lr, scale, arguments.rule, device)
             rows.append(row)
+            if upsampler is not None:
+                bicubic.append(evaluate_image(upsampler, name, hr, lr, scale, arguments.rule, device)[0])
             if arguments.save_images:
                 from hpcdistill.data.images import encode_png
                 from hpcdistill.metrics.sample_grid import colourise
@@ -242,7 +256,11 @@ def _evaluate(generator: nn.Module, images: SRImages, scale: int, arguments: arg
     if arguments.save_images:
         say(f"wrote {len(images)} images to {arguments.save_images}")
     rows_of = {row["name"]: row for row in (gather_object(rows) if ranks() > 1 else rows)}
-    return summarise([rows_of[name] for name in images.names], scale, arguments.rule)
+    result = summarise([rows_of[name] for name in images.names], scale, arguments.rule)
+    if upsampler is None:
+        return result
+    means = summarise(gather_object(bicubic) if ranks() > 1 else bicubic, scale, arguments.rule)
+    return replace(result, bicubic={"psnr": means.psnr, "ssim": means.ssim})
 
 
 def _device(asked: str) -> str:
@@ -274,9 +292,13 @@ def _metrics_table(result: TranslationResult) -> Table:
 
 def _table(result: SRResult) -> Table:
     table = Table(show_footer=True)
-    table.add_column("image", footer=f"mean of {result.images}")
-    table.add_column(escape("PSNR [dB]"), footer=f"{result.psnr:.3f}", justify="right")
-    table.add_column("SSIM", footer=f"{result.ssim:.4f}", justify="right")
+    means = [(f"mean of {result.images}", result.psnr, result.ssim)]
+    if result.bicubic:
+        means.append(("bicubic", result.bicubic["psnr"], result.bicubic["ssim"]))
+    names, psnrs, ssims = zip(*((name, f"{psnr:.3f}", f"{ssim:.4f}") for name, psnr, ssim in means), strict=True)
+    table.add_column("image", footer="\n".join(names))
+    table.add_column(escape("PSNR [dB]"), footer="\n".join(psnrs), justify="right")
+    table.add_column("SSIM", footer="\n".join(ssims), justify="right")
     for row in result.per_image:
         table.add_row(escape(row["name"]), f"{row['psnr']:.3f}", f"{row['ssim']:.4f}")
     return table

@@ -1,4 +1,7 @@
-"""Files that are whole or absent: written under a temporary name, synced, then renamed."""
+"""Files that are whole or absent: written under a temporary name, synced, then renamed.
+
+And our own JSON read back: disks, copies and editors damage it, so what it says is checked before it is used.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from hpcdistill.errors import UserError
+
+T = TypeVar("T")
+JSON_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+
+
+class Damaged(UserError):
+    """A file of ours that is not what was written there: one line with the file, `why` and the remedy."""
+
+    def __init__(self, path: Path, why: str, remedy: str) -> None:
+        self.why = " ".join(why.split())
+        super().__init__(f"{path}: damaged ({self.why:.200}); {remedy}")
 
 
 @contextmanager
@@ -36,6 +54,36 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON (UTF-8, sorted as given) through `write_bytes`."""
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, kind: TypeAdapter[T], remedy: str) -> T:
+    """The JSON in a file of ours, of the type `kind`: Damaged when it is anything else. OSErrors are passed on."""
+    try:
+        return parse_json(path.read_bytes(), kind)
+    except ValueError as error:
+        raise Damaged(path, str(error), remedy) from None
+
+
+def parse_json(content: bytes, kind: TypeAdapter[T]) -> T:
+    """The JSON value that `content` is; ValueError, with a few words, when it is none or not strictly a `kind`."""
+    try:
+        json.loads(content)  # for its words: they say what is missing, and where
+        return kind.validate_json(content, strict=True)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValidationError as error:
+        raise ValueError(_first_fault(error)) from None
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    what = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    if fault["type"] == "missing":
+        what = "missing"
+    elif fault["type"] not in ("value_error", "json_invalid"):
+        what += f", got {fault['input']!r:.60}"
+    return f"{key}: {what}" if key else what
 
 
 def sync_file(path: Path) -> None:

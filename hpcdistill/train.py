@@ -17,19 +17,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from hpcdistill.command import run_command
 from hpcdistill.config import Loaded, RunConfig, config_files, configured_generators, load_config, to_yaml
-from hpcdistill.console import is_main_process, out, say, warn
+from hpcdistill.console import Table, is_main_process, out, say, warn
 from hpcdistill.data.counter import step_seed
 from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.pack.builtin import pack_missing
 from hpcdistill.data.read.readers import open_reader
 from hpcdistill.data.read.staging import StagingStopped
 from hpcdistill.methods.base import Method
-from hpcdistill.metrics.run_evaluators import open_evaluator
+from hpcdistill.metrics.reference import BICUBIC, below_bicubic, bicubic_value
+from hpcdistill.metrics.run_evaluators import bicubic_reference, open_evaluator
 from hpcdistill.models.registry import load_generator, load_weights
 from hpcdistill.ranks import watch
 from hpcdistill.ranks.launcher import check_launcher
@@ -111,7 +112,7 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
     result = _finished(folder, accelerator)
     if result is not None:
         say(f"{config.name}: {folder.path} has finished already")
-        for name in config.data.eval.keys() - (result["protocol"] or {}).get("test_sets", {}).keys():
+        for name in config.data.eval.keys() - ((result.get("protocol") or {}).get("test_sets") or {}).keys():
             place = config.data.eval[name]
             say(f"{name} was not measured; `python -m hpcdistill.evaluate {folder.path} --data {place}`")
         return result
@@ -201,6 +202,7 @@ def _train(
         "best": outcome.position.best,
         "last": outcome.position.last,
         "protocol": evaluator.protocol() if evaluator else None,
+        BICUBIC: bicubic_reference(evaluator, accelerator),
         "teacher": run_name(loaded.teacher) if loaded.teacher else None,
         "weights": method.origins,
         "revision": code_revision(),
@@ -283,19 +285,28 @@ def _show(result: dict[str, Any]) -> None:
     """The result as a table, on rank 0."""
     if not is_main_process():
         return
-    title = f"{result['name']}-{result['identity']}: {result['steps']} steps, {result['seconds']:.0f} s"
-    metrics = result["last"]["metrics"] if result["last"] else {}
+    title = (
+        f"{result['name']}-{result.get('identity')}: {result.get('steps')} steps, {result.get('seconds') or 0:.0f} s"
+    )
+    measured = {which: result.get(which) or {"step": None, "metrics": {}} for which in ("best", "last")}
+    metrics = measured["last"]["metrics"]
     if not metrics:
         out.print(f"{title}; {NOTHING_MEASURED}", markup=False, soft_wrap=True)
         return
     table = Table(title=title)
-    table.caption = (result["protocol"] or {}).get("note")
+    table.caption = (result.get("protocol") or {}).get("note")
     table.add_column("metric")
-    for which in ("best", "last"):
-        table.add_column(f"{which} (step {result[which]['step']})" if result[which] else which, justify="right")
+    for which, part in measured.items():
+        table.add_column(f"{which} (step {part.get('step')})" if result.get(which) else which, justify="right")
     for metric in metrics:
-        table.add_row(metric, *(f"{result[which]['metrics'].get(metric, math.nan):.4f}" for which in ("best", "last")))
+        values = (part["metrics"].get(metric) for part in measured.values())
+        table.add_row(Text(metric), *(f"{math.nan if value is None else value:.4f}" for value in values))
+    for metric in dict.fromkeys(f"{BICUBIC}/{metric.partition('/')[2]}" for metric in metrics):
+        if (value := bicubic_value(result, metric)) is not None:  # the same whatever the weights
+            table.add_row(Text(metric), f"{value:.4f}", f"{value:.4f}", style="dim")
     out.print(table)
+    for line in below_bicubic(result):
+        warn(f"{result['name']}: {line}")
 
 
 if __name__ == "__main__":

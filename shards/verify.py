@@ -7,10 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from hpcdistill.command import run_command
-from hpcdistill.console import out, say, warn
+from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.check.duplicates import Duplicate, Findings, find_duplicates
 from hpcdistill.data.check.repair import repair_by_fetching, repair_by_name, repair_index, repair_shards
 from hpcdistill.data.check.verify import Report, data_sets, verify

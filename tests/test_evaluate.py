@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,19 @@ def test_a_run_is_evaluated_by_its_best_student(images: Path, run: Path, capsys:
     teacher = printed(capsys)
     assert str(teacher["model"]).endswith("teacher.safetensors")
     assert teacher["psnr"] != best["psnr"]
+
+
+def test_a_network_is_shown_beside_bicubic(images: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An untrained network: its table has bicubic's numbers of the same images and rule, and says who is ahead."""
+    expected = evaluate_sr(bicubic_upsampler(2), load_test_set(images, 2), 2, "matlab")
+    main([str(run), "--data", str(images), "--rule", "matlab"])
+    said = capsys.readouterr()
+    assert re.search(rf"bicubic\W+{expected.psnr:.3f}\W+{expected.ssim:.4f}", said.out)
+    assert "dB below bicubic" in said.err
+    main([str(run), "--data", str(images), "--rule", "matlab", "--json"])
+    assert printed(capsys)["bicubic"] == {"psnr": expected.psnr, "ssim": expected.ssim}
+    main(["--baseline", "bicubic", "--scale", "2", "--data", str(images)])
+    assert "below" not in capsys.readouterr().err
 
 
 def test_images_are_saved(images: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from hpcdistill.config import config_files, load_config
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
+from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, evaluate_sr, load_test_set
 from hpcdistill.models.registry import load_generator
 from hpcdistill.train import main, run
 
@@ -163,8 +165,27 @@ def test_weights_of_another_architecture_are_refused(tiny: str, tmp_path: Path) 
 
 
 def test_the_command_prints_the_result(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(CONFIGS / "fsrcnn" / "x3.yaml"), tiny, f"runs={tmp_path}"]) == 0
-    assert "student/tiny/psnr" in capsys.readouterr().out
+    words = [str(CONFIGS / "fsrcnn" / "x3.yaml"), tiny, f"runs={tmp_path}"]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "student/tiny/psnr" in said.out
+    # Two steps teach nothing: a reader is told what enlarging without a network comes to, as `evaluate` measures it.
+    packed = load_config(words).config.data.eval["tiny"]
+    expected = evaluate_sr(bicubic_upsampler(3), load_test_set(packed, 3), 3)
+    [file] = tmp_path.glob("*/result.json")
+    result = json.loads(file.read_text())
+    assert result["bicubic"] == {"tiny": {"psnr": expected.psnr, "ssim": expected.ssim}}
+    assert re.search(rf"bicubic/tiny/psnr\W+{expected.psnr:.4f}", said.out)
+    below = "dB below bicubic"
+    assert below in said.err
+    assert main(words) == 0  # finished: the same
+    again = capsys.readouterr()
+    assert re.search(rf"bicubic/tiny/psnr\W+{expected.psnr:.4f}", again.out)
+    assert below in again.err
+    del result["bicubic"]  # of older code
+    file.write_text(json.dumps(result))
+    assert main(words) == 0
+    assert "bicubic" not in "".join(capsys.readouterr())
 
 
 @pytest.mark.distributed

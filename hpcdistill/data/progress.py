@@ -11,10 +11,12 @@ from rich.progress import Progress as Bar
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
-from hpcdistill.console import err, is_main_process, say
+from hpcdistill.console import err, is_main_process, say, shortened
 
 BYTES = "bytes"  # the unit that is shown in MB
 _PLAIN_INTERVAL = 10.0  # seconds between plain lines
+_BAR, _SHORTEST_BAR, _SHORTEST_LABEL = 40, 6, 12  # columns
+_NUMBERS = 44  # columns of a count, a rate and the time left, with what stands between them
 
 
 def megabytes(count: float) -> str:
@@ -42,9 +44,12 @@ class Progress:
         self._done = self._before = done
         self._started = self._said = time.monotonic()
         self._bar: Bar | None = None
-        if err.is_terminal and is_main_process():
+        if err.moves and is_main_process():
             count = DownloadColumn() if unit == BYTES else MofNCompleteColumn()
-            columns = (TextColumn("{task.description}"), BarColumn(), count)
+            # Left to itself rich squeezes all columns alike where the screen is narrow, the numbers too.
+            label = shortened(label, max(err.width - _NUMBERS - _SHORTEST_BAR, _SHORTEST_LABEL))
+            bar = BarColumn(max(_SHORTEST_BAR, min(_BAR, err.width - _NUMBERS - len(label))))
+            columns = (TextColumn("{task.description}"), bar, count)
             self._bar = Bar(*columns, _Rate(unit), TimeLeft(), console=err)
             self._task = self._bar.add_task(label, total=total, completed=done)
 
@@ -57,6 +62,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar:
+            self._bar.live.transient = kind is not None  # what stopped has a line that says so
             self._bar.stop()
 
     def restart(self, done: int, total: int | None) -> None:

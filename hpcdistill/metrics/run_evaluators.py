@@ -20,6 +20,7 @@ from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.metrics.feature_networks import FeatureNetwork, missing, open_features
 from hpcdistill.metrics.lpips import LPIPS, open_lpips
 from hpcdistill.metrics.real_side import real_side
+from hpcdistill.metrics.reference import BICUBIC
 from hpcdistill.metrics.sample_grid import Image, sample_grid, sample_row
 from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.sr_evaluation import ImageRow, SREvaluator
@@ -46,6 +47,11 @@ def open_evaluator(
     return TranslationRunEvaluator(data, config, selected, needs, generators, accelerator)
 
 
+def bicubic_reference(evaluator: Evaluator | None, accelerator: Accelerator) -> dict[str, dict[str, float]] | None:
+    """What result.json says of bicubic enlargement; None where nothing is enlarged. Every rank calls it."""
+    return evaluator.bicubic(accelerator) if isinstance(evaluator, SRRunEvaluator) else None
+
+
 class SRRunEvaluator:
     """PSNR and SSIM of every generator of a super-resolution run on every test set, the images shared among ranks."""
 
@@ -67,6 +73,7 @@ class SRRunEvaluator:
         self.selects: str | None = f"{generator}/{selected}/psnr"
         self.test_sets = dict(test_sets)
         self.evaluator = SREvaluator(test_sets, needs.scale, needs.channels, config.rule, accelerator.device)
+        self._bicubic: dict[str, dict[str, float]] | None = None  # by test set; it is the same at every step
         with shared_work(accelerator.num_processes, accelerator.device):
             self.evaluator.preload(accelerator.process_index, accelerator.num_processes)
 
@@ -80,17 +87,41 @@ class SRRunEvaluator:
         with shared_work(ranks, accelerator.device):
             for name, generator in generators.items():
                 mine[name] = self.evaluator.evaluate(generator, rank, ranks, stop)
+            if self._bicubic is None:
+                mine[BICUBIC] = self.evaluator.bicubic(rank, ranks, stop)
             if rank == 0 and self.config.samples > 0:
                 pictures[self.generator] = self._picture(generators[self.generator], stop)
         shares = gather_object([mine]) if ranks > 1 else [mine]
-        metrics: dict[str, float] = {}
-        for name in generators:
+        measured: dict[str, dict[str, dict[str, float]]] = {}
+        for name in mine:
             for test_set in self.evaluator.test_sets:
-                rows = [row for share in shares for row in share[name][test_set]]
-                result = self.evaluator.result(test_set, rows)
-                metrics[f"{name}/{test_set}/psnr"] = result.psnr
-                metrics[f"{name}/{test_set}/ssim"] = result.ssim
+                result = self.evaluator.result(test_set, [row for share in shares for row in share[name][test_set]])
+                measured.setdefault(name, {})[test_set] = {"psnr": result.psnr, "ssim": result.ssim}
+        self._bicubic = measured.pop(BICUBIC, self._bicubic)
+        metrics = {
+            f"{name}/{test_set}/{metric}": value
+            for name, sets in measured.items()
+            for test_set, numbers in sets.items()
+            for metric, value in numbers.items()
+        }
         return Evaluation(metrics, pictures)
+
+    def bicubic(self, accelerator: Accelerator) -> dict[str, dict[str, float]]:
+        """Test set -> "psnr" (dB) and "ssim" of bicubic enlargement, by the run's own rule. Every rank calls it.
+
+        A run that was killed between its last evaluation and its result has not measured it yet in this process.
+        """
+        if self._bicubic is None:
+            rank, ranks = accelerator.process_index, accelerator.num_processes
+            with shared_work(ranks, accelerator.device):
+                mine = self.evaluator.bicubic(rank, ranks)
+            shares = gather_object([mine]) if ranks > 1 else [mine]
+            results = {
+                test_set: self.evaluator.result(test_set, [row for share in shares for row in share[test_set]])
+                for test_set in self.evaluator.test_sets
+            }
+            self._bicubic = {name: {"psnr": result.psnr, "ssim": result.ssim} for name, result in results.items()}
+        return self._bicubic
 
     def protocol(self) -> dict[str, Any]:
         """What result.json says about how the numbers were made."""

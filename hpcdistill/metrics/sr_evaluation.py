@@ -46,6 +46,7 @@ class SRResult:
     scale: int
     rule: Rule
     per_image: list[ImageRow] = field(default_factory=list)
+    bicubic: dict[str, float] | None = None  # psnr and ssim of bicubic enlargement of the same images by the same rule
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; every number is finite."""
@@ -309,6 +310,13 @@ class SREvaluator:
         No collective; EvaluationStopped when `stop()` says so between two images.
         """
         assert _channels(generator) == self.channels
+        return self._rows(generator, rank, ranks, stop)
+
+    def bicubic(self, rank: int = 0, ranks: int = 1, stop: Callable[[], bool] = never) -> dict[str, list[ImageRow]]:
+        """The same of bicubic enlargement: of luma, whatever the networks take, as the literature's tables have it."""
+        return self._rows(bicubic_upsampler(self.scale), rank, ranks, stop)
+
+    def _rows(self, generator: nn.Module, rank: int, ranks: int, stop: Callable[[], bool]) -> dict[str, list[ImageRow]]:
         rows: dict[str, list[ImageRow]] = {}
         with evaluating(generator) as network:
             for name, images in self.test_sets.items():

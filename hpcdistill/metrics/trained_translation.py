@@ -117,7 +117,7 @@ def _save(evaluator: TranslationEvaluator, generator: nn.Module, backwards: bool
     count = evaluator.count("data", backwards)
     names = _unique([evaluator.name("data", number, backwards) for number in range(count)])
     mine = range(evaluator.rank, count, evaluator.ranks)
-    hidden = evaluator.rank > 0 or not err.is_terminal
+    hidden = evaluator.rank > 0 or not err.moves
     for number in track(mine, "writing", console=err, transient=True, disable=hidden):
         watch.progress()
         [image] = evaluator.translations(generator, "data", [number], backwards)

@@ -11,6 +11,18 @@ from collections.abc import Mapping, MutableMapping
 from hpcdistill.errors import UserError
 
 FIRST_PORT, PORTS = 20000, 12000  # below the ports that systems hand out by themselves (32768 and more)
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+# What a job's processes have from SLURM, its MPI plugin and submitit; SLURM also reads some of it as options.
+_OF_A_JOB = ("SLURM", "SBATCH_", "SRUN_", "SALLOC_", "PMI_", "PMI2_", "PMIX_", "SUBMITIT_")
+_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")
+_OF_THE_SITE = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "PMIX_MCA_")  # how SLURM and MPI are reached: no job's own
+# What tells one process of a job from the others: the step, the place in it, and what it is bound to.
+_OF_A_STEP = (
+    *("SLURM_STEP", "SLURM_SRUN_", "SLURM_LAUNCH_", "SLURM_CPU_BIND", "SLURM_MEM_BIND", "SRUN_", "SUBMITIT_"),
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_GTIDS", "SLURM_TASK", "SLURM_NTASKS", "SLURM_NPROCS"),
+    *("PMI_", "PMI2_", "PMIX_"),
+)
 
 
 def number(name: str, default: int, *, least: int = 0, environment: Mapping[str, str] | None = None) -> int:
@@ -58,6 +70,29 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
     )
     environment.setdefault("MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1")))
     environment.setdefault("MASTER_PORT", str(port_of(environment)))
+
+
+def of_outer_job(environment: Mapping[str, str]) -> set[str]:
+    """The variables in `environment` that a job submitted from here must not have.
+
+    Everywhere a launcher's ranks; inside a SLURM job also what that job is. sbatch hands its whole environment on, and
+    `srun` in the new job takes SLURM_CPU_BIND and the like for options: its ranks would be bound to the outer job's
+    cores. On a login node all of SBATCH_* and SLURM_* is the user's own, and stays.
+    """
+    names = {name for name in RANK_VARIABLES if name in environment}
+    if "SLURM_JOB_ID" in environment:
+        names |= {name for name in environment if name.startswith(_OF_A_JOB) and not name.startswith(_OF_THE_SITE)}
+        names |= {name for name in _DEVICES if name in environment}
+    return names
+
+
+def of_outer_step(environment: Mapping[str, str]) -> set[str]:
+    """The variables in `environment` that a run of its own, started here as one process, must not have.
+
+    It belongs to the same SLURM job, which its lock names, but it is none of the tasks of the step around it.
+    """
+    own = {name for name in environment if name.startswith(_OF_A_STEP) and not name.startswith(_OF_THE_SITE)}
+    return own | {name for name in RANK_VARIABLES if name in environment}
 
 
 def first_host(nodes: str) -> str:

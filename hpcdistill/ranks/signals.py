@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from typing import Final
 import torch
 from accelerate import Accelerator
 
-from hpcdistill.console import is_main_process
+from hpcdistill.console import err, is_main_process, say
 from hpcdistill.ranks import watch
 from hpcdistill.ranks.failure import EXIT_STOPPED as EXIT_STOPPED
 
@@ -24,6 +25,7 @@ PACE: Final = 1.0  # seconds between two agreements of the ranks
 MOST_STEPS: Final = 20
 ECHO: Final = 1.0  # seconds within which a second SIGINT under a launcher is the first one again
 STUCK: Final = 3.0  # seconds after which a second SIGINT has not reached the main thread: it waits in a collective call
+_NOTICE: Final = "\nstopping after this step, with a checkpoint; Ctrl-C again stops at once"
 
 
 class StopSignals:
@@ -95,11 +97,17 @@ class StopSignals:
         self._first = now if self._first is None else self._first
         self._note()
 
-    def _note(self) -> None:
+    def _note(self, in_thread: bool = False) -> None:
         self.received = True
-        if is_main_process() and self._notice.acquire(blocking=False):
-            # Straight to the terminal: a handler may interrupt whatever holds the console's lock.
-            os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n")
+        # A moving display has to know of every line, or it erases others in place of its own. A handler cannot tell it,
+        # as it may interrupt whatever holds the console's lock: there the thread says it, elsewhere who is first.
+        if not is_main_process() or (err.moves and not in_thread) or not self._notice.acquire(blocking=False):
+            return
+        if err.moves:
+            with contextlib.suppress(OSError, SystemExit):  # the terminal is gone; rich makes SystemExit of that
+                say(_NOTICE)
+        else:
+            os.write(2, f"{_NOTICE}\n".encode())
 
     def _listen(self, ear: socket.socket) -> None:
         first: float | None = None
@@ -113,7 +121,7 @@ class StopSignals:
                         alone.interrupt("stopped", EXIT_INTERRUPTED)
                     return
                 first = now if first is None else first
-                self._note()
+                self._note(in_thread=True)
 
     def _is_second(self, number: int, first: float | None, now: float) -> bool:
         """Whether SIGINT has come once more: not as the echo of a launcher, which passes the terminal's Ctrl-C on to

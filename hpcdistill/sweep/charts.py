@@ -26,6 +26,7 @@ INK, RULE = "#0a0b0c", "#0a0b0d"
 _RC: dict[Any, Any] = {  # matplotlib's keys are a type of their own, another in each version
     "svg.fonttype": "none",  # text stays text: it can be searched and takes the page's font
     "svg.hashsalt": "hpcdistill",  # the same chart gives the same bytes
+    "text.parse_math": False,  # labels are a user's words: a "$" in them begins no formula
     "font.size": _FONT_SIZE,
     "axes.edgecolor": RULE,
     "axes.labelcolor": INK,

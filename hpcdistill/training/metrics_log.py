@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hpcdistill.console import warn
 from hpcdistill.storage import sync_file, sync_folder, write_bytes
+from hpcdistill.training.records import read_row
 
 
 class RunningMeans:
@@ -127,11 +128,8 @@ class MetricsLog:
 
 def _is_row(line: bytes, step: int | None) -> bool:
     """Whether it is a whole line of a step up to `step`."""
-    try:
-        row = json.loads(line)
-        return line.endswith(b"\n") and (step is None or bool(row["step"] <= step))
-    except (ValueError, KeyError, TypeError):
-        return False
+    row = read_row(line)
+    return row is not None and line.endswith(b"\n") and (step is None or bool(row["step"] <= step))
 
 
 def _or_null(value: Any) -> Any:

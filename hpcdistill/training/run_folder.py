@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -18,8 +17,9 @@ import torch
 
 from hpcdistill.console import warn
 from hpcdistill.ranks.environment import ranks
-from hpcdistill.storage import write_bytes, write_json
+from hpcdistill.storage import Damaged, write_bytes, write_json
 from hpcdistill.training.lock import RunLock
+from hpcdistill.training.records import ENVIRONMENT, RESULT, read_environment, read_result
 
 _PACKAGES = ("hpcdistill", "torch", "accelerate", "numpy", "safetensors", "deepspeed")
 
@@ -56,11 +56,14 @@ class RunFolder:
             if leftover.is_file():  # of a process that was killed while it wrote; folders are the checkpoints' affair
                 leftover.unlink(missing_ok=True)
         write_bytes(self.path / "config.yaml", config_yaml.encode())
-        file = self.path / "environment.json"
-        sessions = json.loads(file.read_text())["sessions"] if file.exists() else []
+        try:
+            sessions = read_environment(self.path)["sessions"]
+        except Damaged as error:  # a record that no result depends on keeps no run from going on
+            warn(f"{self.path / ENVIRONMENT}: damaged ({error.why}); written again, without the earlier sessions")
+            sessions = []
         sessions.append(describe_session())
-        write_json(file, {"identity": identity, "sessions": sessions})
-        first, now = sessions[0]["revision"], sessions[-1]["revision"]
+        write_json(self.path / ENVIRONMENT, {"identity": identity, "sessions": sessions})
+        first, now = sessions[0].get("revision"), sessions[-1]["revision"]
         if first != now:
             warn(f"{self.path.name}: started with code revision {first}, going on with {now}")
 
@@ -73,13 +76,12 @@ class RunFolder:
         self._lock.release()
 
     def result(self) -> dict[str, Any] | None:
-        """result.json, or None while the run has not finished."""
-        file = self.path / "result.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        """result.json, or None while the run has not finished. Raises Damaged; see `records.read_result`."""
+        return read_result(self.path)
 
     def save_result(self, result: dict[str, Any]) -> None:
         self.confirm()
-        write_json(self.path / "result.json", result)
+        write_json(self.path / RESULT, result)
 
 
 def describe_session() -> dict[str, Any]:

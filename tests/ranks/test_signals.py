@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 from ranked_commands import Ranks
+from terminal import Screen, run_in_terminal
 from toy import (
     BATCH,
     Regression,
@@ -374,3 +375,32 @@ def test_a_forked_child_s_signals_are_its_own() -> None:
         assert os.waitpid(pid, 0)[1] == 0
         time.sleep(0.3)
         assert not listening.received
+
+
+STOPPED_ON_A_SCREEN = """
+import time
+from hpcdistill.console import say
+from hpcdistill.ranks.signals import StopSignals
+from hpcdistill.training.progress import TrainingProgress
+
+with StopSignals() as signals, TrainingProgress("toy", 0, 10**6, 16) as progress:
+    while not signals.received:
+        progress.advance()
+        progress.show_losses({"student/l1": 0.5})
+        time.sleep(0.002)
+    time.sleep(0.5)  # the display goes on: the step is finished, a checkpoint saved
+    say("toy: stopped")
+"""
+
+
+def test_ctrl_c_leaves_no_bar_on_the_screen() -> None:
+    """The echo of Ctrl-C and the line that answers it stand in the display: both have to be erased, or it stays."""
+
+    def look(screen: Screen) -> str | None:
+        return "\x03" if "loss 0.5" in screen.text else None
+
+    command = [sys.executable, "-c", STOPPED_ON_A_SCREEN]
+    screen, code = run_in_terminal(command, 80, look, PYTHONPATH=str(Path(__file__).parents[2]))
+    assert code == 0
+    lines = [line for line in screen.text.splitlines() if line]
+    assert lines == ["stopping after this step, with a checkpoint; Ctrl-C again stops at once", "toy: stopped"]

@@ -267,3 +267,43 @@ def test_protocol_in_words() -> None:
     assert describe_protocol(result) == "PSNR; rule pisr, scale 4; set5 (5 images), b100 (100 images)"
     assert describe_protocol({"protocol": {"note": "fid: weights", "test_sets": {}}}) == "fid: weights"
     assert describe_protocol(json.loads('{"protocol": null}')) == "nothing was measured"
+
+
+def test_a_row_of_bicubic_and_who_is_below_it(tmp_path: Path) -> None:
+    """A group of one scale each has its own; what a grid measures itself stays alone."""
+    cells = [run_cell(name, scale=scale) for scale in ("x2", "x4") for name in "ab"]
+    numbers = {"x2": 33.66, "x4": 28.42}
+    for number, (cell, value) in enumerate(zip(cells, (36.0, 33.0, 28.40, 30.0), strict=True)):
+        bicubic = {"set5": {"psnr": numbers[cell.labels["scale"]], "ssim": 0.9}}
+        save_run(tmp_path, f"{cell.labels['method']}-{number}-0", value, bicubic=bicubic)
+    found = find_results(tmp_path)
+    (table,) = collect(plan(grid(cells, within=("scale",))), found, {})
+    assert [row.cell.title for row in table.rows] == [
+        *("a, x2", "b, x2", "bicubic enlargement, x2"),
+        *("a, x4", "b, x4", "bicubic enlargement, x4"),
+    ]
+    ours = [row.entries["psnr"].best for row in table.rows]
+    assert [entry.mean for entry in ours if entry] == [36.0, 33.0, 33.66, 28.40, 30.0, 28.42]
+    assert table.rows[2].states("psnr") == {"measured": 1}
+    assert best_rows(table, PSNR, printed=False) == {0, 4}
+    assert table.flags == ("Below bicubic in Set5 PSNR: b, x2 (33.00 against 33.66), a, x4 (28.40 against 28.42).",)
+    assert table.counts == {"finished": 4, "measured": 2}
+    own = Cell({"method": "bicubic", "scale": "x2"}, "reported", (), {"psnr": 33.7}, {"psnr": NAME}, {"psnr": 33.66})
+    (table,) = collect(plan(grid([*cells[:2], own], within=("scale",))), found, {})
+    assert [row.cell.title for row in table.rows] == ["a, x2", "b, x2", "bicubic, x2"]
+    assert len(table.flags) == 1
+
+
+@pytest.mark.parametrize("bicubic", [None, 3, [], {"set5": 3}, {"set5": {"psnr": "high"}}, {"set5": {"psnr": None}}])
+def test_results_without_bicubic_have_no_row(tmp_path: Path, bicubic: object) -> None:
+    save_run(tmp_path, "a-0-0", 20.0, bicubic=bicubic)
+    (table,) = collect(plan(grid([run_cell("a")])), find_results(tmp_path), {})
+    assert [row.cell.title for row in table.rows] == ["a"]
+    assert table.flags == ()
+
+
+def test_runs_that_do_not_agree_on_bicubic_have_no_row(tmp_path: Path) -> None:
+    for number, value in enumerate((28.42, 28.39)):
+        save_run(tmp_path, f"{'ab'[number]}-{number}-0", 30.0, bicubic={"set5": {"psnr": value}})
+    (table,) = collect(plan(grid([run_cell("a"), run_cell("b")])), find_results(tmp_path), {})
+    assert [row.cell.title for row in table.rows] == ["a", "b"]

@@ -289,3 +289,50 @@ def test_in_a_browser(tmp_path: Path) -> None:
         ["a", "b", "c", "CARN", "d"],
     ]
     assert content["pictures"] == [40, 40]
+
+
+@pytest.mark.parametrize(
+    "label", ["PSNR at $\\lambda_{$", "$", "a $x^$ b", "_psnr", "x_1^2", "\\frac{", '<b> & "q"', "50 % #1 ~ {", "$a$"]
+)
+def test_what_a_grid_says_is_shown_as_it_is(tmp_path: Path, label: str) -> None:
+    """A metric's label, a cell's labels and a title are words: no formula, no markup; in the plots as well."""
+    metric, macs = Metric("psnr", label, NAME, "higher", 2), Metric("macs", "MACs (G)", None, "lower", 1)
+    cells = [run_cell(f"{label} {n}", **{"second": f"{label} {m}"}) for n in "ab" for m in "cd"]
+    for number, cell in enumerate(cells):
+        cell.printed["macs"] = number + 1.0
+        run = save_run(tmp_path, f"{cell.labels['method']}-{number}-0".replace("/", "_"), 30.0 + number)
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 5, NAME: 30.0 + number}) + "\n", encoding="utf-8")
+    made = grid(cells, (metric, macs), title=label)
+    found = find_results(tmp_path)
+    (table,) = collect(plan(made), found, {})
+    assert curve_charts(table)
+    assert len(axis_plots(table, "x")) == 2
+    assert cost_plots(table, "x", lambda _: None)
+    write_report(tmp_path / "report", [table], found, [], ABOUT)
+    page = Strict((tmp_path / "report/index.html").read_text(encoding="utf-8"))
+    shown = [re.sub(r"\s+", " ", text).strip() for text in page.text]
+    assert sum(label in text for text in shown) > 10
+    assert shown.count(f"{label} a") >= 3  # the table's, a tick, an entry of a legend
+    content = (tmp_path / "report/tables/toy.md").read_text(encoding="utf-8")
+    assert not re.search(r"(?<!\\)\$", content), "GitHub would begin a formula"
+
+
+def test_grids_whose_names_look_alike_have_ids_of_their_own(tmp_path: Path) -> None:
+    made_table(tmp_path)
+    found = find_results(tmp_path)
+    cells = [run_cell(name) for name in "abc"]
+    tables = [collect(plan(grid(cells, name=name)), found, {})[0] for name in ("my_grid", "my-grid")]
+    page = Strict(report_page([lay_out(table) for table in tables], found, [], ABOUT))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_without_a_paper_no_word_of_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text(GRID.partition("printed:")[0], encoding="utf-8")
+    for number, key in enumerate(make_plan([load_grid(tmp_path / "mine.yaml")]).runs):
+        save_run(tmp_path / "runs", key, 30.0 + number)
+    words = [str(tmp_path / "mine.yaml"), "--runs", str(tmp_path / "runs"), "--folder", str(tmp_path / "sweeps")]
+    assert main([*words, "--out", str(tmp_path / "report")]) == 0
+    assert "paper" not in capsys.readouterr().out
+    page = Strict((tmp_path / "report/index.html").read_text(encoding="utf-8"))
+    assert not [text for text in page.text if "paper's" in text or "printed ones" in text]

@@ -68,7 +68,7 @@ def test_everything_is_run_once_teachers_first(
         teacher = json.loads((here.folder / "sweeps/tasks" / key / "config.json").read_text())["teacher"]
         assert (teacher is not None) == (state["name"] == "student")
     ends = {
-        key: json.loads((Path(state["run"]) / "result.json").read_text())["seconds"][0] for key, state in states.items()
+        key: json.loads((Path(state["run"]) / "result.json").read_text())["seconds"] for key, state in states.items()
     }
     plan = json.loads(next(here.folder.glob("sweeps/submissions/*/plan.json")).read_text())
     for key, run in plan["runs"].items():
@@ -76,7 +76,7 @@ def test_everything_is_run_once_teachers_first(
             assert ends[key] > ends[run["teacher"]]
     assert plan["local"]["pid"] == os.getpid()
     said = (here.folder / "collected").read_text()
-    assert said == "runs --grid toy.yaml --folder sweeps --out sweeps/report"
+    assert said == "runs --grid toy.yaml --with-others --folder sweeps --out sweeps/report"
     assert "done: 7 finished" in capsys.readouterr().err
     # Again: nothing is run twice, what is missing is.
     gone = next(key for key, state in states.items() if state["name"] == "student")
@@ -91,6 +91,21 @@ def test_each_run_has_a_gpu_to_itself(here: Here, monkeypatch: pytest.MonkeyPatc
     assert main(["toy.yaml", "--local"]) == 0
     logs = here.logs()
     assert {line.partition(" gpu ")[2] for line in logs.splitlines()} == {"4", "6"}
+
+
+def test_inside_a_job_each_run_is_one_process_on_the_jobs_cores(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = {"SLURM_JOB_ID": "17", "SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+    for name, value in (step | {"SLURM_NTASKS": "2", "LOCAL_RANK": "1", "MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(local.os, "sched_getaffinity", lambda process: set(range(12)))  # of 96 that the node has
+    monkeypatch.setattr(local.os, "cpu_count", lambda: 96)
+    assert main(["toy.yaml", "--local", "--parallel", "3"]) == 0
+    logs = here.logs()
+    assert logs.count("'SLURM_JOB_ID': '17'") == 7, "their locks name the job"
+    assert logs.count("'OMP_NUM_THREADS': '4'") == 7
+    for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "LOCAL_RANK", "MASTER_PORT"):
+        assert logs.count(f"'{name}': None") == 7, f"{name}: each would wait for the other rank of the step"
 
 
 def test_gpus_are_those_that_one_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

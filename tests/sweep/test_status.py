@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from terminal import ROWS, run_in_terminal
 
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.watch import watch_sweep
@@ -570,6 +572,69 @@ def test_what_has_failed_is_shown_with_its_log_and_in_the_exit_code(
     assert "g: b" in capsys.readouterr().out
 
 
+REASON = "data.train: /scratch/me/packed/div2k/train is not packed; run `python -m hpcdistill.prefetch configs/x4.yaml`"
+
+
+def failed_runs(sweep: Sweep, count: int) -> None:
+    keys = [f"k{number}" for number in range(count)]
+    cells = [{"title": f"FSRCNN with a privileged teacher, x{n}", "seed": n, "key": key} for n, key in enumerate(keys)]
+    sweep.submission({key: f"17_{number}" for number, key in enumerate(keys)}, grids={"dssd-1": {"cells": cells}})
+    for number, key in enumerate(keys):
+        sweep.state(key, "failed", job=f"17_{number}", message=f"error: {REASON} number-{number}")
+        sweep.log(key, f"one\ntwo\n{'many words of a log ' * 6}and its end-{number}\n")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 160])
+def test_reasons_are_whole_on_narrow_screens(sweep: Sweep, columns: int) -> None:
+    failed_runs(sweep, 2)
+    arguments = command(sweep, sys.executable, str(CLONE / "slurm/status.py"))
+    screen, code = run_in_terminal(arguments, columns, PYTHONPATH=str(CLONE))
+    assert code == 1
+    assert max(map(len, screen.text.splitlines())) <= columns
+    shown = re.sub(r"[\s│]", "", screen.text)
+    for number in range(2):
+        words = f"{REASON} number-{number}"
+        assert re.sub(r"\s", "", words) in shown or all(word in screen.text for word in words.split()), screen.text
+        assert f"end-{number}" in screen.text  # of its log
+        assert f"17_{number}" in screen.text
+
+
+def test_more_than_a_screen_keeps_reasons_rather_than_logs(sweep: Sweep) -> None:
+    failed_runs(sweep, 30)
+    arguments = command(sweep, sys.executable, str(CLONE / "slurm/status.py"))
+    screen, _ = run_in_terminal(arguments, 80, PYTHONPATH=str(CLONE))
+    assert len(screen.text.splitlines()) < ROWS
+    count = screen.text.count("number-")
+    assert count >= 3
+    assert f"and {30 - count} more; --all" in screen.text
+    assert "end-0" not in screen.text
+
+
+@pytest.mark.usefixtures("no_slurm")
+@pytest.mark.parametrize("coloured", [False, True])
+def test_watching_into_a_file_says_each_change(
+    sweep: Sweep, coloured: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if coloured:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    sweep.submission({"a": "17_3"})
+    sweep.state("a", "running", host=socket.gethostname(), pid=os.getpid(), started=utc(NOW - 5))
+    seen: list[str] = []
+
+    def wait(seconds: float) -> None:
+        seen.append(capsys.readouterr().out)
+        if len(seen) == 3:
+            sweep.state("a", "failed", message="error: no space")
+
+    monkeypatch.setattr(watch_sweep.time, "sleep", wait)
+    assert watch_sweep.main([*command(sweep, "--watch")]) == 1
+    last = capsys.readouterr().out
+    assert "1 runs" in seen[0]
+    assert seen[1:] == ["", ""]
+    assert "no space" in last
+    assert not re.search(r"\x1b\[[0-9;?]*[A-LN-Za-ln-z]", seen[0] + last)  # colours end in m; nothing moves the cursor
+
+
 @pytest.mark.usefixtures("no_slurm")
 def test_damaged_plans_are_named_and_their_tasks_shown(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     write(sweep.folder / "submissions" / "bad" / "plan.json", '{"grids": 3}')
@@ -716,3 +781,30 @@ def test_a_thousand_runs_are_fast(sweep: Sweep) -> None:
     statuses = task_statuses(keys, sweep.folder, sweep.runs, slurm)
     assert time.process_time() - start < 1.0
     assert [status.state for status in statuses] == ["running", "finished"] * 500
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_grids_are_named_as_everywhere(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name, a file, one from elsewhere that is gone by now, one that includes others; after options as well."""
+    monkeypatch.chdir(tmp_path)
+    text = "metrics: {psnr: {of: a/b/psnr, better: higher}}\ncells: [{labels: {a: b}, base: c.yaml}]\n"
+    for name in ("g", "h"):
+        write(tmp_path / f"configs/grids/{name}.yaml", text)
+    write(tmp_path / "both.yaml", "include: [configs/grids/g.yaml, configs/grids/h.yaml]\n")
+    cells = {name: {"cells": [{"title": name, "seed": 0, "key": name}]} for name in ("g", "gone")}
+    sweep.submission({"g": "1_0", "gone": "1_1"}, grids=cells)
+
+    def shown(*words: str) -> set[str]:
+        watch_sweep.main([*words, *command(sweep, "--json")])
+        return {run["key"] for run in json.loads(capsys.readouterr().out)["runs"]}
+
+    assert shown() == {"g", "gone"}
+    for word in ("g", "g.yaml", "configs/grids/g.yaml", str(tmp_path / "configs/grids/g.yaml"), "both.yaml"):
+        assert shown(word) == {"g"}
+    assert shown("elsewhere/gone.yaml") == {"gone"}
+    assert shown("--grid", "g", "gone") == {"g", "gone"}
+    for word in ("h", "gon", "configs/grids/gg.yaml"):
+        with pytest.raises(UserError, match=r"no such grid in .*submissions; (did you mean 'g|valid: g, gone)"):
+            shown(word)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 from omegaconf import OmegaConf
@@ -48,14 +49,14 @@ class CellConfigs:
         self._texts: dict[str, Any] = {}
         self._loaded: dict[tuple[str, ...], Loaded] = {}
 
-    def load(self, arguments: Sequence[str]) -> Loaded:
-        """Equal to `load_config(arguments)`, errors included."""
+    def load(self, arguments: Sequence[str], origins: Mapping[str, str] = MappingProxyType({})) -> Loaded:
+        """Equal to `load_config(arguments, origins)`, errors included."""
         key = tuple(arguments)
         if key not in self._loaded:
             try:
                 self._loaded[key] = self._load(key)
             except _UnusualError:
-                self._loaded[key] = load_config(arguments)
+                self._loaded[key] = load_config(arguments, origins)
         return self._loaded[key]
 
     def _load(self, arguments: tuple[str, ...]) -> Loaded:

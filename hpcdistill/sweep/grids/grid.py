@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from hpcdistill.errors import UserError, nearest
@@ -71,12 +72,12 @@ class Grid:
         return tuple(cell.labels.get(label, "") for label in self.within)
 
 
-def load_grids(names: Sequence[str] = ()) -> list[Grid]:
-    """The grids called `names` (of configs/grids) or lying at these paths; without names, those of configs/grids/all.
+def load_grids(names: Sequence[str] = (), submitted: Mapping[str, Path] = MappingProxyType({})) -> list[Grid]:
+    """The grids that `names` mean (see `grid_file`); without names, those of configs/grids/all.
 
     Raises UserError for a name or file that there is not and for whatever is wrong in a file.
     """
-    paths = [file for name in names or [EVERYTHING] for file in _included(_path_of(name))]
+    paths = [file for name in names or [EVERYTHING] for file in grid_files(name, submitted)]
     grids: dict[str, Grid] = {}
     for path in dict.fromkeys(paths):
         grid = load_grid(path)
@@ -122,19 +123,32 @@ def load_grid(path: Path) -> Grid:
     )
 
 
-def _path_of(name: str) -> Path:
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.parent != Path():
-        if not path.is_file():
-            near = nearest(path.name, [entry.name for entry in path.parent.glob("*.y*ml")] or [path.name])
-            raise UserError(f"{path}: no such grid file; {near}")
-        return path
+def grid_files(word: str, submitted: Mapping[str, Path] = MappingProxyType({})) -> list[Path]:
+    """The files of the grids that `word` means: one, or those that it includes."""
+    return _included(grid_file(word, submitted))
+
+
+def grid_file(word: str, submitted: Mapping[str, Path] = MappingProxyType({})) -> Path:
+    """The file of the grid that a command line calls `word`: a path, a name of configs/grids, or one of `submitted`.
+
+    Raises UserError, with the nearest name, when there is none. `submitted`: files by name, of grids from elsewhere.
+    """
+    path = Path(word)
+    known = {path.stem: path for path in sorted(GRIDS.glob("*.yaml"))}
+    named = path.suffix in (".yaml", ".yml")
+    if named or path.parent != Path():
+        if path.is_file():
+            return path
+        if path.parent == Path() and path.stem in known:
+            return known[path.stem]
+        files = [entry.name for entry in path.parent.glob("*.y*ml")]
+        hint = nearest(path.name, files or [file.name for file in known.values()] or [path.name])
+        raise UserError(f"{path}: no such grid file; {hint}")
+    if word in known or word in submitted:
+        return known.get(word) or submitted[word]
     if not GRIDS.is_dir():
         raise UserError(f"{GRIDS}: no such folder here; run the command in the clone's folder, or give a grid's path")
-    known = {path.stem: path for path in sorted(GRIDS.glob("*.yaml"))}
-    if name not in known:
-        raise UserError(f"{name}: no such grid in {GRIDS}; {nearest(name, known)}")
-    return known[name]
+    raise UserError(f"{word}: no such grid in {GRIDS}; {nearest(word, {*known, *submitted})}")
 
 
 def _included(path: Path, seen: tuple[Path, ...] = ()) -> list[Path]:

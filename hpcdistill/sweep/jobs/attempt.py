@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from hpcdistill.console import warn
 from hpcdistill.sweep.jobs.task_folder import STATE, TaskFolder, finished_run, last_words, started_run, utc
+from hpcdistill.training.records import is_finished
 
 State = Literal["running", "finished", "failed", "stopped", "blocked"]
 EXIT_STOPPED = 75  # ranks.signals.EXIT_STOPPED, which cannot be imported without torch
@@ -116,7 +117,7 @@ class Attempt:
         if code == EXIT_STOPPED or (code != 0 and (signalled or again)):
             state = "stopped"
         if state == "finished":
-            if self.rank == 0 and (self.run is None or not (self.run / "result.json").is_file()):
+            if self.rank == 0 and (self.run is None or not is_finished(self.run)):
                 self.run = finished_run(self.runs, self.folder.key, self.name) or self._identical_run()
         elif message is None:
             message = last_words(self.log)
@@ -154,7 +155,7 @@ class Attempt:
         except (OSError, subprocess.SubprocessError):
             return None
         run = self.cwd / (done.stdout.splitlines() or [""])[-1]
-        return run if (run / "result.json").is_file() else None
+        return run if is_finished(run) else None
 
     def _save(self, state: State, code: int | None = None, message: str | None = None) -> None:
         if self.rank != 0:
@@ -196,7 +197,7 @@ def teacher_run(folder: TaskFolder, teacher: str, cwd: Path) -> Path | None:
     if state.get("state") == "finished" and state.get("run"):
         said = Path(str(state["run"]))
         for run in (cwd / said, runs / said.name):  # or runs were moved
-            if (run / "result.json").is_file():
+            if is_finished(run):
                 return run
     if not any(runs.glob("*/result.json")):
         return None

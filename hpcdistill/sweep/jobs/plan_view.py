@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.table import Table
 from rich.text import Text
 
-from hpcdistill.console import out, say
+from hpcdistill.console import Table, out, say
 from hpcdistill.sweep.grids.grid import Grid
 from hpcdistill.sweep.grids.plan import Plan, PlannedRun
 from hpcdistill.sweep.jobs.arrays import Array, Retry, Selection, Status
 
 _WIDE = 140  # columns from which a table has room for keys
-_PIPED = 220  # columns where there is no terminal to fit into
 
 
 def show_cells(plan: Plan, statuses: Mapping[str, Status]) -> None:
     """A table for each grid: its cells with the paper's numbers, their runs, and other cells that show the same run."""
-    if not out.is_terminal:
-        out.width = max(out.width, _PIPED)
     for grid in plan.grids:
         out.print(_cells(plan, grid, statuses))
         for line in _shared(plan, grid):
@@ -82,14 +78,15 @@ def _cells(plan: Plan, grid: Grid, statuses: Mapping[str, Status]) -> Table:
     labels = list(dict.fromkeys(label for cell in grid.cells for label in cell.labels))
     for label in labels:
         table.add_column(Text(label), overflow="fold")
-    for metric in grid.metrics:
+    printed = [metric for metric in grid.metrics if any(metric.name in cell.printed for cell in grid.cells)]
+    for metric in printed:
         table.add_column(Text(f"{metric.label} (paper)"), justify="right")
     heads = ("run", "key", "state", "teacher") if out.width >= _WIDE else ("run", "state", "teacher")
     for head in heads:
         table.add_column(head, overflow="fold")
     for number, cell in enumerate(grid.cells):
         keys = [plan.cells[grid.name, number, seed] for seed in seeds]
-        numbers = [f"{cell.printed[m.name]:.{m.digits}f}" if m.name in cell.printed else "" for m in grid.metrics]
+        numbers = [f"{cell.printed[m.name]:.{m.digits}f}" if m.name in cell.printed else "" for m in printed]
         row = [*(cell.labels.get(label, "") for label in labels), *numbers]
         runs = [plan.runs[key] for key in keys if key is not None]
         if not runs:
@@ -119,10 +116,12 @@ def _shared(plan: Plan, grid: Grid) -> list[str]:
 
 
 def _starts(array: Array, names: Sequence[str]) -> str:
-    if array.paired:
-        return f"each after its own of {names[array.after[0]]} (aftercorr)"
     waits = [*(names[number] for number in array.after), *(f"job {job}" for job in array.jobs)]
-    return f"after {', '.join(waits)} (afterany)" if waits else "at once"
+    words = [f"each after its own of {waits.pop()} (aftercorr)"] if array.paired else []
+    if array.behind is not None and names[array.behind] not in waits:
+        waits.append(names[array.behind])
+    words += [f"after {', '.join(waits)} (afterany)"] if waits else []
+    return ", ".join(words) or "at once"
 
 
 def _hours(runs: Iterable[PlannedRun]) -> str:

@@ -7,18 +7,24 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hpcdistill.console import warn
 from hpcdistill.errors import UserError
 from hpcdistill.storage import write_json
 from hpcdistill.sweep.grids.grid import Grid
 from hpcdistill.sweep.grids.plan import Plan, PlannedRun
 from hpcdistill.sweep.jobs.task_folder import TaskFolder, utc, write_task
 from hpcdistill.sweep.plan_key import relative_place
+from hpcdistill.sweep.results.run_results import find_results
+from hpcdistill.training.records import RESULT
 from hpcdistill.training.run_folder import code_revision
+
+if TYPE_CHECKING:
+    from hpcdistill.sweep.watch.status import TaskStatus
 
 CLONE = Path(__file__).resolve().parents[3]
 _LONGEST = 60  # of the grids' names in a folder's name
@@ -33,6 +39,9 @@ class SubmissionFolder:
         self._content: dict[str, Any] = {
             "time": utc(),
             "grids": {grid.name: _described(plan, grid) for grid in plan.grids},
+            "overrides": list(plan.overrides),
+            "seeds": None if plan.given_seeds is None else list(plan.given_seeds),
+            "place": str(Path.cwd()),
             "runs": {
                 run.key: {"name": run.name, "steps": run.steps, "teacher": run.teacher, "arguments": run.arguments}
                 for run in plan.runs.values()
@@ -66,6 +75,22 @@ def write_tasks(folder: Path, plan: Plan, runs: Iterable[PlannedRun]) -> None:
         teacher = plan.runs[run.teacher].loaded.config.dump() if run.teacher else None
         write_task(folder / "tasks" / run.key, run.loaded.config.dump(), teacher)
     os.sync()
+
+
+def set_aside_damaged(runs: Path, started: Sequence[PlannedRun], statuses: Mapping[str, TaskStatus]) -> None:
+    """Give the damaged result.json of each run that is to be started another name.
+
+    Training asks for that file first and would refuse to go on; without it the run writes it again from its checkpoint.
+    """
+    if not (started and runs.is_dir()):
+        return
+    keys = {run.key for run in started}
+    folders = {status.run.name for key in keys if (status := statuses[key]).run}
+    for damaged in find_results(runs).unreadable:
+        if damaged.key in keys or damaged.folder.name in folders:
+            file = damaged.folder / RESULT
+            file.replace(aside := file.with_name(f"{RESULT}.damaged"))
+            warn(f"{file}: damaged ({damaged.reason}); now {aside.name}, and written again from the last checkpoint")
 
 
 def task_folder(folder: Path, key: str) -> TaskFolder:

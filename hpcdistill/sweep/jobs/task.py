@@ -7,7 +7,6 @@ ranks have gone, and only for a run that was stopped in good order or has lost a
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import signal
@@ -19,20 +18,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from pydantic import TypeAdapter
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from hpcdistill.errors import UserError
-from hpcdistill.ranks.environment import port_of, restart_count
-from hpcdistill.storage import write_json
+from hpcdistill.ranks.environment import RANK_VARIABLES, port_of, restart_count
+from hpcdistill.storage import read_json, write_json
 from hpcdistill.sweep.jobs.attempt import EXIT_BLOCKED_LINE, EXIT_RANK_LOST, EXIT_STOPPED, Attempt, teacher_run
 from hpcdistill.sweep.jobs.task_folder import START, TaskFolder, filled_in
 
 EXIT_CANCELLED = 128 + signal.SIGTERM
 EXIT_MISTAKE = 2
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 AGREE_SECONDS = 600.0
+_SAID: TypeAdapter[dict[str, str | int | None]] = TypeAdapter(dict[str, str | int | None])
 # An array's own id would requeue all of its tasks, and its last task has that very id.
 REQUEUE = (
     "code=$?",
@@ -135,10 +135,10 @@ class Task:
         deadline = time.monotonic() + AGREE_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, ValueError):
-                said = json.loads((folder.path / START).read_text(encoding="utf-8"))
-                if {name: said.get(name) for name in mark} == mark:
-                    agreed: int | None = said["number"]
-                    return agreed
+                said = read_json(folder.path / START, _SAID, "it is written at each start")
+                if {name: said[name] for name in mark} == mark:
+                    agreed = said["number"]
+                    return agreed if isinstance(agreed, int) else None
             time.sleep(0.2)
         raise TimeoutError(f"rank 0 has said nothing in {folder.path / START} for {AGREE_SECONDS:.0f} s")
 

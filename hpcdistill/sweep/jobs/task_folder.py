@@ -11,15 +11,28 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, TypeAdapter
 
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError
-from hpcdistill.storage import write_json
+from hpcdistill.storage import JSON_OBJECT, read_json, write_json
+from hpcdistill.training.records import read_environment, read_result
 
 CONFIG, TEACHER, STATE, START = "config.json", "teacher.json", "state.json", "start.json"
 ENVIRONMENT = "environment.json"
 FIELDS = ("key", "name", "state", "attempt", "job", "host", "pid", "started", "ended", "run", "code", "message", "log")
+
+
+def _named(values: dict[str, Any]) -> dict[str, Any]:
+    if not all(isinstance(values.get(key), str) for key in ("name", "runs")):
+        raise ValueError("name, runs: expected text")
+    return values
+
+
+_CONFIGURATION: TypeAdapter[dict[str, Any]] = TypeAdapter(Annotated[dict[str, Any], AfterValidator(_named)])
+_VARIABLES: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 
 class TaskFolder:
@@ -53,25 +66,26 @@ class TaskFolder:
             return number
 
     def values(self) -> dict[str, Any]:
-        """config.json."""
-        loaded: dict[str, Any] = json.loads(self.config.read_text(encoding="utf-8"))
-        return loaded
+        """config.json. Raises Damaged."""
+        return read_json(self.config, _CONFIGURATION, "submit the sweep again, which writes it anew")
 
     def environment(self) -> dict[str, str]:
         """Variables that the run must see as its submitter did: a key is of places below the data root."""
         try:
-            found = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
+            return read_json(self.path / ENVIRONMENT, _VARIABLES, "submit the sweep again, which writes it anew")
         except FileNotFoundError:  # of older code
             return {}
-        return {str(name): str(value) for name, value in found.items()}
 
     def state(self) -> dict[str, Any] | None:
         """state.json; None when there is none that can be read."""
         try:
-            found = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+            return self.read_state()
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) else None
+
+    def read_state(self) -> dict[str, Any]:
+        """state.json. Raises Damaged, and OSError where it cannot be read or is not there."""
+        return read_json(self.path / STATE, JSON_OBJECT, "delete it and submit again with --retry failed")
 
     def save_state(self, state: Mapping[str, Any]) -> bool:
         """Write state.json; False, and nothing written, when a later attempt has written its own.
@@ -80,7 +94,8 @@ class TaskFolder:
         """
         assert set(state) == set(FIELDS)
         before = self.state()
-        if before is not None and int(before.get("attempt") or 0) > state["attempt"]:
+        later = before.get("attempt") if before else None
+        if isinstance(later, int) and later > state["attempt"]:
             return False
         write_json(self.path / STATE, dict(state))
         return True
@@ -102,14 +117,14 @@ def write_task(folder: Path, config: Mapping[str, Any], teacher: Mapping[str, An
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    content = (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
     try:
-        if path.read_text(encoding="utf-8") == text:
+        if path.read_bytes() == content:
             return
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)
 
 
@@ -118,9 +133,9 @@ def finished_run(runs: Path, key: str, name: str = "") -> Path | None:
     named = sorted(runs.glob(f"{name}-*/result.json")) if name else []
     for file in [*named, *sorted(set(runs.glob("*/result.json")) - set(named))]:
         try:
-            if json.loads(file.read_text(encoding="utf-8")).get("key") == key:
+            if (read_result(file.parent) or {}).get("key") == key:
                 return file.parent
-        except (OSError, ValueError, AttributeError):  # damaged: status and collect say so
+        except (OSError, ValueError):  # damaged: status and collect say so
             continue
     return None
 
@@ -131,10 +146,10 @@ def started_run(runs: Path, config: Path, since: float) -> Path | None:
         try:
             if file.stat().st_mtime < since - 2:  # clocks of file servers
                 continue
-            sessions = json.loads(file.read_text(encoding="utf-8"))["sessions"]
-            if str(config) in sessions[-1]["command"]:
+            sessions = read_environment(file.parent)["sessions"]
+            if sessions and str(config) in (sessions[-1].get("command") or ""):
                 return file.parent
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError):
             continue
     return None
 

@@ -26,6 +26,7 @@ State = Literal[
 ]  # fmt: skip
 # Not part of how a number is made: which metric chose the weights, and words that repeat the rest.
 _NOT_PROTOCOL = ("selects", "note")
+BICUBIC_LABEL = "bicubic enlargement"
 _NAMED = 4  # of the different things that a flag names
 
 
@@ -94,7 +95,8 @@ class TableRow:
         if self.entries[metric].measured:
             states["measured"] = 1
         elif self.cell.kind == "reported":
-            states["reported"] = 1
+            if self.cell.printed or not self.cell.measured:  # not a row of our own that has other metrics
+                states["reported"] = 1
         else:
             name = self.cell.of.get(metric)
             for trial in self.trials if name else ():
@@ -123,7 +125,7 @@ class ResultTable:
     seeds: tuple[int, ...]
     rows: tuple[TableRow, ...]  # group by group, otherwise in the grid's order
     orders: tuple[Order, ...]
-    flags: tuple[str, ...]  # why its numbers may not be comparable
+    flags: tuple[str, ...]  # why its numbers may not be comparable, or say nothing good
     protocols: tuple[str, ...]
     revisions: tuple[str, ...]
     unmeasured: tuple[str, ...] = ()  # how to have what finished runs were not measured on
@@ -154,7 +156,7 @@ def collect(plan: Plan, found: Found, statuses: Mapping[str, TaskStatus]) -> lis
         # A run of the same identity may have been written under another key, or from before there were any.
         if key not in results and status.state == "finished" and status.run and status.run.name in by_folder:
             results[key] = by_folder[status.run.name]
-    unreadable = {run.key: f"{run.folder / 'result.json'}: {run.reason}" for run in found.unreadable if run.key}
+    unreadable = {run.key: run.line for run in found.unreadable if run.key}
     tables = []
     for grid in plan.grids:
         seeds = plan.seeds[grid.name]
@@ -166,6 +168,7 @@ def collect(plan: Plan, found: Found, statuses: Mapping[str, TaskStatus]) -> lis
                 trials = tuple(_trial(seed, key, results, unreadable, statuses) for seed, key in keys.items())
             entries = {metric.name: _entry(cell, metric.name, trials) for metric in grid.metrics}
             rows.append(TableRow(cell, grid.group(cell), trials, entries))
+        rows += bicubic_rows(grid, rows)
         groups = list(dict.fromkeys(row.group for row in rows))
         rows.sort(key=lambda row: groups.index(row.group))  # stable: explicit cells come to the products of their group
         runs = {trial.run.folder: trial.run for row in rows for trial in row.trials if trial.run}
@@ -175,7 +178,7 @@ def collect(plan: Plan, found: Found, statuses: Mapping[str, TaskStatus]) -> lis
                 seeds,
                 tuple(rows),
                 tuple(_orders(grid, rows)),
-                tuple(_flags(grid, rows)),
+                (*_flags(grid, rows), *_below_bicubic(grid, rows)),
                 tuple(_described(run.result for run in runs.values())),
                 tuple(dict.fromkeys(run.revision for run in runs.values())),
                 _unmeasured(plan, rows),
@@ -273,6 +276,59 @@ def _unmeasured(plan: Plan, rows: Sequence[TableRow]) -> tuple[str, ...]:
     named = list(lines)
     more = [f"{len(named) - _NAMED} more have finished without a test set"] if len(named) > _NAMED else []
     return (*named[:_NAMED], *more)
+
+
+def bicubic_rows(grid: Grid, rows: Sequence[TableRow]) -> list[TableRow]:
+    """A row for each group with the numbers of bicubic enlargement that its runs have measured beside their own.
+
+    None of a group where a grid has one itself, or whose runs do not agree on it.
+    """
+    found = []
+    first = next((label for cell in grid.cells for label in cell.labels if label not in grid.within), None)
+    for group in dict.fromkeys(row.group for row in rows):
+        members = [row for row in rows if row.group == group]
+        numbers = {metric.name: _bicubic(members, metric) for metric in grid.metrics}
+        measured = {name: value for name, value in numbers.items() if value is not None}
+        if not measured or first is None or any(set(row.cell.measured) & set(measured) for row in members):
+            continue
+        labels = {first: BICUBIC_LABEL} | {
+            label: value for label, value in zip(grid.within, group, strict=True) if value
+        }
+        cell = Cell(labels, "reported", (), {}, measured=measured)
+        entries = {metric.name: _entry(cell, metric.name, ()) for metric in grid.metrics}
+        found.append(TableRow(cell, group, (), entries))
+    return found
+
+
+def _bicubic(rows: Sequence[TableRow], metric: Metric) -> float | None:
+    """Bicubic's number for a metric, as all runs of `rows` have it; None where they have none or differ."""
+    values = {
+        round(value, metric.digits): value
+        for row in rows
+        for trial in row.trials
+        if trial.run and metric.name in row.cell.of
+        if (value := trial.run.bicubic(row.cell.of[metric.name])) is not None
+    }
+    return next(iter(values.values())) if len(values) == 1 else None
+
+
+def _below_bicubic(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
+    """A line for each metric that cells are below bicubic enlargement in, each by its own runs' measurement of it."""
+    lines = []
+    for metric in grid.metrics:
+        below = []
+        for row in rows:
+            best, bicubic = row.entries[metric.name].best, _bicubic([row], metric)
+            if best is None or bicubic is None:
+                continue
+            ahead = best.mean - bicubic if metric.better == "higher" else bicubic - best.mean
+            if round(ahead, metric.digits) < 0:
+                numbers = f"{best.mean:.{metric.digits}f} against {bicubic:.{metric.digits}f}"
+                below.append(f"{row.cell.title} ({numbers})")
+        more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
+        if below:
+            lines.append(f"Below bicubic in {metric.label}: {', '.join(below[:_NAMED])}{more}.")
+    return lines
 
 
 def _orders(grid: Grid, rows: Sequence[TableRow]) -> list[Order]:

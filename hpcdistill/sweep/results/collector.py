@@ -1,4 +1,4 @@
-"""Collect a sweep: `python slurm/collect.py [RUNS] [--grid GRID ...] [--out DIR] [--strict]`.
+"""Collect sweeps: `python slurm/collect.py [GRID ...] [key=value ...] [--runs DIR] [--out DIR] [--strict]`.
 
 Every result.json becomes part of one tidy CSV, of the papers' tables and of a report that is one page.
 """
@@ -13,23 +13,25 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from hpcdistill.command import whole
 from hpcdistill.config import configured_generators
-from hpcdistill.console import out, say, warn
+from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.grids.grid import load_grids
 from hpcdistill.sweep.grids.plan import Plan, make_plan
+from hpcdistill.sweep.grids.words import SUFFIXES, sort_words
 from hpcdistill.sweep.results.collect import ResultTable, TableRow, collect
+from hpcdistill.sweep.results.gather import Gathered, gather, merged, run_folders
 from hpcdistill.sweep.results.grid_report import About, make_folder, write_report
 from hpcdistill.sweep.results.plots import main_metric
 from hpcdistill.sweep.results.run_results import Found, RunResult, find_results, key_of
 from hpcdistill.sweep.results.tables import order_text
 from hpcdistill.sweep.watch.slurm_queue import Queue
 from hpcdistill.sweep.watch.status import SILENT_S, TaskStatus, task_statuses
+from hpcdistill.sweep.watch.submissions import Submission, read_submissions, submitted_files
 
 EXIT_DAMAGED = 1  # with --strict
 
@@ -37,40 +39,80 @@ EXIT_DAMAGED = 1  # with --strict
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     options = _parser().parse_intermixed_args(arguments)
-    overrides = [word for word in options.runs if "=" in word and not Path(word).is_dir()]
-    folders = [word for word in options.runs if word not in overrides]
+    folders = [options.runs] if options.runs else []
+    folders += [Path(word) for word in options.words if _is_folder(word)]
     if len(folders) > 1:
-        raise UserError(f"{' '.join(folders)}: one folder of runs is read at a time")
-    runs = Path(folders[0] if folders else "runs")
+        raise UserError(f"{' '.join(map(str, folders))}: one folder of runs is read at a time")
+    words = sort_words([word for word in options.words if not _is_folder(word)])
+    folders = folders or [Path(word.removeprefix("runs=")) for word in words.overrides if word.startswith("runs=")]
+    names = [*words.grids, *(options.grid or ())]
     if options.data_root:
         os.environ[VARIABLE] = str(options.data_root)  # the configurations and the keys read it
-    found = find_results(runs)
+    submissions = read_submissions(options.folder)[0]
+    runs, *elsewhere = _run_folders(folders, submissions, options.with_others or not names)
+    found = find_results(runs, *elsewhere)
     make_folder(options.out)
-    plan = make_plan(load_grids(options.grid or ()), options.seeds, overrides)
-    statuses = known_statuses(plan, found, options.folder, runs)
-    tables = collect(plan, found, statuses)
-    if not options.grid:
-        tables = [table for table in tables if set(table.counts) - {"missing", "reported", "measured"}]
+    gathered = _planned(names, words.overrides, options.seeds, submissions, options.with_others)
+    plan, shown = gathered.plan, gathered.submitted
+    tables = collect(plan, found, known_statuses(plan, found, options.folder, runs))
+    tables = [
+        table for table in tables if table.grid.name in shown or set(table.counts) - {"missing", "reported", "measured"}
+    ]
     others = unused(plan, tables, found)
     if not tables and not others and not found.unreadable:
         raise UserError(f"{runs}: no result of any grid is there yet; python slurm/status.py says how far the runs are")
     about = About(
         title="The papers' tables, measured" if _of_papers(tables) else "What the sweep came to",
         command=shlex.join(["python", "slurm/collect.py", *arguments]),
-        runs=str(runs),
+        runs=", ".join(map(str, (runs, *elsewhere))),
         time=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        left_out=tuple(gathered.left_out),
     )
     page = write_report(options.out, tables, found, others, about, macs_counter(plan))
     _show(tables, others)
     for run in found.unreadable:
-        warn(f"{run.folder / 'result.json'}: damaged, left out: {run.reason}")
+        warn(f"left out: {run.line}")
     for line in found.twice:
         warn(line)
+    for line in gathered.left_out:
+        warn(f"not in the tables: {line}")
     for table in tables:
         for flag in table.flags:
             warn(f"{table.grid.name}: {flag}")
     say(f"{page}: open it in a browser; {options.out / 'results.csv'} and {options.out / 'tables'} have the numbers")
-    return EXIT_DAMAGED if options.strict and found.unreadable else 0
+    return EXIT_DAMAGED if options.strict and (found.unreadable or gathered.left_out) else 0
+
+
+def _planned(
+    names: Sequence[str],
+    overrides: Sequence[str],
+    seeds: Sequence[int] | None,
+    submissions: Sequence[Submission],
+    with_others: bool,
+) -> Gathered:
+    """The grids `names` by the words of this command; besides, or without names, all that there are."""
+    if not names:
+        return gather(submissions, overrides, seeds)
+    named = make_plan(load_grids(names, submitted_files(submissions)), seeds, overrides)
+    own = {grid.name for grid in named.grids}
+    others = gather(submissions, without=own) if with_others else Gathered(Plan([], {}, {}, {}))
+    return Gathered(merged([named, others.plan]), own | others.submitted, others.left_out)
+
+
+def _is_folder(word: str) -> bool:
+    """Whether a word is the folder of the runs: an earlier spelling of --runs."""
+    path = Path(word)
+    return path.is_dir() or ("=" not in word and path.parent != Path() and path.suffix not in SUFFIXES)
+
+
+def _run_folders(given: Sequence[Path], submissions: Sequence[Submission], everything: bool) -> list[Path]:
+    """Where runs are read: as given, else runs; for all sweeps also where these have put theirs."""
+    folders = [given[-1] if given else Path("runs")]
+    more = run_folders(submissions) if everything else []
+    if not given and more and not folders[0].is_dir():
+        folders = []
+    known = {folder.resolve() for folder in folders}
+    return [*folders, *(folder for folder in more if folder.resolve() not in known)]
 
 
 def known_statuses(plan: Plan, found: Found, folder: Path, runs: Path) -> dict[str, TaskStatus]:
@@ -139,18 +181,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python slurm/collect.py",
         description="Collect finished runs into the papers' tables, a CSV and a report.",
-        epilog="Without --grid: all of configs/grids that have any result, and the runs that belong to none. Overrides "
-        "and --seeds as they were given to submit_ablations.py. See docs/cluster.md.",
+        epilog="Without a GRID: all of configs/grids that have any result, all that was submitted, with the overrides "
+        "and seeds of its submission, and the runs that belong to none. With one: its tables alone, with the overrides "
+        "and --seeds of this command. See docs/cluster.md.",
     )
     parser.add_argument(
-        "runs", nargs="*", metavar="RUNS|key=value", help="folder of the runs (default: runs); overrides"
+        "words",
+        nargs="*",
+        metavar="GRID|key=value",
+        help="grids, by name or file; overrides and overlay files, as for submit_ablations.py",
     )
-    parser.add_argument("--grid", nargs="+", metavar="GRID", help="grids of configs/grids, or files")
+    parser.add_argument("--grid", nargs="+", metavar="GRID", help="the same as a GRID above")
+    parser.add_argument("--with-others", action="store_true", help="show what is shown without a GRID as well")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of the runs (default: runs)")
     parser.add_argument("--seeds", nargs="+", type=whole, metavar="N", help="seeds of each cell (default: the grid's)")
     parser.add_argument("--out", type=Path, default=Path("sweeps/report"), help="default: sweeps/report")
     parser.add_argument("--folder", type=Path, default=Path("sweeps"), help="the sweep's files (default: sweeps)")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help=f"of the runs (default: ${VARIABLE})")
-    parser.add_argument("--strict", action="store_true", help="exit code 1 when a result.json is damaged")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 when a result.json or a grid is damaged")
     return parser
 
 
@@ -161,7 +209,9 @@ def _of_papers(tables: Sequence[ResultTable]) -> bool:
 def _show(tables: Sequence[ResultTable], others: Sequence[RunResult]) -> None:
     """One line a table, on stdout."""
     shown = Table()
-    for head in ("table", "finished", "without a result", "order against the paper's"):
+    printed = any(entry.printed is not None for table in tables for row in table.rows for entry in row.entries.values())
+    heads = ("table", "finished", "without a result", *(["order against the paper's"] if printed else []))
+    for head in heads:
         shown.add_column(head, overflow="fold")
     # Text: what a grid says is no markup, though it may look like some.
     for table in tables:
@@ -173,7 +223,8 @@ def _show(tables: Sequence[ResultTable], others: Sequence[RunResult]) -> None:
         metric = main_metric(table)
         orders = [order_text(order, alone=True) for order in table.orders if order.metric == metric]
         finished = f"{counts.get('finished', 0)} of {runs}"
-        shown.add_row(*map(Text, (table.grid.name, finished, without, "\n".join(orders))))
+        line = (table.grid.name, finished, without, "\n".join(orders))
+        shown.add_row(*map(Text, line[: len(heads)]))
     if tables:
         out.print(shown)
     if others:

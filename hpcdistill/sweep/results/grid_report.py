@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,8 +49,9 @@ class About:
 
     title: str
     command: str  # that made it
-    runs: str  # the folder that was read
+    runs: str  # the folders that were read
     time: str  # UTC
+    left_out: tuple[str, ...] = ()  # a line for each grid that could not be shown
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,11 @@ class TableSection:
         return f"tau-b {', '.join(found)}" if found else ""
 
     @property
+    def printed(self) -> bool:
+        """Whether there are a paper's numbers to compare with."""
+        return any(entry.printed is not None for row in self.table.rows for entry in row.entries.values())
+
+    @property
     def progress(self) -> str:
         """How much of it is there."""
         counts = self.table.counts
@@ -128,7 +135,25 @@ def write_report(
     write_bytes(folder / "results.csv", tidy_csv(tables, others).encode())
     page = folder / "index.html"
     write_bytes(page, report_page(layouts, found, others, about, counted).encode())
+    _remove_others(made, {layout.table.grid.name for layout in layouts})
     return page
+
+
+def _remove_others(folder: Path, shown: Collection[str]) -> None:
+    """Remove the tables in `folder` that an earlier page had and this one has not: their numbers would grow old.
+
+    Only what is certainly ours goes: the four files beside a JSON that says it is this table.
+    """
+    for file in sorted(folder.glob("*.json")):
+        if file.stem in shown:
+            continue
+        try:
+            content = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(content, dict) and content.get("grid") == file.stem and {"cells", "metrics"} <= set(content):
+            for kind in ("md", "tex", "html", "json"):
+                file.with_name(f"{file.stem}.{kind}").unlink(missing_ok=True)
 
 
 def report_page(
@@ -139,10 +164,12 @@ def report_page(
     counted: Callable[[TableRow], float | None] = lambda _: None,
 ) -> str:
     """The page as HTML: no network, no other file, one small script that sorts the tables."""
-    sections = []
+    sections: list[TableSection] = []
     for layout in layouts:
         table = layout.table
         anchor = anchor_of(table.grid.name)
+        if any(section.anchor == anchor for section in sections):  # mine_1 and mine-1: ids are there once
+            anchor += f"-no{len(sections)}"
         alone = len({order.metric for order in table.orders}) < 2
         below = [note for note in notes(layout, legend=False) if not note.startswith(("Attention", "Our order"))]
         plots = [*axis_plots(table, anchor), *cost_plots(table, anchor, counted)]
@@ -165,7 +192,7 @@ def report_page(
             sections=sections,
             drawings=drawings,
             cards=[(state, name, counts[state]) for state, name in _CARDS if counts[state]],
-            unreadable=[f"{run.folder / 'result.json'}: {run.reason}" for run in found.unreadable],
+            unreadable=[run.line for run in found.unreadable],
             twice=found.twice,
             others=[_other(run) for run in others],
             Markup=Markup,

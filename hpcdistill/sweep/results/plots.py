@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,6 +16,7 @@ from hpcdistill.sweep.charts import INK, RULE, SERIES, Chart, Line, figure_svg, 
 from hpcdistill.sweep.grids.grid import Metric
 from hpcdistill.sweep.results.collect import ResultTable, TableRow
 from hpcdistill.sweep.results.run_results import RunResult
+from hpcdistill.training.records import read_row
 
 MACS = "macs"  # the metric that has multiply-accumulates, in units of 10^9
 PLOTS = 8  # of a kind and table: more are not looked at
@@ -148,9 +150,9 @@ def curve(run: RunResult, metric: str) -> dict[int, float]:
         start, end = content.rfind(b"\n", 0, at) + 1, content.find(b"\n", at)
         end = len(content) if end < 0 else end
         try:
-            line = json.loads(content[start:end])
-            points[int(line["step"])] = float(line[metric])
-        except (ValueError, KeyError, TypeError):
+            if (row := read_row(content[start:end])) is not None:
+                points[row["step"]] = float(row[metric])
+        except (ValueError, KeyError, TypeError, OverflowError):
             pass
         at = content.find(wanted, end)
     return points
@@ -170,7 +172,9 @@ def _curve(row: TableRow, metric: Metric) -> tuple[tuple[float, float], ...]:
 
 def _groups(table: ResultTable) -> Iterator[tuple[tuple[str, ...], list[TableRow]]]:
     for group in dict.fromkeys(row.group for row in table.rows):
-        yield group, [row for row in table.rows if row.group == group]
+        # Not the row of bicubic enlargement: it has no place on an axis of the grid.
+        rows = [row for row in table.rows if row.group == group and (row.trials or row.cell.printed)]
+        yield group, rows
 
 
 def _varying(rows: Sequence[TableRow]) -> list[str]:
@@ -202,6 +206,7 @@ def _dot_plot(
     height = 0.75 + len(places) * (0.26 + 0.1 * len(series)) + (0.35 if len(series) > 1 else 0)
     with page_figure((_WIDTH, max(height, 1.6))) as figure:
         axes = figure.add_subplot()
+        legend: dict[str, Any] = {}
         for number, one in enumerate(series):
             colour, marker = series_colour(1 + number % CURVES), _MARKERS[number % len(_MARKERS)]
             for printed in (True, False):
@@ -209,7 +214,7 @@ def _dot_plot(
                 if not shown:
                     continue
                 offset = apart * (number - (len(series) - 1) / 2)
-                axes.errorbar(
+                drawn = axes.errorbar(
                     [mark.value for mark in shown],
                     [places.index(mark.place) + offset for mark in shown],
                     xerr=None if printed else [mark.deviation for mark in shown],
@@ -220,11 +225,12 @@ def _dot_plot(
                     markeredgewidth=1.4,
                     elinewidth=1.4,
                     capsize=3,
-                    label=None if printed else one,
                 )
-        axes.set_yticks(range(len(places)), labels=_plain(places))
+                if not printed:
+                    legend[one] = drawn
+        axes.set_yticks(range(len(places)), labels=list(places))
         axes.set_ylim(len(places) - 0.5, -0.5)  # from top to bottom, as the table
-        axes.set_xlabel(_plain([metric.label])[0])
+        axes.set_xlabel(metric.label)
         axes.ticklabel_format(axis="x", useOffset=False)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="both")
@@ -232,9 +238,10 @@ def _dot_plot(
         axes.tick_params(length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
         if len(series) > 1:
-            handles, labels = axes.get_legend_handles_labels()
-            columns = min(3, len(labels))
-            figure.legend(handles, _plain(labels), loc="outside upper left", ncols=columns, frameon=False, fontsize=9.5)
+            # Given by hand: of itself a legend leaves out what begins with "_".
+            columns = min(3, len(legend))
+            labels, handles = list(legend), list(legend.values())
+            figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=9.5)
         return figure_svg(figure, name, _said(title, marks, metric))
 
 
@@ -243,7 +250,7 @@ def _scatter(
 ) -> str:
     with page_figure((_WIDTH, 3.6)) as figure:
         axes = figure.add_subplot()
-        named: dict[tuple[float, str], tuple[float, list[str]]] = {}
+        named: dict[tuple[float, str], tuple[float, str]] = {}
         for macs, mark in points:
             colour = series_colour(2 if mark.printed else 1)
             axes.errorbar(
@@ -259,7 +266,7 @@ def _scatter(
             )
             key = (macs, mark.place)
             if key not in named or not mark.printed:
-                named[key] = (mark.value, [shown[mark.place]])
+                named[key] = (mark.value, shown[mark.place])
         axes.set_xscale("log")
         costs = [macs for macs, _ in points]
         wide = max(costs) > 100 * min(costs)  # no room for numbers between the powers of ten
@@ -268,12 +275,12 @@ def _scatter(
         axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(x=0.16, y=0.12)
         axes.set_xlabel("MACs (G)")
-        axes.set_ylabel(_plain([metric.label])[0])
+        axes.set_ylabel(metric.label)
         axes.grid(axis="both")
         axes.set_axisbelow(True)
         axes.tick_params(which="both", length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        places = [(macs, value, _plain(labels)[0]) for (macs, _), (value, labels) in named.items()]
+        places = [(macs, value, label) for (macs, _), (value, label) in named.items()]
         _label_points(figure, axes, places, [(macs, mark.value) for macs, mark in points])
         return figure_svg(figure, name, _said(title, [mark for _, mark in points], metric))
 
@@ -329,8 +336,3 @@ def _said(title: str, marks: Sequence[Mark], metric: Metric) -> str:
         for mark in marks
     ]
     return f"{title}. " + "; ".join(numbers)
-
-
-def _plain(texts: Sequence[str]) -> list[str]:
-    """Without what matplotlib reads as mathematics."""
-    return [text.replace("$", r"\$") for text in texts]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,11 @@ from typing import Any, Literal
 
 from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
+from hpcdistill.metrics.reference import bicubic_value
+from hpcdistill.storage import Damaged
 from hpcdistill.sweep.plan_key import plan_key
+from hpcdistill.sweep.watch.task_files import damage
+from hpcdistill.training.records import RESULT, read_environment, read_result
 
 Which = Literal["best", "last"]  # of a run's weights
 WHICH: tuple[Which, ...] = ("best", "last")
@@ -36,6 +39,10 @@ class RunResult:
         measured = (self.result.get(which) or {}).get("metrics", {})
         return {name: math.nan if value is None else float(value) for name, value in measured.items()}
 
+    def bicubic(self, metric: str) -> float | None:
+        """Bicubic enlargement's number for one of the metrics; None where that was not measured."""
+        return bicubic_value(self.result, metric)
+
     def step(self, which: Which) -> int | None:
         """The step that those weights are of."""
         return (self.result.get(which) or {}).get("step")
@@ -49,6 +56,11 @@ class Unreadable:
     key: str | None
     reason: str
 
+    @property
+    def line(self) -> str:
+        """The file, what is wrong with it and the remedy."""
+        return damage(self.folder / RESULT, self.reason)
+
 
 @dataclass
 class Found:
@@ -60,20 +72,24 @@ class Found:
     by_key: dict[str, RunResult] = field(default_factory=dict)
 
 
-def find_results(folder: Path) -> Found:
-    """Read `folder`/*/result.json. Of two runs with one key the one that finished last counts.
+def find_results(*folders: Path) -> Found:
+    """Read */result.json of each folder. Of two runs with one key the one that finished last counts.
 
     Raises UserError when there is no such folder. A damaged file is not an error: it is in `unreadable`.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder that the runs are in")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give the folder that the runs are in")
     found = Found()
     times: dict[str, float] = {}
-    for file in sorted(folder.glob("*/result.json")):
+    for file in (file for folder in folders for file in sorted(folder.glob("*/result.json"))):
         try:
-            result = _checked(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, OSError) as error:
-            found.unreadable.append(Unreadable(file.parent, key_of(file.parent), " ".join(str(error).split())))
+            result = read_result(file.parent)
+        except (Damaged, OSError) as error:
+            reason = error.why if isinstance(error, Damaged) else " ".join(str(error).split())
+            found.unreadable.append(Unreadable(file.parent, key_of(file.parent), reason))
+            continue
+        if result is None:  # removed just now
             continue
         key = str(result["key"]) if result.get("key") else key_of(file.parent)
         run = RunResult(file.parent, key, result, _digests(file.parent))
@@ -88,27 +104,6 @@ def find_results(folder: Path) -> Found:
                 continue
         found.by_key[key], times[key] = run, time
     return found
-
-
-def _checked(result: Any) -> dict[str, Any]:
-    """`result` if it is what train.py writes, as far as it is used here; else ValueError."""
-    if not isinstance(result, dict):
-        raise ValueError("expected a JSON object")
-    for which in WHICH:
-        part = result.get(which)
-        if part is None:
-            continue
-        if not isinstance(part, dict) or not isinstance(part.get("metrics"), dict):
-            raise ValueError(f"{which}: expected a step and metrics")
-        for name, value in part["metrics"].items():
-            if isinstance(value, bool) or not isinstance(value, int | float | None):
-                raise ValueError(f"{which}: {name}: expected a number, got {value!r}")
-    if not isinstance(result.get("name"), str):
-        raise ValueError("name: missing")
-    protocol = result.get("protocol")
-    if protocol is not None and not isinstance(protocol, dict):
-        raise ValueError("protocol: expected a JSON object")
-    return result
 
 
 def key_of(folder: Path) -> str | None:
@@ -129,10 +124,10 @@ def key_of(folder: Path) -> str | None:
 def _identity(folder: Path) -> dict[str, Any]:
     """What the run's folder is named after; empty where that is not known."""
     try:
-        identity = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["identity"]
-    except (ValueError, KeyError, TypeError, OSError):
+        identity: dict[str, Any] = read_environment(folder)["identity"]
+    except (Damaged, OSError):
         return {}
-    return identity if isinstance(identity, dict) else {}
+    return identity
 
 
 def _digests(folder: Path) -> dict[str, tuple[str, ...]]:

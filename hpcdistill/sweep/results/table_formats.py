@@ -190,4 +190,5 @@ def _one_line_head(column: Column) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    return re.sub(r"([\\|*_`<\[\]])", r"\\\1", " ".join(text.split()))
+    # "$" begins a formula on GitHub, "~~" strikes out.
+    return re.sub(r"([\\|*_`<\[\]$~])", r"\\\1", " ".join(text.split()))

@@ -19,7 +19,8 @@ import psutil
 from hpcdistill.sweep.watch.slurm_queue import Job, Queue
 from hpcdistill.sweep.watch.submissions import SKEW_S, Submission, epoch, read_submissions
 from hpcdistill.sweep.watch.tails import Progress, last_words, read_progress
-from hpcdistill.sweep.watch.task_files import Results, TaskFiles, read_result, read_results, read_task
+from hpcdistill.sweep.watch.task_files import Results, TaskFiles, read_results, read_task
+from hpcdistill.training.records import read_result
 
 if TYPE_CHECKING:
     from hpcdistill.sweep.grids.plan import Plan
@@ -151,8 +152,10 @@ class _Known:
         found = self.results.by_key.get(task.key)
         if found is None and (run := self.run_of(task)) is not None and run.name not in self.results.damaged:
             # A run of the same identity that another key, or none, has been written into.
-            content = read_result(run / "result.json")
-            found = (run, content) if isinstance(content, dict) else None
+            content = None
+            with contextlib.suppress(OSError, ValueError):
+                content = read_result(run)
+            found = (run, content) if content is not None else None
         return found
 
     def status(self, task: TaskFiles, name: str, steps: int | None) -> TaskStatus:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from hpcdistill.console import Table, out
 from hpcdistill.sweep.watch.status import STATES, State, TaskStatus
 from hpcdistill.sweep.watch.submissions import PlacedCell
 from hpcdistill.sweep.watch.tails import log_lines
@@ -26,6 +26,9 @@ COLOURS: dict[State, str] = {
 }
 TEACHERS = "teachers"  # the row of runs that are no cell themselves
 LOG_LINES, MOST_LOGS = 3, 3
+LOG_LINE = 400  # characters of one that are shown
+LEAST_ROWS = 3
+REASON = 44  # columns that a reason beside the table needs; with less it stands below
 _FIRST: tuple[State, ...] = ("failed", "running", "stopped", "blocked", "queued", "missing", "finished")
 _WORTH_A_LOOK = ("failed", "running", "stopped", "blocked")
 
@@ -59,38 +62,46 @@ class View:
 
 
 def render(view: View, height: int | None = None, everything: bool = False) -> RenderableType:
-    """The tables; with `height` (lines) no more rows than fit."""
-    parts: list[RenderableType] = [_summary(view)]
+    """The tables; with `height` (lines) no more rows than fit, but a few."""
     chosen = [status for status in view.statuses if everything or status.state in _WORTH_A_LOOK]
     chosen.sort(key=lambda status: _FIRST.index(status.state))
-    rows = len(chosen)
-    if height is not None:
-        room = height - len(view.summary()) - len(view.problems) - 11
-        rows = max(3, room - len(_with_logs(chosen, False)) * (1 + LOG_LINES))
+    logs = [status for status in chosen if status.state == "failed" and status.log]
+    logs = logs if everything else logs[:MOST_LOGS]
+    if height is None:
+        return _page(view, chosen, len(chosen), logs)
+    rows = min(len(chosen), height)
+    while True:
+        page = _page(view, chosen, rows, logs)
+        over = len(out.render_lines(page, pad=False)) - height + 1
+        if over <= 0 or (rows <= LEAST_ROWS and not logs):
+            return page
+        if logs:  # their last lines are mostly the reasons that the rows have
+            logs = logs[:-1]
+        else:
+            rows = max(LEAST_ROWS, rows - max(1, over // 4))  # a reason takes some lines of its own
+
+
+def _page(view: View, chosen: Sequence[TaskStatus], rows: int, logs: Sequence[TaskStatus]) -> Group:
+    """The summary, the first `rows` of `chosen` with their reasons, the ends of `logs`, what is wrong with files."""
     if len(chosen) > rows:  # what runs is of interest even where much has failed
         failed = [status for status in chosen if status.state == "failed"]
         others = [status for status in chosen if status.state != "failed"]
         kept = max(rows // 2, rows - len(others))
         chosen = failed[:kept] + others + failed[kept:]
+    parts: list[RenderableType] = [_summary(view)]
     if chosen:
-        parts.append(_runs(view, chosen[:rows]))
+        parts += _runs(view, chosen[:rows])
     if len(chosen) > rows:
         parts.append(Text(f"and {len(chosen) - rows} more; --all without --watch shows every run", style="dim"))
-    for status in _with_logs(chosen[:rows], everything):
+    for status in logs:
         parts += _log(status)
     parts += [Text(problem, style="yellow") for problem in view.problems]
     return Group(*parts)
 
 
-def _with_logs(statuses: Sequence[TaskStatus], everything: bool) -> list[TaskStatus]:
-    """The runs whose logs' last lines are shown: the first that have failed."""
-    failed = [status for status in statuses if status.state == "failed" and status.log]
-    return failed if everything else failed[:MOST_LOGS]
-
-
 def _summary(view: View) -> Table:
     table = Table(title=f"{len(view.statuses)} runs, {time.strftime('%H:%M:%S')}", title_justify="left")
-    table.add_column("grid", no_wrap=True)
+    table.add_column("grid")
     for state in STATES:
         table.add_column(state, justify="right", style=COLOURS[state])
     rows = view.summary()
@@ -103,8 +114,8 @@ def _summary(view: View) -> Table:
     return table
 
 
-def _runs(view: View, statuses: Sequence[TaskStatus]) -> Table:
-    """A row a run; columns that none has anything for are left out."""
+def _runs(view: View, statuses: Sequence[TaskStatus]) -> list[RenderableType]:
+    """A row a run; columns that none has anything for are left out. Reasons stand below where the screen is narrow."""
     columns: list[tuple[str, list[Text]]] = [
         ("run", [Text(title(view, status)) for status in statuses]),
         ("state", [Text(status.state, style=COLOURS[status.state]) for status in statuses]),
@@ -114,14 +125,22 @@ def _runs(view: View, statuses: Sequence[TaskStatus]) -> Table:
         ("metric", [Text(_metric(status)) for status in statuses]),
         ("try", [Text(str(status.attempts or "")) for status in statuses]),
         ("job", [Text(status.job or "") for status in statuses]),
-        ("reason", [Text(status.reason or "") for status in statuses]),
     ]
     columns = [(name, cells) for name, cells in columns if any(cell.plain for cell in cells)]
+    reasons = [Text(status.reason or "") for status in statuses]
+    if not any(reasons):
+        return [_table(columns)]
+    if out.measure(_table(columns)).maximum + REASON <= out.width:
+        return [_table([*columns, ("reason", reasons)])]
+    said = [Text.assemble((f"{title(view, s)}: ", COLOURS[s.state]), s.reason) for s in statuses if s.reason]
+    return [_table(columns), *said]
+
+
+def _table(columns: Sequence[tuple[str, list[Text]]]) -> Table:
     table = Table(expand=False)
     for name, _ in columns:
         number = name in ("step", "step/s", "left", "metric", "try")
-        wide = 28 if name == "reason" else 16 if name == "run" else None
-        table.add_column(name, justify="right" if number else "left", overflow="fold", min_width=wide)
+        table.add_column(name, justify="right" if number else "left", min_width=16 if name == "run" else None)
     for row in zip(*(cells for _, cells in columns), strict=True):
         table.add_row(*row)
     return table
@@ -155,7 +174,7 @@ def _log(status: TaskStatus) -> list[RenderableType]:
     lines = log_lines(status.log)[-LOG_LINES:]
     return [
         Text(f"{status.log}:", style="dim"),
-        *(Text(f"  {line}", no_wrap=True, overflow="ellipsis") for line in lines),
+        *(Text(f"  {line[:LOG_LINE]}", overflow="fold") for line in lines),
     ]
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import calendar
-import json
 import os
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpcdistill.storage import JSON_OBJECT, parse_json
 from hpcdistill.sweep.watch.slurm_queue import Job
 
 SKEW_S = 300.0  # between the clocks of the login node and of the controller
@@ -42,6 +42,10 @@ class Submission:
     local: tuple[str, int] | None = None  # host and process that runs them one after the other
     queue: tuple[str, ...] = ()  # keys that the local runner takes in turn
     command: tuple[str, ...] | None = None  # what submit_ablations.py was given
+    grids: Mapping[str, Path] = field(default_factory=dict)  # their files by name
+    overrides: tuple[str, ...] = ()  # key=value and overlay files that hold for every run of it
+    seeds: tuple[int, ...] | None = None  # None = the grids' own
+    place: Path = Path()  # the folder it was submitted in, which paths in grids and overrides start from
 
     @property
     def name(self) -> str:
@@ -87,7 +91,7 @@ def read_submissions(folder: Path) -> tuple[list[Submission], list[str]]:
 def read_submission(folder: Path) -> Submission:
     """The submission in `folder`; raises what reading JSON raises."""
     file = folder / "plan.json"
-    content = json.loads(file.read_bytes())
+    content = parse_json(file.read_bytes(), JSON_OBJECT)
     grids: Mapping[str, Any] = content["grids"]
     cells = [
         PlacedCell(str(name), str(cell["title"]), cell.get("seed"), cell.get("key"), _labels(cell.get("labels")))
@@ -104,7 +108,34 @@ def read_submission(folder: Path) -> Submission:
         (str(local["host"]), int(local["pid"])) if local else None,
         tuple(map(str, content.get("queue") or ())),
         tuple(map(str, content["command"])) if content.get("command") is not None else None,
+        {str(name): Path(str(grid.get("path") or name)) for name, grid in grids.items()},
+        _overrides(content),
+        tuple(map(int, content["seeds"])) if content.get("seeds") else None,
+        Path(str(content.get("place") or ".")),
     )
+
+
+def _overrides(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """What held for every run; of older submissions what their command line and profile tell of it."""
+    if content.get("overrides") is not None:
+        return tuple(map(str, content["overrides"]))
+    profile = content.get("profile") or {}
+    given = [word for word in map(str, content.get("command") or ()) if "=" in word and not word.startswith("-")]
+    return (*map(str, profile.get("set") or ()), *given)
+
+
+def submitted_grids(submissions: Iterable[Submission]) -> dict[str, Submission]:
+    """The newest of `submissions` (newest first) that each grid is in, by the grid's name."""
+    found: dict[str, Submission] = {}
+    for submission in submissions:
+        for name in submission.grids:
+            found.setdefault(name, submission)
+    return found
+
+
+def submitted_files(submissions: Iterable[Submission]) -> dict[str, Path]:
+    """The files of the grids that were submitted, by name, from wherever they were submitted."""
+    return {name: found.place / found.grids[name] for name, found in submitted_grids(submissions).items()}
 
 
 def _labels(labels: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:

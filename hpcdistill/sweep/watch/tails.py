@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from hpcdistill.training.records import read_row
 
 METRICS_BYTES = 1 << 16  # some dozens of lines
 LOG_BYTES = 1 << 15
@@ -45,7 +45,7 @@ def read_progress(file: Path) -> Progress:
             break
         if metrics is not None if evaluation else timed_enough:
             continue  # told without reading it
-        row = _row(line)
+        row = read_row(line.encode())
         if row is None:
             continue
         step = row["step"] if step is None else step
@@ -96,11 +96,3 @@ def tail(file: Path, size: int) -> list[str]:
     if start:
         content = content.partition(b"\n")[2]
     return content.decode(errors="replace").splitlines()
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and type(row.get("step")) is int else None

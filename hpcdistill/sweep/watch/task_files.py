@@ -5,7 +5,6 @@ Nothing that is damaged raises: it is described in a few words, for the run's re
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from hpcdistill.errors import UserError
+from hpcdistill.storage import JSON_OBJECT, Damaged, read_json
+from hpcdistill.sweep.jobs.task_folder import TaskFolder
 from hpcdistill.sweep.watch.submissions import Submission
+from hpcdistill.training.records import RESULT, read_result
+
+_HEALED = "it is set aside, and the run writes it again from its last checkpoint"
 
 
 @dataclass
@@ -59,8 +63,10 @@ class TaskFiles:
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        content = read_object(self.folder / "config.json")
-        return content if isinstance(content, dict) else {}
+        try:
+            return read_json(TaskFolder(self.folder).config, JSON_OBJECT, "")
+        except (OSError, ValueError):
+            return {}
 
 
 def task_keys(folder: Path) -> list[str]:
@@ -76,14 +82,12 @@ def check_sweep(folder: Path) -> None:
 
 def read_task(folder: Path) -> TaskFiles:
     """What `folder` (tasks/<key>) says."""
-    file = folder / "state.json"
-    content = read_object(file)
-    if content is None:
+    try:
+        return TaskFiles(folder.name, folder, TaskFolder(folder).read_state())
+    except (FileNotFoundError, NotADirectoryError):
         return TaskFiles(folder.name, folder)
-    if not isinstance(content, dict):
-        damage = f"{file}: damaged ({content}); delete it and submit again with --retry failed"
-        return TaskFiles(folder.name, folder, damage=damage)
-    return TaskFiles(folder.name, folder, content)
+    except (OSError, ValueError) as error:
+        return TaskFiles(folder.name, folder, damage=str(error))
 
 
 def read_results(runs: Path) -> Results:
@@ -92,12 +96,14 @@ def read_results(runs: Path) -> Results:
     times: dict[str, float] = {}
     for name in _names(runs):
         path = runs / name
-        file = path / "result.json"
-        content = read_result(file)
-        if content is None:
+        file = path / RESULT
+        try:
+            content = read_result(path)
+        except (OSError, ValueError) as error:
+            why = error.why if isinstance(error, Damaged) else str(error)
+            results.damaged[name] = damage(file, why)
             continue
-        if not isinstance(content, dict):
-            results.damaged[name] = f"{file}: damaged ({content}); delete it and submit again with --retry failed"
+        if content is None:
             continue
         key = content.get("key")
         if isinstance(key, str):
@@ -107,28 +113,13 @@ def read_results(runs: Path) -> Results:
     return results
 
 
+def damage(file: Path, why: str) -> str:
+    """What status and the tables alike say of a result.json that cannot be read."""
+    return f"{file}: damaged ({why:.100}); submit again with --retry failed: {_HEALED}"
+
+
 def _names(folder: Path) -> list[str]:
     try:
         return sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def read_result(file: Path) -> dict[str, Any] | str | None:
-    """result.json; None where there is none, a few words when it is damaged."""
-    content = read_object(file)
-    if isinstance(content, dict) and not isinstance(content.get("name"), str):
-        return "it has no name"
-    return content
-
-
-def read_object(file: Path) -> dict[str, Any] | str | None:
-    """A JSON object; None where there is no file, a few words when it is damaged."""
-    try:
-        with open(file, "rb") as opened:
-            content = json.loads(opened.read())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        return " ".join(str(error).split())[:100]
-    return content if isinstance(content, dict) else "not a JSON object"

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from rich.live import Live
 
 from hpcdistill.console import out, say, warn
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.sweep.grids.grid import grid_files
+from hpcdistill.sweep.grids.words import SUFFIXES
 from hpcdistill.sweep.watch.slurm_queue import Queue
 from hpcdistill.sweep.watch.status import TaskStatus, is_alive, parent_of, task_statuses
 from hpcdistill.sweep.watch.status_table import View, render, title
-from hpcdistill.sweep.watch.submissions import PlacedCell, Submission, epoch, read_submissions
+from hpcdistill.sweep.watch.submissions import PlacedCell, Submission, epoch, read_submissions, submitted_files
 from hpcdistill.sweep.watch.task_files import check_sweep, read_task, task_keys
 
 REFRESH_S = 3.0
@@ -33,9 +35,10 @@ EXIT_FAILED = 1
 
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     check_sweep(options.folder)
-    sweep = Sweep(options.folder, options.runs, options.grid, Queue(keep_s=ASK_S if options.watch else 0.0))
+    words = [*options.grid, *(options.more or ())]
+    sweep = Sweep(options.folder, options.runs, words, Queue(keep_s=ASK_S if options.watch else 0.0))
     if options.cancel:
         return cancel(sweep)
     if options.retry:
@@ -46,7 +49,7 @@ def main(arguments: list[str]) -> int:
     if options.json:
         sys.stdout.write(json.dumps(as_json(view, sweep), indent=1) + "\n")
     else:
-        out.print(render(view, None if options.all or not out.is_terminal else out.size.height, options.all))
+        out.print(render(view, None if options.all or not out.moves else out.size.height, options.all))
     return EXIT_FAILED if view.failed else 0
 
 
@@ -56,7 +59,10 @@ def _parser() -> argparse.ArgumentParser:
         description="The state of a sweep's runs: from their files, and from SLURM where it answers.",
         epilog="Exit code: 0; 1 when a run has failed or a file is damaged; 2 for a mistake on the command line.",
     )
-    parser.add_argument("grid", nargs="*", metavar="GRID", help="grids that were submitted (default: all)")
+    parser.add_argument(
+        "grid", nargs="*", metavar="GRID", help="grids that were submitted, by name or file (default: all)"
+    )
+    parser.add_argument("--grid", nargs="+", dest="more", metavar="GRID", help="the same as a GRID above")
     parser.add_argument("--folder", type=Path, default=Path("sweeps"), help="the sweep's folder (default: sweeps)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
     parser.add_argument("--all", action="store_true", help="every run, not only those that run or have failed")
@@ -73,8 +79,9 @@ def _parser() -> argparse.ArgumentParser:
 class Sweep:
     """A sweep's folder, narrowed to some grids."""
 
-    def __init__(self, folder: Path, runs: Path, grids: Sequence[str], queue: Queue) -> None:
-        self.folder, self.runs, self.grids, self.queue = folder, runs, list(grids), queue
+    def __init__(self, folder: Path, runs: Path, words: Sequence[str], queue: Queue) -> None:
+        self.folder, self.runs, self.words, self.queue = folder, runs, list(words), queue
+        self.grids: list[str] = []  # the names that the words mean
         self.submissions: list[Submission] = []
 
     def look(self) -> View:
@@ -88,10 +95,7 @@ class Sweep:
             for cell in submission.cells:
                 cells.setdefault(dataclasses.replace(cell, key=None), cell)
         known = dict.fromkeys(cell.grid for cell in cells.values())
-        for grid in self.grids:
-            if grid not in known:
-                hint = nearest(grid, known) if known else "no plan.json can be read"
-                raise UserError(f"{grid}: no such grid in {self.folder / 'submissions'}; {hint}")
+        self.grids = [grid for word in self.words for grid in self._named(word, known)]
         by_key: dict[str, list[PlacedCell]] = {}
         for cell in cells.values():
             if cell.key is not None and (not self.grids or cell.grid in self.grids):
@@ -101,6 +105,24 @@ class Sweep:
             keys += [key for key in tasks if key not in keys and not any(key in s.runs for s in self.submissions)]
         statuses = task_statuses(keys, self.folder, self.runs, self.queue, self.submissions, problems)
         return View(statuses, by_key, problems)
+
+    def _named(self, word: str, known: Collection[str]) -> list[str]:
+        """The submitted grids that `word` means: a name, a file, or one that includes others."""
+        if word in known:
+            return [word]
+        hint = nearest(word, known) if known else "no plan.json can be read"
+        path = Path(word)
+        if path.suffix in SUFFIXES and not path.is_file() and path.stem in known:
+            return [path.stem]  # gone since it was submitted
+        try:
+            names = [file.stem for file in grid_files(word, submitted_files(self.submissions))]
+        except UserError:
+            if path.is_file():  # it is there, and something is wrong in it
+                raise
+            names = []
+        if not (found := [name for name in names if name in known]):
+            raise UserError(f"{word}: no such grid in {self.folder / 'submissions'}; {hint}")
+        return found
 
     def shared(self, view: View) -> set[str]:
         """Keys of runs that other grids need as well, as cells or teachers."""
@@ -131,9 +153,12 @@ def _with_teachers(by_key: dict[str, list[PlacedCell]], submissions: Sequence[Su
 
 
 def watch(sweep: Sweep, everything: bool) -> int:
-    """Show the tables until nothing runs or waits any more, or Ctrl-C."""
+    """Show the tables until nothing runs or waits any more, or Ctrl-C; in a file, whenever a run's state changes."""
     view = sweep.look()
     try:
+        if not out.moves:
+            view = _follow(sweep, view, everything)
+            return EXIT_FAILED if view.failed else 0
         with Live(render(view, out.size.height, everything), console=out, auto_refresh=False) as live:
             while not view.over:
                 time.sleep(REFRESH_S)
@@ -142,6 +167,21 @@ def watch(sweep: Sweep, everything: bool) -> int:
     except KeyboardInterrupt:
         say("the runs go on")
     return EXIT_FAILED if view.failed else 0
+
+
+def _follow(sweep: Sweep, view: View, everything: bool) -> View:
+    """`watch` where nothing can be drawn over; the last view."""
+    shown = None
+    while True:
+        states = {status.key: status.state for status in view.statuses}
+        if states != shown:
+            out.print(render(view, None, everything))
+            out.file.flush()
+            shown = states
+        if view.over:
+            return view
+        time.sleep(REFRESH_S)
+        view = sweep.look()
 
 
 def cancel(sweep: Sweep) -> int:

@@ -1,0 +1,140 @@
+"""Which grids a page shows when none is named: all of configs/grids, and whatever was submitted, each by its own words.
+
+A page that showed only what the last command was about would drop the sweeps before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpcdistill.errors import UserError
+from hpcdistill.sweep.grids.grid import EVERYTHING, GRIDS, grid_files, load_grids
+from hpcdistill.sweep.grids.grid_file import read_grid_file
+from hpcdistill.sweep.grids.plan import Plan, make_plan
+from hpcdistill.sweep.watch.submissions import Submission, submitted_grids
+
+_RUNS = "runs="
+
+
+@dataclass
+class Gathered:
+    """Grids planned as they were submitted."""
+
+    plan: Plan
+    submitted: set[str] = field(default_factory=set)  # names of grids that are shown with or without a result
+    left_out: list[str] = field(default_factory=list)  # a line for each grid that cannot be shown
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A grid's file and the words that its runs were made with."""
+
+    file: Path
+    overrides: tuple[str, ...]
+    seeds: tuple[int, ...] | None
+    place: Path
+
+
+def gather(
+    submissions: Sequence[Submission],
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    without: Collection[str] = (),
+) -> Gathered:
+    """The grids of configs/grids and of `submissions` (newest first) but for those called `without`.
+
+    A submitted grid has the overrides and seeds of its newest submission, unless some are given here. What is wrong
+    with one grid leaves that one out; it is a UserError where words were given here, or no grid is left.
+    """
+    gathered = Gathered(Plan([], {}, {}, {}))
+    newest = submitted_grids(submissions)
+    sources: dict[str, _Source] = {}
+    for file in _own_files(gathered.left_out):
+        sources[file.stem] = _Source(file, (), None, Path())
+    for name, submission in newest.items():
+        file = submission.grids[name]
+        before = sources.get(name)
+        if before is not None and not _same_file(before.file, file, submission.place):
+            gathered.left_out.append(f"{before.file}: has the name of {file}, which was submitted; rename one")
+        sources[name] = _Source(file, submission.overrides, submission.seeds, submission.place)
+    gathered.submitted = set(newest) - set(without)
+    given = bool(overrides) or seeds is not None
+    if given:
+        sources = {name: _Source(s.file, tuple(overrides), _tuple(seeds), s.place) for name, s in sources.items()}
+    plans = []
+    for name, source in sources.items():
+        if name in without:
+            continue
+        try:
+            with _inside(source.place):
+                plans.append(make_plan(load_grids([str(source.file)]), source.seeds, source.overrides))
+        except UserError as error:
+            if given:
+                raise
+            gathered.left_out.append(str(error))
+    if not plans and not without and gathered.left_out:
+        raise UserError(gathered.left_out[0])
+    gathered.plan = merged(plans)
+    return gathered
+
+
+def merged(plans: Sequence[Plan]) -> Plan:
+    """One plan of several, which have no grid in common; a run that several of them need is one."""
+    whole = Plan([], {}, {}, {})
+    for plan in plans:
+        whole.grids += plan.grids
+        whole.cells |= plan.cells
+        whole.seeds |= plan.seeds
+        for key, run in plan.runs.items():
+            if key in whole.runs:
+                whole.runs[key].uses += run.uses
+            else:
+                whole.runs[key] = run
+    return whole
+
+
+def run_folders(submissions: Sequence[Submission]) -> list[Path]:
+    """The folders that the runs of `submissions` were put into, as far as they are there."""
+    folders: dict[Path, Path] = {}
+    for submission in submissions:
+        said = [word.removeprefix(_RUNS) for word in submission.overrides if word.startswith(_RUNS)]
+        folder = submission.place / (said[-1] if said else "runs")
+        if folder.is_dir():
+            folders.setdefault(folder.resolve(), folder)
+    return list(folders.values())
+
+
+def _own_files(left_out: list[str]) -> list[Path]:
+    """The tables of configs/grids, those of the papers first."""
+    if not GRIDS.is_dir():
+        return []
+    papers = GRIDS / f"{EVERYTHING}.yaml"
+    files = grid_files(EVERYTHING) if papers.is_file() else []
+    for file in sorted(GRIDS.glob("*.yaml")):
+        try:
+            if file not in files and not read_grid_file(file).include:
+                files.append(file)
+        except UserError as error:
+            left_out.append(str(error))
+    return files
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Work in `folder`, from which the paths in a grid start; here, where it is gone."""
+    with contextlib.ExitStack() as stack:
+        if folder.is_dir():
+            stack.enter_context(contextlib.chdir(folder))
+        yield
+
+
+def _same_file(own: Path, submitted: Path, place: Path) -> bool:
+    """Whether both are one grid: also in the copy of the code that a sweep's snapshot is."""
+    return own == submitted or own.resolve() == (place / submitted).resolve()
+
+
+def _tuple(seeds: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if seeds is None else tuple(seeds)
