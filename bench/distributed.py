@@ -32,10 +32,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hpcdistill.command import run_command
-from hpcdistill.config import load_config
 from hpcdistill.console import Table, is_main_process, out, say, warn
 from hpcdistill.methods.base import Batch, Method
 from hpcdistill.ranks.process_group import join, leave
+from hpcdistill.run import load_run
 from hpcdistill.training.averaging import Averages
 from hpcdistill.training.checkpoint import Checkpoints
 from hpcdistill.training.config import TrainConfig
@@ -169,7 +169,7 @@ class _Both(nn.Module):
 
 def measure_checkpoints() -> list[dict[str, Any]]:
     """Rank 0's part of a checkpoint: DSSD's student and CycleGAN at full width, on this machine's temporary folder."""
-    config = load_config([GAN]).config
+    config = load_run([GAN]).config
     gan = config.method.build()
     return [_checkpoint("DSSD student", single.student("hfrm")), _checkpoint("CycleGAN, both directions", gan)]
 
@@ -218,7 +218,7 @@ def _checkpoint(name: str, method: Method) -> dict[str, Any]:
 
 def measure_deepspeed(threads: int) -> list[dict[str, Any]]:
     """The loop under each engine: DSSD's student (13 k weights) and CycleGAN of full width (28 M), small images."""
-    config = load_config([GAN, f"data.crop={SIDE}"]).config
+    config = load_run([GAN, f"data.crop={SIDE}"]).config
     rows = []
     for engine in ENGINES:
         rows.append(_under(engine, "DSSD student", single.student("hfrm"), single.BATCH, threads))

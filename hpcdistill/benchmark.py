@@ -11,8 +11,8 @@ import json
 from typing import TYPE_CHECKING
 
 from hpcdistill.command import run_command
-from hpcdistill.config import Loaded, configured_generators, load_config
 from hpcdistill.console import Table, out
+from hpcdistill.run import Run, load_run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _cost(options: argparse.Namespace) -> None:
-    networks = _measured(load_config(options.config))
+    networks = _measured(load_run(options.config))
     # Imported only now: --help and a misspelt configuration answer at once.
     from hpcdistill.metrics.cost import IMAGE_SIZE, OUTPUT_SIZE, network_cost, takes_images
 
@@ -73,12 +73,10 @@ def _cost(options: argparse.Namespace) -> None:
         out.print(UNET_AS_PRINTED, markup=False, soft_wrap=True, end="")
 
 
-def _measured(loaded: Loaded) -> dict[str, nn.Module]:
-    """The networks that the configuration's method wants measured and, as "teacher", that of the teacher it names."""
-    generators = configured_generators(loaded)  # and every check of the configuration
-    frozen = {"teacher": generators["teacher"]} if loaded.teacher else {}
-    method = loaded.config.method.build(frozen)
-    return {**method.measured, **frozen}
+def _measured(run: Run) -> dict[str, nn.Module]:
+    """The networks that the configuration's method wants measured and, by role, those of its teachers."""
+    method = run.untrained()  # and every check of the configuration
+    return {**method.measured, **{role: teacher.untrained() for role, teacher in run.teachers.items()}}
 
 
 def _cost_table(networks: dict[str, nn.Module], costs: dict[str, Cost]) -> Table:

@@ -8,48 +8,60 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, ValidationError, create_model
+from pydantic import Field, ValidationError, create_model, model_validator
 
 from hpcdistill.data.config import DataConfig
 from hpcdistill.errors import UserError, nearest
-from hpcdistill.methods.settings import NO_TEACHERS, MethodConfig, config_class
+from hpcdistill.methods.settings import MethodConfig, config_class
 from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.settings import LONGEST_NAME, Section, operational
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.yaml_values import DEEPEST, dump_yaml, load_yaml
 
-if TYPE_CHECKING:
-    from torch import nn
-
 Values = dict[str, Any]
+Layer = tuple[str, Values]  # its origin, for messages, and its values
 
 COMMAND_LINE = "command line"
 # A teacher shares its student's overlays and overrides, but not these: they say what the student itself is.
-OWN_KEYS = ("name", "method", "teacher", "init")
+OWN_KEYS = ("name", "method", "teacher", "teachers", "init")
 # How a student is carried out holds for a teacher that is trained on its way, where the teacher's file says nothing.
 _CARRIED_OUT = ("device", "deepspeed", "threads", "timeout")
+SOURCES = ("config", "run", "weights")  # of a teacher; what is named last replaces the others
 # A file that names its own test sets means these, not these as well.
 _REPLACED = ("data", "eval")
 _ONE_MORE = " (one more test set)"
+_OF_A_KEY = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")  # `${data.crop}` and nothing else
+_OF_THE_ENVIRONMENT = re.compile(r"[^$]*\$\{oc\.env:[^${}]*\}[^$]*")
 _WRITTEN = {"allow_objects": True}  # OmegaConf's leave for numbers that remember how they were written
 
 
 class TeacherConfig(Section):
-    """The run that a student learns from; it is found by its identity, or trained first."""
+    """Who fills a role: a run by its configuration (trained first unless it has finished), by its folder, or a file."""
 
-    config: str = Field(description="the teacher's configuration file, relative to the file that names it")
+    config: str | None = Field(None, description="a run's configuration file, relative to the file that names it")
+    run: str | None = operational(None, "or the folder of a finished run")
+    weights: str | None = operational(None, "or a .safetensors file that hpcdistill saved")
+    network: str | None = Field(
+        None, description="which of the run's networks; unset = the one called as the role, or the only one"
+    )
     checkpoint: Literal["best", "last"] = Field("last", description="which of its weights are used")
     overrides: dict[str, Any] = Field({}, description="values merged over the teacher's configuration")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [key for key in SOURCES if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"name one of {', '.join(SOURCES)}; {' and '.join(given) or 'none'} is given")
+        return self
 
 
 class RunConfig(Section):
@@ -60,56 +72,27 @@ class RunConfig(Section):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of initial weights, sample order and augmentation")
     method: MethodConfig
-    teacher: TeacherConfig | None = operational(None, "the run this one learns from")
+    teacher: TeacherConfig | None = operational(None, "who fills the role `teacher`")
+    teachers: dict[str, TeacherConfig] = operational({}, "who fills further roles of the method, by role")
     init: dict[str, str] = operational({}, "generator -> .safetensors file or run folder that it starts from")
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     runs: str = operational("runs", "folder of the run folders")
 
+    @property
+    def roles(self) -> dict[str, TeacherConfig]:
+        """Who fills which role."""
+        return {**({"teacher": self.teacher} if self.teacher else {}), **self.teachers}
+
     def dump(self) -> dict[str, Any]:
         """Plain values, ready for YAML; the method's own fields included."""
         return self.model_dump(mode="json", serialize_as_any=True)
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A checked configuration and what it was made of."""
-
-    config: RunConfig
-    files: tuple[Path, ...]
-    overrides: tuple[str, ...]
-    teacher: Loaded | None = field(default=None)
-
-
 def carried_out_by(config: RunConfig) -> dict[str, Any]:
     """What a student's configuration says about how it is carried out: its teacher's, unless that says otherwise."""
     return {key: getattr(config.train, key) for key in _CARRIED_OUT if key in config.train.model_fields_set}
-
-
-def load_config(arguments: Sequence[str], origins: Mapping[str, str] = MappingProxyType({})) -> Loaded:
-    """Load the files and `key=value` overrides in `arguments`, and the teacher's configuration where one is named.
-
-    `origins`: where an override is from, for messages, when that is not the command line.
-    Raises UserError for a missing or damaged file, a wrong key or an impossible value.
-    """
-    files = tuple(Path(argument) for argument in arguments if not is_override(argument))
-    overrides = tuple(argument for argument in arguments if is_override(argument))
-    if not files:
-        raise UserError("no configuration file given; e.g. configs/dssd/x4.yaml")
-    layers = [layer for file in files for layer in file_layers(file)]
-    layers += [(_origin_of(override, origins), parse_override(override)) for override in overrides]
-    config = _checked(layers)
-    if config.teacher is None:
-        return Loaded(config, files, overrides)
-    shared = [(origin, _without(values, OWN_KEYS)) for file in files[1:] for origin, values in file_layers(file)]
-    shared += [(_origin_of(override, origins), _without(parse_override(override), OWN_KEYS)) for override in overrides]
-    special = ("teacher.overrides", config.teacher.overrides)
-    carried_out: tuple[str, Values] = (str(files[0]), {"train": carried_out_by(config)})
-    teacher = _checked([carried_out, *file_layers(Path(config.teacher.config)), *shared, special])
-    if teacher.teacher is not None:
-        raise UserError(f"{config.teacher.config}: a teacher cannot have a teacher of its own; give it an init instead")
-    return Loaded(config, files, overrides, Loaded(teacher, (Path(config.teacher.config),), ()))
 
 
 def split_runs(arguments: Sequence[str]) -> list[list[str]]:
@@ -120,33 +103,12 @@ def split_runs(arguments: Sequence[str]) -> list[list[str]]:
     runs: list[list[str]] = []
     for argument in arguments:
         begins = not is_override(argument) and any(
-            _has(layer, ("method", "name")) for _, layer in file_layers(Path(argument))
+            _has(layer, ("method", "name")) for _, layer in ConfigFiles().layers(Path(argument))
         )
         if begins or not runs:
             runs.append([])
         runs[-1].append(argument)
     return runs
-
-
-def configured_generators(loaded: Loaded) -> dict[str, nn.Module]:
-    """The generators of the run that `loaded` describes and, as "teacher", that of the teacher it names; untrained.
-
-    Raises UserError for a configuration that no network can be built from.
-    """
-    frozen: dict[str, nn.Module] = {}
-    if loaded.teacher:
-        teachers = configured_generators(loaded.teacher)
-        if "teacher" not in teachers:
-            raise UserError(
-                f"{loaded.teacher.files[0]}: method {loaded.teacher.config.method.name} trains no teacher; "
-                "name a teacher's configuration under teacher.config"
-            )
-        frozen["teacher"] = teachers["teacher"]
-    method = loaded.config.method.build(frozen or NO_TEACHERS)
-    for name in loaded.config.init:
-        if name not in method.generators:
-            raise UserError(f"init.{name}: the method has no such generator; {nearest(name, method.generators)}")
-    return {**method.generators, **frozen}
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -176,41 +138,107 @@ def _is_file(path: Path | str) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises where a name is too long for the system
 
 
-def file_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str, Values]]:
-    """The layers of the file `path`: first those it extends, then its own, each with its origin for messages.
+class ConfigFiles:
+    """Reads and merges configuration files, each read once: a sweep's thousand cells share a few."""
 
-    `seen` are the files on the way to it. Raises UserError for what is missing, damaged or extends itself.
-    """
-    if not _is_file(path):
-        near = nearest(path.name, [entry.name for entry in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
-        raise UserError(f"{path}: no such configuration file; {near or 'see configs/'}")
-    if path.resolve() in seen:
-        raise UserError(f"{path}: extends itself by way of {seen[-1]}")
-    try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected `key: value` lines at the top level")
-    try:
-        parents = _resolved({"extends": values.pop("extends", [])})["extends"]
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: extends: {str(error).splitlines()[0]}") from None
-    parents = [parents] if isinstance(parents, str) else parents
-    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
-        raise UserError(f"{path}: extends: expected a file name or a list of file names, got {json.dumps(parents)}")
-    for parent in parents:
-        yield from file_layers(path.parent / parent, (*seen, path.resolve()))
-    teacher = values.get("teacher")
-    if isinstance(teacher, dict) and isinstance(teacher.get("config"), str):
-        teacher["config"] = str(path.parent / teacher["config"])
-    yield str(path), values
+    def __init__(self) -> None:
+        self._files: dict[Path, list[Layer]] = {}
+        self._overrides: dict[str, Values] = {}
+        self._texts: dict[str, Any] = {}  # interpolations of the environment, resolved
 
+    def layers(self, path: Path) -> list[Layer]:
+        """The layers of the file `path`: first those it extends, then its own, each with its origin for messages.
 
-def _origin_of(override: str, origins: Mapping[str, str]) -> str:
-    origin = origins.get(override, COMMAND_LINE)
-    return origin + _ONE_MORE if override.startswith(".".join(_REPLACED) + ".") else origin
+        Raises UserError for what is missing, damaged or extends itself.
+        """
+        if path not in self._files:
+            self._files[path] = list(self._read(path, ()))
+        return self._files[path]
+
+    def override(self, text: str) -> Values:
+        """The layer that `key=value` is; UserError when it is none, or its value is not valid YAML."""
+        if text not in self._overrides:
+            self._overrides[text] = parse_override(text)
+        return self._overrides[text]
+
+    def checked(self, layers: Sequence[Layer]) -> RunConfig:
+        """Merge `layers` from left to right, resolve interpolations and validate."""
+        merged: Values = {}
+        for origin, layer in layers:
+            # `data.eval.x=...` adds one on the command line; `data.eval={x: ...}` names them all, as a file does.
+            if not origin.endswith(_ONE_MORE) and _has(layer, _REPLACED) and _has(merged, _REPLACED):
+                del merged[_REPLACED[0]][_REPLACED[1]]
+            _forget_sources(merged, layer)
+            merge(merged, layer)
+        try:
+            values = cast(Values, self._resolved(merged, merged))
+        except _UnusualError:
+            values = _resolved_by_omegaconf(merged, layers)
+        if isinstance(values.get("teacher"), dict) and set(values["teacher"]) == {"overrides"}:
+            del values["teacher"]  # a variant's words to a teacher, over a configuration that has none
+        model = _model_of(values.get("method"), layers)
+        try:
+            return model.model_validate(values)
+        except ValidationError as error:
+            raise UserError(_explain(error, layers, model)) from None
+
+    def _read(self, path: Path, seen: tuple[Path, ...]) -> Iterator[Layer]:
+        """`seen` are the files on the way to it."""
+        if not _is_file(path):
+            others = [entry.name for entry in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+            near = nearest(path.name, others) if others else ""
+            raise UserError(f"{path}: no such configuration file; {near or 'see configs/'}")
+        if path.resolve() in seen:
+            raise UserError(f"{path}: extends itself by way of {seen[-1]}")
+        try:
+            values = load_yaml(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not valid YAML: {error}") from None
+        values = {} if values is None else values
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: expected `key: value` lines at the top level")
+        try:
+            parents = _by_omegaconf({"extends": values.pop("extends", [])})["extends"]
+        except OmegaConfBaseException as error:
+            raise UserError(f"{path}: extends: {str(error).splitlines()[0]}") from None
+        parents = [parents] if isinstance(parents, str) else parents
+        if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+            raise UserError(f"{path}: extends: expected a file name or a list of file names, got {json.dumps(parents)}")
+        for parent in parents:
+            yield from self._read(path.parent / parent, (*seen, path.resolve()))
+        for teacher in _teachers(values):
+            if isinstance(teacher.get("config"), str):
+                teacher["config"] = str(path.parent / teacher["config"])
+        yield str(path), values
+
+    def _resolved(self, value: Any, root: Values) -> Any:
+        """`value` with the usual interpolations replaced; _UnusualError for what is left to OmegaConf.
+
+        OmegaConf takes 30 ms for what this does in one, and is the reference.
+        """
+        if isinstance(value, dict):
+            return {key: self._resolved(item, root) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._resolved(item, root) for item in value]
+        if not isinstance(value, str) or ("${" not in value and value != "???" and "\\" not in value):
+            return value
+        if match := _OF_A_KEY.fullmatch(value):
+            found: Any = root
+            for part in match[1].split("."):
+                if not isinstance(found, dict) or part not in found:
+                    raise _UnusualError
+                found = found[part]
+            if isinstance(found, str | dict | list):
+                raise _UnusualError
+            return found
+        if not _OF_THE_ENVIRONMENT.fullmatch(value):
+            raise _UnusualError
+        if value not in self._texts:
+            try:
+                self._texts[value] = _by_omegaconf({"text": value})["text"]
+            except OmegaConfBaseException:
+                raise _UnusualError from None
+        return self._texts[value]
 
 
 def parse_override(text: str) -> Values:
@@ -224,6 +252,11 @@ def parse_override(text: str) -> Values:
         return cast(Values, OmegaConf.to_container(layer))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{text}: the value is not valid YAML: {error}") from None
+
+
+def origin_of(override: str, origins: Mapping[str, str]) -> str:
+    origin = origins.get(override, COMMAND_LINE)
+    return origin + _ONE_MORE if override.startswith(".".join(_REPLACED) + ".") else origin
 
 
 def merge(into: Values, layer: Mapping[str, Any]) -> None:
@@ -248,34 +281,32 @@ def _copied(value: Any) -> Any:
     return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
-def _without(values: Values, keys: Sequence[str]) -> Values:
+def without(values: Values, keys: Sequence[str]) -> Values:
     return {key: value for key, value in values.items() if key not in keys}
 
 
-def _resolved(values: Values) -> Values:
-    """`values` with their interpolations replaced; raises OmegaConf's errors."""
-    return cast(Values, OmegaConf.to_container(OmegaConf.create(values, flags=_WRITTEN), resolve=True))
+class _UnusualError(Exception):
+    """An interpolation that only OmegaConf can resolve, or say what is wrong with."""
 
 
-def _checked(layers: Sequence[tuple[str, Values]]) -> RunConfig:
-    """Merge `layers` from left to right, resolve interpolations and validate."""
-    merged: Values = {}
-    for origin, layer in layers:
-        # `data.eval.x=...` adds one on the command line; `data.eval={x: ...}` names them all, as a file does.
-        if not origin.endswith(_ONE_MORE) and _has(layer, _REPLACED) and _has(merged, _REPLACED):
-            del merged[_REPLACED[0]][_REPLACED[1]]
-        merge(merged, layer)
+def _resolved_by_omegaconf(merged: Values, layers: Sequence[Layer]) -> Values:
+    """`merged` with all interpolations replaced; UserError, with the key, for one that cannot be."""
     try:
-        values = _resolved(merged)
+        return _by_omegaconf(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         first = str(error).splitlines()[0]
         raise UserError(f"{_origin(layers, str(key or ''))}: {key}: {first}") from None
     except RecursionError:
         raise UserError(f"{layers[0][0]}: its interpolations (${{...}}) lead on and on; write the values out") from None
-    if isinstance(values.get("teacher"), dict) and set(values["teacher"]) == {"overrides"}:
-        del values["teacher"]  # a variant's words to a teacher, over a configuration that has none
-    method = values.get("method")
+
+
+def _by_omegaconf(values: Values) -> Values:
+    return cast(Values, OmegaConf.to_container(OmegaConf.create(values, flags=_WRITTEN), resolve=True))
+
+
+def _model_of(method: Any, layers: Sequence[Layer]) -> type[RunConfig]:
+    """RunConfig with the fields of the method that `method` names; UserError when it names none."""
     if method is not None and not isinstance(method, dict):
         raise UserError(
             f"{_origin(layers, 'method')}: method: expected keys, such as name, got {json.dumps(method, default=str)}"
@@ -284,16 +315,31 @@ def _checked(layers: Sequence[tuple[str, Values]]) -> RunConfig:
     try:
         if name is None:
             raise UserError("missing; name a method")
-        model = run_config_of(config_class(str(name)))
+        return run_config_of(config_class(str(name)))
     except UserError as error:
         raise UserError(f"{_origin(layers, 'method.name')}: method.name: {error}") from None
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_explain(error, layers, model)) from None
 
 
-def _explain(error: ValidationError, layers: Sequence[tuple[str, Values]], model: type[Section]) -> str:
+def _teachers(values: Mapping[str, Any]) -> list[Values]:
+    """The sections of a layer that say who fills a role."""
+    further = values.get("teachers")
+    sections = [values.get("teacher"), *(further.values() if isinstance(further, dict) else ())]
+    return [section for section in sections if isinstance(section, dict)]
+
+
+def _forget_sources(merged: Values, layer: Values) -> None:
+    """Where `layer` names another source of a teacher than `merged` has, the older one goes."""
+    pairs = [(merged.get("teacher"), layer.get("teacher"))]
+    further, named = merged.get("teachers"), layer.get("teachers")
+    if isinstance(further, dict) and isinstance(named, dict):
+        pairs += [(further.get(role), named[role]) for role in named]
+    for old, new in pairs:
+        if isinstance(old, dict) and isinstance(new, dict) and any(key in new for key in SOURCES):
+            for key in SOURCES:
+                old.pop(key, None)
+
+
+def _explain(error: ValidationError, layers: Sequence[Layer], model: type[Section]) -> str:
     """The first fault as `file: key: what was expected; remedy`."""
     faults = error.errors()
     fault = faults[0]
@@ -320,7 +366,7 @@ def _fields(model: type[Any], location: Sequence[int | str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _origin(layers: Sequence[tuple[str, Values]], key: str) -> str:
+def _origin(layers: Sequence[Layer], key: str) -> str:
     """The last layer that sets `key`, or the closest key above it."""
     parts = key.split(".")
     while parts and parts != [""]:

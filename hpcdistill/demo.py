@@ -27,8 +27,8 @@ from hpcdistill.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-    from hpcdistill.config import Loaded
     from hpcdistill.metrics.sr_evaluation import SRImages
+    from hpcdistill.run import Run
     from hpcdistill.sweep.demos.demo_report import Stage
     from hpcdistill.sweep.demos.demo_rows import Measured
 
@@ -46,7 +46,7 @@ RULE: Literal["pisr"] = "pisr"
 class Trained:
     """A finished run of the demo."""
 
-    loaded: Loaded
+    loaded: Run
     folder: Path
     result: dict[str, Any]
     arguments: tuple[str, ...]  # of `python -m hpcdistill.train`
@@ -65,7 +65,6 @@ def main(argv: list[str]) -> int:
     from hpcdistill.storage import write_json
     from hpcdistill.sweep.demos.demo_report import Story, demo_page
     from hpcdistill.sweep.demos.demo_rows import clock, verdict
-    from hpcdistill.sweep.identity import run_folder
     from hpcdistill.sweep.report import write_page
 
     runs: dict[str, Trained] = {}
@@ -96,7 +95,7 @@ def main(argv: list[str]) -> int:
     stages = {name: read_stage(run.folder, run.arguments) for name, run in runs.items()}
     teacher = runs["dssd"].loaded.teacher
     assert teacher is not None
-    stages["teacher"] = read_stage(run_folder(teacher), ())
+    stages["teacher"] = read_stage(teacher.folder, ())
     result = stages["teacher"].result
     write_json(
         options.out / "results.json",
@@ -134,14 +133,13 @@ def main(argv: list[str]) -> int:
 
 def train(name: str, folder: Path, steps: int | None, data: Path | None) -> Trained | None:
     """Train the student `name` (a key of CONFIGS) below `folder`, or find it finished; None when it was stopped."""
-    from hpcdistill.config import load_config
-    from hpcdistill.sweep.identity import run_folder
-    from hpcdistill.train import run
+    from hpcdistill.run import load_run
+    from hpcdistill.train import train
 
     arguments = training_arguments(name, folder, steps, data)
-    loaded = load_config(_from_the_clone(arguments))
-    result = run(loaded)
-    return None if result is None else Trained(loaded, run_folder(loaded), result, arguments)
+    loaded = load_run(_from_the_clone(arguments))
+    result = train(loaded)
+    return None if result is None else Trained(loaded, loaded.folder, result, arguments)
 
 
 def training_arguments(name: str, folder: Path, steps: int | None, data: Path | None) -> tuple[str, ...]:
@@ -152,9 +150,9 @@ def training_arguments(name: str, folder: Path, steps: int | None, data: Path | 
         places = {split: json.dumps(str(data / "photos" / split)) for split in ("train", "test")}
         arguments += [f"data.train={places['train']}", f"data.eval.photos={places['test']}"]
     if steps is not None:
-        from hpcdistill.config import load_config
+        from hpcdistill.run import load_run
 
-        loaded = load_config(_from_the_clone([CONFIGS["dssd"], VARIANT]))
+        loaded = load_run(_from_the_clone([CONFIGS["dssd"], VARIANT]))
         assert loaded.teacher is not None
         student, teacher = loaded.config, loaded.teacher.config
         assert student.train.steps is not None
@@ -226,9 +224,9 @@ def trained_steps(notes: dict[str, Any]) -> int:
 
 def paper_steps() -> int:
     """A stage's steps by the paper's recipe, as the configurations without any variant have it."""
-    from hpcdistill.config import load_config
+    from hpcdistill.run import load_run
 
-    config = load_config(_from_the_clone([CONFIGS["dssd"]])).config
+    config = load_run(_from_the_clone([CONFIGS["dssd"]])).config
     assert config.data.samples_per_epoch is not None
     return round(config.train.epochs * config.data.samples_per_epoch / config.train.batch_size)
 

@@ -46,33 +46,32 @@ def main(argv: list[str]) -> int:
     started = time.perf_counter()
     say(f"the GAN demo: from edges to photographs, minutes on two CPU cores; everything goes to {options.out}")
     # Imported only now: --help answers at once.
-    from hpcdistill.config import load_config
     from hpcdistill.data.pack.recipes import load_recipe
     from hpcdistill.demo import read_stage
     from hpcdistill.models.registry import load_generator
     from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
+    from hpcdistill.run import load_run
     from hpcdistill.storage import write_json
     from hpcdistill.sweep.demos.demo_gan_pairs import PHOTOGRAPHS, pack_pairs, pairs_of, photographs
     from hpcdistill.sweep.demos.demo_gan_report import Story, gan_demo_page
     from hpcdistill.sweep.demos.demo_gan_rows import FlatColour, mean_colour, verdict
     from hpcdistill.sweep.demos.demo_gan_vgg import write_random_vgg16
     from hpcdistill.sweep.demos.demo_rows import clock
-    from hpcdistill.sweep.identity import run_folder
     from hpcdistill.sweep.report import write_page
-    from hpcdistill.train import run
+    from hpcdistill.train import train
 
     say("[1/3] drawing edges and packing the pairs", style="bold")
     packed = pack_pairs(options.out)
     write_random_vgg16(options.out / VGG)
     say("[2/3] training FESD-Pix2Pix: teacher, student and discriminator together", style="bold")
     arguments = training_arguments(options.out, options.steps)
-    loaded = load_config(_from_the_clone(arguments))
+    loaded = load_run(_from_the_clone(arguments))
     with StopSignals() as signals:
-        result = run(loaded, signals)
+        result = train(loaded, signals)
     if result is None:
         return EXIT_STOPPED
 
-    config, folder = loaded.config, run_folder(loaded)
+    config, folder = loaded.config, loaded.folder
     evaluator = _evaluator(config)
     say(f"[3/3] measuring on {evaluator.count(TEST_SET)} tiles that were not trained on", style="bold")
     # The last weights: the best ones were chosen by these very tiles.
@@ -130,9 +129,9 @@ def training_arguments(folder: Path, steps: int | None) -> tuple[str, ...]:
         f"data.eval={json.dumps({TEST_SET: str(packed / 'test')})}",
     ]
     if steps is not None:
-        from hpcdistill.config import load_config
+        from hpcdistill.run import load_run
 
-        full = load_config(_from_the_clone([CONFIG, VARIANT])).config
+        full = load_run(_from_the_clone([CONFIG, VARIANT])).config
         assert full.train.steps is not None
         arguments += [
             f"train.steps={steps}",
@@ -156,13 +155,13 @@ def printed_networks() -> dict[str, Cost]:
     """What the generators of the paper's own experiment cost, for scale: Pix2Pix's and the student."""
     import torch
 
-    from hpcdistill.config import load_config
     from hpcdistill.methods.distillation_settings import DistilledGANConfig
     from hpcdistill.methods.gan_settings import FAMILIES, GeneratorSettings
     from hpcdistill.metrics.cost import image_cost
     from hpcdistill.models.generators import build_generator
+    from hpcdistill.run import load_run
 
-    method = load_config(_from_the_clone([CONFIG])).config.method
+    method = load_run(_from_the_clone([CONFIG])).config.method
     assert isinstance(method, DistilledGANConfig)
     costs = {}
     for title, settings in (

@@ -11,13 +11,14 @@ import argparse
 from pathlib import Path
 
 from hpcdistill.command import run_command
-from hpcdistill.config import load_config, split_runs
+from hpcdistill.config import split_runs
 from hpcdistill.console import Table, out, say
 from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.fetch.weights import WEIGHTS, fetch_weights
 from hpcdistill.data.pack.fetching import obtain, wanted_at
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.run import load_run
 from hpcdistill.sweep.grids.grid import load_grids
 from hpcdistill.sweep.grids.plan import make_plan
 from hpcdistill.sweep.requirements import check_obtainable, is_there, needed_sets, needed_weights
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> None:
     if options.grid:
         runs = [run.loaded for run in make_plan(load_grids(options.grid), None, options.config).runs.values()]
     else:
-        runs = [load_config(run) for run in split_runs(options.config)]
+        runs = [load_run(run) for run in split_runs(options.config)]
     places = list(dict.fromkeys(place for run in runs for place in needed_sets(run)))
     names = list(dict.fromkeys([*options.weights, *(name for run in runs for name in needed_weights(run))]))
     check_obtainable(places)  # before hours of downloading, not after them

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from rich.text import Text
 from torch import nn
 
 from hpcdistill.command import run_command
-from hpcdistill.config import Loaded, RunConfig, config_files, configured_generators, load_config, to_yaml
+from hpcdistill.config import RunConfig, config_files, to_yaml
 from hpcdistill.console import Table, is_main_process, out, say, warn
 from hpcdistill.data.counter import step_seed
 from hpcdistill.data.fetch.location import is_remote
@@ -36,8 +35,7 @@ from hpcdistill.ranks import watch
 from hpcdistill.ranks.launcher import check_launcher
 from hpcdistill.ranks.process_group import leave
 from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals, on_any_rank
-from hpcdistill.sweep.identity import Identity, identify, of_another_length, run_folder, selected_set, weights_file
-from hpcdistill.sweep.plan_key import plan_key
+from hpcdistill.run import Run, Teacher, load_run, of_another_length, weights_file
 from hpcdistill.sweep.requirements import check_present, needed_sets
 from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.loop import Training
@@ -68,14 +66,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("config", nargs="+", metavar="CONFIG|key=value", help="configuration files and overrides")
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
     options = parser.parse_intermixed_args(arguments)
-    loaded = load_config(options.config)
+    run = load_run(options.config)
     if options.print_config:
-        sys.stdout.write(to_yaml(loaded.config))
-        if loaded.teacher:
-            sys.stdout.write("# the teacher's configuration\n---\n" + to_yaml(loaded.teacher.config))
+        sys.stdout.write(to_yaml(run.config))
+        for teacher in run.teachers.values():
+            if teacher.run:
+                sys.stdout.write(f"# the {teacher.role}'s configuration\n---\n" + to_yaml(teacher.run.config))
         return 0
     with StopSignals() as signals:
-        result = run(loaded, signals)
+        result = train(run, signals)
         leave()  # a launcher ends who is late by a signal
     if result is None:
         return EXIT_STOPPED
@@ -83,32 +82,24 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | None:
-    """Train (or resume, or find finished) the run and the teacher it needs; result.json, None when stopped."""
+def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None:
+    """Train (or resume, or find finished) the run and the teachers it needs; result.json, None when stopped."""
     check_launcher("hpcdistill.train")
-    config = loaded.config
+    config = run.config
     accelerator = make_accelerator(config.train)
     with watch.main_first():  # a built-in set is packed once, by rank 0
-        pack_missing(place for place in needed_sets(loaded) if not is_remote(place))
-    check_present(loaded)
-    # What is wrong with the student is said before its teacher is trained for hours.
-    configured_generators(loaded)
-    identity = identify(loaded)
-    selected_set(config)
-    frozen: dict[str, nn.Module] = {}
-    if loaded.teacher and config.teacher and config.method.learns():
-        teacher_folder = RunFolder(run_folder(loaded.teacher))
-        if _finished(teacher_folder, accelerator) is None:
-            say(f"{config.name}: its teacher {teacher_folder.path.name} has not been trained yet; training it first")
-            if run(loaded.teacher, signals) is None:
-                return None
-            if signals and signals.agreed(accelerator):
-                say(f"{config.name}: stopped after its teacher; the same command goes on with the student")
-                return None
-        else:
-            say(f"{config.name}: using the finished teacher {teacher_folder.path.name}")
-        frozen["teacher"] = _load_teacher(teacher_folder, config.teacher.checkpoint)
-    folder = RunFolder(run_folder(loaded))
+        pack_missing(place for place in needed_sets(run) if not is_remote(place))
+    check_present(run)
+    run.untrained()  # what is wrong with the student is said before its teacher is trained for hours
+    identity = {"short": run.short, **run.identity}
+    teachers: dict[str, nn.Module] = {}
+    for role, wanted in config.method.roles().items():
+        if not wanted.needed or role not in run.teachers:
+            continue
+        if not _is_trained(run.teachers[role], config.name, accelerator, signals):
+            return None
+        teachers[role] = run.teachers[role].load()
+    folder = RunFolder(run.folder)
     result = _finished(folder, accelerator)
     if result is not None:
         say(f"{config.name}: {folder.path} has finished already")
@@ -117,22 +108,40 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
             say(f"{name} was not measured; `python -m hpcdistill.evaluate {folder.path} --data {place}`")
         return result
     if not folder.path.exists() and accelerator.is_main_process:
-        _say_what_is_near(loaded, identity)
-    return _train(loaded, folder, {"short": identity.short, **identity.record}, frozen, signals)
+        _say_what_is_near(run)
+    return _train(run, folder, identity, teachers, signals)
+
+
+def _is_trained(teacher: Teacher, name: str, accelerator: Accelerator, signals: StopSignals | None) -> bool:
+    """Train the run that teaches `name` unless it has finished, or is no run of ours; False when stopped."""
+    if teacher.run is None:
+        say(f"{name}: its {teacher.role} is {teacher.file}")
+        return True
+    folder = RunFolder(teacher.run.folder)
+    if _finished(folder, accelerator) is not None:
+        say(f"{name}: using the finished {teacher.role} {folder.path.name}")
+        return True
+    say(f"{name}: its {teacher.role} {folder.path.name} has not been trained yet; training it first")
+    if train(teacher.run, signals) is None:
+        return False
+    if signals and signals.agreed(accelerator):
+        say(f"{name}: stopped after its {teacher.role}; the same command goes on with the student")
+        return False
+    return True
 
 
 def _train(
-    loaded: Loaded,
+    run: Run,
     folder: RunFolder,
     identity: dict[str, Any],
-    frozen: dict[str, nn.Module],
+    teachers: dict[str, nn.Module],
     signals: StopSignals | None,
 ) -> dict[str, Any] | None:
     """One stage: build everything from the configuration, call the loop, write result.json."""
-    config = loaded.config
+    config = run.config
     accelerator = make_accelerator(config.train, folder.path)
     torch.manual_seed(step_seed(config.seed, 0, 0))  # initial weights: the same on every rank
-    method = config.method.build(frozen)
+    method = config.method.build(teachers)
     _initialise(method, config)
     needs = method.needs
     reader = None
@@ -153,17 +162,16 @@ def _train(
         return None
     per_epoch = config.data.samples_per_epoch or reader.samples
     steps = config.train.steps or max(1, round(config.train.epochs * per_epoch / config.train.batch_size))
-    selected = selected_set(config)
-    if selected is None:
+    if run.selected is None:
         warn(f"{config.name}: data.eval is empty; nothing will be evaluated")
     evaluator = None
-    if selected is not None:
-        evaluator = open_evaluator(config.data, config.eval, selected, needs, method.generators, accelerator)
+    if run.selected is not None:
+        evaluator = open_evaluator(config.data, config.eval, run.selected, needs, method.generators, accelerator)
     method.prepare(config.data.crop)  # after what is cheaper to check: it may load a large network
     lay_out(method.segments(), steps, evaluator is not None)
     # Everything that can be wrong with the configuration has been said; only now is something written.
     if accelerator.is_main_process:
-        folder.create(to_yaml(_self_contained(loaded)), identity)
+        folder.create(to_yaml(run.self_contained()), identity)
         watch.before_exit(folder.release)
     accelerator.wait_for_everyone()
     training = Training(
@@ -188,7 +196,7 @@ def _train(
     result = {
         "name": config.name,
         "identity": identity["short"],
-        "key": plan_key(loaded),
+        "key": run.key,
         "method": config.method.name,
         "steps": steps,
         "batch_size": config.train.batch_size,
@@ -203,7 +211,7 @@ def _train(
         "last": outcome.position.last,
         "protocol": evaluator.protocol() if evaluator else None,
         BICUBIC: bicubic_reference(evaluator, accelerator),
-        "teacher": run_name(loaded.teacher) if loaded.teacher else None,
+        "teacher": _name(run.teachers.get("teacher")),
         "weights": method.origins,
         "revision": code_revision(),
     }
@@ -214,12 +222,12 @@ def _train(
     return result
 
 
-def _say_what_is_near(loaded: Loaded, identity: Identity) -> None:
+def _say_what_is_near(run: Run) -> None:
     """Name the run that whoever asks for more steps, or fewer, may mean to go on from."""
-    near = of_another_length(loaded, identity)
+    near = of_another_length(run)
     if not near:
         return
-    folder, name = near[-1], loaded.config.name
+    folder, name = near[-1], run.config.name
     say(
         f"{name}: {folder} differs from this run only in its length (train.steps, train.epochs). Over another length "
         "the learning rate takes another course: this is a run of its own and starts from nothing"
@@ -238,13 +246,11 @@ def _finished(folder: RunFolder, accelerator: Accelerator) -> dict[str, Any] | N
     return result
 
 
-def run_name(loaded: Loaded) -> str:
-    """The name of the run's folder."""
-    return run_folder(loaded).name
-
-
-def _load_teacher(folder: RunFolder, which: str) -> nn.Module:
-    return load_generator(folder.generator(which, "teacher"))[0]
+def _name(teacher: Teacher | None) -> str | None:
+    """What result.json calls the teacher: its run folder's name, or the file of weights."""
+    if teacher is None:
+        return None
+    return teacher.folder.name if teacher.folder else teacher.file.name
 
 
 def _initialise(method: Method, config: RunConfig) -> None:
@@ -252,16 +258,6 @@ def _initialise(method: Method, config: RunConfig) -> None:
     for name, path in config.init.items():
         file = weights_file(Path(path), name)
         load_weights(method.generators[name], load_generator(file)[0].state_dict(), str(file))
-
-
-def _self_contained(loaded: Loaded) -> RunConfig:
-    """The configuration with its teacher named by the teacher's run folder, so that it can be run from there alone."""
-    if not (loaded.teacher and loaded.config.teacher):
-        return loaded.config
-    # Relative to the folder it is saved in, so that runs/ can be moved as a whole.
-    saved = os.path.relpath(run_folder(loaded.teacher) / "config.yaml", run_folder(loaded))
-    teacher = loaded.config.teacher.model_copy(update={"config": saved, "overrides": {}})
-    return loaded.config.model_copy(update={"teacher": teacher})
 
 
 def _guide() -> None:

@@ -207,7 +207,7 @@ def test_a_teacher_that_is_none(tmp_path: Path) -> None:
     config = tmp_path / "student.yaml"
     lines = [f"extends: {CONFIGS / 'dssd' / 'x4.yaml'}", f"teacher: {{config: {CONFIGS / 'fsrcnn' / 'x4.yaml'}}}"]
     config.write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(UserError, match=r"fsrcnn/x4\.yaml: method plain_sr trains no teacher; name a teacher's"):
+    with pytest.raises(UserError, match="teacher: is a FSRCNN; a privileged_student needs a privileged_teacher's run"):
         main(["cost", str(config)])
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hpcdistill.config import config_files, load_config, to_yaml
+from hpcdistill.config import config_files, to_yaml
 from hpcdistill.errors import UserError
+from hpcdistill.run import load_run
 
 CLONE = Path(__file__).resolve().parents[1]
 CONFIGS = CLONE / "configs"
@@ -30,14 +31,14 @@ def base(tmp_path: Path) -> str:
 
 def test_later_files_and_overrides_win(tmp_path: Path, base: str) -> None:
     variant = write(tmp_path, "variant.yaml", "train: {batch_size: 2, epochs: 3}\nseed: 7\n")
-    config = load_config([base, variant, "seed=9"]).config
+    config = load_run([base, variant, "seed=9"]).config
     assert (config.train.batch_size, config.train.epochs, config.seed) == (2, 3, 9)
-    assert load_config([variant, base]).config.train.batch_size == 8
+    assert load_run([variant, base]).config.train.batch_size == 8
 
 
 def test_extends_is_relative_to_the_file_and_weaker_than_it(tmp_path: Path, base: str) -> None:
     child = write(tmp_path, "deep/child.yaml", "extends: ../base.yaml\nname: child\ntrain: {epochs: 5}\n")
-    config = load_config([child]).config
+    config = load_run([child]).config
     assert (config.name, config.train.batch_size, config.train.epochs) == ("child", 8, 5)
 
 
@@ -45,28 +46,28 @@ def test_a_file_that_extends_itself_is_refused(tmp_path: Path) -> None:
     first = write(tmp_path, "a.yaml", "extends: b.yaml\n")
     write(tmp_path, "b.yaml", "extends: a.yaml\n")
     with pytest.raises(UserError, match="extends itself"):
-        load_config([first])
+        load_run([first])
 
 
 def test_a_file_replaces_the_test_sets_and_the_command_line_adds_one(tmp_path: Path, base: str) -> None:
     sets = write(tmp_path, "sets.yaml", "data: {eval: {set5: a, set14: b}}\n")
     own = write(tmp_path, "own.yaml", "data: {eval: {mine: c}}\n")
-    assert load_config([base, sets, own]).config.data.eval == {"mine": "c"}
-    assert load_config([base, own, "data.eval.more=d"]).config.data.eval == {"mine": "c", "more": "d"}
+    assert load_run([base, sets, own]).config.data.eval == {"mine": "c"}
+    assert load_run([base, own, "data.eval.more=d"]).config.data.eval == {"mine": "c", "more": "d"}
 
 
 def test_an_override_may_name_a_file_and_a_file_may_have_an_equals_sign(tmp_path: Path, base: str) -> None:
-    config = load_config([base, "data.eval.a=b.yaml"]).config
+    config = load_run([base, "data.eval.a=b.yaml"]).config
     assert config.data.eval == {"a": "b.yaml"}
     odd = write(tmp_path, "lr=1/x.yaml", "seed: 5\n")
-    assert load_config([base, odd]).config.seed == 5
+    assert load_run([base, odd]).config.seed == 5
 
 
 def test_interpolation(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path, "x.yaml", "data: {train: '${oc.env:HPCDISTILL_DATA,data/packed}/t91'}\n")
-    assert load_config([base, file]).config.data.train == ("data/packed/t91",)
+    assert load_run([base, file]).config.data.train == ("data/packed/t91",)
     monkeypatch.setenv("HPCDISTILL_DATA", "elsewhere")
-    assert load_config([base, file]).config.data.train == ("elsewhere/t91",)
+    assert load_run([base, file]).config.data.train == ("elsewhere/t91",)
 
 
 @pytest.mark.parametrize(
@@ -90,19 +91,19 @@ def test_interpolation(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatc
 )
 def test_a_wrong_override_is_one_line_with_key_and_remedy(base: str, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        load_config([base, override])
+        load_run([base, override])
     assert "\n" not in str(caught.value).strip()
 
 
 def test_an_error_of_a_whole_section_leaves_its_values_out() -> None:
     with pytest.raises(UserError, match=r"method: direction: pix2pix translates a to b only.*BtoA$"):
-        load_config([str(CONFIGS / "fesd" / "edges2shoes.yaml"), "method.direction=both"])
+        load_run([str(CONFIGS / "fesd" / "edges2shoes.yaml"), "method.direction=both"])
 
 
 def test_the_file_that_set_the_wrong_value_is_named(tmp_path: Path, base: str) -> None:
     variant = write(tmp_path, "variant.yaml", "train: {epochs: -1}\n")
     with pytest.raises(UserError, match=r"variant\.yaml: train\.epochs: expected greater than 0, got -1"):
-        load_config([base, variant, "seed=1"])
+        load_run([base, variant, "seed=1"])
 
 
 @pytest.mark.parametrize(
@@ -117,16 +118,16 @@ def test_the_file_that_set_the_wrong_value_is_named(tmp_path: Path, base: str) -
 )
 def test_a_damaged_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_config([write(tmp_path, "bad.yaml", text)])
+        load_run([write(tmp_path, "bad.yaml", text)])
 
 
 def test_a_missing_file_names_the_nearest(tmp_path: Path, base: str) -> None:
     with pytest.raises(UserError, match=r"did you mean 'base\.yaml'"):
-        load_config([str(tmp_path / "bse.yaml")])
+        load_run([str(tmp_path / "bse.yaml")])
     with pytest.raises(UserError, match="no such configuration file"):
-        load_config([str(tmp_path / "no" / "where.yaml")])
+        load_run([str(tmp_path / "no" / "where.yaml")])
     with pytest.raises(UserError, match="no configuration file"):
-        load_config(["seed=1"])
+        load_run(["seed=1"])
 
 
 class TestTeacher:
@@ -142,7 +143,7 @@ class TestTeacher:
         self, tmp_path: Path, student: str
     ) -> None:
         variant = write(tmp_path, "v.yaml", "name: v\nmethod: {vid: none}\ntrain: {batch_size: 4}\n")
-        loaded = load_config([student, variant, "seed=3", "method.vid=gaussian"])
+        loaded = load_run([student, variant, "seed=3", "method.vid=gaussian"])
         assert loaded.teacher is not None
         teacher = loaded.teacher.config
         assert (teacher.name, teacher.seed, teacher.train.batch_size, teacher.train.epochs) == ("t", 3, 4, 2)
@@ -155,7 +156,7 @@ class TestTeacher:
             "v.yaml",
             "train: {steps: 20}\nteacher: {overrides: {train: {steps: 5}, method: {encoder: pisr}}}\n",
         )
-        loaded = load_config([student, variant])
+        loaded = load_run([student, variant])
         assert loaded.teacher is not None
         assert loaded.config.train.steps == 20
         assert loaded.teacher.config.train.steps == 5
@@ -166,7 +167,7 @@ class TestTeacher:
             file.write("train: {deepspeed: zero2.json, device: cpu, threads: 1, batch_size: 8}\n")
         own = (tmp_path / "teacher.yaml").read_text().replace("{epochs: 2}", "{threads: 3}")
         write(tmp_path, "teacher.yaml", own)
-        loaded = load_config([student])
+        loaded = load_run([student])
         assert loaded.teacher is not None
         train = loaded.teacher.config.train
         assert (train.deepspeed, train.device, train.threads) == ("zero2.json", "cpu", 3)
@@ -174,22 +175,22 @@ class TestTeacher:
 
     def test_a_variants_words_to_a_teacher_do_nothing_without_one(self, tmp_path: Path, base: str) -> None:
         variant = write(tmp_path, "v.yaml", "teacher: {overrides: {method: {encoder: pisr}}}\n")
-        assert load_config([base, variant]).config.teacher is None
+        assert load_run([base, variant]).config.teacher is None
 
     def test_a_wrong_override_of_the_teacher_is_named(self, student: str) -> None:
         with pytest.raises(UserError, match=r"teacher\.overrides: method\.encoder: expected 'hfrm'"):
-            load_config([student, "teacher.overrides.method.encoder=vgg"])
+            load_run([student, "teacher.overrides.method.encoder=vgg"])
 
 
 def test_the_printed_configuration_loads_again(tmp_path: Path, base: str) -> None:
-    config = load_config([base, "train.steps=5"]).config
-    again = load_config([write(tmp_path, "again.yaml", to_yaml(config))]).config
+    config = load_run([base, "train.steps=5"]).config
+    again = load_run([write(tmp_path, "again.yaml", to_yaml(config))]).config
     assert again.dump() == config.dump()
 
 
 def loads(*files: Path) -> bool:
     try:
-        load_config([str(file) for file in files])
+        load_run([str(file) for file in files])
     except UserError:
         return False
     return True
@@ -207,7 +208,7 @@ def test_every_configuration_that_ships_is_valid() -> None:
     } <= {str(path.relative_to(CONFIGS)) for path in files}
     variants = sorted((CONFIGS / "variants").glob("*.yaml"))
     for path in files:
-        load_config([str(path)])
+        load_run([str(path)])
     for variant in variants:
         # What a variant is for: super-resolution, a distilled GAN, or an Original.
         bases = ("dssd/x4.yaml", "fesd/horse2zebra.yaml", "original/horse2zebra.yaml")
@@ -217,14 +218,14 @@ def test_every_configuration_that_ships_is_valid() -> None:
 
 def test_the_papers_recipe() -> None:
     """dssd.md, section 3."""
-    config = load_config([str(CONFIGS / "dssd" / "x4.yaml")]).config
+    config = load_run([str(CONFIGS / "dssd" / "x4.yaml")]).config
     steps = config.train.epochs * config.data.samples_per_epoch / config.train.batch_size
     assert (config.data.patch, config.train.batch_size, config.train.epochs, steps) == (192, 16, 1000, 1_000_000)
     optimizer = config.dump()["method"]["optimizer"]
     assert (optimizer["learning_rate"], optimizer["final_learning_rate"]) == (1e-3, 1e-5)
     assert optimizer["schedule"] == "cosine"
     assert optimizer["betas"] == [0.9, 0.999]
-    short = load_config([str(CONFIGS / "dssd" / "x4.yaml"), str(CONFIGS / "variants" / "short.yaml")]).config
+    short = load_run([str(CONFIGS / "dssd" / "x4.yaml"), str(CONFIGS / "variants" / "short.yaml")]).config
     assert short.train.epochs * short.data.samples_per_epoch / short.train.batch_size == 50_000
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from hpcdistill import demo
-from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.registry import save_generator
+from hpcdistill.run import load_run
 from hpcdistill.sweep.demos.demo_report import _middle, _percent, _round
 from hpcdistill.sweep.demos.demo_rows import Measured, clock, compared, verdict
 
@@ -136,8 +136,8 @@ def test_a_trained_student_that_does_not_say_its_steps_is_refused() -> None:
 
 
 def test_fewer_steps_shorten_the_teacher_in_proportion(tmp_path: Path) -> None:
-    full = load_config(demo._from_the_clone(demo.training_arguments("dssd", Path("runs/demo"), None, None)))
-    short = load_config(demo._from_the_clone(demo.training_arguments("dssd", tmp_path / "a b", 100, tmp_path)))
+    full = load_run(demo._from_the_clone(demo.training_arguments("dssd", Path("runs/demo"), None, None)))
+    short = load_run(demo._from_the_clone(demo.training_arguments("dssd", tmp_path / "a b", 100, tmp_path)))
     assert full.teacher is not None
     assert short.teacher is not None
     assert full.config.train.steps is not None
@@ -150,15 +150,13 @@ def test_fewer_steps_shorten_the_teacher_in_proportion(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["123", "true", "1e5", "a: b", "runs/demo", "with space/x"])
 def test_any_folder_may_be_the_output(name: str) -> None:
-    loaded = load_config(demo._from_the_clone(demo.training_arguments("fsrcnn", Path(name), None, None)))
+    loaded = load_run(demo._from_the_clone(demo.training_arguments("fsrcnn", Path(name), None, None)))
     assert loaded.config.runs == name
 
 
 def test_the_students_have_as_many_steps_as_each_other_and_the_papers_recipe_a_million() -> None:
     steps = {
-        load_config(
-            demo._from_the_clone(demo.training_arguments(name, Path("runs/demo"), None, None))
-        ).config.train.steps
+        load_run(demo._from_the_clone(demo.training_arguments(name, Path("runs/demo"), None, None))).config.train.steps
         for name in demo.CONFIGS
     }
     assert len(steps) == 1

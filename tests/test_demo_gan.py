@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from hpcdistill import demo_gan
-from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.cost import Cost
 from hpcdistill.models.registry import load_generator
 from hpcdistill.models.vgg import load_vgg16
+from hpcdistill.run import load_run
 from hpcdistill.sweep.demos.demo_gan_pairs import edge_drawing, pairs_of, photographs, write_pairs
 from hpcdistill.sweep.demos.demo_gan_rows import FlatColour, Measured, compared, mean_colour, ratio, verdict
 from hpcdistill.sweep.demos.demo_gan_vgg import write_random_vgg16
@@ -181,7 +181,7 @@ def test_a_damaged_pair_is_made_again_and_a_foreign_image_refused(tmp_path: Path
 
 def test_fewer_steps_are_logged_and_evaluated_more_often(tmp_path: Path) -> None:
     arguments = demo_gan.training_arguments(tmp_path / "a b", 40)
-    config = load_config(demo_gan._from_the_clone(arguments)).config
+    config = load_run(demo_gan._from_the_clone(arguments)).config
     assert config.train.steps == 40
     assert config.train.log_every < 10
     assert config.runs == str(tmp_path / "a b")
@@ -191,13 +191,13 @@ def test_fewer_steps_are_logged_and_evaluated_more_often(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["123", "true", "1e5", "a: b", "runs/demo-gan", "with space/x", "x/y.yaml"])
 def test_any_folder_may_be_the_output(name: str) -> None:
-    loaded = load_config(demo_gan._from_the_clone(demo_gan.training_arguments(Path(name), None)))
+    loaded = load_run(demo_gan._from_the_clone(demo_gan.training_arguments(Path(name), None)))
     assert loaded.config.runs == name
 
 
 def test_the_demo_is_fesd_as_printed_but_for_the_feature_losses_weight() -> None:
-    full = load_config(demo_gan._from_the_clone([demo_gan.CONFIG])).config.method
-    small = load_config(demo_gan._from_the_clone([demo_gan.CONFIG, demo_gan.VARIANT])).config.method
+    full = load_run(demo_gan._from_the_clone([demo_gan.CONFIG])).config.method
+    small = load_run(demo_gan._from_the_clone([demo_gan.CONFIG, demo_gan.VARIANT])).config.method
     names = ("student", "style", "dcd", "spectral", "reconstruction")
     for name in ("name", "family", "shift", "projection", "schedule", *(f"weight_{name}" for name in names)):
         assert getattr(small, name) == getattr(full, name)

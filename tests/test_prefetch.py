@@ -17,11 +17,12 @@ from packed_sets import encode, noise
 from serving import Server
 
 from hpcdistill import prefetch, train
-from hpcdistill.config import load_config, split_runs
+from hpcdistill.config import split_runs
 from hpcdistill.data.index import load_index
 from hpcdistill.data.pack import fetching
 from hpcdistill.data.pack import recipes as recipes_module
 from hpcdistill.errors import UserError
+from hpcdistill.run import load_run
 from hpcdistill.sweep.jobs import submit
 from hpcdistill.sweep.requirements import check_present, missing_for, needed_sets, needed_weights
 
@@ -79,7 +80,7 @@ def test_what_a_run_needs_is_fetched_once(tmp_path: Path, root: Path, recipe: Pa
         requests = len(server.requests)
         prefetch.main([str(config), str(config), "seed=3"])
         assert len(server.requests) == requests
-    check_present(load_config([str(config)]))
+    check_present(load_run([str(config)]))
 
 
 def test_a_compute_node_is_told_what_to_run_and_where(tmp_path: Path, root: Path, recipe: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_set_that_is_packed_by_half_is_not_there(tmp_path: Path, root: Path, r
     (root / "tiny" / "train" / ".shard-00000.json").write_text("{}")
     write_recipe(recipe, "http://127.0.0.1:9/tiny.tar")
     with pytest.raises(UserError, match="not on this machine; run") as error:
-        check_present(load_config([str(config)]))
+        check_present(load_run([str(config)]))
     assert str(root / "tiny" / "train") in str(error.value)
     with Server(tmp_path / "served") as server:
         write_recipe(recipe, server.address("tiny.tar"))
@@ -112,7 +113,7 @@ def test_the_command_that_is_named_can_be_pasted(tmp_path: Path, root: Path, rec
     config = write_config(tmp_path)
     write_recipe(recipe, "http://127.0.0.1:9/tiny.tar")
     with pytest.raises(UserError) as error:
-        check_present(load_config([str(config), "data.eval={my set: x}"]))
+        check_present(load_run([str(config), "data.eval={my set: x}"]))
     command = str(error.value).split("`")[1]
     assert shlex.split(command)[-1] == "data.eval={my set: x}"
 
@@ -145,9 +146,9 @@ def test_the_command_that_a_sweep_names_gets_all_that_its_runs_need(
 
 
 def test_what_is_packed_when_a_run_needs_it_is_not_missing(tmp_path: Path, root: Path) -> None:
-    variant = load_config([str(CONFIGS / "fsrcnn" / "x4.yaml"), str(CONFIGS / "variants" / "cpu.yaml")])
+    variant = load_run([str(CONFIGS / "fsrcnn" / "x4.yaml"), str(CONFIGS / "variants" / "cpu.yaml")])
     assert missing_for([variant]) == ([], []), "scikit-image's photographs"
-    sets, weights = missing_for([load_config([str(CONFIGS / "fesd" / "horse2zebra.yaml")])] * 2)
+    sets, weights = missing_for([load_run([str(CONFIGS / "fesd" / "horse2zebra.yaml")])] * 2)
     assert [Path(place).parent.name for place in sets] == ["horse2zebra"] * 2
     assert sorted(weights) == sorted(dict.fromkeys(weights)), "each once"
 
@@ -159,9 +160,9 @@ def test_a_tilde_that_the_shell_left_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_teacher_s_sets_are_needed_too() -> None:
-    loaded = load_config([str(CONFIGS / "dssd/x4.yaml"), "data.train=[a,b]", "data.eval={c: d}"])
+    loaded = load_run([str(CONFIGS / "dssd/x4.yaml"), "data.train=[a,b]", "data.eval={c: d}"])
     assert needed_sets(loaded) == ["a", "b", "d"]
-    loaded = load_config(
+    loaded = load_run(
         [str(CONFIGS / "dssd/x4.yaml"), "data.train=[a]", "data.eval={c: d}", "teacher.overrides={data: {train: [e]}}"]
     )
     assert needed_sets(loaded) == ["a", "d", "e"]
@@ -180,7 +181,7 @@ def test_the_teacher_s_sets_are_needed_too() -> None:
 )
 def test_published_weights_by_configuration(arguments: list[str], expected: list[str]) -> None:
     run = [argument if "=" in argument else str(CONFIGS / argument) for argument in arguments]
-    assert needed_weights(load_config(run)) == expected
+    assert needed_weights(load_run(run)) == expected
 
 
 def test_overlays_belong_to_the_run_before_them() -> None:

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpcdistill.config import config_files, load_config
+from hpcdistill.config import config_files
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, evaluate_sr, load_test_set
 from hpcdistill.models.registry import load_generator
-from hpcdistill.train import main, run
+from hpcdistill.run import load_run
+from hpcdistill.train import main, train
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Translation has tests of its own, test_train_translation.py.
@@ -61,7 +62,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def trained(*arguments: str) -> dict[str, Any]:
-    result = run(load_config(arguments))
+    result = train(load_run(arguments))
     assert result is not None
     return result
 
@@ -153,7 +154,7 @@ def test_what_cannot_work_is_one_line(tiny: str, tmp_path: Path, overrides: list
     if torch.cuda.is_available() and overrides[0].endswith(("cuda", "fp16")):
         pytest.skip("this machine has the GPU that is asked for")
     with pytest.raises(UserError, match=message):
-        run(load_config([str(CONFIGS / "fsrcnn" / "x4.yaml"), tiny, f"runs={tmp_path / 'runs'}", *overrides]))
+        train(load_run([str(CONFIGS / "fsrcnn" / "x4.yaml"), tiny, f"runs={tmp_path / 'runs'}", *overrides]))
     assert not (tmp_path / "runs").exists()
 
 
@@ -170,7 +171,7 @@ def test_the_command_prints_the_result(tiny: str, tmp_path: Path, capsys: pytest
     said = capsys.readouterr()
     assert "student/tiny/psnr" in said.out
     # Two steps teach nothing: a reader is told what enlarging without a network comes to, as `evaluate` measures it.
-    packed = load_config(words).config.data.eval["tiny"]
+    packed = load_run(words).config.data.eval["tiny"]
     expected = evaluate_sr(bicubic_upsampler(3), load_test_set(packed, 3), 3)
     [file] = tmp_path.glob("*/result.json")
     result = json.loads(file.read_text())

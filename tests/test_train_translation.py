@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent / "methods"))  # and of the methods
 from packed_sets import noise, write_set
 from translation import write_vgg
 
-from hpcdistill.config import config_files, load_config
+from hpcdistill.config import config_files
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import load_generator
-from hpcdistill.train import run
+from hpcdistill.run import load_run
+from hpcdistill.train import train
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RUNS = [path for row in ("fesd", "dcd", "original") for path in config_files(CONFIGS / row)]
@@ -58,7 +59,7 @@ def small(config: Path, sets: Path, folder: Path) -> list[str]:
 
 
 def trained(*arguments: str) -> dict[str, Any]:
-    result = run(load_config(arguments))
+    result = train(load_run(arguments))
     assert result is not None
     return result
 

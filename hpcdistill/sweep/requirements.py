@@ -6,30 +6,31 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from hpcdistill.config import Loaded
 from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.fetch.weights import find_weights
 from hpcdistill.data.pack.fetching import is_packed, wanted_at
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError
+from hpcdistill.run import Run
 
 
-def needed_sets(loaded: Loaded) -> list[str]:
-    """The data sets that a run and its teacher read, for training and evaluation."""
-    data = loaded.config.data
-    teacher = needed_sets(loaded.teacher) if loaded.teacher else []
-    return list(dict.fromkeys([*data.train, *data.eval.values(), *teacher]))
+def needed_sets(run: Run) -> list[str]:
+    """The data sets that a run and its teachers read, for training and evaluation."""
+    data = run.config.data
+    taught = [place for teacher in run.teachers.values() if teacher.run for place in needed_sets(teacher.run)]
+    return list(dict.fromkeys([*data.train, *data.eval.values(), *taught]))
 
 
-def needed_weights(loaded: Loaded) -> list[str]:
-    """The published weights that a run and its teacher use, in training and evaluation."""
-    config = loaded.config
+def needed_weights(run: Run) -> list[str]:
+    """The published weights that a run and its teachers use, in training and evaluation."""
+    config = run.config
     kind = config.method.kind()
     names = list(config.method.weights())
     if kind != "lr-hr" and config.data.eval:
         names += ["inception"] if config.eval.features == "inception" else []
         names += ["alexnet"] if kind == "paired" and config.eval.lpips else []
-    return names + (needed_weights(loaded.teacher) if loaded.teacher else [])
+    taught = [name for teacher in run.teachers.values() if teacher.run for name in needed_weights(teacher.run)]
+    return names + taught
 
 
 def is_there(place: str) -> bool:
@@ -56,7 +57,7 @@ def check_obtainable(places: Iterable[str]) -> None:
             )
 
 
-def missing_for(runs: Iterable[Loaded]) -> tuple[list[str], list[str]]:
+def missing_for(runs: Iterable[Run]) -> tuple[list[str], list[str]]:
     """The data sets and the published weights that are not on this machine, of all that `runs` need, each once.
 
     A set that ships inside an installed package is packed by the first run that reads it.
@@ -103,11 +104,11 @@ def _has(weights: str) -> bool:
     return True
 
 
-def check_present(loaded: Loaded) -> None:
+def check_present(run: Run) -> None:
     """UserError when a run lacks sets that a recipe gives: which command gets them all, and where to run it."""
-    missing = [place for place in needed_sets(loaded) if not is_there(place) and wanted_at(Path(place))]
+    missing = [place for place in needed_sets(run) if not is_there(place) and wanted_at(Path(place))]
     if missing:
-        command = shlex.join(map(str, [*loaded.files, *loaded.overrides]))
+        command = shlex.join(map(str, [*run.files, *run.overrides]))
         raise UserError(
             f"{', '.join(missing)}: not on this machine; run `python -m hpcdistill.prefetch {command}` "
             f"where there is a network (a login node), with the same {VARIABLE}"

@@ -41,11 +41,11 @@ from translation import (
     write_vgg,
 )
 
-from hpcdistill.config import configured_generators, load_config
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS, distilled_gan, translation_gan
 from hpcdistill.methods.distilled_gan import DistilledGAN
 from hpcdistill.models.registry import load_generator
+from hpcdistill.run import load_run
 from hpcdistill.training.evaluation import Evaluation
 
 FAMILIES = ("cyclegan", "pix2pix")
@@ -306,13 +306,13 @@ def test_dcd_is_fesd_without_shift_and_spectral_term() -> None:
     """The configurations say so, and the terms that are left are the same but for the shift."""
     root = Path(__file__).resolve().parents[2] / "configs"
     for data in ("horse2zebra", "summer2winter", "edges2shoes"):
-        fesd, dcd = (load_config([str(root / row / f"{data}.yaml")]).config.method for row in ("fesd", "dcd"))
+        fesd, dcd = (load_run([str(root / row / f"{data}.yaml")]).config.method for row in ("fesd", "dcd"))
         assert isinstance(fesd, DistilledGAN.Config)
         assert isinstance(dcd, DistilledGAN.Config)
         assert fesd.shift.mode == "bi"
         without = fesd.shift.model_copy(update={"mode": "none"})
         assert dcd == fesd.model_copy(update={"shift": without, "weight_spectral": 0.0})
-        plus = load_config([str(root / "fesd" / f"{data}.yaml"), str(root / "variants" / "bl-pcs.yaml")]).config.method
+        plus = load_run([str(root / "fesd" / f"{data}.yaml"), str(root / "variants" / "bl-pcs.yaml")]).config.method
         assert plus == fesd.model_copy(update={"weight_spectral": 0.0})
     batch = batch_of()
     found = []
@@ -422,7 +422,7 @@ def test_which_weights_a_run_needs() -> None:
 def test_the_values_as_printed() -> None:
     root = Path(__file__).resolve().parents[2] / "configs"
     for data, family in (("horse2zebra", "cyclegan"), ("summer2winter", "cyclegan"), ("edges2shoes", "pix2pix")):
-        loaded = load_config([str(root / "fesd" / f"{data}.yaml")])
+        loaded = load_run([str(root / "fesd" / f"{data}.yaml")])
         config, method = loaded.config, loaded.config.method
         assert isinstance(method, DistilledGAN.Config)
         assert (method.family, method.direction, method.schedule) == (family, "a2b", "online")
@@ -436,13 +436,13 @@ def test_the_values_as_printed() -> None:
         )
         assert (config.train.epochs, config.train.batch_size) == (100, 1)
         assert (config.data.load_size, config.data.crop, method.crop) == (286, 256, 256)
-        generators = configured_generators(loaded)
+        generators = loaded.untrained().generators
         parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in generators.items()}
         if family == "cyclegan":
             assert (parameters["student"], parameters["teacher"]) == (137_347, 1_987_075)
         else:
             assert (parameters["student"], parameters["teacher"]) == (3_404_451, 54_413_955)
-        original = load_config([str(root / "original" / f"{data}.yaml")]).config
+        original = load_run([str(root / "original" / f"{data}.yaml")]).config
         assert original.method.name == family
         assert original.train == config.train
 
@@ -462,8 +462,8 @@ VARIANTS = (
 @pytest.mark.parametrize("data", ["monet2photo", "edges2shoes"])
 def test_variants_build(row: str, variant: str, data: str) -> None:
     root = Path(__file__).resolve().parents[2] / "configs"
-    loaded = load_config([str(root / row / f"{data}.yaml"), str(root / "variants" / f"{variant}.yaml")])
-    generators = configured_generators(loaded)
+    loaded = load_run([str(root / row / f"{data}.yaml"), str(root / "variants" / f"{variant}.yaml")])
+    generators = loaded.untrained().generators
     assert ("generator" in generators) is (row == "original")
     if variant == "schedule-200":
         assert loaded.config.train.epochs == 200

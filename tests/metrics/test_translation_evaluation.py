@@ -25,7 +25,6 @@ from packed_sets import noise, write_set
 from processes import launch
 
 from hpcdistill import train
-from hpcdistill.config import load_config
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.index import index_digest
 from hpcdistill.data.needs import Needs
@@ -42,7 +41,7 @@ from hpcdistill.metrics.translation_evaluation import (
     eight_bits,
     psnr_rgb,
 )
-from hpcdistill.sweep.identity import identify
+from hpcdistill.run import load_run
 
 SIDE = 16
 
@@ -390,11 +389,11 @@ def test_the_real_side_is_part_of_the_identity(unpaired: Path, tmp_path: Path) -
     config.write_text(
         f"method: {{name: cyclegan}}\ndata: {{train: {unpaired.parent / 'train'}, eval: {{test: {unpaired}}}}}\n"
     )
-    plain = identify(load_config([str(config)]))
-    assert plain.record["real"] == [index_digest(unpaired.parent / "train")]
-    assert "real" not in identify(load_config([str(config), "eval.real=test"])).record
+    plain = load_run([str(config)]).identity
+    assert plain["real"] == [index_digest(unpaired.parent / "train")]
+    assert "real" not in load_run([str(config), "eval.real=test"]).identity
     operational = ["eval.kid=false", "eval.lpips=false", "eval.both_directions=true"]
-    assert identify(load_config([str(config), *operational])) == plain
+    assert load_run([str(config), *operational]).identity == plain
 
 
 def test_the_size_is_checked_before_training(paired: Path) -> None:

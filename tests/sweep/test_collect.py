@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from made_runs import NAME, PSNR, age, grid, plan, run_cell, save_identity, save_run
 
-from hpcdistill.config import load_config, to_yaml
+from hpcdistill.config import to_yaml
 from hpcdistill.errors import UserError
+from hpcdistill.run import load_run
 from hpcdistill.sweep.grids.grid import Cell, Metric, load_grid
 from hpcdistill.sweep.grids.plan import make_plan
-from hpcdistill.sweep.plan_key import plan_key
 from hpcdistill.sweep.results.collect import Summary, best_rows, collect, describe_protocol
 from hpcdistill.sweep.results.run_results import find_results
 from hpcdistill.sweep.results.tables import lay_out, notes
@@ -149,18 +149,18 @@ def test_result_under_another_key(tmp_path: Path) -> None:
 
 def test_key_of_an_old_result(tmp_path: Path) -> None:
     """result.json without a key: by the run's configuration."""
-    loaded = load_config(["configs/fsrcnn/x4.yaml", "seed=3"])
+    loaded = load_run(["configs/fsrcnn/x4.yaml", "seed=3"])
     folder = save_run(tmp_path, "x", 30.0, key=None)
     (folder / "config.yaml").write_text(to_yaml(loaded.config), encoding="utf-8")
     stray = save_run(tmp_path, "y", 30.0, key=None)
     found = find_results(tmp_path)
-    assert {run.folder: run.key for run in found.runs} == {folder: plan_key(loaded), stray: None}
-    assert list(found.by_key) == [plan_key(loaded)]
+    assert {run.folder: run.key for run in found.runs} == {folder: loaded.key, stray: None}
+    assert list(found.by_key) == [loaded.key]
 
 
 def test_an_old_result_of_another_version_of_its_method_has_no_key(tmp_path: Path) -> None:
     """Its numbers are of other code: they are no cell's of today."""
-    loaded = load_config(["configs/fsrcnn/x4.yaml"])
+    loaded = load_run(["configs/fsrcnn/x4.yaml"])
     version = loaded.config.method.VERSION
     folders = {}
     for name, trained in (("old", version - 1), ("now", version)):
@@ -169,7 +169,7 @@ def test_an_old_result_of_another_version_of_its_method_has_no_key(tmp_path: Pat
         identity = {"identity": {"data": ["d1"], "version": trained}}
         (folders[name] / "environment.json").write_text(json.dumps(identity), encoding="utf-8")
     found = find_results(tmp_path)
-    assert {run.folder: run.key for run in found.runs} == {folders["old"]: None, folders["now"]: plan_key(loaded)}
+    assert {run.folder: run.key for run in found.runs} == {folders["old"]: None, folders["now"]: loaded.key}
     assert found.runs[0].data == {"training data": ("d1",)}
 
 

@@ -17,8 +17,9 @@ from made_runs import NAME, PSNR, grid, plan, run_cell, save_run
 from PIL import Image
 from test_report import Strict
 
-from hpcdistill.config import load_config, to_yaml
+from hpcdistill.config import to_yaml
 from hpcdistill.errors import UserError
+from hpcdistill.run import load_run
 from hpcdistill.sweep.grids.grid import Cell, Metric, load_grid
 from hpcdistill.sweep.grids.plan import make_plan
 from hpcdistill.sweep.results import grid_report
@@ -236,7 +237,7 @@ def test_the_command_prints_labels_as_they_are(tmp_path: Path, capsys: pytest.Ca
 def test_the_data_root_may_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that the variable does not reach: an old result's key is that of its place below the data root."""
     monkeypatch.setenv("HPCDISTILL_DATA", str(tmp_path / "packed"))
-    old = load_config(["configs/fsrcnn/x4.yaml", "method.optimizer.learning_rate=0.0001"])
+    old = load_run(["configs/fsrcnn/x4.yaml", "method.optimizer.learning_rate=0.0001"])
     folder = save_run(tmp_path / "runs", "old", 30.0, key=None)
     (folder / "config.yaml").write_text(to_yaml(old.config), encoding="utf-8")
     monkeypatch.setenv("HPCDISTILL_DATA", str(tmp_path / "elsewhere"))

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcdistill.config import load_config
 from hpcdistill.data.index import Index
-from hpcdistill.sweep.identity import identify, run_folder
+from hpcdistill.run import load_run
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def student(tmp_path: Path) -> list[str]:
 
 
 def short(arguments: list[str], *more: str) -> str:
-    return identify(load_config([*arguments, *more])).short
+    return load_run([*arguments, *more]).short
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def test_the_version_of_the_mathematics_counts(student: list[str], monkeypatch: 
 
 
 def test_a_run_of_the_same_identity_is_found_under_its_other_name(student: list[str], tmp_path: Path) -> None:
-    folder = run_folder(load_config(student))
+    folder = load_run(student).folder
     assert folder == tmp_path / "runs" / f"s-{short(student)}"
     folder.mkdir(parents=True)
-    assert run_folder(load_config([*student, "name=renamed"])) == folder
+    assert load_run([*student, "name=renamed"]).folder == folder

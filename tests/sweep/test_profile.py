@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
+from hpcdistill.run import load_run
 from hpcdistill.sweep.grids.grid import load_grids
 from hpcdistill.sweep.grids.plan import make_plan
 from hpcdistill.sweep.jobs.profile import CollectShape, Profile, Shape, load_profile
@@ -99,7 +99,7 @@ def test_the_first_pattern_gives_a_runs_shape() -> None:
     ],
 )
 def test_what_fits(profile: dict[str, object], overrides: list[str], said: str | None) -> None:
-    config = load_config(["configs/dssd/x4.yaml", "train.batch_size=16", *overrides]).config
+    config = load_run(["configs/dssd/x4.yaml", "train.batch_size=16", *overrides]).config
     if said is None:
         Profile.model_validate(profile).check_fits(config)
         return

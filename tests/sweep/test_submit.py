@@ -18,12 +18,11 @@ import pytest
 from toy_sweep import put_grid, put_slurm
 
 from hpcdistill.command import run_command
-from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
+from hpcdistill.run import load_run
 from hpcdistill.sweep.jobs.submit import collect_command, main
 from hpcdistill.sweep.jobs.task import Command
 from hpcdistill.sweep.jobs.task_folder import utc
-from hpcdistill.sweep.plan_key import plan_key
 
 CLONE = Path(__file__).resolve().parents[2]
 CPU = "gpus_per_node: 0\nset: [train.device=cpu]\n"
@@ -118,9 +117,9 @@ def test_a_grid_is_one_array_a_stage_and_the_collector(site: Site, capsys: pytes
     assert "104" in capsys.readouterr().err
     for key, run in plan["runs"].items():
         config = site.folder / "sweeps" / "tasks" / key / "config.json"
-        assert plan_key(load_config([str(config)])) == key
+        assert load_run([str(config)]).key == key
         assert (config.with_name("teacher.json")).is_file() == (run["teacher"] is not None)
-        assert plan_key(load_config(run["arguments"])) == key
+        assert load_run(run["arguments"]).key == key
     # The pickles lie where submitit looks for them on the node, and can be read there.
     jobs = next(site.folder.glob("sweeps/submissions/*/jobs"))
     assert sorted(path.name for path in jobs.glob("*/*.pkl")) == sorted(

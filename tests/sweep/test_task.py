@@ -14,13 +14,11 @@ from typing import Any
 import pytest
 from stand_in import put_stand_in
 
-from hpcdistill.config import Loaded, load_config
 from hpcdistill.data.index import Index
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.identity import identify, run_folder
+from hpcdistill.run import Run, load_run
 from hpcdistill.sweep.jobs.attempt import Attempt, teacher_run
 from hpcdistill.sweep.jobs.task_folder import TaskFolder, filled_in, last_words, write_task
-from hpcdistill.sweep.plan_key import plan_key
 from hpcdistill.sweep.watch.slurm_queue import Queue
 from hpcdistill.sweep.watch.status import task_statuses
 
@@ -63,13 +61,13 @@ def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ids=" ".join,
 )
 def test_the_tasks_configuration_is_the_run(arguments: list[str], data_root: Path, tmp_path: Path) -> None:
-    loaded = load_config(arguments)
+    loaded = load_run(arguments)
     for run in filter(None, (loaded, loaded.teacher)):
         _index_only(run, data_root)
     write_task(tmp_path / "task", loaded.config.dump(), loaded.teacher.config.dump() if loaded.teacher else None)
-    again = load_config([str(tmp_path / "task" / "config.json")])
-    assert plan_key(again) == plan_key(loaded)
-    assert identify(again).record == identify(loaded).record
+    again = load_run([str(tmp_path / "task" / "config.json")])
+    assert again.key == loaded.key
+    assert again.identity == loaded.identity
     with_path = again.config.model_copy(update={"teacher": loaded.config.teacher})  # says where the teacher's file is
     assert with_path.dump() == loaded.config.dump()
     if loaded.teacher:
@@ -77,10 +75,10 @@ def test_the_tasks_configuration_is_the_run(arguments: list[str], data_root: Pat
         assert again.teacher.config.dump() == loaded.teacher.config.dump()
         assert again.config.teacher is not None and loaded.config.teacher is not None  # noqa: PT018
         assert again.config.teacher.checkpoint == loaded.config.teacher.checkpoint
-    assert plan_key(load_config([str(tmp_path / "task" / "config.json"), "seed=99"])) != plan_key(loaded)
+    assert load_run([str(tmp_path / "task" / "config.json"), "seed=99"]).key != loaded.key
 
 
-def _index_only(loaded: Loaded, root: Path) -> None:
+def _index_only(loaded: Run, root: Path) -> None:
     """Give each data set of the run an index, which is all that an identity reads."""
     kind = loaded.config.method.kind()
     for place in map(Path, (*loaded.config.data.train, *loaded.config.data.eval.values())):
@@ -248,11 +246,11 @@ def test_an_attempt_that_was_given_up_does_not_speak_over_the_next(toy: Toy) -> 
 
 def test_a_run_found_finished_by_its_identity_is_finished(data_root: Path, tmp_path: Path) -> None:
     """The same data at another place: another key, but training finds the run and starts nothing."""
-    loaded = load_config(["configs/fsrcnn/x2.yaml", "runs=runs"])
+    loaded = load_run(["configs/fsrcnn/x2.yaml", "runs=runs"])
     _index_only(loaded, data_root)
-    key = plan_key(loaded)
+    key = loaded.key
     write_task(tmp_path / "tasks" / key, loaded.config.dump(), None)
-    run = tmp_path / "runs" / run_folder(loaded).name
+    run = tmp_path / "runs" / loaded.folder.name
     run.mkdir(parents=True)
     (run / "result.json").write_text(json.dumps({"name": loaded.config.name, "key": "of-another-place"}))
     attempt = Attempt(TaskFolder(tmp_path / "tasks" / key), 1, cwd=tmp_path, environment=os.environ | PATHS)
@@ -287,13 +285,13 @@ def test_the_data_root_is_the_submitters(toy: Toy, of_the_node: str | None, monk
 
 
 def test_a_key_is_the_same_where_the_variable_does_not_reach(data_root: Path, tmp_path: Path) -> None:
-    loaded = load_config(["configs/fsrcnn/x2.yaml"])
-    task = TaskFolder(tmp_path / "tasks" / plan_key(loaded))
+    loaded = load_run(["configs/fsrcnn/x2.yaml"])
+    task = TaskFolder(tmp_path / "tasks" / loaded.key)
     write_task(task.path, loaded.config.dump(), None)
     bare = {name: value for name, value in os.environ.items() if name != "HPCDISTILL_DATA"}
     attempt = Attempt(task, 1, cwd=tmp_path, environment=bare | PATHS)
-    code = "import sys; from hpcdistill.config import load_config; from hpcdistill.sweep.plan_key import plan_key\n"
-    attempt.command = [sys.executable, "-c", code + "print(plan_key(load_config(sys.argv[1:])))", str(task.config)]
+    code = "import sys; from hpcdistill.run import load_run\n"
+    attempt.command = [sys.executable, "-c", code + "print(load_run(sys.argv[1:]).key)", str(task.config)]
     attempt.start()
     while attempt.poll() is None:
         time.sleep(0.02)

@@ -51,7 +51,7 @@ PRELOADED = [
     "hpcdistill.train",
     "hpcdistill.training.loop",
     "hpcdistill.metrics.run_evaluators",
-    "hpcdistill.sweep.identity",
+    "hpcdistill.run",
 ]
 
 

@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError
 
 from hpcdistill.config import RunConfig
 from hpcdistill.errors import UserError
+from hpcdistill.run import relative_place
 from hpcdistill.settings import MOST_STEPS, Section
-from hpcdistill.sweep.plan_key import relative_place
 from hpcdistill.yaml_values import load_yaml
 
 ESTIMATES = Path("configs/estimates.yaml")

@@ -12,14 +12,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hpcdistill.config import COMMAND_LINE, Loaded, file_layers, is_override
+from hpcdistill.config import COMMAND_LINE, ConfigFiles, is_override
 from hpcdistill.console import warn
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.grids.cell_config import CellConfigs
+from hpcdistill.run import Run, Runs
 from hpcdistill.sweep.grids.estimates import Estimates, load_estimates
 from hpcdistill.sweep.grids.grid import Cell, Grid
 from hpcdistill.sweep.grids.metric_names import missing_metric
-from hpcdistill.sweep.plan_key import plan_key
 
 Use = tuple[str, int, int]  # grid's name, cell's number in it, seed
 
@@ -31,7 +30,7 @@ class PlannedRun:
     key: str
     name: str  # the run folder's name before its digits
     arguments: tuple[str, ...]  # of `python -m hpcdistill.train`, which makes the same run
-    loaded: Loaded
+    loaded: Run
     seed: int
     teacher: str | None  # key of the run that is needed first
     stage: int  # 0 = needs no other run, 1 = needs one of stage 0
@@ -107,7 +106,7 @@ def _check_for_all(override: str) -> None:
         if override.startswith("seed="):
             raise UserError(f"{override}: the seed is not an override here; give --seeds 0 1 2")
         return
-    for origin, layer in file_layers(Path(override)):
+    for origin, layer in ConfigFiles().layers(Path(override)):
         if "seed" in layer:
             raise UserError(f"{origin}: seed: not for every run of a sweep; give --seeds 0 1 2")
         method = layer.get("method")
@@ -123,7 +122,7 @@ class _Planner:
         self.overrides = tuple(overrides)
         self.origins = {override: origins.get(override, COMMAND_LINE) for override in overrides}
         self.estimates = estimates
-        self.configs = CellConfigs()
+        self.configs = Runs()
         self.runs: dict[str, PlannedRun] = {}
         self.warned: set[str] = set()
 
@@ -143,7 +142,7 @@ class _Planner:
             raise UserError(f"{grid.path}: ({cell.title}): {error}") from None
         return keys
 
-    def _check_metrics(self, grid: Grid, cell: Cell, loaded: Loaded) -> None:
+    def _check_metrics(self, grid: Grid, cell: Cell, loaded: Run) -> None:
         for name, measured in cell.of.items():
             if reason := missing_metric(measured, loaded.config):
                 line = f"metric {name}: no run of this cell can have '{measured}': {reason}"
@@ -154,17 +153,15 @@ class _Planner:
                     warn(f"{grid.path}: ({cell.title}): {line}; it will be shown as missing")
                 self.warned.add(grid.name)
 
-    def _add(self, loaded: Loaded, arguments: tuple[str, ...]) -> str:
+    def _add(self, loaded: Run, arguments: tuple[str, ...]) -> str:
         config = loaded.config
-        key = plan_key(loaded)
+        key = loaded.key
         if key in self.runs:
             self._join_test_sets(self.runs[key], loaded)
             return key
         teacher = None
-        if config.method.learns():
-            if loaded.teacher is None:
-                raise UserError(f"{config.method.name}: needs a teacher; name its config under `teacher.config`")
-            teacher = self._add(loaded.teacher, self._command(loaded.teacher))
+        if (taught := _teacher_to_train(loaded)) is not None:
+            teacher = self._add(taught, self._command(taught))
         stage = 0 if teacher is None else self.runs[teacher].stage + 1
         steps, hours = self.estimates.of(config)
         self.runs[key] = PlannedRun(key, config.name, arguments, loaded, config.seed, teacher, stage, steps, hours)
@@ -177,7 +174,7 @@ class _Planner:
                 run.uses.append(use)
             key = run.teacher
 
-    def _join_test_sets(self, run: PlannedRun, other: Loaded) -> None:
+    def _join_test_sets(self, run: PlannedRun, other: Run) -> None:
         """A cell's run that is there already is evaluated on the cell's test sets as well."""
         mine, wanted = run.loaded.config.data.eval, other.config.data.eval
         added = {name: place for name, place in wanted.items() if name not in mine}
@@ -194,14 +191,14 @@ class _Planner:
             run.loaded = replace(run.loaded, config=config, overrides=(*run.loaded.overrides, *more))
             run.arguments += more
 
-    def _command(self, teacher: Loaded) -> tuple[str, ...]:
+    def _command(self, teacher: Run) -> tuple[str, ...]:
         """A command line of the teacher alone: its file, and what its student's overlays and overrides make of it."""
         file = str(teacher.files[0])
         plain = self.configs.load([file]).config.dump()
         return (file, *_differences(plain, teacher.config.dump()))
 
 
-def with_seed(loaded: Loaded, seed: int) -> Loaded:
+def with_seed(loaded: Run, seed: int) -> Run:
     """The same run with another seed of its own; its teacher keeps the one it has."""
     if loaded.config.seed == seed:
         return loaded
@@ -213,6 +210,22 @@ def with_seed(loaded: Loaded, seed: int) -> Loaded:
         given = {**loaded.config.teacher.overrides, "seed": kept}
         update["teacher"] = loaded.config.teacher.model_copy(update={"overrides": given})
     return replace(loaded, config=loaded.config.model_copy(update=update), overrides=loaded.overrides + overrides)
+
+
+def _teacher_to_train(loaded: Run) -> Run | None:
+    """The run that has to finish before `loaded` begins; UserError for a chain that a sweep does not plan."""
+    for role, wanted in loaded.config.method.roles().items():
+        if not wanted.needed:
+            continue
+        if role not in loaded.teachers:
+            raise UserError(f"{loaded.config.method.name}: needs a {role}; name its config under `{role}.config`")
+    trained = {role: teacher.run for role, teacher in loaded.teachers.items() if teacher.run is not None}
+    teacher = trained.pop("teacher", None)
+    if trained or (teacher and teacher.config.method.learns() and any(t.run for t in teacher.teachers.values())):
+        raise UserError(
+            "a sweep trains one teacher before a run; name the others by a finished run's folder (teachers.<role>.run)"
+        )
+    return teacher if loaded.config.method.learns() else None
 
 
 def _files_first(arguments: Sequence[str]) -> tuple[str, ...]:

@@ -24,9 +24,8 @@ BEAT_S = 30.0  # between two signs of life
 EXIT_BLOCKED_LINE = "its teacher {name} ({key}) has no result"
 _FIND = """\
 import sys
-from hpcdistill.config import load_config
-from hpcdistill.sweep.identity import run_folder
-print(run_folder(load_config(sys.argv[1:])))
+from hpcdistill.run import load_run
+print(load_run(sys.argv[1:]).folder)
 """
 _FIND_SECONDS = 200
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdistill.console import warn
 from hpcdistill.errors import UserError
+from hpcdistill.run import relative_place
 from hpcdistill.storage import write_json
 from hpcdistill.sweep.grids.grid import Grid
 from hpcdistill.sweep.grids.plan import Plan, PlannedRun
 from hpcdistill.sweep.jobs.task_folder import TaskFolder, utc, write_task
-from hpcdistill.sweep.plan_key import relative_place
 from hpcdistill.sweep.results.run_results import find_results
 from hpcdistill.training.records import RESULT
 from hpcdistill.training.run_folder import code_revision
@@ -116,7 +116,7 @@ def snapshot_code(destination: Path) -> Path:
 def needs_folder(plan: Plan, code: Path) -> str | None:
     """The first file or place that `plan` names by its way from this folder and that is not in the copy `code`."""
     for run in plan.runs.values():
-        for loaded in (run.loaded, run.loaded.teacher):
+        for loaded in (run.loaded, *(teacher.run for teacher in run.loaded.teachers.values())):
             if loaded is None:
                 continue
             for file in loaded.files:

@@ -110,7 +110,8 @@ def write_task(folder: Path, config: Mapping[str, Any], teacher: Mapping[str, An
     # A job may start without the submitter's variables (--export=NONE, a container), or with others of its node.
     _write(folder / ENVIRONMENT, {VARIABLE: str(data_root())})
     if teacher is not None:
-        _write(folder / TEACHER, {**teacher, "teacher": None})
+        own = teacher["teacher"]  # one that has to be trained is not needed; a finished one goes along
+        _write(folder / TEACHER, {**teacher, "teacher": own if own and own["config"] is None else None})
         # As train does it: beside this file, with the student's words to it already in it.
         values["teacher"] = {**values["teacher"], "config": TEACHER, "overrides": {}}
     _write(folder / CONFIG, values)

@@ -16,7 +16,6 @@ from pathlib import Path
 from rich.text import Text
 
 from hpcdistill.command import whole
-from hpcdistill.config import configured_generators
 from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError
@@ -162,13 +161,13 @@ def macs_counter(plan: Plan) -> Callable[[TableRow], float | None]:
             return None
         loaded = plan.runs[key].loaded
         generator = measured.partition("/")[0]
-        configs = [loaded.config.method, *([loaded.teacher.config.method] if loaded.teacher else [])]
+        configs = [loaded.config.method, *(t.run.config.method for t in loaded.teachers.values() if t.run)]
         said = json.dumps([generator, *(config.model_dump(mode="json") for config in configs)], sort_keys=True)
         if said not in counted:
             from hpcdistill.metrics.cost import network_cost
 
             try:
-                module = configured_generators(loaded).get(generator)
+                module = loaded.untrained().generators.get(generator)
                 counted[said] = None if module is None else network_cost(module).macs / 1e9
             except (UserError, RuntimeError, AttributeError):  # a user's own network that the meta device cannot run
                 counted[said] = None

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.reference import bicubic_value
+from hpcdistill.run import load_run
 from hpcdistill.storage import Damaged
-from hpcdistill.sweep.plan_key import plan_key
 from hpcdistill.sweep.watch.task_files import damage
 from hpcdistill.training.records import RESULT, read_environment, read_result
 
@@ -112,11 +111,11 @@ def key_of(folder: Path) -> str | None:
     None when it cannot be said: the configuration no longer loads, or its method computes something else by now.
     """
     try:
-        loaded = load_config([str(folder / "config.yaml")])
+        run = load_run([str(folder / "config.yaml")])
         version = _identity(folder).get("version")
-        if version is not None and version != loaded.config.method.VERSION:
+        if version is not None and version != run.config.method.VERSION:
             return None
-        return plan_key(loaded)
+        return run.key
     except (UserError, OSError):
         return None
 
