@@ -134,7 +134,7 @@ def main(argv: list[str]) -> int:
 def train(name: str, folder: Path, steps: int | None, data: Path | None) -> Trained | None:
     """Train the student `name` (a key of CONFIGS) below `folder`, or find it finished; None when it was stopped."""
     from hpcdistill.run import load_run
-    from hpcdistill.train import train
+    from hpcdistill.trainer import train
 
     arguments = training_arguments(name, folder, steps, data)
     loaded = load_run(_from_the_clone(arguments))

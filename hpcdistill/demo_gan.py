@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     from hpcdistill.sweep.demos.demo_gan_vgg import write_random_vgg16
     from hpcdistill.sweep.demos.demo_rows import clock
     from hpcdistill.sweep.report import write_page
-    from hpcdistill.train import train
+    from hpcdistill.trainer import train
 
     say("[1/3] drawing edges and packing the pairs", style="bold")
     packed = pack_pairs(options.out)

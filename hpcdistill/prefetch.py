@@ -18,10 +18,10 @@ from hpcdistill.data.fetch.weights import WEIGHTS, fetch_weights
 from hpcdistill.data.pack.fetching import obtain, wanted_at
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.requirements import check_obtainable, is_there, needed_sets, needed_weights
 from hpcdistill.run import load_run
 from hpcdistill.sweep.grids.grid import load_grids
 from hpcdistill.sweep.grids.plan import make_plan
-from hpcdistill.sweep.requirements import check_obtainable, is_there, needed_sets, needed_weights
 
 
 def main(arguments: list[str]) -> None:

@@ -28,11 +28,9 @@ from hpcdistill.config import (
     without,
 )
 from hpcdistill.data.fetch.location import digest_at, is_remote
-from hpcdistill.data.index import INDEX_NAME, index_digest, load_index
 from hpcdistill.data.places import data_root
+from hpcdistill.data.test_sets import real_digests, test_set_digest
 from hpcdistill.errors import UserError, nearest
-from hpcdistill.metrics.real_side import real_folders, real_side
-from hpcdistill.metrics.sr_evaluation import hr_files
 from hpcdistill.settings import identity_values
 from hpcdistill.storage import sha256_file
 from hpcdistill.training.records import read_environment
@@ -77,7 +75,7 @@ class Run:
         if self.selected:
             folder = Path(config.data.eval[self.selected])
             record["selection"] = test_set_digest(folder)
-            if real := _real_digests(folder, config):
+            if real := real_digests(folder, config.eval.real, config.data.train):
                 record["real"] = real
         if config.init:
             record["init"] = {name: sha256_file(weights_file(Path(path), name)) for name, path in config.init.items()}
@@ -313,14 +311,6 @@ def of_another_length(run: Run) -> list[Path]:
     return [folder for _, folder in sorted(found)]
 
 
-def test_set_digest(folder: Path) -> str:
-    """Digest of a packed set's index, or of a plain folder's file names and contents."""
-    if (folder / INDEX_NAME).is_file():
-        return index_digest(folder)
-    listing = [(path.name, sha256_file(path)) for path in hr_files(folder)]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-
-
 def weights_file(path: Path, generator: str) -> Path:
     """A generator's weights: `path` itself, or the last ones of the run folder `path`."""
     file = path / "generators" / "last" / f"{generator}.safetensors" if path.is_dir() else path
@@ -359,14 +349,3 @@ def _without_length(record: dict[str, Any]) -> dict[str, Any]:
     values = dict(record["values"])
     train = {key: value for key, value in values.pop("train", {}).items() if key not in ("steps", "epochs")}
     return {**record, "values": {**values, **({"train": train} if train else {})}}
-
-
-def _real_digests(folder: Path, config: RunConfig) -> list[str]:
-    """Digests of the training images that FID compares with besides the test set's (it chooses the best weights)."""
-    if not (folder / INDEX_NAME).is_file() or (kind := load_index(folder).kind) == "lr-hr":
-        return []
-    try:
-        folders = real_folders(folder, real_side(kind, config.eval.real), config.data.train)
-    except UserError:  # an evaluator that needs these images says so itself
-        return []
-    return [index_digest(other) for other in folders if other != folder]

@@ -7,41 +7,19 @@ The same command again resumes; a finished run prints its result.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from rich.text import Text
-from torch import nn
 
 from hpcdistill.command import run_command
-from hpcdistill.config import RunConfig, config_files, to_yaml
-from hpcdistill.console import Table, is_main_process, out, say, warn
-from hpcdistill.data.counter import step_seed
-from hpcdistill.data.fetch.location import is_remote
-from hpcdistill.data.pack.builtin import pack_missing
-from hpcdistill.data.read.readers import open_reader
-from hpcdistill.data.read.staging import StagingStopped
-from hpcdistill.methods.base import Method
+from hpcdistill.config import config_files, to_yaml
+from hpcdistill.console import Table, is_main_process, out, warn
 from hpcdistill.metrics.reference import BICUBIC, below_bicubic, bicubic_value
-from hpcdistill.metrics.run_evaluators import bicubic_reference, open_evaluator
-from hpcdistill.models.registry import load_generator, load_weights
-from hpcdistill.ranks import watch
-from hpcdistill.ranks.launcher import check_launcher
-from hpcdistill.ranks.process_group import leave
-from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals, on_any_rank
-from hpcdistill.run import Run, Teacher, load_run, of_another_length, weights_file
-from hpcdistill.sweep.requirements import check_present, needed_sets
-from hpcdistill.training.distribution import make_accelerator
-from hpcdistill.training.loop import Training
+from hpcdistill.run import load_run
 from hpcdistill.training.progress import NOTHING_MEASURED
-from hpcdistill.training.run_folder import RunFolder, code_revision
-from hpcdistill.training.segments import lay_out
 
 GUIDE = """\
 hpcdistill trains small image generators from large ones.
@@ -73,6 +51,11 @@ def main(arguments: list[str]) -> int:
             if teacher.run:
                 sys.stdout.write(f"# the {teacher.role}'s configuration\n---\n" + to_yaml(teacher.run.config))
         return 0
+    # Imported only now: a configuration is printed, and a misspelt one refused, in a third of a second without torch.
+    from hpcdistill.ranks.process_group import leave
+    from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
+    from hpcdistill.trainer import train
+
     with StopSignals() as signals:
         result = train(run, signals)
         leave()  # a launcher ends who is late by a signal
@@ -80,184 +63,6 @@ def main(arguments: list[str]) -> int:
         return EXIT_STOPPED
     _show(result)
     return 0
-
-
-def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None:
-    """Train (or resume, or find finished) the run and the teachers it needs; result.json, None when stopped."""
-    check_launcher("hpcdistill.train")
-    config = run.config
-    accelerator = make_accelerator(config.train)
-    with watch.main_first():  # a built-in set is packed once, by rank 0
-        pack_missing(place for place in needed_sets(run) if not is_remote(place))
-    check_present(run)
-    run.untrained()  # what is wrong with the student is said before its teacher is trained for hours
-    identity = {"short": run.short, **run.identity}
-    teachers: dict[str, nn.Module] = {}
-    for role, wanted in config.method.roles().items():
-        if not wanted.needed or role not in run.teachers:
-            continue
-        if not _is_trained(run.teachers[role], config.name, accelerator, signals):
-            return None
-        teachers[role] = run.teachers[role].load()
-    folder = RunFolder(run.folder)
-    result = _finished(folder, accelerator)
-    if result is not None:
-        say(f"{config.name}: {folder.path} has finished already")
-        for name in config.data.eval.keys() - ((result.get("protocol") or {}).get("test_sets") or {}).keys():
-            place = config.data.eval[name]
-            say(f"{name} was not measured; `python -m hpcdistill.evaluate {folder.path} --data {place}`")
-        return result
-    if not folder.path.exists() and accelerator.is_main_process:
-        _say_what_is_near(run)
-    return _train(run, folder, identity, teachers, signals)
-
-
-def _is_trained(teacher: Teacher, name: str, accelerator: Accelerator, signals: StopSignals | None) -> bool:
-    """Train the run that teaches `name` unless it has finished, or is no run of ours; False when stopped."""
-    if teacher.run is None:
-        say(f"{name}: its {teacher.role} is {teacher.file}")
-        return True
-    folder = RunFolder(teacher.run.folder)
-    if _finished(folder, accelerator) is not None:
-        say(f"{name}: using the finished {teacher.role} {folder.path.name}")
-        return True
-    say(f"{name}: its {teacher.role} {folder.path.name} has not been trained yet; training it first")
-    if train(teacher.run, signals) is None:
-        return False
-    if signals and signals.agreed(accelerator):
-        say(f"{name}: stopped after its {teacher.role}; the same command goes on with the student")
-        return False
-    return True
-
-
-def _train(
-    run: Run,
-    folder: RunFolder,
-    identity: dict[str, Any],
-    teachers: dict[str, nn.Module],
-    signals: StopSignals | None,
-) -> dict[str, Any] | None:
-    """One stage: build everything from the configuration, call the loop, write result.json."""
-    config = run.config
-    accelerator = make_accelerator(config.train, folder.path)
-    torch.manual_seed(step_seed(config.seed, 0, 0))  # initial weights: the same on every rank
-    method = config.method.build(teachers)
-    _initialise(method, config)
-    needs = method.needs
-    reader = None
-    with watch.patient(), contextlib.suppress(StagingStopped):  # staging may take long
-        reader = open_reader(
-            config.data.train,
-            needs,
-            config.data,
-            config.seed,
-            config.train.batch_size,
-            accelerator.process_index,
-            accelerator.num_processes,
-            lambda: signals is not None and signals.told(),
-        )
-    # Together: a rank that had staged already would wait for the one that was stopped.
-    if on_any_rank(accelerator, reader is None) or reader is None:
-        say(f"{config.name}: stopped while staging; the same command goes on from here")
-        return None
-    per_epoch = config.data.samples_per_epoch or reader.samples
-    steps = config.train.steps or max(1, round(config.train.epochs * per_epoch / config.train.batch_size))
-    if run.selected is None:
-        warn(f"{config.name}: data.eval is empty; nothing will be evaluated")
-    evaluator = None
-    if run.selected is not None:
-        evaluator = open_evaluator(config.data, config.eval, run.selected, needs, method.generators, accelerator)
-    method.prepare(config.data.crop)  # after what is cheaper to check: it may load a large network
-    lay_out(method.segments(), steps, evaluator is not None)
-    # Everything that can be wrong with the configuration has been said; only now is something written.
-    if accelerator.is_main_process:
-        folder.create(to_yaml(run.self_contained()), identity)
-        watch.before_exit(folder.release)
-    accelerator.wait_for_everyone()
-    training = Training(
-        method,
-        reader,
-        evaluator,
-        folder,
-        accelerator,
-        config.train,
-        steps=steps,
-        evaluate_every=config.eval.every,
-        seed=config.seed,
-        workers=config.data.workers,
-        name=config.name,
-    )
-    outcome = training.run(signals)
-    for tracker in accelerator.trackers:
-        tracker.finish()  # not Accelerate's end_training, which would take the process group from the next stage
-    if not outcome.finished:
-        folder.release()
-        return None
-    result = {
-        "name": config.name,
-        "identity": identity["short"],
-        "key": run.key,
-        "method": config.method.name,
-        "steps": steps,
-        "batch_size": config.train.batch_size,
-        "images": steps * config.train.batch_size,
-        "seed": config.seed,
-        "precision": outcome.position.precision,
-        "processes": accelerator.num_processes,
-        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu",
-        "seconds": round(outcome.position.seconds, 1),
-        "images_per_second": round(outcome.images_per_second, 1),
-        "best": outcome.position.best,
-        "last": outcome.position.last,
-        "protocol": evaluator.protocol() if evaluator else None,
-        BICUBIC: bicubic_reference(evaluator, accelerator),
-        "teacher": _name(run.teachers.get("teacher")),
-        "weights": method.origins,
-        "revision": code_revision(),
-    }
-    if accelerator.is_main_process:
-        folder.save_result(result)
-        folder.release()
-    accelerator.wait_for_everyone()
-    return result
-
-
-def _say_what_is_near(run: Run) -> None:
-    """Name the run that whoever asks for more steps, or fewer, may mean to go on from."""
-    near = of_another_length(run)
-    if not near:
-        return
-    folder, name = near[-1], run.config.name
-    say(
-        f"{name}: {folder} differs from this run only in its length (train.steps, train.epochs). Over another length "
-        "the learning rate takes another course: this is a run of its own and starts from nothing"
-    )
-    weights = sorted((folder / "generators" / "last").glob("*.safetensors"))
-    if weights:
-        start = " ".join(f"init.{file.stem}={folder}" for file in weights)
-        say(f"{name}: to start from the weights of that one, add {start}")
-
-
-def _finished(folder: RunFolder, accelerator: Accelerator) -> dict[str, Any] | None:
-    """result.json as rank 0 sees it: a file system may show it to the other ranks later."""
-    result = folder.result() if accelerator.is_main_process else None
-    if accelerator.num_processes > 1:
-        [result] = broadcast_object_list([result])
-    return result
-
-
-def _name(teacher: Teacher | None) -> str | None:
-    """What result.json calls the teacher: its run folder's name, or the file of weights."""
-    if teacher is None:
-        return None
-    return teacher.folder.name if teacher.folder else teacher.file.name
-
-
-def _initialise(method: Method, config: RunConfig) -> None:
-    """Load the weights that `init` names into the method's generators."""
-    for name, path in config.init.items():
-        file = weights_file(Path(path), name)
-        load_weights(method.generators[name], load_generator(file)[0].state_dict(), str(file))
 
 
 def _guide() -> None:

@@ -22,9 +22,9 @@ from hpcdistill.data.index import load_index
 from hpcdistill.data.pack import fetching
 from hpcdistill.data.pack import recipes as recipes_module
 from hpcdistill.errors import UserError
+from hpcdistill.requirements import check_present, missing_for, needed_sets, needed_weights
 from hpcdistill.run import load_run
 from hpcdistill.sweep.jobs import submit
-from hpcdistill.sweep.requirements import check_present, missing_for, needed_sets, needed_weights
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

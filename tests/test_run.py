@@ -18,7 +18,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.models.registry import load_generator, save_generator
 from hpcdistill.models.super_resolution import build_network
 from hpcdistill.run import Run, load_run
-from hpcdistill.train import train
+from hpcdistill.trainer import train
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 STUDENT = """

@@ -21,7 +21,8 @@ from hpcdistill.errors import UserError
 from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, evaluate_sr, load_test_set
 from hpcdistill.models.registry import load_generator
 from hpcdistill.run import load_run
-from hpcdistill.train import main, train
+from hpcdistill.train import main
+from hpcdistill.trainer import train
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Translation has tests of its own, test_train_translation.py.

@@ -20,7 +20,7 @@ from hpcdistill.config import config_files
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import load_generator
 from hpcdistill.run import load_run
-from hpcdistill.train import train
+from hpcdistill.trainer import train
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RUNS = [path for row in ("fesd", "dcd", "original") for path in config_files(CONFIGS / row)]

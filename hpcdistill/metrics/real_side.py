@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +17,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hpcdistill.console import warn
-from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.index import INDEX_NAME, Index, Kind, index_digest, load_index
 from hpcdistill.data.index_check import check_index
 from hpcdistill.data.places import data_root
@@ -28,34 +26,7 @@ from hpcdistill.metrics.feature_networks import FeatureNetwork
 from hpcdistill.storage import write_bytes
 from hpcdistill.training.evaluation import never, until_stopped
 
-Real = Literal["train+test", "test"]
-
 _FORMAT = 1  # raise it when features are computed differently
-
-
-def real_side(kind: Kind, chosen: Real | None) -> Real:
-    """The real side of FID for a kind of set: what is chosen, or what the literature does (fesd.md, section 7)."""
-    return chosen or ("test" if kind == "paired" else "train+test")
-
-
-def real_folders(folder: Path, real: Real, train: Sequence[str]) -> list[Path]:
-    """The packed sets whose target images are the real side of the test set `folder`, that set last.
-
-    The training images are those of the split `train` beside it or, where there is none, those that the run trains on.
-    """
-    if real == "test":
-        return [folder]
-    beside = folder.parent / "train"
-    if (beside / INDEX_NAME).is_file():
-        others = [beside]
-    else:
-        others = [Path(place) for place in train if not is_remote(place)]
-        if not others or len(others) < len(train):
-            raise UserError(
-                f"{folder}: eval.real=train+test needs the training images on this machine, and there is no {beside}; "
-                "pack it, or set eval.real=test (of `evaluate`: --real test)"
-            )
-    return [*(other for other in others if other.resolve() != folder.resolve()), folder]
 
 
 def load_translation_index(folder: Path, kind: Kind | None, name: str) -> Index:

@@ -15,11 +15,11 @@ from hpcdistill.console import warn
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.fetch.weights import WEIGHTS
 from hpcdistill.data.needs import Needs
+from hpcdistill.data.test_sets import real_side
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.metrics.feature_networks import FeatureNetwork, missing, open_features
 from hpcdistill.metrics.lpips import LPIPS, open_lpips
-from hpcdistill.metrics.real_side import real_side
 from hpcdistill.metrics.reference import BICUBIC
 from hpcdistill.metrics.sample_grid import Image, sample_grid, sample_row
 from hpcdistill.metrics.shared_work import shared_work

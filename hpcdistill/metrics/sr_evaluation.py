@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hpcdistill.data.images import list_images, read_rgb
+from hpcdistill.data.images import read_rgb
 from hpcdistill.data.index import INDEX_NAME, Index, Sample, load_index
+from hpcdistill.data.test_sets import hr_files
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.psnr_ssim import Rule, luma_pair, psnr, ssim
 from hpcdistill.ops.bicubic import downsample_uint8, upsample
@@ -154,12 +155,6 @@ def load_test_set(path: Path | str, scale: int) -> SRImages:
     if (path / INDEX_NAME).is_file() or (path.is_dir() and any(path.glob(f"*/{INDEX_NAME}"))):
         return PackedTestSet(path, scale)
     return FolderTestSet(path, scale)
-
-
-def hr_files(folder: Path) -> list[Path]:
-    """The HR images of a test set's folder, in natural order: of `folder/HR` where there is one."""
-    inner = folder / "HR"
-    return list_images(inner if inner.is_dir() else folder)
 
 
 class BicubicUpsampler(nn.Module):

@@ -21,11 +21,12 @@ from hpcdistill.console import say
 from hpcdistill.data.index import Kind
 from hpcdistill.data.progress import Progress
 from hpcdistill.data.read.domains import DomainImages
+from hpcdistill.data.test_sets import Real, real_folders
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.feature_networks import FeatureNetwork
 from hpcdistill.metrics.frechet import Moments, frechet, kid, moments
 from hpcdistill.metrics.lpips import LPIPS
-from hpcdistill.metrics.real_side import Real, RealFeatures, load_translation_index, real_folders
+from hpcdistill.metrics.real_side import RealFeatures, load_translation_index
 from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.sr_evaluation import PSNR_CAP, evaluating
 from hpcdistill.training.evaluation import never, until_stopped

@@ -28,11 +28,11 @@ from hpcdistill import train
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.index import index_digest
 from hpcdistill.data.needs import Needs
+from hpcdistill.data.test_sets import real_folders
 from hpcdistill.errors import UserError
 from hpcdistill.metrics import run_evaluators
 from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.metrics.frechet import frechet_distance, kid
-from hpcdistill.metrics.real_side import real_folders
 from hpcdistill.metrics.run_evaluators import TranslationRunEvaluator, open_evaluator
 from hpcdistill.metrics.translation_evaluation import (
     PSNR_CAP,

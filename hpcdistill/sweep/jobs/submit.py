@@ -176,7 +176,7 @@ def _lacking(selection: Selection, prefetch: str, options: argparse.Namespace) -
     """One line on data and weights that the chosen runs need and that are not here: each would say so by itself."""
     if options.no_data_check:
         return None
-    from hpcdistill.sweep.requirements import how_to_get, missing_for
+    from hpcdistill.requirements import how_to_get, missing_for
 
     places, weights = missing_for(run.loaded for run in selection.chosen)
     if not places and not weights:
