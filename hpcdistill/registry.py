@@ -30,6 +30,10 @@ class Registry(MutableMapping[str, Any]):
         entry = self._entries.get(name, name)
         return imported(entry, self.kind) if isinstance(entry, str) else entry
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The class of an entry, `default` where there is none."""
+        return self[name] if name in self else default
+
     def check(self, name: str) -> None:
         """UserError unless `name` has an entry or is an import path; imports nothing."""
         if name not in self._entries and not (self.open and _PATH.fullmatch(name)):

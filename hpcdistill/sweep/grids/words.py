@@ -14,7 +14,7 @@ from hpcdistill.yaml_values import load_yaml
 
 SUFFIXES = (".yaml", ".yml")
 # The top-level keys of a run's configuration: config.RunConfig's, which would load torch, and `extends`.
-OF_A_RUN = ("name", "seed", "method", "teacher", "init", "data", "train", "eval", "runs", "extends")
+OF_A_RUN = ("name", "seed", "method", "teacher", "teachers", "init", "data", "train", "eval", "runs", "extends")
 
 
 @dataclass(frozen=True)
