@@ -76,7 +76,7 @@ def test_everything_is_run_once_teachers_first(
             assert ends[key] > ends[run["teacher"]]
     assert plan["local"]["pid"] == os.getpid()
     said = (here.folder / "collected").read_text()
-    assert said == "runs --grid toy.yaml --folder sweeps --out sweeps/report"
+    assert said == "runs --grid toy.yaml --with-others --folder sweeps --out sweeps/report"
     assert "done: 7 finished" in capsys.readouterr().err
     # Again: nothing is run twice, what is missing is.
     gone = next(key for key, state in states.items() if state["name"] == "student")
