@@ -15,6 +15,7 @@ from hpcdistill.sweep.grids.plan import make_plan
 from hpcdistill.sweep.jobs import submit
 from hpcdistill.sweep.jobs.submission import SubmissionFolder
 from hpcdistill.sweep.results.collector import main
+from hpcdistill.sweep.watch import watch_sweep
 
 NAME = "student/toy/psnr"
 OWN = """\
@@ -196,3 +197,23 @@ def test_from_another_folder_grids_are_planned_where_they_were_submitted(
     assert main(["--folder", str(tmp_path / "sweeps"), "--out", str(tmp_path / "sweeps/report")]) == 0
     assert clone.states("mine") == ["finished"]
     assert Path.cwd() == tmp_path / "away"
+
+
+def test_status_and_tables_say_the_same_of_a_damaged_result(clone: Clone, capsys: pytest.CaptureFixture[str]) -> None:
+    """`"last": 3` was finished to one and damaged to the other; now both name the file, the fault and the remedy."""
+    clone.grid("mine", "0.001")
+    [key] = clone.submit("mine")
+    file = Path(f"runs/run-{key}/result.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"last": 3}))
+    task = Path(f"sweeps/tasks/{key}/state.json")
+    task.parent.mkdir(parents=True)
+    task.write_text(json.dumps({"key": key, "state": "finished", "run": str(file.parent.absolute())}))
+    assert watch_sweep.main(["--json"]) == 1
+    [run] = json.loads(capsys.readouterr().out)["runs"]
+    assert run["state"] == "failed"
+    line = f"{file}: damaged (last: expected a step and metrics); submit again with --retry failed"
+    assert run["reason"].startswith(line)
+    assert main([]) == 0
+    assert clone.states("mine") == ["unreadable"]
+    assert line in capsys.readouterr().err
+    assert line in clone.page.read_text(encoding="utf-8")

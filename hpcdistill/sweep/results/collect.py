@@ -156,7 +156,10 @@ def collect(plan: Plan, found: Found, statuses: Mapping[str, TaskStatus]) -> lis
         # A run of the same identity may have been written under another key, or from before there were any.
         if key not in results and status.state == "finished" and status.run and status.run.name in by_folder:
             results[key] = by_folder[status.run.name]
+    damaged = {run.folder.name: run.line for run in found.unreadable}
     unreadable = {run.key: run.line for run in found.unreadable if run.key}
+    # A folder whose configuration is gone too is known by its task.
+    unreadable |= {s.key: damaged[s.run.name] for s in statuses.values() if s.run and s.run.name in damaged}
     tables = []
     for grid in plan.grids:
         seeds = plan.seeds[grid.name]
