@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import signal
 import sys
 import traceback
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from hpcdistill.console import err
 from hpcdistill.errors import UserError
-from hpcdistill.ranks.environment import adopt_slurm, rank, ranks
+from hpcdistill.ranks.environment import adopt_slurm, check_ranks, rank, ranks
 
 if TYPE_CHECKING:
     from hpcdistill.ranks.watch import RankWatch
@@ -30,6 +31,7 @@ _SYSTEM_ERRORS = {
     errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
     errno.EEXIST: "a file stands where a folder is needed; choose another folder",
     errno.EISDIR: "a folder stands where a file is needed; name a file",
+    errno.ENAMETOOLONG: "a name is longer than the file system takes; choose a shorter one",
     errno.EIO: "the disk cannot be read or written (input/output error); check it, or use another one",
 }
 
@@ -39,7 +41,12 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
 
     With several ranks that line comes once, and names the rank that it is from; see `ranks.watch`.
     """
-    adopt_slurm()
+    try:
+        adopt_slurm()
+        check_ranks()
+    except UserError as error:  # which rank this is, and who could speak for all, is not known
+        err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(EXIT_USER_ERROR)
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
@@ -65,9 +72,16 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     sys.exit(code or 0)
 
 
+def whole(text: str) -> int:
+    """For argparse: an integer in plain digits. int() itself takes 010 for 10, and 1_0."""
+    if not re.fullmatch("-?(0|[1-9][0-9]{0,17})", text):
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number in plain digits")
+    return int(text)
+
+
 def positive(text: str) -> int:
-    """For argparse: an integer of 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
+    """For argparse: an integer of 1 or more, in plain digits."""
+    if not re.fullmatch("[1-9][0-9]{0,17}", text):
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number, 1 or more")
     return int(text)
 

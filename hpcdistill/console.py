@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import rich.table
 from rich.console import Console, ConsoleDimensions
+
+from hpcdistill.ranks.environment import rank
 
 PIPED = 220  # columns where there is no terminal to fit into
 
@@ -57,7 +58,7 @@ err = Terminal(stderr=True, highlight=False)
 
 def is_main_process() -> bool:
     """True on global rank 0, read from the environment that torchrun, accelerate and submitit set."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
 
 
 def say(message: str, style: str | None = None) -> None:

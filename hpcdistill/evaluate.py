@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.progress import track
 
-from hpcdistill.command import run_command
+from hpcdistill.command import run_command, whole
 from hpcdistill.console import Table, err, out, say, warn
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.metrics.reference import LEAST, below
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", nargs="?", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder or .safetensors")
     parser.add_argument("--data", type=Path, required=True, help="packed data set, or (SR) folder of HR images")
     parser.add_argument("--baseline", metavar="NAME", help="evaluate this instead of a run: bicubic (give --scale)")
-    parser.add_argument("--scale", type=int, help="super-resolution factor; a network knows its own")
+    parser.add_argument("--scale", type=whole, help="super-resolution factor; a network knows its own")
     parser.add_argument(
         "--rule",
         choices=("pisr", "matlab"),
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         help="pisr (default): the output is rounded to 8 bits, the reference is not; matlab: both are",
     )
     translation = parser.add_argument_group("translation", "by default as the run was configured")
-    translation.add_argument("--size", type=int, help="side that test images are resized to, pixels")
+    translation.add_argument("--size", type=whole, help="side that test images are resized to, pixels")
     translation.add_argument("--real", choices=("train+test", "test"), help="real images that FID compares with")
     translation.add_argument("--features", choices=("inception", "efficientnet-lite0"), help="inception: FID and KID")
     translation.add_argument("--direction", choices=("AtoB", "BtoA"), help="which domain is translated to which")

@@ -1,8 +1,8 @@
 """Get everything that runs need, on a machine with a network: `python -m hpcdistill.prefetch CONFIG [CONFIG ...]`.
 
 Takes the command line of hpcdistill.train, or several configurations one after the other; overlays and overrides belong
-to the configuration before them. Data sets are fetched and packed, published weights are fetched, all below one
-folder, $HPCDISTILL_DATA; a compute node without a network finds them there.
+to the configuration before them; with --grid, to every run of the grids. Data sets are fetched and packed, published
+weights are fetched, all below one folder, $HPCDISTILL_DATA; a compute node without a network finds them there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from hpcdistill.data.fetch.weights import WEIGHTS, fetch_weights
 from hpcdistill.data.pack.fetching import obtain, wanted_at
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.sweep.grids.grid import load_grids
+from hpcdistill.sweep.grids.plan import make_plan
 from hpcdistill.sweep.requirements import check_obtainable, is_there, needed_sets, needed_weights
 
 
@@ -30,15 +32,19 @@ def main(arguments: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", nargs="*", metavar="CONFIG|key=value", help="configuration files and overrides")
+    parser.add_argument("--grid", nargs="+", default=[], metavar="GRID", help="what all runs of these grids need")
     parser.add_argument("--weights", nargs="+", default=[], metavar="NAME", help="published weights to fetch besides")
     parser.add_argument("--mirror", metavar="ADDRESS", help="try ADDRESS/<file> first; checksums are compared as ever")
     options = parser.parse_intermixed_args(arguments)
-    if not options.config and not options.weights:
-        raise UserError("nothing to fetch: give the configurations you want to run, or --weights NAME")
+    if not options.config and not options.weights and not options.grid:
+        raise UserError("nothing to fetch: give the configurations you want to run, --grid GRID or --weights NAME")
     for name in options.weights:
         if name not in WEIGHTS:
             raise UserError(f"--weights {name}: unknown; {nearest(name, WEIGHTS)}")
-    runs = [load_config(run) for run in split_runs(options.config)]
+    if options.grid:
+        runs = [run.loaded for run in make_plan(load_grids(options.grid), None, options.config).runs.values()]
+    else:
+        runs = [load_config(run) for run in split_runs(options.config)]
     places = list(dict.fromkeys(place for run in runs for place in needed_sets(run)))
     names = list(dict.fromkeys([*options.weights, *(name for run in runs for name in needed_weights(run))]))
     check_obtainable(places)  # before hours of downloading, not after them

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+import types
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from hpcdistill.yaml_values import WrittenFloat, WrittenInt, number_of
+
+# Bounds of what is counted: far above any run, and far below what an integer, a float or a date can hold.
+MOST_STEPS = 10**12
+MOST_PIXELS = 1 << 16  # of a side
+LARGEST_WEIGHT = 1e12  # of a loss term, which is float32
+LONGEST_NAME = 200  # letters: with what is put before and after it, a folder's name has at most 255 bytes
+_LIKE_A_NUMBER = re.compile(r"[-+]?\.?[0-9][0-9_:.,eE+-]*")
 
 
 class Section(BaseModel):
-    """A typed part of a run's configuration. Unknown keys are errors; values do not change after loading."""
+    """A typed part of a run's configuration. Unknown keys are errors; values do not change after loading.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    Numbers are finite. A number where text is meant is the text as it was written; text, true or false where a number
+    is meant are errors.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        return as_meant(value, _kind(cls, str(info.field_name)))
 
 
 def operational(default: Any, description: str, **constraints: Any) -> Any:
@@ -33,3 +56,79 @@ def identity_values(section: Section) -> dict[str, Any]:
         elif field.is_required() or value != field.get_default(call_default_factory=True):
             values[name] = value
     return values
+
+
+class FieldKind(NamedTuple):
+    """What a field takes: the types of its single values, and what its lists or mappings are made of."""
+
+    single: frozenset[type]
+    items: FieldKind | None = None
+
+
+def as_meant(value: Any, kind: FieldKind) -> Any:
+    """`value` of a YAML file as a field of this kind means it; pydantic checks the rest.
+
+    Raises PydanticCustomError for what pydantic would take without a word: 010 for 10, true for 1.
+    """
+    if kind.items is not None and isinstance(value, Mapping):
+        return {key: as_meant(item, kind.items) for key, item in value.items()}
+    if kind.items is not None and isinstance(value, list | tuple):
+        return [as_meant(item, kind.items) for item in value]
+    numeric = int in kind.single or float in kind.single
+    if isinstance(value, str):
+        return _text(value) if str in kind.single else _number(value) if numeric else value
+    if isinstance(value, bool):
+        if bool not in kind.single and numeric:
+            raise PydanticCustomError("number", "expected a number")
+        if bool not in kind.single and str in kind.single:
+            raise PydanticCustomError("text", "expected text; put it in quotes")
+    elif isinstance(value, WrittenInt | WrittenFloat) and kind.single:
+        whole = isinstance(value, WrittenInt)
+        if str in kind.single and float not in kind.single and not (whole and int in kind.single):
+            return value.written
+        return int(value) if whole else float(value)
+    return value
+
+
+def _text(text: str) -> str:
+    if "\0" in text or (not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)):
+        raise PydanticCustomError("text", "expected text without NUL and lone surrogates, which no file can hold")
+    return text
+
+
+def _number(text: str) -> Any:
+    """The number that `text` (quoted, or of the environment) stands for; other text is left to pydantic to refuse."""
+    number = number_of(text)
+    if number is None and _LIKE_A_NUMBER.fullmatch(text):
+        raise PydanticCustomError(
+            "number", "expected a number in plain digits, like 1.5 or 10: no ':', '_' or ',', no 0 in front"
+        )
+    if isinstance(number, WrittenInt):
+        return int(number)
+    return text if number is None else float(number)
+
+
+@cache
+def _kind(section: type[Section], name: str) -> FieldKind:
+    return _kind_of(section.model_fields[name].annotation)
+
+
+def _kind_of(annotation: Any) -> FieldKind:
+    """Empty for a section, and for a field that takes anything."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind_of(arguments[0])
+    if origin is Literal:
+        return FieldKind(frozenset(type(value) for value in arguments))
+    if origin in (tuple, list):
+        return FieldKind(frozenset(), _union([_kind_of(argument) for argument in arguments if argument is not ...]))
+    if origin is dict:
+        return FieldKind(frozenset(), _kind_of(arguments[1]))
+    if origin in (Union, types.UnionType):
+        return _union([_kind_of(argument) for argument in arguments])
+    return FieldKind(frozenset({annotation} & {str, int, float, bool}))
+
+
+def _union(kinds: list[FieldKind]) -> FieldKind:
+    single = frozenset(one for kind in kinds for one in kind.single)
+    return FieldKind(single, next((kind.items for kind in kinds if kind.items is not None), None))

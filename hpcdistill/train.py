@@ -37,7 +37,7 @@ from hpcdistill.ranks import watch
 from hpcdistill.ranks.launcher import check_launcher
 from hpcdistill.ranks.process_group import leave
 from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals, on_any_rank
-from hpcdistill.sweep.identity import identify, run_folder, selected_set, weights_file
+from hpcdistill.sweep.identity import Identity, identify, of_another_length, run_folder, selected_set, weights_file
 from hpcdistill.sweep.plan_key import plan_key
 from hpcdistill.sweep.requirements import check_present, needed_sets
 from hpcdistill.training.distribution import make_accelerator
@@ -116,6 +116,8 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
             place = config.data.eval[name]
             say(f"{name} was not measured; `python -m hpcdistill.evaluate {folder.path} --data {place}`")
         return result
+    if not folder.path.exists() and accelerator.is_main_process:
+        _say_what_is_near(loaded, identity)
     return _train(loaded, folder, {"short": identity.short, **identity.record}, frozen, signals)
 
 
@@ -210,6 +212,22 @@ def _train(
         folder.release()
     accelerator.wait_for_everyone()
     return result
+
+
+def _say_what_is_near(loaded: Loaded, identity: Identity) -> None:
+    """Name the run that whoever asks for more steps, or fewer, may mean to go on from."""
+    near = of_another_length(loaded, identity)
+    if not near:
+        return
+    folder, name = near[-1], loaded.config.name
+    say(
+        f"{name}: {folder} differs from this run only in its length (train.steps, train.epochs). Over another length "
+        "the learning rate takes another course: this is a run of its own and starts from nothing"
+    )
+    weights = sorted((folder / "generators" / "last").glob("*.safetensors"))
+    if weights:
+        start = " ".join(f"init.{file.stem}={folder}" for file in weights)
+        say(f"{name}: to start from the weights of that one, add {start}")
 
 
 def _finished(folder: RunFolder, accelerator: Accelerator) -> dict[str, Any] | None:

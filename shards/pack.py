@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hpcdistill.command import run_command
+from hpcdistill.command import run_command, whole
 from hpcdistill.console import warn
 from hpcdistill.data.images import MAX_PIXELS, other_suffixes
 from hpcdistill.data.pack.packing import pack
@@ -49,14 +49,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace another data set in --out")
     parser.add_argument(
         "--max-pixels",
-        type=int,
+        type=whole,
         default=MAX_PIXELS,
         metavar="N",
         help=f"refuse images with more pixels (default: {MAX_PIXELS})",
     )
     parser.add_argument(
         "--processes",
-        type=int,
+        type=whole,
         metavar="N",
         help="the bytes are the same for any number (default: all cores this process may use)",
     )

@@ -22,7 +22,8 @@ from hpcdistill.data.index import load_index
 from hpcdistill.data.pack import fetching
 from hpcdistill.data.pack import recipes as recipes_module
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.requirements import check_present, needed_sets, needed_weights
+from hpcdistill.sweep.jobs import submit
+from hpcdistill.sweep.requirements import check_present, missing_for, needed_sets, needed_weights
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -114,6 +115,41 @@ def test_the_command_that_is_named_can_be_pasted(tmp_path: Path, root: Path, rec
         check_present(load_config([str(config), "data.eval={my set: x}"]))
     command = str(error.value).split("`")[1]
     assert shlex.split(command)[-1] == "data.eval={my set: x}"
+
+
+def test_the_command_that_a_sweep_names_gets_all_that_its_runs_need(
+    tmp_path: Path, root: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, grid, overlay = write_config(tmp_path), tmp_path / "my grid.yaml", tmp_path / "over.yaml"
+    overlay.write_text("train: {steps: 3}\n")
+    grid.write_text(
+        "metrics: {psnr: {of: student/tiny/psnr, better: higher}}\n"
+        f"base: {config}\naxes: {{rate: {{one: {{}}, two: {{set: [method.optimizer.learning_rate=2e-3]}}}}}}\n"
+    )
+    words = [str(grid), str(overlay), "--local", "--folder", str(tmp_path / "sweeps")]
+    write_recipe(recipe, "http://127.0.0.1:9/tiny.tar")
+    with pytest.raises(UserError) as error:
+        submit.main(words)
+    said = str(error.value)
+    assert said.count(str(root / "tiny" / "train")) == said.count(str(root / "tiny" / "test")) == 1
+    assert not (tmp_path / "sweeps" / "tasks").exists()
+    program, *command = shlex.split(said.split("`")[1])
+    assert [program, *command[:2]] == ["python", "-m", "hpcdistill.prefetch"]
+    with Server(tmp_path / "served") as server:
+        write_recipe(recipe, server.address("tiny.tar"))
+        prefetch.main(command[2:])
+    assert len(load_index(root / "tiny" / "train").samples) == 3
+    capsys.readouterr()
+    assert submit.main([*words, "--dry-run"]) == 0
+    assert "not on this machine" not in capsys.readouterr().err
+
+
+def test_what_is_packed_when_a_run_needs_it_is_not_missing(tmp_path: Path, root: Path) -> None:
+    variant = load_config([str(CONFIGS / "fsrcnn" / "x4.yaml"), str(CONFIGS / "variants" / "cpu.yaml")])
+    assert missing_for([variant]) == ([], []), "scikit-image's photographs"
+    sets, weights = missing_for([load_config([str(CONFIGS / "fesd" / "horse2zebra.yaml")])] * 2)
+    assert [Path(place).parent.name for place in sets] == ["horse2zebra"] * 2
+    assert sorted(weights) == sorted(dict.fromkeys(weights)), "each once"
 
 
 def test_a_tilde_that_the_shell_left_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

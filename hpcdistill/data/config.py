@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from hpcdistill.settings import Section, operational
+from hpcdistill.settings import MOST_PIXELS, MOST_STEPS, Section, operational
 
 
 class DataConfig(Section):
@@ -30,25 +30,34 @@ class DataConfig(Section):
         None,
         "folder on node-local scratch that packed sets are copied to, once a node; null = they are read where they lie",
     )
-    patch: int = Field(192, gt=0, description="lr-hr: side of the HR patch, pixels; a multiple of the scale")
-    load_size: int = Field(286, gt=0, description="paired, unpaired: side that images are resized to (bicubic), pixels")
-    crop: int = Field(256, gt=0, description="paired, unpaired: side of the random crop, pixels")
+    patch: int = Field(
+        192, gt=0, le=MOST_PIXELS, description="lr-hr: side of the HR patch, pixels; a multiple of the scale"
+    )
+    load_size: int = Field(
+        286, gt=0, le=MOST_PIXELS, description="paired, unpaired: side that images are resized to (bicubic), pixels"
+    )
+    crop: int = Field(256, gt=0, le=MOST_PIXELS, description="paired, unpaired: side of the random crop, pixels")
     direction: Literal["AtoB", "BtoA"] = Field(
         "AtoB", description="paired, unpaired: which domain is translated to which; BtoA exchanges a and b"
     )
     samples_per_epoch: int | None = Field(
-        None, gt=0, description="draws in one epoch; null = every image once, more = several random crops of each"
+        None,
+        gt=0,
+        le=MOST_STEPS,
+        description="draws in one epoch; null = every image once, more = several random crops of each",
     )
     on_error: Literal["stop", "skip"] = Field(
         "stop", description="what to do with an image smaller than the patch: stop, or leave it out and say so"
     )
     flip: bool = Field(True, description="flip at random, left to right")
     rotate: bool = Field(True, description="lr-hr: rotate patches at random by multiples of 90 degrees")
-    shuffle_buffer: int = Field(1000, ge=1, description="stream: samples a reader process mixes; 1 = no mixing")
+    shuffle_buffer: int = Field(
+        1000, ge=1, le=10**9, description="stream: samples a reader process mixes; 1 = no mixing"
+    )
     cache: Literal["none", "ram"] = operational(
         "none", "indexed: none = read and decode at every draw; ram = decode everything once and keep it in memory"
     )
-    workers: int = operational(2, "reader processes of each rank; 0 = read in the training process", ge=0)
+    workers: int = operational(2, "reader processes of each rank; 0 = read in the training process", ge=0, le=1024)
 
     @field_validator("train", mode="before")
     @classmethod

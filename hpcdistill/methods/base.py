@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from hpcdistill.data.index import Kind
 from hpcdistill.data.needs import Needs
-from hpcdistill.settings import Section
+from hpcdistill.settings import LARGEST_WEIGHT, Section
 
 Batch = Mapping[str, Tensor]
 Terms = dict[str, Tensor]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+LARGEST_RATE = 1000.0  # Adam moves each weight by about as much at a step
 
 
 class Carry(MutableMapping[str, Tensor]):
@@ -49,15 +51,19 @@ class Carry(MutableMapping[str, Tensor]):
 class OptimizerSettings(Section):
     """Adam, as both papers use it."""
 
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size at the start of the schedule")
-    final_learning_rate: float = Field(1e-5, ge=0, description="the schedule's last value")
+    learning_rate: float = Field(
+        1e-3, gt=0, le=LARGEST_RATE, description="Adam's step size at the start of the schedule"
+    )
+    final_learning_rate: float = Field(1e-5, ge=0, le=LARGEST_RATE, description="the schedule's last value")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         "cosine", description="by step: constant; half a cosine; constant, then a straight line (see decay_from)"
     )
     decay_from: float = Field(0.5, ge=0, lt=1, description="linear only: share of the steps before the decay begins")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's decay rates of the first and second moment")
-    eps: float = Field(1e-8, gt=0, description="Adam's epsilon; gradients far below it train nothing")
-    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm of the group; 0 = no clipping")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Adam's decay rates of the first and second moment")
+    eps: float = Field(1e-8, gt=0, le=1, description="Adam's epsilon; gradients far below it train nothing")
+    clip_norm: float = Field(
+        0.0, ge=0, le=LARGEST_WEIGHT, description="largest gradient norm of the group; 0 = no clipping"
+    )
 
 
 @dataclass(frozen=True)

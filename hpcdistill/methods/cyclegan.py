@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from hpcdistill.data.index import Kind
 from hpcdistill.losses.supervision import l1
 from hpcdistill.methods.base import Batch, Carry, Terms
-from hpcdistill.methods.gan_settings import FAMILIES, GANConfig, GeneratorSettings
+from hpcdistill.methods.gan_settings import FAMILIES, MOST_REMEMBERED, GANConfig, GeneratorSettings
 from hpcdistill.methods.translation_gan import TranslationGAN, is_batch_free, leave
+from hpcdistill.settings import LARGEST_WEIGHT
 
 
 class CycleGAN(TranslationGAN):
@@ -22,9 +23,13 @@ class CycleGAN(TranslationGAN):
     class Config(GANConfig):
         name: Literal["cyclegan"] = "cyclegan"
         generator: GeneratorSettings = GeneratorSettings()
-        pool: int = Field(50, ge=0, description="generated images of each domain that its discriminator remembers")
-        weight_cycle: float = Field(10.0, ge=0, description="lambda_cyc, weight of the cycle's L1")
-        weight_identity: float = Field(5.0, ge=0, description="lambda_idt, weight of the identity's L1")
+        pool: int = Field(
+            50, ge=0, le=MOST_REMEMBERED, description="generated images of each domain that its discriminator remembers"
+        )
+        weight_cycle: float = Field(10.0, ge=0, le=LARGEST_WEIGHT, description="lambda_cyc, weight of the cycle's L1")
+        weight_identity: float = Field(
+            5.0, ge=0, le=LARGEST_WEIGHT, description="lambda_idt, weight of the identity's L1"
+        )
 
     version: ClassVar[int] = 1
 

@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from hpcdistill.errors import nearest
-from hpcdistill.methods.gan_settings import GANConfig, StudentSettings, TeacherSettings
+from hpcdistill.methods.gan_settings import MOST_REMEMBERED, GANConfig, StudentSettings, TeacherSettings
 from hpcdistill.models.vgg import LAYERS, PERCEPTUAL
-from hpcdistill.settings import Section
+from hpcdistill.settings import LARGEST_WEIGHT, MOST_PIXELS, MOST_STEPS, Section
 
 
 class ShiftSettings(Section):
@@ -17,7 +17,7 @@ class ShiftSettings(Section):
 
     mode: Literal["none", "uni", "bi", "cross", "quad"] = Field("bi", description="directions of the shift; none = off")
     rate: float = Field(1 / 8, gt=0, le=1, description="alpha, share of the channels that are moved")
-    step: int = Field(2, gt=0, description="how far they are moved, pixels of the map")
+    step: int = Field(2, gt=0, le=MOST_PIXELS, description="how far they are moved, pixels of the map")
     place: Literal["before", "after"] = Field(
         "before", description="before the projection f, on all its input channels; after: h(f(.)) as equation 12 prints"
     )
@@ -36,7 +36,10 @@ class DistilledGANConfig(GANConfig):
         description="i, the generator maps that are compared; unset = the network's own, resnet: down2 and 3 blocks",
     )
     discriminator_layer: int | None = Field(
-        None, gt=0, description="k, the discriminator's activation that compares them; unset = the last, number 4"
+        None,
+        gt=0,
+        le=100,
+        description="k, the discriminator's activation that compares them; unset = the last, number 4",
     )
     projection: Literal["frozen", "trained", "shared"] = Field(
         "frozen",
@@ -45,16 +48,27 @@ class DistilledGANConfig(GANConfig):
     )
     shift: ShiftSettings = ShiftSettings()
     pool: int | None = Field(
-        None, ge=0, description="generated images a discriminator remembers; unset = the family's own: 50, pix2pix 0"
+        None,
+        ge=0,
+        le=MOST_REMEMBERED,
+        description="generated images a discriminator remembers; unset = the family's own: 50, pix2pix 0",
     )
-    weight_cycle: float = Field(10.0, ge=0, description="lambda_cyc of the teacher (cyclegan)")
-    weight_identity: float = Field(5.0, ge=0, description="lambda_idt of the teacher (cyclegan)")
-    weight_reconstruction: float = Field(100.0, ge=0, description="lambda_rec of the teacher (pix2pix)")
-    weight_student: float = Field(1.0, ge=0, description="lambda_stu, weight of the student in L_GAN (equation 8)")
-    weight_style: float = Field(1e4, ge=0, description="lambda_sty, weight of L_sty (equation 10)")
-    weight_feature: float = Field(1e1, ge=0, description="lambda_feat, weight of L_feat (equation 11)")
-    weight_dcd: float = Field(1.0, ge=0, description="lambda_dcd, weight of L_dcd (equation 12)")
-    weight_spectral: float = Field(0.2, ge=0, description="lambda_spe, weight of L_spectral (equation 13)")
+    weight_cycle: float = Field(10.0, ge=0, le=LARGEST_WEIGHT, description="lambda_cyc of the teacher (cyclegan)")
+    weight_identity: float = Field(5.0, ge=0, le=LARGEST_WEIGHT, description="lambda_idt of the teacher (cyclegan)")
+    weight_reconstruction: float = Field(
+        100.0, ge=0, le=LARGEST_WEIGHT, description="lambda_rec of the teacher (pix2pix)"
+    )
+    weight_student: float = Field(
+        1.0, ge=0, le=LARGEST_WEIGHT, description="lambda_stu, weight of the student in L_GAN (equation 8)"
+    )
+    weight_style: float = Field(1e4, ge=0, le=LARGEST_WEIGHT, description="lambda_sty, weight of L_sty (equation 10)")
+    weight_feature: float = Field(
+        1e1, ge=0, le=LARGEST_WEIGHT, description="lambda_feat, weight of L_feat (equation 11)"
+    )
+    weight_dcd: float = Field(1.0, ge=0, le=LARGEST_WEIGHT, description="lambda_dcd, weight of L_dcd (equation 12)")
+    weight_spectral: float = Field(
+        0.2, ge=0, le=LARGEST_WEIGHT, description="lambda_spe, weight of L_spectral (equation 13)"
+    )
     mix_spectral: bool = Field(
         False, description="the adversarial loss sees half of D, half of SC; equation 8 has D alone"
     )
@@ -68,10 +82,14 @@ class DistilledGANConfig(GANConfig):
     block_steps: int | None = Field(
         None,
         gt=0,
+        le=MOST_STEPS,
         description="blocks: steps of a teacher's block (10 epochs of DCD); a student's has four times as many",
     )
     blocks: int | None = Field(
-        None, gt=0, description="blocks: how many pairs of blocks; the last student's takes what is left of the run"
+        None,
+        gt=0,
+        le=10_000,
+        description="blocks: how many pairs of blocks; the last student's takes what is left of the run",
     )
 
     @field_validator("style_layers", "feature_layers")

@@ -9,10 +9,12 @@ from pydantic import Field
 
 from hpcdistill.data.index import Kind
 from hpcdistill.losses.adversarial import Adversarial
-from hpcdistill.methods.base import MethodConfig, OptimizerSettings
-from hpcdistill.settings import Section
+from hpcdistill.methods.base import LARGEST_RATE, Beta, MethodConfig, OptimizerSettings
+from hpcdistill.settings import MOST_PIXELS, Section
 
 Network = Literal["resnet", "unet"]
+MOST_CHANNELS = 4096  # of a base width
+MOST_REMEMBERED = 100_000  # generated images in a pool
 
 
 @dataclass(frozen=True)
@@ -51,22 +53,24 @@ FAMILIES: dict[str, Family] = {
 class GANOptimizer(OptimizerSettings):
     """Adam as the GAN papers use it: constant for half of the run, then a straight line to zero."""
 
-    learning_rate: float = Field(2e-4, gt=0, description="Adam's step size at the start of the schedule")
-    final_learning_rate: float = Field(0.0, ge=0, description="the schedule's last value")
+    learning_rate: float = Field(
+        2e-4, gt=0, le=LARGEST_RATE, description="Adam's step size at the start of the schedule"
+    )
+    final_learning_rate: float = Field(0.0, ge=0, le=LARGEST_RATE, description="the schedule's last value")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         "linear", description="by step: constant; half a cosine; constant, then a straight line (see decay_from)"
     )
-    betas: tuple[float, float] = Field((0.5, 0.999), description="Adam's decay rates of the first and second moment")
+    betas: tuple[Beta, Beta] = Field((0.5, 0.999), description="Adam's decay rates of the first and second moment")
 
 
 class GeneratorSettings(Section):
     """A generator's architecture. The defaults are the Original's."""
 
     network: Network | None = Field(None, description="unset = the family's own: cyclegan resnet, pix2pix unet")
-    ngf: int = Field(64, gt=0, description="base width, channels")
+    ngf: int = Field(64, gt=0, le=MOST_CHANNELS, description="base width, channels")
     separable: bool = Field(False, description="resnet: depthwise-separable blocks instead of dense ones")
-    blocks: int = Field(9, gt=0, description="resnet: residual blocks")
-    levels: int = Field(8, gt=0, description="unet: down-convolutions; the crop is a multiple of 2^levels")
+    blocks: int = Field(9, gt=0, le=1000, description="resnet: residual blocks")
+    levels: int = Field(8, gt=0, le=16, description="unet: down-convolutions; the crop is a multiple of 2^levels")
 
     def arguments(self, family: Family) -> tuple[Network, dict[str, Any]]:
         """The network's name and the arguments it is built with."""
@@ -85,20 +89,25 @@ class TeacherSettings(GeneratorSettings):
 class StudentSettings(TeacherSettings):
     """The default student: the separable generator of base width 16."""
 
-    ngf: int = Field(16, gt=0, description="base width, channels")
+    ngf: int = Field(16, gt=0, le=MOST_CHANNELS, description="base width, channels")
 
 
 class GANConfig(MethodConfig):
     """What every GAN method's configuration has."""
 
-    crop: int = Field(256, gt=0, description="side of the training images, pixels; the same as data.crop")
+    crop: int = Field(
+        256, gt=0, le=MOST_PIXELS, description="side of the training images, pixels; the same as data.crop"
+    )
     gan: Adversarial | None = Field(
         None, description="form of the adversarial loss; unset = the family's own: cyclegan lsgan, pix2pix hinge"
     )
     ndf: int | None = Field(
-        None, gt=0, description="base width of the discriminator; unset = the family's own: cyclegan 64, pix2pix 128"
+        None,
+        gt=0,
+        le=MOST_CHANNELS,
+        description="base width of the discriminator; unset = the family's own: cyclegan 64, pix2pix 128",
     )
     discriminator_strides: int = Field(
-        3, gt=0, description="strided layers of the discriminator: 3 for 70x70 patches; fewer for small images"
+        3, gt=0, le=16, description="strided layers of the discriminator: 3 for 70x70 patches; fewer for small images"
     )
     optimizer: GANOptimizer = GANOptimizer()

@@ -13,6 +13,7 @@ from hpcdistill.losses.supervision import l1
 from hpcdistill.methods.base import Batch, Carry, Terms
 from hpcdistill.methods.gan_settings import A2B, FAMILIES, GANConfig, GeneratorSettings
 from hpcdistill.methods.translation_gan import TranslationGAN, leave
+from hpcdistill.settings import LARGEST_WEIGHT
 
 
 class Pix2Pix(TranslationGAN):
@@ -21,7 +22,9 @@ class Pix2Pix(TranslationGAN):
     class Config(GANConfig):
         name: Literal["pix2pix"] = "pix2pix"
         generator: GeneratorSettings = GeneratorSettings()
-        weight_reconstruction: float = Field(100.0, ge=0, description="lambda_rec, weight of the L1 to the target")
+        weight_reconstruction: float = Field(
+            100.0, ge=0, le=LARGEST_WEIGHT, description="lambda_rec, weight of the L1 to the target"
+        )
 
     version: ClassVar[int] = 1
 

@@ -29,6 +29,7 @@ from hpcdistill.models.estimator import VIDEstimator
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.sr_network import SRNetwork
 from hpcdistill.models.super_resolution import NETWORKS, Network, build_network
+from hpcdistill.settings import LARGEST_WEIGHT
 
 
 class StudentOutput(NamedTuple):
@@ -65,7 +66,7 @@ class PrivilegedStudent(Method):
         vid: Literal["laplace", "gaussian", "none"] = Field(
             "laplace", description="form of the variational information distillation (equation 17: laplace)"
         )
-        weight_vid: float = Field(1e-6, ge=0, description="lambda^S, weight of VID")
+        weight_vid: float = Field(1e-6, ge=0, le=LARGEST_WEIGHT, description="lambda^S, weight of VID")
         layer: str | None = Field(
             None, description="the distilled layer; unset = F's own (fsrcnn: expanding, vdsr: conv19, idn: dblock4)"
         )

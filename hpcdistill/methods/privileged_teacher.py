@@ -24,6 +24,7 @@ from hpcdistill.methods.base import (
 )
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.super_resolution import Network
+from hpcdistill.settings import LARGEST_WEIGHT
 
 
 class PrivilegedTeacherTraining(Method):
@@ -47,8 +48,12 @@ class PrivilegedTeacherTraining(Method):
             None, description="supervised levels (table 3): 0 = reconstruction only; unset = all there are"
         )
         tie_sdm: bool = Field(False, description="SDM shares HFRM's weights, as equations 4 and 5 can be read")
-        weight_fre: float = Field(1e-4, ge=0, description="lambda_Fre^T, weight of the encoder's supervision")
-        weight_deg: float = Field(1e-4, ge=0, description="lambda_Deg^T, weight of the degradation's supervision")
+        weight_fre: float = Field(
+            1e-4, ge=0, le=LARGEST_WEIGHT, description="lambda_Fre^T, weight of the encoder's supervision"
+        )
+        weight_deg: float = Field(
+            1e-4, ge=0, le=LARGEST_WEIGHT, description="lambda_Deg^T, weight of the degradation's supervision"
+        )
         optimizer: OptimizerSettings = OptimizerSettings()
 
     version: ClassVar[int] = 1

@@ -6,11 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from hpcdistill.settings import Section, operational
+from hpcdistill.settings import MOST_PIXELS, MOST_STEPS, Section, operational
 
 
 class EvalConfig(Section):
-    every: int = Field(5000, gt=0, description="steps between evaluations; the last step is always evaluated")
+    every: int = Field(
+        5000, gt=0, le=MOST_STEPS, description="steps between evaluations; the last step is always evaluated"
+    )
     select: str | None = Field(
         None, description="the data.eval set whose PSNR (lr-hr) or FID chooses the best weights; unset = first"
     )
@@ -18,7 +20,10 @@ class EvalConfig(Section):
         "pisr", description="lr-hr: pisr: the output is rounded to 8 bits, the reference is not; matlab: both are"
     )
     size: int | None = Field(
-        None, gt=0, description="paired, unpaired: side that test images are resized to, pixels; unset = data.crop"
+        None,
+        gt=0,
+        le=MOST_PIXELS,
+        description="paired, unpaired: side that test images are resized to, pixels; unset = data.crop",
     )
     real: Literal["train+test", "test"] | None = Field(
         None,
@@ -32,4 +37,4 @@ class EvalConfig(Section):
     kid: bool = operational(True, "paired, unpaired: compute the kernel distance (KID) too")
     lpips: bool = operational(True, "paired: compute LPIPS (AlexNet) where its weights are on this machine")
     both_directions: bool = operational(False, "paired, unpaired: evaluate generators from b to a (*_b2a) as well")
-    samples: int = operational(4, "images of the selected set shown in samples/*.png", ge=0)
+    samples: int = operational(4, "images of the selected set shown in samples/*.png", ge=0, le=10_000)

@@ -23,6 +23,7 @@ from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol, TranslationResult
 from hpcdistill.ranks import watch
 from hpcdistill.storage import write_bytes
+from hpcdistill.yaml_values import load_yaml
 
 DEFAULT_SIZE = 256  # pixels
 
@@ -98,8 +99,8 @@ def run_values(file: Path) -> dict[str, Any]:
     """The configuration of the run that the generator's file lies in; empty for a file anywhere else."""
     if file.parent.parent.name != "generators":
         return {}
-    with contextlib.suppress(OSError, yaml.YAMLError):
-        values = yaml.safe_load((file.parents[2] / "config.yaml").read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = load_yaml((file.parents[2] / "config.yaml").read_text(encoding="utf-8"))
         return values if isinstance(values, dict) else {}
     return {}
 

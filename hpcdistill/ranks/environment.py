@@ -8,7 +8,47 @@ import socket
 import zlib
 from collections.abc import Mapping, MutableMapping
 
+from hpcdistill.errors import UserError
+
 FIRST_PORT, PORTS = 20000, 12000  # below the ports that systems hand out by themselves (32768 and more)
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+# What a job's processes have from SLURM, its MPI plugin and submitit; SLURM also reads some of it as options.
+_OF_A_JOB = ("SLURM", "SBATCH_", "SRUN_", "SALLOC_", "PMI_", "PMI2_", "PMIX_", "SUBMITIT_")
+_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")
+_OF_THE_SITE = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "PMIX_MCA_")  # how SLURM and MPI are reached: no job's own
+# What tells one process of a job from the others: the step, the place in it, and what it is bound to.
+_OF_A_STEP = (
+    *("SLURM_STEP", "SLURM_SRUN_", "SLURM_LAUNCH_", "SLURM_CPU_BIND", "SLURM_MEM_BIND", "SRUN_", "SUBMITIT_"),
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_GTIDS", "SLURM_TASK", "SLURM_NTASKS", "SLURM_NPROCS"),
+    *("PMI_", "PMI2_", "PMIX_"),
+)
+
+
+def number(name: str, default: int, *, least: int = 0, environment: Mapping[str, str] | None = None) -> int:
+    """The whole number in the variable `name`; `default` where it is unset or empty. UserError for anything else."""
+    text = (os.environ if environment is None else environment).get(name, "").strip()
+    if not text:
+        return default
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise UserError(
+            f"the environment variable {name} is '{text}', not a whole number{f' from {least} on' if least else ''}; "
+            "a launcher (torchrun, accelerate launch, srun) sets it: unset it, or start the run with one"
+        )
+    return int(text)
+
+
+def check_ranks() -> None:
+    """UserError where the variables that say who this process is are no numbers, or do not fit together."""
+    port = number("MASTER_PORT", 1)
+    local_rank(), ranks_here()
+    if "WORLD_SIZE" in os.environ and rank() >= ranks():
+        raise UserError(
+            f"the environment variable RANK is {rank()} and WORLD_SIZE {ranks()}: ranks are numbered from 0 on; "
+            "unset both, or start the run with torchrun, accelerate launch or srun"
+        )
+    if port >= 1 << 16:
+        raise UserError(f"the environment variable MASTER_PORT is {port}; ports end at 65535: set it to a free one")
 
 
 def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -18,18 +58,41 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
     tasks, too, but is one process.
     """
     step = environment.get("SLURM_STEP_ID")
-    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    tasks = number("SLURM_STEP_NUM_TASKS", 1, environment=environment)
     if "RANK" in environment or step is None or "SLURM_PROCID" not in environment or tasks < 2:
         return
-    node = int(environment.get("SLURM_NODEID", "0"))
+    node = number("SLURM_NODEID", 0, environment=environment)
     environment.update(
-        RANK=environment["SLURM_PROCID"],
+        RANK=str(number("SLURM_PROCID", 0, environment=environment)),
         WORLD_SIZE=str(tasks),
-        LOCAL_RANK=environment["SLURM_LOCALID"],
+        LOCAL_RANK=str(number("SLURM_LOCALID", 0, environment=environment)),
         LOCAL_WORLD_SIZE=str(_tasks_of(node, environment.get("SLURM_STEP_TASKS_PER_NODE", str(tasks)))),
     )
     environment.setdefault("MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1")))
     environment.setdefault("MASTER_PORT", str(port_of(environment)))
+
+
+def of_outer_job(environment: Mapping[str, str]) -> set[str]:
+    """The variables in `environment` that a job submitted from here must not have.
+
+    Everywhere a launcher's ranks; inside a SLURM job also what that job is. sbatch hands its whole environment on, and
+    `srun` in the new job takes SLURM_CPU_BIND and the like for options: its ranks would be bound to the outer job's
+    cores. On a login node all of SBATCH_* and SLURM_* is the user's own, and stays.
+    """
+    names = {name for name in RANK_VARIABLES if name in environment}
+    if "SLURM_JOB_ID" in environment:
+        names |= {name for name in environment if name.startswith(_OF_A_JOB) and not name.startswith(_OF_THE_SITE)}
+        names |= {name for name in _DEVICES if name in environment}
+    return names
+
+
+def of_outer_step(environment: Mapping[str, str]) -> set[str]:
+    """The variables in `environment` that a run of its own, started here as one process, must not have.
+
+    It belongs to the same SLURM job, which its lock names, but it is none of the tasks of the step around it.
+    """
+    own = {name for name in environment if name.startswith(_OF_A_STEP) and not name.startswith(_OF_THE_SITE)}
+    return own | {name for name in RANK_VARIABLES if name in environment}
 
 
 def first_host(nodes: str) -> str:
@@ -46,21 +109,31 @@ def port_of(environment: Mapping[str, str]) -> int:
 
 def _tasks_of(node: int, counts: str) -> int:
     """Tasks on the node numbered `node`, from SLURM's short form: 2(x3),1 -> 2, 2, 2, 1."""
-    each: list[int] = []
-    for part in counts.split(","):
-        count, _, times = part.partition("(x")
-        each += [int(count)] * int(times.rstrip(")") or 1)
-    return each[node]
+    for count, times in re.findall(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", counts):
+        node -= int(times or 1)
+        if node < 0:
+            return int(count)
+    raise UserError(f"the environment variable SLURM_STEP_TASKS_PER_NODE is '{counts}', without this node; use srun")
 
 
 def rank() -> int:
     """This process's number in the run, 0 where no launcher says otherwise."""
-    return int(os.environ.get("RANK", "0"))
+    return number("RANK", 0)
 
 
 def ranks() -> int:
     """The number of processes that the launcher has announced."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return number("WORLD_SIZE", 1, least=1)
+
+
+def local_rank() -> int:
+    """This process's number on its node."""
+    return number("LOCAL_RANK", 0)
+
+
+def ranks_here() -> int:
+    """The number of processes on this node."""
+    return number("LOCAL_WORLD_SIZE", 1, least=1)
 
 
 def place() -> str:
@@ -79,4 +152,4 @@ def job() -> str | None:
 
 def restart_count() -> int:
     """How often SLURM or torchrun has started this job again."""
-    return int(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+    return number("SLURM_RESTART_COUNT", number("TORCHELASTIC_RESTART_COUNT", 0))

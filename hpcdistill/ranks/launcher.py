@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import psutil
 
 from hpcdistill.errors import UserError
+from hpcdistill.ranks.environment import ranks
 
 
 def check_launcher(module: str) -> None:
@@ -16,7 +17,7 @@ def check_launcher(module: str) -> None:
     `accelerate launch` does so silently with `--cpu`: without an MPI launcher its `--num_processes` is ignored. And
     SLURM starts an sbatch script once, however many tasks it has.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks() > 1:
         return
     if tasks := tasks_without_srun(os.environ):
         raise UserError(

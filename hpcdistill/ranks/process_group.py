@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 
 import torch
@@ -10,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed import DistError
 
 from hpcdistill.errors import UserError
-from hpcdistill.ranks.environment import rank, ranks
+from hpcdistill.ranks.environment import local_rank, rank, ranks
 from hpcdistill.ranks.meeting import meet, met
 from hpcdistill.ranks.watch import RankWatch, active
 
@@ -24,7 +23,7 @@ def join(cpu: bool, stall: float) -> None:
     if ranks() < 2 or dist.is_initialized():
         return
     if not cpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     watch, group = meet(cpu, lambda board: RankWatch(board, rank(), ranks(), stall))
     watch.start()
     met()

@@ -23,6 +23,7 @@ from typing import Final, NoReturn
 from hpcdistill.console import err
 from hpcdistill.errors import UserError
 from hpcdistill.ranks.board import STORE_ERRORS, Board
+from hpcdistill.ranks.environment import local_rank
 from hpcdistill.ranks.failure import Failure, is_of_a_collective, leave_at_once
 
 EXIT_RANK_LOST: Final = 71  # EX_OSERR of sysexits.h: a rank died or hangs; the same command goes on from the checkpoint
@@ -125,7 +126,7 @@ class RankWatch:
     def speaks(self, failure: Failure) -> bool:
         """Whether this is the rank to print `failure`: the first that can."""
         if not failure.told:  # the first of each host, where rank 0 is gone
-            local = int(os.environ.get("LOCAL_RANK", "0"))
+            local = local_rank()
             return failure.rank == self.rank or local == (1 if self.rank == local else 0)
         return self.rank == min(set(range(self.ranks)) - set(failure.lost), default=self.rank)
 

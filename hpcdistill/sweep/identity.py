@@ -61,6 +61,28 @@ def run_folder(loaded: Loaded) -> Path:
     return same[0] if same else wanted
 
 
+def of_another_length(loaded: Loaded, identity: Identity) -> list[Path]:
+    """Folders of runs of this name that differ from the run in nothing but their length, the newest last."""
+    config = loaded.config
+    wanted = _without_length(json.loads(json.dumps(identity.record)))
+    found = []
+    for file in Path(config.runs).glob(f"{config.name}-{'[0-9a-f]' * 8}/environment.json"):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))["identity"]
+            if _without_length({key: value for key, value in record.items() if key != "short"}) == wanted:
+                found.append((file.stat().st_mtime, file.parent))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # whoever asks for that run is told what is wrong with it
+    return [folder for _, folder in sorted(found)]
+
+
+def _without_length(record: dict[str, Any]) -> dict[str, Any]:
+    """The identity's record without what says how long the run is."""
+    values = dict(record["values"])
+    train = {key: value for key, value in values.pop("train", {}).items() if key not in ("steps", "epochs")}
+    return {**record, "values": {**values, **({"train": train} if train else {})}}
+
+
 def selected_set(config: RunConfig) -> str | None:
     """The test set whose metric chooses the best weights; None when nothing is evaluated."""
     names = list(config.data.eval)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hpcdistill.config import Loaded
 from hpcdistill.data.fetch.location import is_remote
+from hpcdistill.data.fetch.weights import find_weights
 from hpcdistill.data.pack.fetching import is_packed, wanted_at
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError
@@ -55,6 +56,53 @@ def check_obtainable(places: Iterable[str]) -> None:
                 f"{place}: has no public address; give your copy once: "
                 f"`python shards/fetch.py {wanted.recipe.name} --from FOLDER`"
             )
+
+
+def missing_for(runs: Iterable[Loaded]) -> tuple[list[str], list[str]]:
+    """The data sets and the published weights that are not on this machine, of all that `runs` need, each once.
+
+    A set that ships inside an installed package is packed by the first run that reads it.
+    """
+    wanted = list(runs)
+    places = dict.fromkeys(place for run in wanted for place in needed_sets(run))
+    names = dict.fromkeys(name for run in wanted for name in needed_weights(run))
+    return [place for place in places if not (is_there(place) or _is_builtin(place))], [n for n in names if not _has(n)]
+
+
+def how_to_get(places: Iterable[str], weights: Iterable[str], command: str) -> str:
+    """What is missing and the remedy, in one line; `command` is the prefetch that gets all which has an address."""
+    own, restricted, fetched = list[str](), list[str](), [f"weights {name}" for name in weights]
+    for place in places:
+        wanted = wanted_at(Path(place))
+        if wanted is None:
+            own.append(place)
+        elif wanted.recipe.downloads:
+            fetched.append(place)
+        else:
+            restricted.append(f"{place} (`python shards/fetch.py {wanted.recipe.name} --from FOLDER`)")
+    parts = []
+    if fetched:
+        parts.append(
+            f"{', '.join(fetched)}: run `{command}` where there is a network (a login node), with the same {VARIABLE}"
+        )
+    if restricted:
+        parts.append(f"{', '.join(restricted)}, which has no public address: give your copy once")
+    if own:
+        parts.append(f"{', '.join(own)}, which no recipe is called: pack it with `python shards/pack.py`")
+    return f"the runs need what is not on this machine; {'; '.join(parts)}"
+
+
+def _is_builtin(place: str) -> bool:
+    wanted = wanted_at(Path(place))
+    return wanted is not None and bool(wanted.recipe.builtin)
+
+
+def _has(weights: str) -> bool:
+    try:
+        find_weights(weights)
+    except UserError:
+        return False
+    return True
 
 
 def check_present(loaded: Loaded) -> None:

@@ -372,7 +372,8 @@ def _job_gone(holder: Holder, ours: Holder, environ: Mapping[str, str]) -> bool:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=dict(environ),
+            # A user's own defaults (SQUEUE_USERS, SQUEUE_PARTITION) would hide the job, as if it had ended.
+            env={name: value for name, value in environ.items() if not name.startswith("SQUEUE_")},
             start_new_session=True,
         )
     except OSError:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from hpcdistill.console import warn
+from hpcdistill.ranks.environment import ranks
 from hpcdistill.storage import Damaged, write_bytes, write_json
 from hpcdistill.training.lock import RunLock
 from hpcdistill.training.records import ENVIRONMENT, RESULT, read_environment, read_result
@@ -88,7 +89,7 @@ def describe_session() -> dict[str, Any]:
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES if _version(name)},
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": ranks(),
         "cpu": _cpu_name(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "job": os.environ.get("SLURM_JOB_ID"),

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from hpcdistill.ranks.environment import adopt_slurm, first_host, job, port_of, restart_count
+from hpcdistill.ranks.environment import (
+    adopt_slurm,
+    first_host,
+    job,
+    of_outer_job,
+    of_outer_step,
+    port_of,
+    restart_count,
+)
 from hpcdistill.ranks.launcher import tasks_without_srun
 
 # Printed on a cluster of two nodes; of the second task where there are two.
@@ -134,3 +142,40 @@ def test_job_and_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert restart_count() == 2
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert restart_count() == 1
+
+
+# What a user or a site sets, and what SLURM and its MPI plugin give a task of `srun --mem-per-cpu=300 --gpus=1`.
+OWN = {
+    "PATH": "/bin",
+    "SLURM_CONF": "/etc/x.conf",
+    "SLURM_CLUSTERS": "b",
+    "PMIX_MCA_gds": "hash",
+    "HPCDISTILL_DATA": "d",
+}
+GIVEN = STEP | {
+    **{"SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_CPU_BIND_LIST": "0x1", "SLURM_MEM_PER_CPU": "300"},
+    **{"SLURM_GPUS": "1", "CUDA_VISIBLE_DEVICES": "0", "SLURMD_NODENAME": "hd1", "SRUN_DEBUG": "3", "PMI_RANK": "1"},
+    **{"SBATCH_MEM_BIND": "local", "SALLOC_PARTITION": "high", "SUBMITIT_EXECUTOR": "slurm", "PMIX_RANK": "1"},
+}
+
+
+def test_a_job_submitted_inside_another_has_nothing_of_it() -> None:
+    assert of_outer_job(OWN | GIVEN) == set(GIVEN)
+
+
+def test_on_a_login_node_what_is_set_for_slurm_stays() -> None:
+    set_there = {"SBATCH_ACCOUNT": "lab", "SLURM_CPU_BIND": "none", "CUDA_VISIBLE_DEVICES": "1", "SALLOC_QOS": "low"}
+    assert of_outer_job(OWN | set_there) == set()
+    assert of_outer_job(OWN | set_there | {"RANK": "1", "MASTER_PORT": "2"}) == {"RANK", "MASTER_PORT"}
+
+
+@pytest.mark.parametrize("around", [GIVEN, STEP, BATCH, SALLOC, INTERACTIVE, NESTED], ids=str)
+def test_a_run_of_its_own_inside_a_job_is_no_rank_of_it(around: dict[str, str]) -> None:
+    environment = OWN | around | {"RANK": "1", "LOCAL_RANK": "1"}
+    left = {name: value for name, value in environment.items() if name not in of_outer_step(environment)}
+    assert adopted(left) == left, "one process"
+    assert tasks_without_srun(left) == 0
+    assert left["SLURM_JOB_ID"] == "17", "its lock names the job"
+    assert left.get("CUDA_VISIBLE_DEVICES") == around.get("CUDA_VISIBLE_DEVICES"), "the GPUs are the job's"
+    assert OWN.items() <= left.items()
+    assert not [name for name in left if name.startswith(("SLURM_STEP", "SLURM_CPU_BIND", "PMI_", "PMIX_R"))]

@@ -217,6 +217,34 @@ def test_a_teacher_that_fails_takes_only_its_student_along(sweep: Sweep, cluster
     until(lambda: cluster.ask("squeue", "--noheader"), lambda jobs: not jobs, 60, "an empty queue")
 
 
+# In the interpreter's place: what a job of the sweep was given, the cores it is bound to included.
+RECORDER = """\
+#!/usr/bin/env bash
+{ env | grep -E "^(SLURM|SBATCH|SRUN|SALLOC|PMI|CUDA)" | cut -d= -f1 | sort
+  echo "cores $(taskset -cp $$ | sed 's/.*: //')"; } > "$(dirname "$0")/$WHERE-$SLURM_JOB_NAME"
+"""
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("outer", ["srun -n1 -c1 --mem-per-cpu=300", "salloc -n2 -c1 --mem-per-cpu=300"])
+def test_from_inside_a_job_the_sweep_is_as_from_a_login_node(sweep: Sweep, cluster: Cluster, outer: str) -> None:
+    (sweep.folder / "python").write_text(RECORDER)
+    (sweep.folder / "python").chmod(0o755)
+    for where, around in {"login": "", "inside": outer}.items():
+        values = f"python: {sweep.folder}/python\ncpus_per_task: 2\nenvironment: {{WHERE: {where}}}\n"
+        sweep._write(f"{where}.yaml", f"gpus_per_node: 0\nmemory: 0.2\n{values}set: [train.device=cpu]\n")
+        words = ["long.yaml", "--cluster", f"./{where}.yaml", "--folder", where]
+        command = [*around.split(), sys.executable, str(CLONE / "slurm" / "submit_ablations.py"), *words]
+        done = cluster.run(*command, cwd=sweep.folder, seconds=120)
+        assert done.returncode == 0, done.stderr
+    until(lambda: cluster.ask("squeue", "--noheader"), lambda jobs: not jobs, 60, "an empty queue")
+    said = sweep.logs() + "".join(file.read_text() for file in sweep.folder.glob("*/submissions/**/*.out"))
+    for job in ("hpcdistill-stage0-0", "hpcdistill-collect"):
+        found = {where: (sweep.folder / f"{where}-{job}") for where in ("login", "inside")}
+        assert all(file.exists() for file in found.values()), said
+        assert found["inside"].read_text() == found["login"].read_text(), said
+
+
 @pytest.mark.timeout(300)
 def test_what_is_cancelled_stays_so_until_it_is_submitted_again(sweep: Sweep, cluster: Cluster) -> None:
     plan = sweep.submit("long.yaml")

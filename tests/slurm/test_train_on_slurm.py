@@ -184,6 +184,7 @@ def stand_in(tmp_path: Path) -> Path:
         "    array) echo once >> starts-$SLURM_ARRAY_TASK_ID\n"
         '        if [ $SLURM_ARRAY_TASK_ID = 2 ]; then [ "${SLURM_RESTART_COUNT:-0}" = 0 ] && exit 75; exit 0; fi\n'
         '        for _ in {1..300}; do [ "$(wc -l < starts-2)" = 2 ] && exit 0; sleep 0.1; done; exit 1 ;;\n'
+        "    binds) taskset -cp $$ | sed 's/.*: //' ;;\n"
         '    tells) echo "$SLURM_CPUS_PER_TASK $OMP_NUM_THREADS"; printf "<%s>" "$@" ;;\n'
         "esac\n"
     )
@@ -208,6 +209,34 @@ def test_arguments_and_cores_reach_the_program(cluster: Cluster, stand_in: Path,
     job = _submit(cluster, stand_in, tmp_path, "--cpus-per-task=3", SCRIPT, "tells", "a b", "c=[1, '*']")
     assert cluster.wait_end(job, 30)["JobState"] == "COMPLETED"
     assert (tmp_path / f"{job}.log").read_text() == "3 3\n<tells><a b><c=[1, '*']>"
+
+
+@pytest.mark.parametrize("outer", ["srun -n1 -c1 --mem-per-cpu=300", "salloc -n1 -c1 --mem-per-cpu=300 --gpus=2"])
+def test_a_job_submitted_inside_another_is_as_from_a_login_node(
+    outer: str, cluster: Cluster, stand_in: Path, tmp_path: Path
+) -> None:
+    if "--gpus" in outer and "gpu" not in cluster.ask("sinfo", "--noheader", "--format=%G"):
+        pytest.skip("this machine can make no device, so that the cluster has no GPUs")
+    said = []
+    for number, around in enumerate(["", outer]):
+        log = tmp_path / f"{number}.log"
+        asked = ["--cpus-per-task=2", NO_GPU, "--mem=300", f"--output={log}", "--wait", str(SCRIPT), "binds"]
+        done = cluster.run(*around.split(), "sbatch", *asked, cwd=tmp_path, HPCDISTILL_PYTHON=str(stand_in))
+        said.append(log.read_text())
+        assert done.returncode == 0, said
+    assert said[0] == said[1]
+    assert len(said[0].split(",")) > 1 or "-" in said[0], "more than one core, or it would not show"
+
+
+def test_a_job_submitted_inside_an_array_is_none_of_its_tasks(cluster: Cluster, stand_in: Path, tmp_path: Path) -> None:
+    # As in the second start of task 3 of an array, which must not be put into the queue in this one's place.
+    around = {"SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "3"}
+    common = ["--cpus-per-task=1", NO_GPU, f"--output={tmp_path}/%j.log", str(SCRIPT), "stops"]
+    job = cluster.submit(*common, cwd=tmp_path, HPCDISTILL_PYTHON=str(stand_in), SLURM_RESTART_COUNT="4", **around)
+    ended = cluster.wait_for(job, lambda shown: shown["JobState"] in ("COMPLETED", "FAILED"), 60)
+    said = (tmp_path / f"{job}.log").read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), said
+    assert f"into the queue again as job {job}\n" in said
 
 
 def test_one_task_of_an_array_is_requeued_alone(cluster: Cluster, stand_in: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import json, os, pathlib, shlex, signal, sys, time
 config = pathlib.Path(sys.argv[1])
 values = json.loads(config.read_text())
 name = values["name"]
-shown = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "HPCDISTILL_DATA")
+shown = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "HPCDISTILL_DATA", "SLURM_JOB_ID", "SLURM_PROCID",
+         "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMP_NUM_THREADS")
 print(name, sys.argv[2:], {key: os.environ.get(key) for key in shown},
       "gpu", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 run = pathlib.Path(values["runs"]) / (name + "-" + config.parent.name)

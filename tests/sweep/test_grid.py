@@ -249,7 +249,10 @@ def test_names_paths_and_include() -> None:
         (("- {set: b100, steps: 2, psnr: 27.5}", "- 3"), "printed.0: expected a valid dictionary, got 3"),
         (("title: mine", "? [a]\n: b"), "mine.yaml: not valid YAML"),
         (("base: configs/dssd/x4.yaml", ""), "has no base; name its configuration, or say `kind: reported`"),
-        (("steps: {1:", "steps: {no:"), "a label is read as true or false; put it in quotes"),
+        (
+            ("{set: other, steps: none}", "{set: other, steps: true}"),
+            "a label is read as true or false; put it in quotes",
+        ),
         (("title: mine", "seeds: [1, 1]"), "seeds: expected different whole numbers"),
         (("title: mine", "within: [sets]"), "within: no label 'sets'; did you mean 'set'?"),
         (("title: mine", "include: [a.yaml]"), "include: stands alone"),

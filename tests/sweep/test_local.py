@@ -93,6 +93,21 @@ def test_each_run_has_a_gpu_to_itself(here: Here, monkeypatch: pytest.MonkeyPatc
     assert {line.partition(" gpu ")[2] for line in logs.splitlines()} == {"4", "6"}
 
 
+def test_inside_a_job_each_run_is_one_process_on_the_jobs_cores(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = {"SLURM_JOB_ID": "17", "SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+    for name, value in (step | {"SLURM_NTASKS": "2", "LOCAL_RANK": "1", "MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(local.os, "sched_getaffinity", lambda process: set(range(12)))  # of 96 that the node has
+    monkeypatch.setattr(local.os, "cpu_count", lambda: 96)
+    assert main(["toy.yaml", "--local", "--parallel", "3"]) == 0
+    logs = here.logs()
+    assert logs.count("'SLURM_JOB_ID': '17'") == 7, "their locks name the job"
+    assert logs.count("'OMP_NUM_THREADS': '4'") == 7
+    for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "LOCAL_RANK", "MASTER_PORT"):
+        assert logs.count(f"'{name}': None") == 7, f"{name}: each would wait for the other rank of the step"
+
+
 def test_gpus_are_those_that_one_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -149,6 +149,103 @@ def test_arrays_are_cut_below_the_clusters_largest(site: Site) -> None:
     assert site.options()[-1]["dependency"] == "afterany:101:102:103:104"
 
 
+def test_arrays_are_cut_below_what_the_scheduler_takes(site: Site) -> None:
+    (site.slurm / "parameters").write_text("bf_interval=1,max_array_tasks=2,preempt_youngest_first")
+    assert site.submit("--parallel", "3") == 0
+    assert [entry.get("array") for entry in site.options()[:-1]] == ["0-1%2", None, "0-1%1", "0-1%1"]
+
+
+def test_a_refused_array_names_the_key_of_the_profile(site: Site) -> None:
+    (site.slurm / "refuse").write_text("101")
+    (site.slurm / "complaint").write_text("Batch job submission failed: Invalid job array specification")
+    said = (
+        r"here.yaml: sbatch refused: .*Invalid job array specification; an array of 2 tasks .* `array:` in the profile"
+    )
+    with pytest.raises(UserError, match=said):
+        site.submit()
+
+
+def at_a_time(options: list[dict[str, str]]) -> int:
+    """The most runs that may run together: each job takes the places of those that it waits for."""
+    parallel = [int(entry["array"].partition("%")[2]) if "array" in entry else 1 for entry in options]
+    waits = [set(map(int, re.findall(r"\d+", entry.get("dependency", "")))) for entry in options]
+    numbers = range(101, 101 + len(options))
+    best = 0
+    for chosen in range(1 << len(options)):
+        together = [n for i, n in enumerate(numbers) if chosen >> i & 1]
+        if not any(_waits_for(a, b, waits) for a in together for b in together if a != b):
+            best = max(best, sum(parallel[n - 101] for n in together))
+    return best
+
+
+def _waits_for(job: int, other: int, waits: list[set[int]]) -> bool:
+    return other in waits[job - 101] or any(_waits_for(before, other, waits) for before in waits[job - 101])
+
+
+@pytest.mark.parametrize(
+    ("parallel", "most", "shapes"),
+    [
+        (1, 3, ""),
+        (1, 1000, ""),  # teachers, and a run beside them
+        (2, 1, ""),
+        (2, 3, ""),
+        (3, 1000, ""),
+        (2, 2, "shapes: {student: {hours: 1}, plain: {hours: 2}}\n"),
+    ],
+)
+def test_no_more_runs_of_a_stage_at_a_time_than_parallel(site: Site, parallel: int, most: int, shapes: str) -> None:
+    site.profile(f"parallel: {parallel}\narray: {most}\n{shapes}")
+    site.grid.write_text(site.grid.read_text().replace('weight: "0"}, base: plain.yaml}', ALONE))
+    assert site.submit() == 0
+    by_stage: dict[str, list[dict[str, str]]] = {"0": [], "1": []}
+    for entry in site.options()[:-1]:
+        by_stage[entry["job-name"].partition("-stage")[2][0]].append(entry)
+    assert sum(len(entries) for entries in by_stage.values()) == len(site.plan()["arrays"])
+    # Of the first stage alone, whose jobs have the first numbers; those of the second wait for jobs of it as well.
+    assert at_a_time(by_stage["0"]) == parallel, "no more, and no fewer: the places are all used"
+
+
+ALONE = 'weight: "0"}, base: plain.yaml}\n' + "\n".join(
+    f'  - {{labels: {{encoder: none, weight: "{n}"}}, base: plain.yaml, set: [train.steps={n}]}}' for n in range(10, 13)
+)
+
+
+def test_students_that_pair_wait_for_a_place_as_well(site: Site) -> None:
+    (site.folder / "longer.yaml").write_text("teacher: {overrides: {train: {steps: 9}}}\n")
+    site.grid.write_text(site.grid.read_text().replace("set: [method.weight_vid=2e-6]", "overlays: [longer.yaml]"))
+    site.profile("parallel: 1\narray: 2\n")
+    assert site.submit() == 0
+    waits = {entry["job-name"]: entry.get("dependency") for entry in site.options()[:-1]}
+    assert list(waits.values()) == [None, "afterany:101", "afterany:102", "aftercorr:101", "aftercorr:102,afterany:104"]
+
+
+def test_inside_a_job_the_new_one_is_as_from_a_login_node(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outer = {"SLURM_JOB_ID": "17", "SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_STEP_ID": "0", "SRUN_DEBUG": "3"}
+    outer |= {"SLURM_MEM_PER_CPU": "300", "SLURM_PROCID": "0", "CUDA_VISIBLE_DEVICES": "0", "PMI_RANK": "0"}
+    outer |= {"SBATCH_TIMELIMIT": "1", "SBATCH_MEM_BIND": "local", "RANK": "0", "SLURMD_NODENAME": "n1"}
+    for name, value in (outer | {"SLURM_CONF": "/etc/x.conf"}).items():
+        monkeypatch.setenv(name, value)
+    assert site.submit() == 0
+    files = sorted(site.slurm.glob("environment-*"))
+    assert len(files) == 4, "the runs' jobs, and the one that collects"
+    for file in files:
+        given = dict(line.partition("=")[::2] for line in file.read_text().splitlines())
+        assert given.keys() & outer.keys() == set()
+        assert given["SLURM_CONF"] == "/etc/x.conf"
+    assert outer.items() <= os.environ.items(), "for this process nothing has changed"
+    said = capsys.readouterr().err
+    assert said.count("submitted from inside SLURM job 17: SBATCH_TIMELIMIT not passed on") == 1
+
+
+def test_on_a_login_node_what_is_set_for_sbatch_reaches_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("SBATCH_ACCOUNT", "lab")
+    assert site.submit() == 0
+    assert all("SBATCH_ACCOUNT=lab\n" in file.read_text() for file in site.slurm.glob("environment-*"))
+
+
 def test_again_nothing_that_is_queued_or_has_finished_is_submitted(site: Site) -> None:
     assert site.submit() == 0
     plan = site.plan()
@@ -272,6 +369,17 @@ def test_what_was_submitted_before_a_refusal_is_known(site: Site) -> None:
         (["nope.yaml"], "nope.yaml: no such grid file"),
         (["toy.yaml", "--cluster", "nope"], "--cluster nope: no such profile"),
         (["toy.yaml", "--cluster", "here.yaml", "train.batch_sise=3"], "toy.yaml: (HFRM, 1): command line: train.bat"),
+        (
+            ["toy.yaml", "--cluster", "here.yaml", "seeded.yaml"],
+            "seeded.yaml: seed: not for every run of a sweep; give",
+        ),
+        (["toy.yaml", "--cluster", "here.yaml", "plain.yaml"], "plain.yaml: method.name: a run's whole configuration"),
+        (
+            ["toy.yaml", "--cluster", "wrong.yaml"],
+            "toy.yaml: (HFRM, 1): --cluster wrong.yaml: set: train.batch_sise: u",
+        ),
+        (["wrong-set.yaml", "--cluster", "here.yaml"], "wrong-set.yaml: (HFRM, 1): set: train.batch_sise: unknown key"),
+        (["wrong-axis.yaml", "--cluster", "here.yaml"], "wrong-axis.yaml: (HFRM, 2): set: method.weight_vdi: unknown"),
         (["toy.yaml", "--cluster", "here.yaml", "train.device=cuda"], "toy.yaml: (HFRM, 1): teacher, --cluster here"),
         (["toy.yaml", "--cluster", "here.yaml", "--folder", "toy.yaml"], "toy.yaml"),
     ],
@@ -281,6 +389,11 @@ def test_mistakes_are_one_line(
 ) -> None:
     (site.folder / "slurm").mkdir()
     (site.folder / "slurm" / "clusters").symlink_to(CLONE / "slurm" / "clusters")
+    (site.folder / "wrong.yaml").write_text("gpus_per_node: 0\nset: [train.batch_sise=3]\n")
+    (site.folder / "seeded.yaml").write_text("seed: 3\n")
+    text = site.grid.read_text()
+    (site.folder / "wrong-set.yaml").write_text(f"{text}set: [train.batch_sise=3]\n")
+    (site.folder / "wrong-axis.yaml").write_text(text.replace("weight_vid", "weight_vdi"))
     monkeypatch.setattr(sys, "argv", ["submit", *words])
     with pytest.raises(SystemExit) as ended:
         run_command(main)
@@ -311,6 +424,76 @@ def test_the_collector_is_told_what_the_sweep_was_told() -> None:
         "--folder sweeps --out sweeps/report --seeds 0 1"
     )
     assert "--grid all" in " ".join(collect_command([], [], None, Path("runs"), Path("sweeps")))
+
+
+def test_an_overlay_lies_over_every_run_and_goes_to_the_collector(site: Site) -> None:
+    (site.folder / "short.yaml").write_text("train: {steps: 3}\n")
+    assert site.submit("short.yaml", "train.batch_size=2") == 0
+    plan = site.plan()
+    assert len(plan["runs"]) == 7
+    for key in plan["runs"]:
+        values = json.loads((site.folder / "sweeps" / "tasks" / key / "config.json").read_text())
+        assert (values["train"]["steps"], values["train"]["batch_size"]) == (3, 2)
+    assert "short.yaml" in plan["command"], "`status.py --retry` gives the same words"
+    words = " ".join(collector(site).command)
+    assert "runs train.device=cpu short.yaml train.batch_size=2 --grid" in words
+    in_queue(site, *plan["jobs"].values())
+    site.forget()
+    assert site.submit("short.yaml", "train.batch_size=2") == 0
+    assert site.scripts() == [], "the same runs again"
+
+
+def without_data(site: Site) -> None:
+    shutil.rmtree(site.folder / "data")
+
+
+@pytest.mark.parametrize("where", [[], ["--local"]])
+def test_missing_data_are_said_once_before_anything_is_started(site: Site, where: list[str]) -> None:
+    without_data(site)
+    (site.folder / "plain.yaml").write_text(
+        (site.folder / "plain.yaml").read_text().replace("eval: {toy: data/toy}", "eval: {set5: data/packed/set5}")
+    )
+    site.grid.write_text(site.grid.read_text().replace("base: plain.yaml}", "base: plain.yaml, of: {psnr: null}}"))
+    site.grid.write_text(site.grid.read_text().replace("of: {psnr: null}", "of: {psnr: student/set5/psnr}"))
+    with pytest.raises(UserError) as caught:
+        site.submit(*where, "train.batch_size=2")
+    said = str(caught.value)
+    assert "\n" not in said
+    command = "python -m hpcdistill.prefetch train.device=cpu train.batch_size=2 --grid toy.yaml"
+    assert f"data/packed/set5: run `{command}` where there is a network" in said
+    assert "data/toy, which no recipe is called: pack it with `python shards/pack.py`" in said
+    assert said.count("data/toy") == said.count("data/packed/set5") == 1, "once, not for each of seven runs"
+    assert "--no-data-check goes on" in said
+    assert not list(site.folder.glob("sweeps/tasks/*"))
+    assert not list(site.folder.glob("sweeps/submissions/*"))
+    assert site.scripts() == []
+
+
+def test_a_dry_run_shows_the_plan_and_then_what_is_missing(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    without_data(site)
+    assert site.submit("--dry-run") == 0
+    shown = capsys.readouterr()
+    assert "7 distinct" in shown.out
+    [line] = shown.err.splitlines()
+    assert line.startswith("warning: the runs need what is not on this machine; data/toy")
+
+
+def test_data_that_only_the_nodes_see(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    without_data(site)
+    assert site.submit("--dry-run", "--no-data-check") == 0
+    assert "not on this machine" not in capsys.readouterr().err
+    assert site.submit("--no-data-check") == 0
+    assert len(site.scripts()) == 4
+    assert "--no-data-check" in site.plan()["command"]
+
+
+def test_what_nothing_reads_any_more_is_not_asked_for(site: Site) -> None:
+    assert site.submit() == 0
+    for key in site.plan()["runs"]:
+        site.end(key, "finished")
+    in_queue(site)
+    without_data(site)
+    assert site.submit() == 0, "nothing is left to be run"
 
 
 def test_a_thousand_cells_in_ten_seconds(site: Site) -> None:
@@ -442,7 +625,8 @@ def test_the_collector_of_a_snapshot_works_in_the_copy(
     monkeypatch.chdir(CLONE)
     monkeypatch.setenv("HPCDISTILL_DATA", "data/packed")
     sweeps = tmp_path / "sweeps"
-    assert main([os.path.relpath(own), "--cluster", str(profile), "--folder", str(sweeps)]) == 0
+    words = [os.path.relpath(own), "--cluster", str(profile), "--folder", str(sweeps), "--no-data-check"]
+    assert main(words) == 0
     code = next(sweeps.glob("submissions/*/code"))
     call = collector(site)
     assert call.cwd == code

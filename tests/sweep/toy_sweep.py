@@ -21,8 +21,9 @@ SBATCH = """\
 cd "$(dirname "$0")/.."
 number=$(($(cat number 2> /dev/null || echo 100) + 1))
 echo $number > number
+env > "environment-$number"
 if [ -f refuse ] && [ $number -ge "$(cat refuse)" ]; then
-    echo "sbatch: error: invalid partition specified: nope" >&2
+    echo "sbatch: error: $(cat complaint 2> /dev/null || echo invalid partition specified: nope)" >&2
     exit 1
 fi
 cp "$1" "script-$number"
@@ -35,6 +36,7 @@ cat "$(dirname "$0")/../queue" 2> /dev/null || true
 SCONTROL = """\
 #!/bin/sh
 echo "MaxArraySize            = $(cat "$(dirname "$0")/../most" 2> /dev/null || echo 1001)"
+echo "SchedulerParameters     = $(cat "$(dirname "$0")/../parameters" 2> /dev/null || echo "(null)")"
 """
 
 
@@ -42,6 +44,8 @@ def put_grid(folder: Path) -> Path:
     """Two teachers, four students and a network alone, in seven runs; the grid's file."""
     data = "data: {train: data/toy, eval: {toy: data/toy}, patch: 48}\ntrain: {steps: 5, batch_size: 4}\n"
     (folder / "teacher.yaml").write_text(f"name: teacher\nmethod: {{name: privileged_teacher, scale: 4}}\n{data}")
+    (folder / "data" / "toy").mkdir(parents=True)
+    (folder / "data" / "toy" / "image.png").touch()  # there for who only looks whether it is
     student = "name: student\nteacher: {config: teacher.yaml}\nmethod: {name: privileged_student, scale: 4}\n"
     (folder / "student.yaml").write_text(student + data)
     (folder / "plain.yaml").write_text(f"name: plain\nmethod: {{name: plain_sr, scale: 4}}\n{data}")

@@ -333,6 +333,16 @@ def test_a_job_that_slurm_does_not_know_any_more_is_gone(
     assert "--jobs=17" in path.with_name("squeue.asked").read_text()
 
 
+def test_a_users_defaults_of_squeue_hide_no_job(path: Path) -> None:
+    program = path.with_name("squeue")
+    program.write_text(SQUEUE.format(answer='[ -n "$SQUEUE_USERS" ] || echo RUNNING'))
+    program.chmod(0o755)
+    elsewhere(path, JOB)
+    environ = {"SLURM_CLUSTER_NAME": "alpha", "SQUEUE_USERS": "nobody", "PATH": f"{path.parent}:/usr/bin:/bin"}
+    with pytest.raises(UserError, match="process 4242 on node7 of SLURM job 17"):
+        RunLock(path, environ=environ, watch=60, settle=0).take()
+
+
 @pytest.mark.parametrize("change", [{"cluster": "beta"}, {"cluster": None}, {"user": 12345}, {"job": None}])
 def test_slurm_is_not_asked_about_what_it_may_not_know(path: Path, change: dict[str, Any]) -> None:
     program = path.with_name("squeue")

@@ -36,7 +36,7 @@ from hpcdistill.data.fetch.transfer import (
 )
 from hpcdistill.data.progress import BYTES, Progress, megabytes
 from hpcdistill.errors import UserError
-from hpcdistill.settings import Section
+from hpcdistill.settings import LONGEST_NAME, Section
 from hpcdistill.storage import sha256_file, sync_file, sync_folder, write_json
 
 __all__ = ["Download", "check_file", "check_scheme", "fetch_bytes", "fetch_file", "open_stream"]
@@ -54,11 +54,13 @@ def _address(address: str) -> str:
 class Download(Section):
     """One file that a recipe, or a method's frozen network, needs."""
 
-    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="its name in the cache folder")
+    file: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=LONGEST_NAME, description="its name in the cache folder"
+    )
     addresses: tuple[Annotated[str, AfterValidator(_address)], ...] = Field(
         (), description="mirrors, tried in order; none: there is no public address, only a local copy"
     )
-    bytes: int | None = Field(None, ge=1, description="size")
+    bytes: int | None = Field(None, ge=1, le=1 << 60, description="size")
     sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="null: nobody published it; recorded at the first fetch"
     )

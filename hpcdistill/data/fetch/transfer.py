@@ -28,7 +28,7 @@ _LONGEST_PAUSE = 30.0  # seconds
 _LONGEST_RETRY_AFTER = 120.0  # seconds; who asks for more is not asked again
 _REDIRECTS = 10
 _AGAIN = (408, 425, 429)  # HTTP states that may pass, with all from 500 on
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
 class Failure(Exception):
@@ -174,11 +174,12 @@ def _follow(session: requests.Session, address: str, headers: dict[str, str], ti
         if not response.is_redirect:
             return response
         response.close()
-        address = urljoin(address, response.headers["Location"])
+        target = response.headers["Location"]
         try:
+            address = urljoin(address, target)
             check_scheme(address)
-        except UserError:
-            raise Failure(f"redirects to {shown(address)}, which is neither http nor https") from None
+        except ValueError:  # UserError, too
+            raise Failure(f"redirects to {shown(target)}, which is neither http nor https") from None
     raise Failure(f"redirects more than {_REDIRECTS} times")
 
 
@@ -187,15 +188,15 @@ def _place(response: requests.Response, first: int) -> tuple[int, int | None]:
     status = response.status_code
     if status == 200:
         length = response.headers.get("Content-Length", "")
-        return 0, int(length) if length.isdecimal() else None
+        return 0, _bytes(length)
     if status == 206:
         found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
         if not found or int(found[1]) != first:
             raise Failure("sends another part of the file than it was asked for")
-        return first, None if found[3] == "*" else int(found[3])
+        return first, _bytes(found[3])
     if status == 416 and first:
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        raise OutOfRange(int(total) if total.isdecimal() else None)
+        raise OutOfRange(_bytes(total))
     reason = f"HTTP {status} {response.reason or ''}".strip()
     if status not in _AGAIN and status < 500:
         raise Failure(reason)
@@ -205,15 +206,20 @@ def _place(response: requests.Response, first: int) -> tuple[int, int | None]:
     raise Failure(reason, again=True, after=after)
 
 
+def _bytes(text: str) -> int | None:
+    """A number of bytes of a header; None where it is none, or none that a file can have."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
 def _retry_after(value: str | None) -> float | None:
     """Seconds of a Retry-After header, which is a number or a date."""
     if value is None:
         return None
-    if value.strip().isdecimal():
+    if re.fullmatch("[0-9]{1,18}", value.strip()):
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):  # no date, or one beyond the clock's
         return None
 
 

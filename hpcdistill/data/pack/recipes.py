@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from hpcdistill.data.fetch.download import Download
 from hpcdistill.data.index import Kind
 from hpcdistill.errors import UserError, nearest
-from hpcdistill.settings import Section
+from hpcdistill.settings import LONGEST_NAME, Section
+from hpcdistill.yaml_values import load_yaml
 
 RECIPES = Path(__file__).resolve().parents[3] / "shards" / "recipes"
 UNSPLIT = "all"
@@ -23,7 +24,7 @@ RESERVED = ("downloads", "sources", "weights", "features")  # see data.places
 # Recipes for the images of one's own, by kind.
 OWN: dict[Kind, str] = {"lr-hr": "folder", "paired": "paired", "unpaired": "unpaired"}
 
-Split = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+Split = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=LONGEST_NAME)]
 Role = Literal["hr", "lr2", "lr3", "lr4", "a", "b", "ab"]
 _Names = Annotated[tuple[str, ...], Field(min_length=1)]
 Folders = dict[Role, _Names]  # below the root; several are joined in this order
@@ -38,7 +39,11 @@ _ROLES: dict[Kind, tuple[tuple[Role, ...], ...]] = {  # what a split may consist
 class Recipe(Section):
     """One data set: what it is, where it comes from, and how its folders are laid out."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="what reports and the index call the data set")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]*$",
+        max_length=LONGEST_NAME,
+        description="what reports and the index call the data set",
+    )
     title: str = Field(description="one line for --help")
     kind: Kind = Field("lr-hr", description="lr-hr: single images; paired: A and B of the same scene; unpaired: A, B")
     licence: str = Field(description="what the images may be used for")
@@ -133,7 +138,7 @@ def load_recipe(name: str) -> Recipe:
         if not path.is_file():
             raise UserError(f"no recipe '{name}'; {nearest(name, recipe_names())}")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}); mend the file") from None
     if not isinstance(raw, dict):

@@ -26,6 +26,7 @@ from hpcdistill.data.progress import Progress
 from hpcdistill.data.read.augmentation import Pixels
 from hpcdistill.errors import UserError
 from hpcdistill.ops.colour import luma_uint8
+from hpcdistill.ranks.environment import ranks_here
 
 _SHOW_PROGRESS_FROM = 1 << 26  # pixels; decoding fewer is over before anybody wonders
 
@@ -204,7 +205,7 @@ def load_all(load: Callable[[int], None], count: int, pixels: int) -> None:
 
 def check_memory(length: int, images: int) -> None:
     """UserError when keeping `length` bytes on each rank of this node does not fit into the free memory."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each rank of a node keeps its own copy
+    ranks = ranks_here()  # each rank of a node keeps its own copy
     needed = length * ranks
     available = psutil.virtual_memory().available
     if needed > available:

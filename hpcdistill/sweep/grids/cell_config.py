@@ -6,21 +6,31 @@ error above all) is left to `load_config`, which is the reference.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError, create_model
+from pydantic import ValidationError
 
-from hpcdistill.config import OWN_KEYS, Loaded, RunConfig, carried_out_by, file_layers, load_config, parse_override
+from hpcdistill.config import (
+    OWN_KEYS,
+    Loaded,
+    RunConfig,
+    Values,
+    carried_out_by,
+    file_layers,
+    is_override,
+    load_config,
+    merge,
+    parse_override,
+    run_config_of,
+)
 from hpcdistill.methods import METHODS
 
-Values = dict[str, Any]
 _OF_A_KEY = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")  # `${data.crop}` and nothing else
 _OF_THE_ENVIRONMENT = re.compile(r"[^$]*\$\{oc\.env:[^${}]*\}[^$]*")
 
@@ -38,14 +48,14 @@ class CellConfigs:
         self._texts: dict[str, Any] = {}
         self._loaded: dict[tuple[str, ...], Loaded] = {}
 
-    def load(self, arguments: Sequence[str]) -> Loaded:
-        """Equal to `load_config(arguments)`, errors included."""
+    def load(self, arguments: Sequence[str], origins: Mapping[str, str] = MappingProxyType({})) -> Loaded:
+        """Equal to `load_config(arguments, origins)`, errors included."""
         key = tuple(arguments)
         if key not in self._loaded:
             try:
                 self._loaded[key] = self._load(key)
             except _UnusualError:
-                self._loaded[key] = load_config(arguments)
+                self._loaded[key] = load_config(arguments, origins)
         return self._loaded[key]
 
     def _load(self, arguments: tuple[str, ...]) -> Loaded:
@@ -70,14 +80,12 @@ class CellConfigs:
 
     def _file(self, file: str) -> list[Values]:
         if file not in self._files:
-            layers = file_layers(Path(file))
-            self._files[file] = [cast(Values, OmegaConf.to_container(layer, resolve=False)) for _, layer in layers]
+            self._files[file] = [layer for _, layer in file_layers(Path(file))]
         return self._files[file]
 
     def _override(self, text: str) -> Values:
         if text not in self._overrides:
-            layer = parse_override(text)
-            self._overrides[text] = cast(Values, OmegaConf.to_container(layer, resolve=False))
+            self._overrides[text] = parse_override(text)
         return self._overrides[text]
 
     def _checked(self, layers: Sequence[tuple[bool, Values]]) -> RunConfig:
@@ -85,7 +93,7 @@ class CellConfigs:
         for adds, layer in layers:
             if not adds and _has_test_sets(layer) and _has_test_sets(merged):
                 del merged["data"]["eval"]
-            _merge(merged, layer)
+            merge(merged, layer)
         values = cast(Values, self._resolved(merged, merged))
         if isinstance(values.get("teacher"), dict) and set(values["teacher"]) == {"overrides"}:
             del values["teacher"]
@@ -94,7 +102,7 @@ class CellConfigs:
         if not isinstance(name, str) or name not in METHODS:
             raise _UnusualError
         try:
-            return _model(name).model_validate(values)
+            return run_config_of(METHODS[name].Config).model_validate(values)
         except ValidationError:
             raise _UnusualError from None
 
@@ -126,11 +134,6 @@ class CellConfigs:
         return self._texts[value]
 
 
-def is_override(argument: str) -> bool:
-    """Whether an argument of a command line is `key=value` and not a file."""
-    return "=" in argument and not Path(argument).is_file()
-
-
 def _adds(override: str) -> bool:
     """Whether `override` adds a test set where others would name them all."""
     return override.startswith("data.eval.")
@@ -143,17 +146,3 @@ def _shared(layer: Values) -> Values:
 def _has_test_sets(values: Mapping[str, Any]) -> bool:
     data = values.get("data")
     return isinstance(data, dict) and "eval" in data
-
-
-def _merge(into: Values, layer: Mapping[str, Any]) -> None:
-    """Lay `layer` over `into`: dicts are merged, anything else replaces."""
-    for key, value in layer.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = copy.deepcopy(value) if isinstance(value, dict | list) else value
-
-
-@cache
-def _model(name: str) -> type[RunConfig]:
-    return create_model("RunConfig", __base__=RunConfig, method=(METHODS[name].Config, ...))

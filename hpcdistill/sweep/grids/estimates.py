@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError
 
 from hpcdistill.config import RunConfig
 from hpcdistill.errors import UserError
-from hpcdistill.settings import Section
+from hpcdistill.settings import MOST_STEPS, Section
 from hpcdistill.sweep.plan_key import relative_place
+from hpcdistill.yaml_values import load_yaml
 
 ESTIMATES = Path("configs/estimates.yaml")
 
@@ -21,7 +22,7 @@ class Speed(Section):
     """Seconds a step of the runs that `when` fits."""
 
     when: dict[str, Any] = Field(description="configuration key -> its value, or a list of values; absent = null")
-    seconds: float = Field(gt=0, description="seconds a training step, evaluation and reading included")
+    seconds: float = Field(gt=0, le=1e6, description="seconds a training step, evaluation and reading included")
     source: str = Field("", description="where the number is from")
 
 
@@ -30,7 +31,9 @@ class Estimates(Section):
 
     gpu: str = Field("", description="the GPU that the seconds are of")
     seconds_per_step: tuple[Speed, ...] = Field((), description="the first that fits counts")
-    samples: dict[str, int] = Field({}, description="training set, relative to the data root -> samples an epoch")
+    samples: dict[str, Annotated[int, Field(gt=0, le=MOST_STEPS)]] = Field(
+        {}, description="training set, relative to the data root -> samples an epoch"
+    )
 
     def of(self, config: RunConfig) -> tuple[int | None, float | None]:
         """Steps of the run, and its GPU hours; None where they are not known."""
@@ -56,7 +59,7 @@ class Estimates(Section):
 @cache
 def _read(path: Path, changed: float) -> Estimates:
     try:
-        return Estimates.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Estimates.model_validate(load_yaml(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
         raise UserError(f"{path}: not a table of estimates: {error}; see configs/estimates.yaml in the clone") from None
 

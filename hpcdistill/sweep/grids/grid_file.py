@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.settings import Section
+from hpcdistill.yaml_values import load_yaml
 
 
 class MetricSpec(Section):
@@ -107,7 +108,7 @@ class GridFile(Section):
 def read_grid_file(path: Path) -> GridFile:
     """The content of `path`; UserError, with the key and the remedy, for what is wrong in it."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such grid file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -126,21 +127,6 @@ def read_grid_file(path: Path) -> GridFile:
     elif not content.metrics:
         raise UserError(f"{path}: metrics: missing; e.g. psnr: {{of: student/set5/psnr, better: higher}}")
     return content
-
-
-class _Loader(yaml.SafeLoader):
-    """A key that is there twice is an error: YAML would forget the first, a cell or a printed number with it."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float):
-                continue  # what is wrong with it, YAML or the check of the keys says
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is there twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _label(value: Any) -> str:

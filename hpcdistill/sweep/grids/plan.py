@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from hpcdistill.config import Loaded
+from hpcdistill.config import COMMAND_LINE, Loaded, file_layers, is_override
 from hpcdistill.console import warn
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
-from hpcdistill.sweep.grids.cell_config import CellConfigs, is_override
+from hpcdistill.sweep.grids.cell_config import CellConfigs
 from hpcdistill.sweep.grids.estimates import Estimates, load_estimates
 from hpcdistill.sweep.grids.grid import Cell, Grid
 from hpcdistill.sweep.grids.metric_names import missing_metric
@@ -68,18 +70,19 @@ def make_plan(
     seeds: Sequence[int] | None = None,
     overrides: Sequence[str] = (),
     estimates: Estimates | None = None,
+    origins: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """The plan of `grids`, each cell with `seeds` (None = the grid's own) and with `overrides` laid over it.
 
     `overrides` are key=value and files, as on train's command line. A student gets the seed; the teacher it shares
-    with others keeps its own. Raises UserError, naming the grid's file and the cell, for what cannot be run.
+    with others keeps its own. `origins`: where an override is from, for messages, when that is not the command line.
+    Raises UserError, naming the grid's file and the cell, for what cannot be run.
     """
     for override in overrides:
-        if override.startswith("seed="):
-            raise UserError(f"{override}: the seed is not an override here; give --seeds 0 1 2")
+        _check_for_all(override)
     if seeds is not None and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32):
         raise UserError(f"seeds: expected different whole numbers from 0 to 2^32 - 1, got {list(seeds)}")
-    planner = _Planner(overrides, estimates or load_estimates())
+    planner = _Planner(overrides, origins, estimates or load_estimates())
     chosen = {grid.name: tuple(seeds) if seeds is not None else grid.seeds for grid in grids}
     cells: dict[Use, str | None] = {}
     for grid in grids:
@@ -99,9 +102,27 @@ def make_plan(
     return Plan(list(grids), {run.key: run for run in runs}, cells, chosen, tuple(overrides), given)
 
 
+def _check_for_all(override: str) -> None:
+    """UserError when `override`, or an overlay file of that name, says what cannot hold for every run of a sweep."""
+    if is_override(override):
+        if override.startswith("seed="):
+            raise UserError(f"{override}: the seed is not an override here; give --seeds 0 1 2")
+        return
+    for origin, layer in file_layers(Path(override)):
+        if "seed" in layer:
+            raise UserError(f"{origin}: seed: not for every run of a sweep; give --seeds 0 1 2")
+        method = layer.get("method")
+        if isinstance(method, Mapping) and "name" in method:
+            raise UserError(
+                f"{origin}: method.name: a run's whole configuration is not laid over those of a sweep; "
+                "name it as the `base:` of a grid, or give a file with only what is different"
+            )
+
+
 class _Planner:
-    def __init__(self, overrides: Sequence[str], estimates: Estimates) -> None:
+    def __init__(self, overrides: Sequence[str], origins: Mapping[str, str], estimates: Estimates) -> None:
         self.overrides = tuple(overrides)
+        self.origins = {override: origins.get(override, COMMAND_LINE) for override in overrides}
         self.estimates = estimates
         self.configs = CellConfigs()
         self.runs: dict[str, PlannedRun] = {}
@@ -112,7 +133,8 @@ class _Planner:
         arguments = _files_first((*cell.arguments, *self.overrides))
         keys = {}
         try:
-            loaded = self.configs.load(arguments)
+            # What the grid says itself is named so: its file stands before every message.
+            loaded = self.configs.load(arguments, dict.fromkeys(cell.arguments, "set") | self.origins)
             self._check_metrics(grid, cell, loaded)
             for seed in seeds:
                 seeded = with_seed(loaded, seed)

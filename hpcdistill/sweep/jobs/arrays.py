@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,11 +52,14 @@ class Array:
     after: list[int] = field(default_factory=list)  # numbers of the arrays whose end it waits for
     jobs: list[str] = field(default_factory=list)  # jobs of earlier submissions that it waits for
     paired: bool = False  # each task waits for the task with its number in the one array of `after`
+    behind: int | None = None  # number of the array whose place it takes: more at a time than `parallel` otherwise
 
     def dependency(self, ids: Sequence[str]) -> str | None:
         """sbatch's --dependency, `ids` being the jobs of the arrays so far."""
-        waits = [*(ids[number] for number in self.after), *self.jobs]
-        return f"{'aftercorr' if self.paired else 'afterany'}:{':'.join(waits)}" if waits else None
+        waits = {"aftercorr" if self.paired else "afterany": [*(ids[number] for number in self.after), *self.jobs]}
+        if self.behind is not None:
+            waits["afterany"] = list(dict.fromkeys([*waits.get("afterany", []), ids[self.behind]]))
+        return ",".join(f"{kind}:{':'.join(jobs)}" for kind, jobs in waits.items() if jobs) or None
 
 
 def select(plan: Plan, statuses: Mapping[str, Status], retry: Retry, local: bool = False) -> Selection:
@@ -101,7 +105,7 @@ def select(plan: Plan, statuses: Mapping[str, Status], retry: Retry, local: bool
 
 
 def make_arrays(selection: Selection, profile: Profile, most: int, parallel: int) -> list[Array]:
-    """The arrays of a selection, each after those that it waits for; `most` is the cluster's MaxArraySize."""
+    """The arrays of a selection, each after those that it waits for; `most` is the largest array that SLURM takes."""
     runs = {run.key: run for run in selection.chosen}
     first_use: dict[str, int] = {}
     level: dict[str, int] = {}
@@ -117,42 +121,81 @@ def make_arrays(selection: Selection, profile: Profile, most: int, parallel: int
         shapes[str(shape.model_dump())] = shape
         last = run.key not in first_use
         groups[level[run.key], last, str(shape.model_dump()), run.teacher in selection.waits_for].append(run)
-    shares = _shares({group: len(members) for group, members in groups.items()}, parallel)
+    stages: dict[int, list[Array]] = defaultdict(list)
     arrays: list[Array] = []
     place: dict[str, tuple[int, int]] = {}  # run -> its array and its number in it
+    shares = _shares({group: len(members) for group, members in groups.items()}, parallel)
     for group, members in sorted(groups.items(), key=lambda item: item[0][:2]):
         stage, _, shape_text, _ = group
         # Teachers in the order of their students: then the tasks of two stages can be paired.
         members.sort(key=lambda run: first_use.get(run.key, len(runs)))
         for begin in range(0, len(members), most):
             part = members[begin : begin + most]
-            teachers = [run.teacher for run in part if run.teacher in place]
-            after = sorted({place[teacher][0] for teacher in teachers if teacher})
-            jobs = {selection.waits_for[run.teacher] for run in part if run.teacher in selection.waits_for}
-            array = Array(
-                f"stage{stage}-{sum(other.name.startswith(f'stage{stage}-') for other in arrays)}",
-                part,
-                shapes[shape_text],
-                max(1, shares[group] * len(part) // len(members)),
-                after,
-                _shortened([job for job in jobs if job]),
-            )
-            array.paired = (
-                len(after) == 1
-                and not array.jobs
-                and len(part) > 1
-                and len(arrays[after[0]].runs) > 1  # one alone is not an array
-                and all(run.teacher and place.get(run.teacher) == (after[0], i) for i, run in enumerate(part))
-            )
+            name, share = f"stage{stage}-{len(stages[stage])}", max(1, shares[group] * len(part) // len(members))
+            array = Array(name, part, shapes[shape_text], share)
+            _wait_for_teachers(array, selection, arrays, place)
             place |= {run.key: (len(arrays), number) for number, run in enumerate(part)}
+            stages[stage].append(array)
             arrays.append(array)
+    numbers = {array.name: number for number, array in enumerate(arrays)}
+    for together in stages.values():
+        _keep_to(parallel, together, numbers)
     return arrays
+
+
+def _wait_for_teachers(
+    array: Array, selection: Selection, arrays: Sequence[Array], place: Mapping[str, tuple[int, int]]
+) -> None:
+    """Let `array` wait for the arrays, and the jobs of earlier submissions, that train its runs' teachers."""
+    part = array.runs
+    after = sorted({place[run.teacher][0] for run in part if run.teacher and run.teacher in place})
+    jobs = {selection.waits_for[run.teacher] for run in part if run.teacher in selection.waits_for}
+    array.after, array.jobs = after, _shortened([job for job in jobs if job])
+    array.paired = (
+        len(after) == 1
+        and not array.jobs
+        and len(part) > 1
+        and len(arrays[after[0]].runs) > 1  # one alone is not an array
+        and all(run.teacher and place.get(run.teacher) == (after[0], i) for i, run in enumerate(part))
+    )
+
+
+def _keep_to(parallel: int, arrays: Sequence[Array], numbers: Mapping[str, int]) -> None:
+    """Where the arrays of a stage would be more than `parallel` runs at a time, let some begin in another's place.
+
+    They stand in rows, each with its share of the places; an array begins when the one before it has ended.
+    """
+    if sum(min(array.parallel, len(array.runs)) for array in arrays) <= parallel:
+        return
+    sizes = [len(array.runs) for array in arrays]
+    counts = range(1, min(len(arrays), parallel) + 1)
+    _, rows, widths = min((_in_rows(sizes, parallel, count) for count in counts), key=lambda found: found[0])
+    for row, width in zip(rows, widths, strict=True):
+        for before, number in zip([None, *row], row, strict=False):
+            arrays[number].parallel = width
+            arrays[number].behind = None if before is None else numbers[arrays[before].name]
+
+
+def _in_rows(sizes: Sequence[int], parallel: int, count: int) -> tuple[int, list[list[int]], list[int]]:
+    """Arrays of these sizes in `count` rows: each, in their order, in the row that is free first.
+
+    How many runs one after the other it takes until the last has ended, the rows, and the places of each.
+    """
+    widths = [parallel // count + (row < parallel % count) for row in range(count)]
+    rows: list[list[int]] = [[] for _ in widths]
+    free = [(0, row) for row in range(count)]  # a heap: after so many runs, which row
+    for number, size in enumerate(sizes):
+        begin, row = free[0]
+        heapq.heapreplace(free, (begin - (-size // widths[row]), row))
+        rows[row].append(number)
+    return max(free)[0], rows, widths
 
 
 def _shares(sizes: Mapping[_Group, int], parallel: int) -> dict[_Group, int]:
     """How many runs of each group may run at a time, `parallel` of a stage together; but one of a group at least.
 
-    Teachers first, as many as there are while the others have one each: all that waits, waits for them.
+    Teachers first, as many as there are while the others have one each: all that waits, waits for them. Where there
+    are more groups than places, `_keep_to` lets them run one after the other.
     """
     shares: dict[_Group, int] = {}
     for stage in {group[0] for group in sizes}:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from hpcdistill.errors import UserError
+from hpcdistill.ranks.environment import job, of_outer_job
 from hpcdistill.sweep.jobs.arrays import Array
 from hpcdistill.sweep.jobs.profile import Profile, Shape
 from hpcdistill.sweep.jobs.task import REQUEUE
@@ -110,9 +113,13 @@ class JobMaker:
         executor = SlurmExecutor(folder, max_num_timeout=requeues, python=self.profile.python)
         executor.update_parameters(**parameters)
         try:
-            return list(executor.submit_array(list(calls)))
+            with as_on_a_login_node():
+                return list(executor.submit_array(list(calls)))
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
-            raise UserError(f"{self.profile_name}: sbatch refused: {_complaint(str(error))}") from None
+            said = _complaint(str(error))
+            if "Invalid job array specification" in said:
+                said += f"; an array of {len(calls)} tasks is too large here: set a smaller `array:` in the profile"
+            raise UserError(f"{self.profile_name}: sbatch refused: {said}") from None
 
 
 class _Unsubmitted(SlurmExecutor):
@@ -121,6 +128,24 @@ class _Unsubmitted(SlurmExecutor):
     @classmethod
     def affinity(cls) -> int:
         return 1
+
+
+@contextlib.contextmanager
+def as_on_a_login_node() -> Iterator[None]:
+    """Without the variables of the job that this process may be part of: sbatch gives the new one all that is left."""
+    outer = {name: os.environ.pop(name) for name in of_outer_job(os.environ)}
+    try:
+        yield
+    finally:
+        os.environ.update(outer)
+
+
+def ignored_options() -> str | None:
+    """One line that names the SBATCH_* which do not hold because this is inside a job; None where there are none."""
+    names = [name for name in of_outer_job(os.environ) if name.startswith("SBATCH_") and "_BIND" not in name]
+    if not names:
+        return None
+    return f"submitted from inside {job()}: {', '.join(sorted(names))} not passed on; the profile's keys say the same"
 
 
 def check_slurm() -> None:
@@ -134,15 +159,17 @@ def check_slurm() -> None:
 
 
 def largest_array(profile: Profile) -> int:
-    """Tasks that an array can have: the profile's, else the cluster's MaxArraySize."""
+    """Tasks that an array can have: the profile's, else the cluster's MaxArraySize and max_array_tasks."""
     if profile.array:
         return profile.array
     try:
         shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ARRAY_SIZE
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown)
-    return max(1, int(found[1])) if found else ARRAY_SIZE
+    limits = re.findall(
+        r"^MaxArraySize\s*=\s*(\d+)|^SchedulerParameters\s*=.*\bmax_array_tasks=(\d+)", shown, re.MULTILINE
+    )
+    return max(1, min((int(size or tasks) for size, tasks in limits), default=ARRAY_SIZE))
 
 
 def _double_quoted(text: str) -> str:

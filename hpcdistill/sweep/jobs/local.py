@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from hpcdistill.console import say, warn
+from hpcdistill.ranks.environment import of_outer_step
 from hpcdistill.sweep.grids.plan import Plan, PlannedRun
 from hpcdistill.sweep.jobs.arrays import Selection
 from hpcdistill.sweep.jobs.attempt import BEAT_S, EXIT_BLOCKED_LINE, EXIT_STOPPED, Attempt, teacher_run
@@ -214,12 +215,14 @@ class _Runner:
         return [f"data.stage={filled_in(scratch)}"] if scratch else []
 
     def _environment(self, slot: _Slot) -> dict[str, str]:
-        environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+        outer = of_outer_step(os.environ)  # of `srun`, inside a job: each run would take itself for a rank of that step
+        environment = {name: value for name, value in os.environ.items() if name not in outer}
         environment |= {name: os.path.expandvars(value) for name, value in self.profile.environment.items()}
         if slot.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
         elif len(self.slots) > 1:  # or each run would start a thread for each core
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(self.slots))))
+            cores = len(os.sched_getaffinity(0))  # those of this job, not the node's
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // len(self.slots))))
         return environment
 
 

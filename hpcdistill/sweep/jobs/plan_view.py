@@ -116,10 +116,12 @@ def _shared(plan: Plan, grid: Grid) -> list[str]:
 
 
 def _starts(array: Array, names: Sequence[str]) -> str:
-    if array.paired:
-        return f"each after its own of {names[array.after[0]]} (aftercorr)"
     waits = [*(names[number] for number in array.after), *(f"job {job}" for job in array.jobs)]
-    return f"after {', '.join(waits)} (afterany)" if waits else "at once"
+    words = [f"each after its own of {waits.pop()} (aftercorr)"] if array.paired else []
+    if array.behind is not None and names[array.behind] not in waits:
+        waits.append(names[array.behind])
+    words += [f"after {', '.join(waits)} (afterany)"] if waits else []
+    return ", ".join(words) or "at once"
 
 
 def _hours(runs: Iterable[PlannedRun]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,13 @@ from pydantic import Field, ValidationError, field_validator
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.settings import Section
+from hpcdistill.yaml_values import load_yaml
 
 if TYPE_CHECKING:
     from hpcdistill.config import RunConfig
 
 CLUSTERS = Path("slurm/clusters")
+MOST, MOST_HOURS, MOST_GB = 10**7, 10**5, 10**6  # far above any cluster, far below what SLURM's numbers hold
 
 # Options of sbatch that a job of a sweep has already, and the profile's key for those that may be chosen.
 _OWN_OPTIONS = {
@@ -32,12 +33,16 @@ _OWN_OPTIONS = {
 class Shape(Section):
     """What one run asks for."""
 
-    nodes: int = Field(1, ge=1, description="nodes a run")
-    gpus_per_node: int = Field(1, ge=0, description="GPUs of each of them; 0 = none")
-    tasks_per_node: int | None = Field(None, ge=1, description="ranks of each node; null = one a GPU, without GPUs one")
-    cpus_per_task: int = Field(4, ge=1, description="CPU cores a rank: data.workers and one more")
-    memory: float | None = Field(None, gt=0, description="GB of each node; null = the cluster's default")
-    hours: float = Field(24.0, gt=0, description="time limit; a run that is not finished by then goes on in a new turn")
+    nodes: int = Field(1, ge=1, le=MOST, description="nodes a run")
+    gpus_per_node: int = Field(1, ge=0, le=MOST, description="GPUs of each of them; 0 = none")
+    tasks_per_node: int | None = Field(
+        None, ge=1, le=MOST, description="ranks of each node; null = one a GPU, without GPUs one"
+    )
+    cpus_per_task: int = Field(4, ge=1, le=MOST, description="CPU cores a rank: data.workers and one more")
+    memory: float | None = Field(None, gt=0, le=MOST_GB, description="GB of each node; null = the cluster's default")
+    hours: float = Field(
+        24.0, gt=0, le=MOST_HOURS, description="time limit; a run that is not finished by then goes on in a new turn"
+    )
 
     @property
     def tasks(self) -> int:
@@ -58,21 +63,21 @@ class Shape(Section):
 class PartialShape(Section):
     """The keys of `Shape` that some runs have of their own."""
 
-    nodes: int | None = Field(None, ge=1)
-    gpus_per_node: int | None = Field(None, ge=0)
-    tasks_per_node: int | None = Field(None, ge=1)
-    cpus_per_task: int | None = Field(None, ge=1)
-    memory: float | None = Field(None, gt=0)
-    hours: float | None = Field(None, gt=0)
+    nodes: int | None = Field(None, ge=1, le=MOST)
+    gpus_per_node: int | None = Field(None, ge=0, le=MOST)
+    tasks_per_node: int | None = Field(None, ge=1, le=MOST)
+    cpus_per_task: int | None = Field(None, ge=1, le=MOST)
+    memory: float | None = Field(None, gt=0, le=MOST_GB)
+    hours: float | None = Field(None, gt=0, le=MOST_HOURS)
 
 
 class CollectShape(Section):
     """What the last job, which makes the tables, asks for."""
 
     partition: str | None = Field(None, description="null = the runs'")
-    cpus: int = Field(1, ge=1)
-    memory: float | None = Field(None, gt=0, description="GB")
-    hours: float = Field(1.0, gt=0)
+    cpus: int = Field(1, ge=1, le=MOST)
+    memory: float | None = Field(None, gt=0, le=MOST_GB, description="GB")
+    hours: float = Field(1.0, gt=0, le=MOST_HOURS)
 
 
 class Profile(Shape):
@@ -84,11 +89,15 @@ class Profile(Shape):
     constraint: str | None = Field(None, description="features the nodes must have")
     sbatch: dict[str, str | int | bool] = Field({}, description="further options of sbatch: name -> value, true = bare")
     shapes: dict[str, PartialShape] = Field({}, description="runs by name (with * and ?) that ask for something else")
-    parallel: int = Field(32, ge=1, description="runs of each stage of the sweep at the same time, at most")
-    array: int | None = Field(None, ge=1, description="tasks of a job array at most; null = as SLURM is configured")
-    signal_seconds: int = Field(120, ge=1, description="seconds before the end in which a run saves and stops")
+    parallel: int = Field(32, ge=1, le=MOST, description="runs of each stage of the sweep at the same time, at most")
+    array: int | None = Field(
+        None, ge=1, le=MOST, description="tasks of a job array at most; null = as SLURM is configured"
+    )
+    signal_seconds: int = Field(
+        120, ge=1, le=65535, description="seconds before the end in which a run saves and stops"
+    )
     requeue: bool = Field(True, description="put stopped, preempted and node-lost runs into the queue again")
-    requeues: int = Field(100, ge=0, description="how often at most")
+    requeues: int = Field(100, ge=0, le=MOST, description="how often at most")
     setup: tuple[str, ...] = Field((), description="lines of the job's shell before the run: modules, environments")
     environment: dict[str, str] = Field({}, description="variables of the job")
     python: str | None = Field(None, description="the interpreter's command, containers included; null = this one")
@@ -120,7 +129,10 @@ class Profile(Shape):
     @field_validator("environment", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
-        return {key: str(text) for key, text in value.items()} if isinstance(value, Mapping) else value
+        words = {True: "true", False: "false"}
+        return (
+            {k: words[v] if isinstance(v, bool) else v for k, v in value.items()} if isinstance(value, dict) else value
+        )
 
     def shape_of(self, name: str) -> Shape:
         """What the run called `name` asks for: of the patterns in `shapes`, the first that fits counts."""
@@ -154,7 +166,7 @@ def load_profile(name: str) -> Profile:
     """The profile called `name` in slurm/clusters, or in the file of that path. Raises UserError."""
     path = _path_of(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if values is None:

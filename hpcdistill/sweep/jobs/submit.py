@@ -1,6 +1,6 @@
-"""Submit the ablation grids: `python slurm/submit_ablations.py [GRID ...] [key=value ...]`, or run them here (--local).
+"""Submit the ablation grids: `python slurm/submit_ablations.py [GRID ...] [OVERLAY ...] [key=value ...]`.
 
-Again, it leaves alone what has finished or is in the queue, and submits the rest.
+Or run them here (--local). Again, it leaves alone what has finished or is in the queue, and submits the rest.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcdistill.command import positive
-from hpcdistill.console import out, say
+from hpcdistill.command import positive, whole
+from hpcdistill.console import out, say, warn
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.grids.grid import EVERYTHING, Grid, load_grids
+from hpcdistill.sweep.grids.grid import EVERYTHING, Grid, grid_file, load_grids
 from hpcdistill.sweep.grids.words import sort_words
 from hpcdistill.sweep.jobs.profile import Profile, load_profile
 from hpcdistill.sweep.watch.submissions import Submission, read_submissions, submitted_files, submitted_grids
@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> int:
     # What is wrong with the words themselves is said at once, before torch is loaded.
     profile = Profile() if options.local and not options.cluster else load_profile(options.cluster or "default")
     submissions = read_submissions(options.folder)[0]
-    grids = load_grids(words.grids, submitted_files(submissions))
+    submitted = submitted_files(submissions)
+    grids = load_grids(words.grids, submitted)
     if not (options.local or options.dry_run):
         from hpcdistill.sweep.jobs.cluster_jobs import check_slurm
 
@@ -53,16 +54,23 @@ def main(arguments: list[str]) -> int:
     from hpcdistill.sweep.jobs.submission import set_aside_damaged
 
     overrides = [*profile.set, *words.overrides]
-    plan = make_plan(grids, options.seeds, overrides)
+    origins = dict.fromkeys(profile.set, f"--cluster {options.cluster or 'default'}: set")
+    plan = make_plan(grids, options.seeds, overrides, origins=origins)
     if not options.local:
         check_fits(plan, profile, options.cluster or "default")
     runs = runs_folder(plan)
+    named = [str(grid_file(word, submitted)) if word in submitted else word for word in words.grids]
+    prefetch = shlex.join(prefetch_command(named, overrides, profile))
     if options.dry_run:
-        _show(plan, grids, profile, runs, options)
+        selection = _show(plan, grids, profile, runs, options)
+        if lacking := _lacking(selection, prefetch, options):
+            warn(lacking)
         return 0
     with _alone(options.folder):
         statuses = known_statuses(plan, options.folder, runs)
         selection = _selected(plan, statuses, options)
+        if lacking := _lacking(selection, prefetch, options):
+            raise UserError(lacking)
         set_aside_damaged(runs, selection.chosen, statuses)
         collect = collect_command(words.grids, overrides, options.seeds, runs, options.folder)
         again = _without_retry(arguments)
@@ -85,10 +93,13 @@ def _parser() -> argparse.ArgumentParser:
         "Watch with `python slurm/status.py`. See docs/cluster.md.",
     )
     parser.add_argument(
-        "grid", nargs="*", metavar="GRID|key=value", help="grids, by name or file; overrides and overlay files"
+        "grid",
+        nargs="*",
+        metavar="GRID|OVERLAY|key=value",
+        help="grids, by name or file; overlay files and overrides, which hold for every run",
     )
     parser.add_argument("--cluster", metavar="PROFILE", help="of slurm/clusters, or a file (default: default)")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds of each cell (default: the grid's)")
+    parser.add_argument("--seeds", nargs="+", type=whole, metavar="N", help="seeds of each cell (default: the grid's)")
     parser.add_argument(
         "--parallel",
         type=positive,
@@ -102,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
         help="missing: what never ran, was stopped or lost; failed: what failed; all: both (default: missing)",
     )
     parser.add_argument("--dry-run", action="store_true", help="show the plan and the job script; change nothing")
+    parser.add_argument(
+        "--no-data-check", action="store_true", help="start runs whose data this machine does not see: the nodes do"
+    )
     parser.add_argument("--local", action="store_true", help="run on this machine's GPUs, or its CPU, not on SLURM")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the sweep keeps its files (default: sweeps)")
     return parser
@@ -160,6 +174,24 @@ def are_noted(plan: Plan, submissions: Sequence[Submission]) -> bool:
     return told == [(plan.overrides, plan.given_seeds)] * len(plan.seeds)
 
 
+def prefetch_command(grids: Sequence[str], overrides: Sequence[str], profile: Profile) -> list[str]:
+    """The command that fetches what the runs of this sweep need, to the data root that its jobs read."""
+    root = [f"{VARIABLE}={data_root()}"] if VARIABLE in profile.environment else []
+    return [*root, "python", "-m", "hpcdistill.prefetch", *overrides, "--grid", *(grids or [EVERYTHING])]
+
+
+def _lacking(selection: Selection, prefetch: str, options: argparse.Namespace) -> str | None:
+    """One line on data and weights that the chosen runs need and that are not here: each would say so by itself."""
+    if options.no_data_check:
+        return None
+    from hpcdistill.sweep.requirements import how_to_get, missing_for
+
+    places, weights = missing_for(run.loaded for run in selection.chosen)
+    if not places and not weights:
+        return None
+    return f"{how_to_get(places, weights, prefetch)}; --no-data-check goes on without (the nodes may see more)"
+
+
 def note_grids(folder: Path, plan: Plan, command: Sequence[str]) -> None:
     """Write down grids all of whose runs are there already: status and the tables know grids by their submissions."""
     from hpcdistill.sweep.jobs.submission import SubmissionFolder
@@ -196,7 +228,7 @@ def _submit(
 ) -> int:
     """`told` are the words of the collector: grids, overrides, the folder of the runs."""
     from hpcdistill.sweep.jobs.arrays import make_arrays
-    from hpcdistill.sweep.jobs.cluster_jobs import JobMaker, largest_array
+    from hpcdistill.sweep.jobs.cluster_jobs import JobMaker, ignored_options, largest_array
     from hpcdistill.sweep.jobs.plan_view import say_left
     from hpcdistill.sweep.jobs.submission import (
         CLONE,
@@ -223,6 +255,8 @@ def _submit(
     code = snapshot_code(submission.path / "code") if profile.snapshot else CLONE
     jobs = JobMaker(profile, name, code, "hpcdistill")
     arrays = make_arrays(selection, profile, largest_array(profile), options.parallel or profile.parallel)
+    if ignored := ignored_options():
+        warn(ignored)
     ids: list[str] = []
     submission.save()
     for array in arrays:
@@ -261,22 +295,24 @@ def _submit(
     return 0
 
 
-def _show(plan: Plan, grids: Sequence[Grid], profile: Profile, runs: Path, options: argparse.Namespace) -> None:
+def _show(plan: Plan, grids: Sequence[Grid], profile: Profile, runs: Path, options: argparse.Namespace) -> Selection:
+    """Print the plan; the runs that would be started."""
     from hpcdistill.sweep.jobs.arrays import make_arrays
-    from hpcdistill.sweep.jobs.cluster_jobs import ARRAY_SIZE, JobMaker
+    from hpcdistill.sweep.jobs.cluster_jobs import JobMaker, largest_array
     from hpcdistill.sweep.jobs.plan_view import show_arrays, show_cells
     from hpcdistill.sweep.jobs.submission import CLONE
 
     statuses = known_statuses(plan, options.folder, runs, ask=False)
     selection = _selected(plan, statuses, options)
     show_cells(plan, statuses)
-    arrays = make_arrays(selection, profile, profile.array or ARRAY_SIZE, options.parallel or profile.parallel)
+    arrays = make_arrays(selection, profile, largest_array(profile), options.parallel or profile.parallel)
     maker = JobMaker(profile, options.cluster or "default", CLONE, "hpcdistill")
     place = options.folder.absolute() / "submissions" / "TIME-GRIDS" / "jobs"
     numbers = [f"<{array.name}>" for array in arrays]
     scripts = [maker.script(array, array.dependency(numbers), place / array.name) for array in arrays[:1]]
-    out.print("States: as of the files; SLURM was not asked.", soft_wrap=True)
+    out.print("States: as of the files; SLURM was not asked for jobs.", soft_wrap=True)
     show_arrays(plan, selection, [] if options.local else arrays, [] if options.local else scripts)
+    return selection
 
 
 def _from_here(grid: str) -> str:

@@ -24,14 +24,13 @@ from submitit.helpers import TorchDistributedEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from hpcdistill.errors import UserError
-from hpcdistill.ranks.environment import port_of, restart_count
+from hpcdistill.ranks.environment import RANK_VARIABLES, port_of, restart_count
 from hpcdistill.storage import read_json, write_json
 from hpcdistill.sweep.jobs.attempt import EXIT_BLOCKED_LINE, EXIT_RANK_LOST, EXIT_STOPPED, Attempt, teacher_run
 from hpcdistill.sweep.jobs.task_folder import START, TaskFolder, filled_in
 
 EXIT_CANCELLED = 128 + signal.SIGTERM
 EXIT_MISTAKE = 2
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 AGREE_SECONDS = 600.0
 _SAID: TypeAdapter[dict[str, str | int | None]] = TypeAdapter(dict[str, str | int | None])
 # An array's own id would requeue all of its tasks, and its last task has that very id.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.text import Text
 
+from hpcdistill.command import whole
 from hpcdistill.config import configured_generators
 from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.places import VARIABLE
@@ -197,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--grid", nargs="+", metavar="GRID", help="the same as a GRID above")
     parser.add_argument("--with-others", action="store_true", help="show what is shown without a GRID as well")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of the runs (default: runs)")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds of each cell (default: the grid's)")
+    parser.add_argument("--seeds", nargs="+", type=whole, metavar="N", help="seeds of each cell (default: the grid's)")
     parser.add_argument("--out", type=Path, default=Path("sweeps/report"), help="default: sweeps/report")
     parser.add_argument("--folder", type=Path, default=Path("sweeps"), help="the sweep's files (default: sweeps)")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help=f"of the runs (default: ${VARIABLE})")
