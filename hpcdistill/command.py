@@ -57,12 +57,21 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     except OSError as error:
         if error.errno not in _SYSTEM_ERRORS:
             crash(error)
-        fail(f"{error.filename or 'writing'}: {_SYSTEM_ERRORS[error.errno]}")
+        fail(mendable(error))
     except KeyboardInterrupt:
         end("stopped", EXIT_INTERRUPTED, "yellow")
     except Exception as error:
         crash(error)
     sys.exit(code or 0)
+
+
+def mendable(error: UserError | OSError) -> str:
+    """The line for an error that a user can mend; any other is raised again."""
+    if isinstance(error, UserError):
+        return str(error)
+    if error.errno not in _SYSTEM_ERRORS:
+        raise error
+    return f"{error.filename or 'writing'}: {_SYSTEM_ERRORS[error.errno]}"
 
 
 def positive(text: str) -> int:
