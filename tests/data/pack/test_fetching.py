@@ -350,6 +350,6 @@ def test_the_disk_of_one_recipe_does_not_hide_the_others(root: Path, monkeypatch
 def test_what_fits_one_recipe_is_refused_of_several(option: str, root: Path) -> None:
     with pytest.raises(UserError, match=f"{option}: belongs to one recipe; fetch set5 and set14 one after the other"):
         script("fetch").main(["set5", "set14", option, "x"])
-    with pytest.raises(UserError, match="unknown|no such|not a recipe|sett"):
+    with pytest.raises(UserError, match="sett5"):
         script("fetch").main(["photos", "sett5"])
     assert not root.exists()  # nothing was begun
