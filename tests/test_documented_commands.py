@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+from accelerate import Accelerator
 
 from hpcdistill.config import load_config, split_runs
 from hpcdistill.data.fetch.weights import WEIGHTS
@@ -27,6 +29,7 @@ from hpcdistill.data.pack.fetching import wanted_at
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.grids.grid import load_grids
+from hpcdistill.training.metrics_log import MetricsLog
 
 CLONE = Path(__file__).resolve().parents[1]
 PAGES = [CLONE / "README.md", *sorted((CLONE / "docs").glob("*.md")), CLONE / "bench/README.md"]
@@ -352,6 +355,26 @@ def installable(words: list[str]) -> None:
             assert own.group(1) in project["optional-dependencies"]
         else:
             assert word in locked, f"{word}: not in requirements.lock, and this project is in no registry"
+
+
+# What the pages rest on
+
+
+def test_make_alone_lists_every_target() -> None:
+    """And does nothing else: it once trained the demo."""
+    done = subprocess.run(["make"], cwd=CLONE, capture_output=True, text=True, check=True)
+    listed = [re.fullmatch(r"make ([a-z-]+) +\S.*", line) for line in done.stdout.splitlines()]
+    assert all(listed), done.stdout
+    assert {line.group(1) for line in listed if line} == make_targets()
+
+
+def test_trackers_write_where_the_page_says(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(tmp_path))
+    MetricsLog(tmp_path / "metrics.jsonl", accelerator).start_trackers(0)
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    (folder,) = (path.name for path in tmp_path.iterdir())
+    assert f"\n    {folder}/ " in (CLONE / "docs/training.md").read_text("utf-8")
 
 
 # The lists above
