@@ -330,7 +330,8 @@ def check_evaluate(options: argparse.Namespace) -> None:
 
 
 def check_grids(options: argparse.Namespace) -> None:
-    load_grids(options.grid or ())
+    words = getattr(options, "grid", None) or ()
+    load_grids([word for word in words if "=" not in word and not word.startswith("configs/variants/")])
 
 
 CHECKS: dict[str, Callable[[argparse.Namespace], None]] = {
