@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
         "translation": {"load_size": LOAD_SIZE, "crop": CROP, "rates": translation},
     }
     if options.json:
-        out.print_json(json.dumps(report))
+        out.out(json.dumps(report, indent=2), highlight=False)
         return
     out.print(table(f"luma pairs, HR {PATCH} and LR {PATCH // SCALE}, per second and core", rows))
     out.print(table(f"translation pairs, {LOAD_SIZE} to {CROP}, per second and core", translation))

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -62,6 +63,9 @@ PLACEHOLDERS = {
 # What a reader brings along, or a scratch folder: not in the clone, and made by none of its commands.
 READERS = {"my_photographs", "my_test_photographs", "cats2dogs", "maps", "MY_COPY", "SCRATCH", "data/packed/mine"}
 READERS |= {"data/packed/cats2dogs", "data/packed/maps"}
+# Of docs/results: the images that were measured with, and sets packed of a hundred real pairs.
+READERS_OF_RESULTS = {"sr_train", "Set5", "data/packed/e2s/train", "data/packed/e2s/test"}
+READERS_OF_RESULTS |= {"data/packed/m2p/train", "data/packed/m2p/test"}
 PROGRAMS = {"python", ".venv/bin/python", "torchrun", "accelerate", "srun", "sbatch", "make", "pip", "export"}
 OTHERS = {
     "git",
@@ -254,6 +258,39 @@ def parsed(main: Callable[[list[str]], object], arguments: list[str]) -> argpars
     pytest.fail("the command has read no command line")
 
 
+RESULTS = sorted(path for path in (CLONE / "docs/results").glob("*.md") if "python " in path.read_text("utf-8"))
+STUBS = "".join(
+    f'{program}() {{ printf "%q " {program} "$@"; echo; }}\n'
+    for program in sorted(PROGRAMS - {"export", ".venv/bin/python"})
+)
+
+
+def expanded(script: str, folder: Path) -> list[list[str]]:
+    """The commands that a shell makes of a script with loops and variables; nothing is started."""
+    bash = shutil.which("bash")
+    assert bash
+    done = subprocess.run([bash, "-c", STUBS + script], cwd=folder, env={"PATH": ""}, capture_output=True, text=True)
+    assert not done.stderr, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.name)
+def test_the_commands_behind_results(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of what was run, and a queue of what is to be: with loops, so a shell takes them apart."""
+    monkeypatch.chdir(CLONE)
+    monkeypatch.delenv("HPCDISTILL_DATA", raising=False)
+    text = page.read_text("utf-8")
+    scripts = [block for block in blocks(text) if any(is_command(line) for line in block.splitlines())]
+    scripts += [code for code in re.findall(r"`([^`\n]+)`", text) if is_command(code) and " " in code]
+    commands = {tuple(words) for script in scripts for words in expanded(script, tmp_path)}
+    assert commands
+    for words in sorted(commands):
+        if words[1].startswith("docs/"):
+            assert (CLONE / words[1]).is_file()  # it makes the page's tables of run folders
+        else:
+            check(list(words), tmp_path)
+
+
 # What the words mean
 
 
@@ -293,7 +330,8 @@ def check_evaluate(options: argparse.Namespace) -> None:
 
 
 def check_grids(options: argparse.Namespace) -> None:
-    load_grids(options.grid or ())
+    words = getattr(options, "grid", None) or ()
+    load_grids([word for word in words if "=" not in word and not word.startswith("configs/variants/")])
 
 
 CHECKS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -328,7 +366,7 @@ def run_names() -> set[str]:
 
 def known_place(place: str) -> None:
     """A data set that a recipe makes, something of the clone or of the reader, or an address."""
-    if place in READERS or place.startswith(("https://", "/")) or (CLONE / place).exists():
+    if place in READERS | READERS_OF_RESULTS or place.startswith(("https://", "/")) or (CLONE / place).exists():
         return
     folder = Path(place)
     whole = folder.parent == Path("data/packed") and folder.name in {
