@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
         reports.append(report)
     findings = find_duplicates(reports)
     if options.json:
-        out.print_json(json.dumps(_plain(reports, findings)))
+        out.out(json.dumps(_plain(reports, findings), indent=2), highlight=False)  # FORCE_COLOR must not reach JSON
     else:
         out.print(_shard_table(reports))
         out.print(_set_table(reports, findings))

@@ -207,6 +207,8 @@ def test_a_teacher_and_its_student_train_on_two_processes(tiny: str, tmp_path: P
     together = json.loads((tmp_path / "two" / name / "result.json").read_text())
     assert together["processes"] == 2
     assert together["last"]["metrics"] == pytest.approx(alone["last"]["metrics"], abs=1e-4)
+    assert together["bicubic"] == alone["bicubic"]
+    assert alone["bicubic"]["tiny"]["psnr"] > 0
     weights = [
         load_generator(tmp_path / ranks / name / "generators" / "last" / "student.safetensors")[0].state_dict()
         for ranks in ("one", "two")

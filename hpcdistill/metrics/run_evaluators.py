@@ -20,7 +20,6 @@ from hpcdistill.errors import UserError
 from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.metrics.feature_networks import FeatureNetwork, missing, open_features
 from hpcdistill.metrics.lpips import LPIPS, open_lpips
-from hpcdistill.metrics.reference import BICUBIC
 from hpcdistill.metrics.sample_grid import Image, sample_grid, sample_row
 from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.sr_evaluation import ImageRow, SREvaluator
@@ -73,7 +72,6 @@ class SRRunEvaluator:
         self.selects: str | None = f"{generator}/{selected}/psnr"
         self.test_sets = dict(test_sets)
         self.evaluator = SREvaluator(test_sets, needs.scale, needs.channels, config.rule, accelerator.device)
-        self._bicubic: dict[str, dict[str, float]] | None = None  # by test set; it is the same at every step
         with shared_work(accelerator.num_processes, accelerator.device):
             self.evaluator.preload(accelerator.process_index, accelerator.num_processes)
 
@@ -87,41 +85,29 @@ class SRRunEvaluator:
         with shared_work(ranks, accelerator.device):
             for name, generator in generators.items():
                 mine[name] = self.evaluator.evaluate(generator, rank, ranks, stop)
-            if self._bicubic is None:
-                mine[BICUBIC] = self.evaluator.bicubic(rank, ranks, stop)
             if rank == 0 and self.config.samples > 0:
                 pictures[self.generator] = self._picture(generators[self.generator], stop)
         shares = gather_object([mine]) if ranks > 1 else [mine]
-        measured: dict[str, dict[str, dict[str, float]]] = {}
-        for name in mine:
+        metrics: dict[str, float] = {}
+        for name in generators:
             for test_set in self.evaluator.test_sets:
-                result = self.evaluator.result(test_set, [row for share in shares for row in share[name][test_set]])
-                measured.setdefault(name, {})[test_set] = {"psnr": result.psnr, "ssim": result.ssim}
-        self._bicubic = measured.pop(BICUBIC, self._bicubic)
-        metrics = {
-            f"{name}/{test_set}/{metric}": value
-            for name, sets in measured.items()
-            for test_set, numbers in sets.items()
-            for metric, value in numbers.items()
-        }
+                rows = [row for share in shares for row in share[name][test_set]]
+                result = self.evaluator.result(test_set, rows)
+                metrics[f"{name}/{test_set}/psnr"] = result.psnr
+                metrics[f"{name}/{test_set}/ssim"] = result.ssim
         return Evaluation(metrics, pictures)
 
     def bicubic(self, accelerator: Accelerator) -> dict[str, dict[str, float]]:
-        """Test set -> "psnr" (dB) and "ssim" of bicubic enlargement, by the run's own rule. Every rank calls it.
-
-        A run that was killed between its last evaluation and its result has not measured it yet in this process.
-        """
-        if self._bicubic is None:
-            rank, ranks = accelerator.process_index, accelerator.num_processes
-            with shared_work(ranks, accelerator.device):
-                mine = self.evaluator.bicubic(rank, ranks)
-            shares = gather_object([mine]) if ranks > 1 else [mine]
-            results = {
-                test_set: self.evaluator.result(test_set, [row for share in shares for row in share[test_set]])
-                for test_set in self.evaluator.test_sets
-            }
-            self._bicubic = {name: {"psnr": result.psnr, "ssim": result.ssim} for name, result in results.items()}
-        return self._bicubic
+        """Test set -> "psnr" (dB) and "ssim" of bicubic enlargement, by the run's own rule. Every rank calls it."""
+        ranks = accelerator.num_processes
+        with shared_work(ranks, accelerator.device):
+            mine = self.evaluator.bicubic(accelerator.process_index, ranks)
+        shares = gather_object([mine]) if ranks > 1 else [mine]
+        results = {
+            test_set: self.evaluator.result(test_set, [row for share in shares for row in share[test_set]])
+            for test_set in self.evaluator.test_sets
+        }
+        return {name: {"psnr": result.psnr, "ssim": result.ssim} for name, result in results.items()}
 
     def protocol(self) -> dict[str, Any]:
         """What result.json says about how the numbers were made."""

@@ -285,6 +285,21 @@ def test_ranks_together_give_the_whole(tmp_path: Path, ranks: int) -> None:
         assert evaluators[0].result(name, rows) == expected[name]
 
 
+@pytest.mark.parametrize("evaluated", [True, False], ids=["after an evaluation", "on its own"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_bicubic_beside_a_run_s_networks(tmp_path: Path, channels: int, evaluated: bool) -> None:
+    """Of luma, whatever the networks take, by the run's rule, all images once over the ranks."""
+    folder = write_images(tmp_path, {f"i{index}.png": (30 + index, 40) for index in range(5)})
+    expected = evaluate_sr(bicubic_upsampler(3), load_test_set(folder, 3), 3, "matlab")
+    rows = []
+    for rank in range(2):
+        evaluator = SREvaluator({"set": folder}, 3, channels, "matlab")
+        if evaluated:
+            evaluator.evaluate(BicubicUpsampler(3, channels), rank, 2)
+        rows += evaluator.bicubic(rank, 2)["set"]
+    assert evaluator.result("set", rows) == expected
+
+
 def test_images_are_decoded_once(tmp_path: Path) -> None:
     folder = write_images(tmp_path, {"a.png": (40, 60), "b.png": (40, 60)})
     evaluator = SREvaluator({"set": folder}, 2, 1)

@@ -9,11 +9,13 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_runs import NAME, PSNR, grid, plan, run_cell, save_run
+from phone import needs_chromium, sideways
 from PIL import Image
 from test_report import Strict
 
@@ -259,7 +261,22 @@ def test_command_with_bad_input(tmp_path: Path) -> None:
         collected(tmp_path)
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium (apt-get install chromium)")
+@needs_chromium
+@pytest.mark.parametrize("word", ["", "a_name_without_any_space_that_is_longer_than_a_phone_is_wide"])
+def test_a_sweep_s_page_fits_a_phone(word: str, tmp_path: Path) -> None:
+    table, found = made_table(tmp_path / "runs")
+    if word:
+        (found.runs[0].folder / "samples/student-00000100.png").rename(found.runs[0].folder / f"samples/{word}.png")
+        cells = [replace(cell, labels={"method": f"{word}{n}", word: word}) for n, cell in enumerate(table.grid.cells)]
+        grid_of = replace(table.grid, title=word, cells=tuple(cells))
+        rows = [replace(row, cell=cell) for row, cell in zip(table.rows, cells, strict=True)]
+        table = replace(table, grid=grid_of, rows=tuple(rows), flags=[word])
+    about = replace(ABOUT, title=word or ABOUT.title, runs=word or "runs", command=f"python slurm/collect.py {word}")
+    page = report_page([lay_out(table)], found, found.runs, about)
+    assert sideways(page, tmp_path / "phone") == 0
+
+
+@needs_chromium
 def test_in_a_browser(tmp_path: Path) -> None:
     """Three clicks on `ours`: ascending, descending, as it was; what has no number stays last. No console error."""
     clicks = """<script>
@@ -295,27 +312,39 @@ def test_in_a_browser(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "label", ["PSNR at $\\lambda_{$", "$", "a $x^$ b", "_psnr", "x_1^2", "\\frac{", '<b> & "q"', "50 % #1 ~ {", "$a$"]
 )
-def test_what_a_grid_says_is_shown_as_it_is(tmp_path: Path, label: str) -> None:
+def test_what_a_grid_says_is_shown_as_it_is(tmp_path: Path, label: str, plain: list[int]) -> None:
     """A metric's label, a cell's labels and a title are words: no formula, no markup; in the plots as well."""
+    assert said_of(tmp_path / "it", label) == plain
+    content = (tmp_path / "it/report/tables/toy.md").read_text(encoding="utf-8")
+    assert not re.search(r"(?<!\\)\$", content), "GitHub would begin a formula"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> list[int]:
+    """What `said_of` comes to where nothing is special."""
+    return said_of(tmp_path_factory.mktemp("plain"), "plain")
+
+
+def said_of(folder: Path, label: str) -> list[int]:
+    """How often a report with plots of each kind shows the label itself, and those of its cells."""
     metric, macs = Metric("psnr", label, NAME, "higher", 2), Metric("macs", "MACs (G)", None, "lower", 1)
-    cells = [run_cell(f"{label} {n}", **{"second": f"{label} {m}"}) for n in "ab" for m in "cd"]
+    cells = [run_cell(f"{label} {n}", second=f"{label} {m}") for n in "ab" for m in "cd"]
     for number, cell in enumerate(cells):
         cell.printed["macs"] = number + 1.0
-        run = save_run(tmp_path, f"{cell.labels['method']}-{number}-0".replace("/", "_"), 30.0 + number)
+        run = save_run(folder, str(number), 30.0 + number, key=f"{cell.labels['method']}-{number}-0")
         (run / "metrics.jsonl").write_text(json.dumps({"step": 5, NAME: 30.0 + number}) + "\n", encoding="utf-8")
     made = grid(cells, (metric, macs), title=label)
-    found = find_results(tmp_path)
+    found = find_results(folder)
     (table,) = collect(plan(made), found, {})
     assert curve_charts(table)
     assert len(axis_plots(table, "x")) == 2
     assert cost_plots(table, "x", lambda _: None)
-    write_report(tmp_path / "report", [table], found, [], ABOUT)
-    page = Strict((tmp_path / "report/index.html").read_text(encoding="utf-8"))
-    shown = [re.sub(r"\s+", " ", text).strip() for text in page.text]
-    assert sum(label in text for text in shown) > 10
-    assert shown.count(f"{label} a") >= 3  # the table's, a tick, an entry of a legend
-    content = (tmp_path / "report/tables/toy.md").read_text(encoding="utf-8")
-    assert not re.search(r"(?<!\\)\$", content), "GitHub would begin a formula"
+    write_report(folder / "report", [table], found, [], ABOUT)
+    page = Strict((folder / "report/index.html").read_text(encoding="utf-8"))
+    texts = [" ".join(text.split()) for text in page.text]
+    return [
+        sum(text == f"{label}{end}" for text in texts) for end in ("", " a", " b", " c", " d", " a, " + label + " c")
+    ]
 
 
 def test_grids_whose_names_look_alike_have_ids_of_their_own(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from toy import (
 )
 
 from hpcdistill.errors import UserError
+from hpcdistill.training import run_folder
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.evaluation import Evaluation
@@ -138,3 +141,37 @@ def test_networks_saved_beside_the_generators_come_back(tmp_path: Path) -> None:
         beside = load_file(folder / "saved" / which / "critic.safetensors")
         assert states_equal(beside, saved(folder, which, "painter"))
     assert not states_equal(saved(folder, "best", "painter"), saved(folder, "last", "painter"))
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone of one commit, which the code believes it is used from."""
+    folder = tmp_path / "clone"
+    (folder / "hpcdistill/training").mkdir(parents=True)
+    (folder / "hpcdistill/training/run_folder.py").write_text("")
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(run_folder, "__file__", str(folder / "hpcdistill/training/run_folder.py"))
+    return folder
+
+
+def test_a_clone_of_another_user_tells_its_revision(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An administrator's clone that a group uses: git takes it for dangerous, though its code is running already."""
+    revision = run_folder.code_revision()
+    assert revision is not None
+    assert re.fullmatch(r"[0-9a-f]{12}", revision)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    assert run_folder.code_revision() == revision
+    (clone / "hpcdistill/training/run_folder.py").write_text("# changed")
+    assert run_folder.code_revision() == f"{revision}+"
+
+
+def test_a_revision_that_git_does_not_tell_is_said_once(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (clone / ".git/HEAD").write_text("damaged")
+    assert [run_folder.code_revision() for _ in range(3)] == [None, None, None]
+    assert capsys.readouterr().err.count("git does not tell the code's revision") == 1
+    shutil.rmtree(clone / ".git")  # a copy without git has nothing to tell
+    assert run_folder.code_revision() is None
+    assert capsys.readouterr().err == ""

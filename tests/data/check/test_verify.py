@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from damaged_sets import SCALES, flip, script, with_lrs, write_small_set
+from damaged_sets import ROOT, SCALES, flip, script, with_lrs, write_small_set
 from packed_sets import noise, write_set
 from PIL import Image
 
@@ -210,6 +213,14 @@ def test_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not report["ok"]
     assert [shard["shard"] for shard in report["data_sets"][0]["shards"] if shard["faults"]] == ["shard-00002.tar"]
     assert printed.err.count("fault: ") == 1
+
+
+def test_json_is_not_coloured(folder: Path) -> None:
+    """SLURM exports FORCE_COLOR, and JSON is for programs."""
+    command = [sys.executable, str(ROOT / "shards/verify.py"), str(folder), "--json"]
+    environment = os.environ | {"FORCE_COLOR": "1", "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert json.loads(done.stdout)["ok"]
 
 
 def test_usage(folder: Path) -> None:
