@@ -32,7 +32,7 @@ class Registry(MutableMapping[str, Any]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The class of an entry, `default` where there is none."""
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401 - it is what `get` is
 
     def check(self, name: str) -> None:
         """UserError unless `name` has an entry or is an import path; imports nothing."""

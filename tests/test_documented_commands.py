@@ -24,11 +24,12 @@ from typing import NamedTuple
 import pytest
 from accelerate import Accelerator
 
-from hpcdistill.config import load_config, split_runs
+from hpcdistill.config import split_runs
 from hpcdistill.data.fetch.weights import WEIGHTS
 from hpcdistill.data.pack.fetching import wanted_at
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
+from hpcdistill.run import load_run
 from hpcdistill.sweep.grids.grid import load_grids
 from hpcdistill.training.metrics_log import MetricsLog
 
@@ -299,7 +300,7 @@ def check_train(options: argparse.Namespace) -> None:
     if not words:
         return
     for run in split_runs(words):
-        config = load_config(run).config
+        config = load_run(run).config
         for place in [*config.data.train, *config.data.eval.values()]:
             known_place(place)
 
@@ -361,7 +362,7 @@ def run_names() -> set[str]:
     files = [
         path for path in (CLONE / "configs").glob("*/*.yaml") if path.parent.name in ("dssd", "pisr", "fsrcnn", "fesd")
     ]
-    return {load_config([str(path)]).config.name for path in files}
+    return {load_run([str(path)]).config.name for path in files}
 
 
 def known_place(place: str) -> None:
@@ -482,7 +483,7 @@ def test_overrides_that_a_page_names_load(page: Path, monkeypatch: pytest.Monkey
 
 def loads(method: str, override: str) -> bool:
     try:
-        load_config([f"configs/{method}.yaml", override])
+        load_run([f"configs/{method}.yaml", override])
     except UserError:
         return False
     return True
