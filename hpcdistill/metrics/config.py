@@ -6,7 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from hpcdistill.data.index import Kind
 from hpcdistill.settings import MOST_PIXELS, MOST_STEPS, Section, operational
+
+BACKWARDS = "_b2a"  # of the names of generators that translate b to a
 
 
 class EvalConfig(Section):
@@ -38,3 +41,16 @@ class EvalConfig(Section):
     lpips: bool = operational(True, "paired: compute LPIPS (AlexNet) where its weights are on this machine")
     both_directions: bool = operational(False, "paired, unpaired: evaluate generators from b to a (*_b2a) as well")
     samples: int = operational(4, "images of the selected set shown in samples/*.png", ge=0, le=10_000)
+
+    def metrics(self, kind: Kind) -> list[str]:
+        """The names of what is measured of each generator and test set; the selected metric is the first."""
+        if kind == "lr-hr":
+            return ["psnr", "ssim"]
+        inception = self.features == "inception"
+        suffix = self.features.replace("-", "_")
+        names = ["fid" if inception else f"frechet_{suffix}"]
+        if self.kid:
+            names.append("kid" if inception else f"kernel_{suffix}")
+        if kind == "paired":
+            names += ["psnr", *(["lpips"] if self.lpips else [])]
+        return names

@@ -17,7 +17,7 @@ from hpcdistill.data.fetch.weights import WEIGHTS
 from hpcdistill.data.needs import Needs
 from hpcdistill.data.test_sets import real_side
 from hpcdistill.errors import UserError
-from hpcdistill.metrics.config import EvalConfig
+from hpcdistill.metrics.config import BACKWARDS, EvalConfig
 from hpcdistill.metrics.feature_networks import FeatureNetwork, missing, open_features
 from hpcdistill.metrics.lpips import LPIPS, open_lpips
 from hpcdistill.metrics.sample_grid import Image, sample_grid, sample_row
@@ -25,8 +25,6 @@ from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.sr_evaluation import ImageRow, SREvaluator
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol
 from hpcdistill.training.evaluation import Evaluation, Evaluator, never
-
-BACKWARDS = "_b2a"  # the end of the name of a generator that translates b to a
 
 
 def open_evaluator(

@@ -18,8 +18,9 @@ from hpcdistill.console import err, say
 from hpcdistill.data.images import encode_png
 from hpcdistill.data.test_sets import Real, real_side
 from hpcdistill.errors import UserError
+from hpcdistill.metrics.config import BACKWARDS
 from hpcdistill.metrics.real_side import load_translation_index
-from hpcdistill.metrics.run_evaluators import BACKWARDS, check_size, features_if_there, lpips_if_there
+from hpcdistill.metrics.run_evaluators import check_size, features_if_there, lpips_if_there
 from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol, TranslationResult
 from hpcdistill.ranks import watch

@@ -14,8 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hpcdistill.console import warn
 from hpcdistill.ranks.environment import ranks
 from hpcdistill.storage import Damaged, write_bytes, write_json
@@ -87,6 +85,8 @@ class RunFolder:
 
 def describe_session() -> dict[str, Any]:
     """Where and with what this process runs: for the record, never part of a run's identity."""
+    import torch  # sweeps use the rest of this file without it
+
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": shlex.join(sys.orig_argv),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hpcdistill.config import RunConfig
 from hpcdistill.errors import nearest
-from hpcdistill.metrics.run_evaluators import BACKWARDS
+from hpcdistill.metrics.config import BACKWARDS
 
 
 def missing_metric(metric: str, config: RunConfig) -> str | None:
@@ -20,7 +20,7 @@ def missing_metric(metric: str, config: RunConfig) -> str | None:
     known = _generators(config)
     if generator not in known:
         return f"{config.method.name} has no generator '{generator}'; {nearest(generator, known)}"
-    names = _names(config)
+    names = config.eval.metrics(config.method.kind())
     return None if name in names else f"'{name}' is not measured; {nearest(name, names)}"
 
 
@@ -28,18 +28,4 @@ def _generators(config: RunConfig) -> list[str]:
     names = list(config.method.GENERATORS)
     if config.eval.both_directions and config.method.kind() == "unpaired":
         names += [f"{name}{BACKWARDS}" for name in names]
-    return names
-
-
-def _names(config: RunConfig) -> list[str]:
-    kind = config.method.kind()
-    if kind == "lr-hr":
-        return ["psnr", "ssim"]
-    inception = config.eval.features == "inception"
-    suffix = config.eval.features.replace("-", "_")
-    names = ["fid" if inception else f"frechet_{suffix}"]
-    if config.eval.kid:
-        names.append("kid" if inception else f"kernel_{suffix}")
-    if kind == "paired":
-        names += ["psnr", *(["lpips"] if config.eval.lpips else [])]
     return names
