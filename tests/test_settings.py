@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+from hpcdistill.command import positive, whole
 from hpcdistill.config import RunConfig, configured_generators, load_config
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
@@ -128,6 +130,14 @@ def test_text_is_as_it_is_written(configurations: dict[str, str], tmp_path: Path
     (tmp_path / "overlay.yaml").write_text(f"runs: {text}\ndata: {{train: {text}, eval: {{{text}: x}}}}\n")
     config = load_config([configurations["plain_sr"], str(tmp_path / "overlay.yaml")])
     assert (config.config.runs, config.config.data.train, config.config.data.eval) == (text, (text,), {text: "x"})
+
+
+@pytest.mark.parametrize("option", [whole, positive])
+def test_numbers_of_options_are_in_plain_digits(option: Callable[[str], int]) -> None:
+    assert option("12") == 12
+    for text in ("010", "1_0", "1:30", "x", "", "1.0", "٣", " 1", "9" * 5000):
+        with pytest.raises(argparse.ArgumentTypeError, match="must be a whole number"):
+            option(text)
 
 
 @pytest.mark.parametrize(
