@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hpcdistill.command import run_command
@@ -97,6 +99,13 @@ def test_a_variable_that_is_no_number_ends_a_command_in_one_line(
     said = capsys.readouterr().err
     assert said.startswith(f"error: the environment variable {named}")
     assert len(said.splitlines()) == 1
+
+
+def test_a_name_that_is_too_long_for_the_system_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda _: (tmp_path / ("n" * 300)).mkdir())
+    assert ended.value.code == 2
+    assert "longer than the file system takes; choose a shorter one" in capsys.readouterr().err
 
 
 def test_a_launcher_comes_first() -> None:
