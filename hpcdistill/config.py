@@ -216,7 +216,7 @@ def _origin_of(override: str, origins: Mapping[str, str]) -> str:
 def parse_override(text: str) -> Values:
     """The layer that `key=value` is; UserError when it is none, or its value is not valid YAML."""
     key, _, value = text.partition("=")
-    if not key or not all(part for part in key.split(".")) or key.count(".") > DEEPEST:
+    if not key or key[0] == "[" or not all(key.split(".")) or key.count(".") > DEEPEST:
         raise UserError(f"{text}: not an override; write key=value, e.g. train.batch_size=4")
     try:
         layer = OmegaConf.create({}, flags=_WRITTEN)

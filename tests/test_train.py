@@ -112,6 +112,22 @@ def test_a_finished_run_is_not_trained_again(tiny: str, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+def test_a_finished_run_asked_for_more_steps_is_named_with_the_way_on(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (str(CONFIGS / "fsrcnn" / "x2.yaml"), tiny, f"runs={tmp_path}")
+    trained(*arguments)
+    [first] = tmp_path.iterdir()
+    assert "differs from this run only in its length" not in capsys.readouterr().err
+    more = trained(*arguments, "train.steps=3")
+    said = capsys.readouterr().err
+    assert f"{first} differs from this run only in its length (train.steps, train.epochs)" in said
+    assert f"add init.student={first}\n" in said
+    on = trained(*arguments, "train.steps=3", f"init.student={first}")
+    assert on["identity"] != more["identity"]
+    assert "differs from this run only in its length" not in capsys.readouterr().err
+
+
 def test_the_saved_configuration_is_the_same_run(tiny: str, tmp_path: Path) -> None:
     result = trained(
         str(CONFIGS / "dssd" / "x4.yaml"), str(CONFIGS / "variants" / "encoder-pisr.yaml"), tiny, f"runs={tmp_path}"

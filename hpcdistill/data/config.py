@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from hpcdistill.settings import MOST_PIXELS, MOST_STEPS, Section, operational
+from hpcdistill.yaml_values import Word
 
 
 class DataConfig(Section):
@@ -62,4 +63,4 @@ class DataConfig(Section):
     @field_validator("train", mode="before")
     @classmethod
     def _one_folder(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, Word) else value

@@ -40,11 +40,10 @@ def number(name: str, default: int, *, least: int = 0, environment: Mapping[str,
 
 def check_ranks() -> None:
     """UserError where the variables that say who this process is are no numbers, or do not fit together."""
-    port = number("MASTER_PORT", 1)
-    local_rank(), ranks_here()
-    if "WORLD_SIZE" in os.environ and rank() >= ranks():
+    port, own, among, _, _ = number("MASTER_PORT", 1), rank(), ranks(), local_rank(), ranks_here()
+    if "WORLD_SIZE" in os.environ and own >= among:
         raise UserError(
-            f"the environment variable RANK is {rank()} and WORLD_SIZE {ranks()}: ranks are numbered from 0 on; "
+            f"the environment variable RANK is {own} and WORLD_SIZE {among}: ranks are numbered from 0 on; "
             "unset both, or start the run with torchrun, accelerate launch or srun"
         )
     if port >= 1 << 16:

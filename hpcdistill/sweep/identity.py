@@ -62,14 +62,22 @@ def run_folder(loaded: Loaded) -> Path:
 
 
 def of_another_length(loaded: Loaded, identity: Identity) -> list[Path]:
-    """Folders of runs of this name that differ from the run in nothing but their length, the newest last."""
+    """Folders of runs of this name that differ from the run in nothing but their length, the newest last.
+
+    A teacher may be of another length, too: what a command line says of steps, it says to both.
+    """
     config = loaded.config
+    teachers: list[Any] = [None]
+    if loaded.teacher and config.teacher:
+        own = identify(loaded.teacher)
+        shorts = [own.short, *(folder.name[-8:] for folder in of_another_length(loaded.teacher, own))]
+        teachers = [[short, config.teacher.checkpoint] for short in shorts]
     wanted = _without_length(json.loads(json.dumps(identity.record)))
     found = []
     for file in Path(config.runs).glob(f"{config.name}-{'[0-9a-f]' * 8}/environment.json"):
         try:
             record = json.loads(file.read_text(encoding="utf-8"))["identity"]
-            if _without_length({key: value for key, value in record.items() if key != "short"}) == wanted:
+            if record.get("teacher") in teachers and _without_length(record) == wanted:
                 found.append((file.stat().st_mtime, file.parent))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # whoever asks for that run is told what is wrong with it
@@ -77,10 +85,11 @@ def of_another_length(loaded: Loaded, identity: Identity) -> list[Path]:
 
 
 def _without_length(record: dict[str, Any]) -> dict[str, Any]:
-    """The identity's record without what says how long the run is."""
+    """The identity's record without what says how long the run is, and without its teacher."""
     values = dict(record["values"])
     train = {key: value for key, value in values.pop("train", {}).items() if key not in ("steps", "epochs")}
-    return {**record, "values": {**values, **({"train": train} if train else {})}}
+    rest = {key: value for key, value in record.items() if key not in ("short", "teacher", "values")}
+    return rest | {"values": values | ({"train": train} if train else {})}
 
 
 def selected_set(config: RunConfig) -> str | None:

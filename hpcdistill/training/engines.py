@@ -346,16 +346,17 @@ def _read(file: Path) -> dict[str, Any]:
         stage = settings["zero_optimization"]["stage"]
     except OSError as error:
         raise UserError(f"train.deepspeed: {file}: {error.strerror}; use configs/deepspeed/zero2.json") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"train.deepspeed: {file}: not a DeepSpeed configuration with zero_optimization.stage "
             f"({type(error).__name__}: {error}); start from configs/deepspeed/zero2.json"
         ) from None
-    if stage not in (1, 2, 3):
+    if isinstance(stage, bool) or stage not in (1, 2, 3):
         instead = "leave train.deepspeed out: DDP does the same" if stage == 0 else "use 1, 2 or 3"
         raise UserError(f"train.deepspeed: {file}: ZeRO stage {stage} is not supported; {instead}")
     for key, value in settings["zero_optimization"].items():
-        if key == "offload_param" or (key == "offload_optimizer" and value.get("device") not in ("cpu", "none")):
+        device = value.get("device") if isinstance(value, dict) else value
+        if key == "offload_param" or (key == "offload_optimizer" and device not in ("cpu", "none")):
             raise UserError(
                 f"train.deepspeed: {file}: zero_optimization.{key} {json.dumps(value)} is not supported; of offloading "
                 'only the optimizer to the CPU is: "offload_optimizer": {"device": "cpu"}'

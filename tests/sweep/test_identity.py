@@ -8,7 +8,8 @@ import pytest
 
 from hpcdistill.config import load_config
 from hpcdistill.data.index import Index
-from hpcdistill.sweep.identity import identify, run_folder
+from hpcdistill.sweep.identity import identify, of_another_length, run_folder
+from hpcdistill.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -109,3 +110,32 @@ def test_a_run_of_the_same_identity_is_found_under_its_other_name(student: list[
     assert folder == tmp_path / "runs" / f"s-{short(student)}"
     folder.mkdir(parents=True)
     assert run_folder(load_config([*student, "name=renamed"])) == folder
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [
+        (("train.steps=7",), True),
+        (("train.epochs=3",), True),
+        (("train.epochs=3", "data.workers=9"), True),
+        (("train.steps=7", "seed=1"), False),
+        (("train.steps=7", "train.batch_size=3"), False),
+        (("train.steps=7", "name=other"), False),
+        (("train.steps=7", "teacher.overrides.train.steps=5"), True),
+        (("train.steps=7", "teacher.overrides.seed=5"), False),
+        (("train.steps=7", "teacher.checkpoint=best"), False),
+    ],
+)
+def test_a_run_of_another_length_is_found(
+    student: list[str], tmp_path: Path, asked: tuple[str, ...], near: bool
+) -> None:
+    first = load_config([*student, "train.steps=5"])
+    assert first.teacher
+    for one in (first, first.teacher):
+        identity = identify(one)
+        RunFolder(run_folder(one)).create("", {"short": identity.short, **identity.record})
+    for name, text in (("s-01234567", "{"), ("s-12345678", "[]"), ("s-23456789", '{"identity": 3}')):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "environment.json").write_text(text)
+    loaded = load_config([*student, *asked])
+    assert of_another_length(loaded, identify(loaded)) == ([run_folder(first)] if near else [])

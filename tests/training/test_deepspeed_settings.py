@@ -37,6 +37,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         ('{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}', "only the optimizer to the"),
         ("[]", "not a DeepSpeed configuration"),
         ("{", "not a DeepSpeed configuration"),
+        ("[" * 100_000, "not a DeepSpeed configuration"),
+        ('{"zero_optimization": {"stage": true}}', "ZeRO stage True is not supported"),
+        ('{"zero_optimization": {"stage": [2]}}', "is not supported; use 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 2, "offload_optimizer": [1]}}', "only the optimizer to the"),
     ],
 )
 def test_what_is_refused(content: str, message: str, tmp_path: Path, installed: None) -> None:

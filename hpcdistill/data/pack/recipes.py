@@ -16,7 +16,7 @@ from hpcdistill.data.fetch.download import Download
 from hpcdistill.data.index import Kind
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.settings import LONGEST_NAME, Section
-from hpcdistill.yaml_values import load_yaml
+from hpcdistill.yaml_values import Word, load_yaml
 
 RECIPES = Path(__file__).resolve().parents[3] / "shards" / "recipes"
 UNSPLIT = "all"
@@ -72,7 +72,7 @@ class Recipe(Section):
     @classmethod
     def _lists_of_names(cls, value: Any) -> Any:
         """A name alone stands for a list of one."""
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, Word) else value
 
     @field_validator("layouts", mode="before")
     @classmethod
@@ -159,4 +159,4 @@ def load_recipe(name: str) -> Recipe:
 def _lists(folders: Any) -> Any:
     if not isinstance(folders, Mapping):
         return folders
-    return {role: (names,) if isinstance(names, str) else names for role, names in folders.items()}
+    return {role: (names,) if isinstance(names, Word) else names for role, names in folders.items()}
