@@ -4,7 +4,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-gan test test-deepspeed test-slurm lint types bench torture clean install
+.PHONY: help demo demo-gan test test-deepspeed test-slurm lint types bench torture clean install
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 
 demo: $(INSTALLED)  ## a picture in a few minutes: pack, train, distil, evaluate, report
 	$(RUN) -m hpcdistill.demo
@@ -22,11 +25,11 @@ test-slurm: $(INSTALLED)  ## the tests on a real SLURM, from Debian's packages (
 	-tests/slurm/install.sh
 	$(RUN) -m pytest -n 0 -m slurm
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)  ## ruff: style and format
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-types: $(INSTALLED)
+types: $(INSTALLED)  ## mypy
 	$(RUN) -m mypy
 
 bench: $(INSTALLED)  ## throughput and memory on this machine, as tables and JSON
@@ -39,7 +42,7 @@ bench: $(INSTALLED)  ## throughput and memory on this machine, as tables and JSO
 torture: $(INSTALLED)  ## fifty random kills of random ranks; what they changed, as JSON
 	$(RUN) tests/training/torture.py --kills 50 --json docs/results/torture.json
 
-install: $(INSTALLED)
+install: $(INSTALLED)  ## .venv from requirements.lock, and the package in it
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
 def table(title: str, rows: dict[str, Row]) -> Table:
     """Rates and, where they were taken, the shares of reading, decoding and augmenting (r/d/a)."""
     result = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
-    result.add_column("reader", no_wrap=True)
+    result.add_column("reader")
     for heading in ("best", "median", "wall best", "r/d/a %"):
         result.add_column(heading, justify="right")
     for name, row in rows.items():

@@ -85,7 +85,7 @@ def _measured(loaded: Loaded) -> dict[str, nn.Module]:
 
 def _cost_table(networks: dict[str, nn.Module], costs: dict[str, Cost]) -> Table:
     table = Table()
-    table.add_column("network", no_wrap=True)
+    table.add_column("network")
     for heading in ("parameters", "MACs, literature", "MACs, true"):
         table.add_column(heading, justify="right")
     for name, cost in costs.items():

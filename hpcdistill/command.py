@@ -64,7 +64,7 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     except OSError as error:
         if error.errno not in _SYSTEM_ERRORS:
             crash(error)
-        fail(f"{error.filename or 'writing'}: {_SYSTEM_ERRORS[error.errno]}")
+        fail(mendable(error))
     except KeyboardInterrupt:
         end("stopped", EXIT_INTERRUPTED, "yellow")
     except Exception as error:
@@ -77,6 +77,15 @@ def whole(text: str) -> int:
     if not re.fullmatch("-?(0|[1-9][0-9]{0,17})", text):
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number in plain digits")
     return int(text)
+
+
+def mendable(error: UserError | OSError) -> str:
+    """The line for an error that a user can mend; any other is raised again."""
+    if isinstance(error, UserError):
+        return str(error)
+    if error.errno not in _SYSTEM_ERRORS:
+        raise error
+    return f"{error.filename or 'writing'}: {_SYSTEM_ERRORS[error.errno]}"
 
 
 def positive(text: str) -> int:

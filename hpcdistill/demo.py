@@ -283,9 +283,9 @@ def _table(rows: list[Measured]) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
-    table.add_column("Method", no_wrap=True)
+    table.add_column("Method")
     for place in shown:
-        table.add_column(escape(COLUMNS[place].removesuffix(" [dB]")), justify="right", no_wrap=True)
+        table.add_column(escape(COLUMNS[place].removesuffix(" [dB]")), justify="right")
     for row in rows:
         row_cells = cells(row, rows[0])
         table.add_row(TITLES[row.name], *(row_cells[place] for place in shown))

@@ -221,7 +221,7 @@ def _table(rows: list[Measured]) -> Table:
         pad_edge=False,
     )
     for number, column in enumerate(("Generator", "PSNR", "Parameters", "MACs at 256x256")):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+        table.add_column(column, justify="right" if number else "left")
     for row in rows:
         cost = (f"{row.cost.params:,}", f"{row.cost.macs / 1e9:.2f} G") if row.cost.params else ("-", "-")
         table.add_row(TITLES[row.name], f"{row.psnr:.2f}", *cost)

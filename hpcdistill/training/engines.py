@@ -82,7 +82,8 @@ def requested_settings(config: TrainConfig) -> dict[str, Any] | None:
     if config.precision == "fp16":
         raise UserError("train.precision: fp16 is not supported under DeepSpeed; use bf16 or fp32")
     if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("train.deepspeed: DeepSpeed is not installed; `pip install hpcdistill[deepspeed]`, or use DDP")
+        remedy = "`pip install -e '.[deepspeed]'` in the clone, or use DDP"
+        raise UserError(f"train.deepspeed: DeepSpeed is not installed; {remedy}")
     return settings
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,31 @@ def code_revision() -> str | None:
     clone = Path(__file__).resolve().parents[2]
     if (copied := clone / "REVISION").is_file():
         return copied.read_text(encoding="utf-8").strip() or None
+    describe = ["describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
-        git = ["git", "-C", str(clone), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+        done = subprocess.run([*git_in(clone), *describe], capture_output=True, text=True, timeout=10)
+        if done.returncode == 0:
+            return done.stdout.strip()
+        reason = done.stderr.strip().partition("\n")[0]
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = str(error)
+    if (clone / ".git").exists():
+        _say_once(f"{clone}: git does not tell the code's revision, so results will not name it: {reason}")
+    return None
+
+
+def git_in(clone: Path) -> list[str]:
+    """The beginning of a git command about `clone`.
+
+    git refuses a clone of another user, as the settings in it may name commands. This one's code is running already,
+    so it is trusted, but for this command and this folder alone.
+    """
+    return ["git", "-c", f"safe.directory={clone}", "-c", "core.fsmonitor=false", "-C", str(clone)]
+
+
+@cache
+def _say_once(message: str) -> None:
+    warn(message)
 
 
 def _version(package: str) -> str | None:

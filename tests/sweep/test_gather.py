@@ -103,8 +103,28 @@ def test_the_newest_submission_counts(clone: Clone) -> None:
     SubmissionFolder(Path("sweeps").absolute(), plan, profile={}, command=["mine", "train.batch_size=5"]).save()
     assert main([]) == 0
     assert clone.states("mine") == ["missing"]
-    assert main(["train.batch_size=3"]) == 0  # words given here are meant
-    assert clone.states("mine") == ["finished"]
+    assert main(["mine"]) == 0
+    assert clone.states("mine") == ["missing"]
+    for words in (["train.batch_size=3"], ["mine", "train.batch_size=3"]):  # words given here are meant
+        assert main(words) == 0
+        assert clone.states("mine") == ["finished"]
+
+
+def test_what_was_submitted_and_had_nothing_to_do_counts_too(clone: Clone) -> None:
+    """Its runs were there already, made by other words than those of the submission before."""
+    clone.grid("mine", "0.001")
+    clone.submit("mine", "train.batch_size=3")
+    [folder] = Path("sweeps/submissions").iterdir()
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(plan | {"time": "2020-01-01T00:00:00Z"}))
+    [key] = make_plan(load_grids(["mine"]), None, ["train.batch_size=5"]).runs
+    save_run(Path("runs"), key, {NAME: 27.0}, key=key)
+    for _ in range(2):
+        assert submit.main(["mine", "--local", "train.batch_size=5"]) == 0
+    assert len(list(Path("sweeps/submissions").iterdir())) == 2
+    assert main([]) == 0
+    content = json.loads((clone.tables / "mine.json").read_text(encoding="utf-8"))
+    assert content["cells"][0]["metrics"]["psnr"]["best"]["mean"] == 27.0
 
 
 def test_a_submission_of_older_code_is_planned_by_its_command(clone: Clone) -> None:
@@ -144,6 +164,9 @@ def test_what_is_wrong_with_one_grid_is_said_and_leaves_the_others(
     clone.submit(str(elsewhere))
     elsewhere.unlink()
     (clone.grids / "broken.yaml").write_text("title: [broken\n")
+    damaged = Path("sweeps/submissions/20200101T000000Z-lost/plan.json")
+    damaged.parent.mkdir()
+    damaged.write_text("{")
     assert main([]) == 0
     assert clone.shown() == {"mine"}
     said = capsys.readouterr().err
@@ -151,6 +174,8 @@ def test_what_is_wrong_with_one_grid_is_said_and_leaves_the_others(
     for name in ("broken.yaml", "other.yaml"):
         assert f"{name}: no" in said  # not valid YAML; no such grid file
         assert name in page
+    assert f"{damaged}: cannot be read" in said
+    assert str(damaged) in page
     assert main(["--strict"]) == 1
     with pytest.raises(UserError, match=r"train.bach_size: unknown key; did you mean 'batch_size'"):
         main(["train.bach_size=3"])
@@ -172,6 +197,7 @@ def test_names_files_overlays_and_the_old_spelling(clone: Clone, tmp_path: Path)
     clone.submit("mine", "over.yaml", runs="aside")
     clone.submit(str(elsewhere))
     for words in (
+        ["mine", "--runs", "aside"],
         ["mine", "over.yaml", "--runs", "aside"],
         ["configs/grids/mine.yaml", "over.yaml", "runs=aside"],
         ["aside", "train.batch_size=3", "--grid", "mine"],
@@ -196,6 +222,8 @@ def test_from_another_folder_grids_are_planned_where_they_were_submitted(
     monkeypatch.chdir(tmp_path / "away")
     assert main(["--folder", str(tmp_path / "sweeps"), "--out", str(tmp_path / "sweeps/report")]) == 0
     assert clone.states("mine") == ["finished"]
+    assert main(["mine", "--runs", str(tmp_path / "runs"), "--folder", str(tmp_path / "sweeps"), "--out", "out"]) == 0
+    assert json.loads(Path("out/tables/mine.json").read_text())["cells"][0]["runs"][0]["state"] == "finished"
     assert Path.cwd() == tmp_path / "away"
 
 

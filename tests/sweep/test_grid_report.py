@@ -9,11 +9,13 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_runs import NAME, PSNR, grid, plan, run_cell, save_run
+from phone import needs_chromium, sideways
 from PIL import Image
 from test_report import Strict
 
@@ -258,7 +260,22 @@ def test_command_with_bad_input(tmp_path: Path) -> None:
         collected(tmp_path)
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium (apt-get install chromium)")
+@needs_chromium
+@pytest.mark.parametrize("word", ["", "a_name_without_any_space_that_is_longer_than_a_phone_is_wide"])
+def test_a_sweep_s_page_fits_a_phone(word: str, tmp_path: Path) -> None:
+    table, found = made_table(tmp_path / "runs")
+    if word:
+        (found.runs[0].folder / "samples/student-00000100.png").rename(found.runs[0].folder / f"samples/{word}.png")
+        cells = [replace(cell, labels={"method": f"{word}{n}", word: word}) for n, cell in enumerate(table.grid.cells)]
+        grid_of = replace(table.grid, title=word, cells=tuple(cells))
+        rows = [replace(row, cell=cell) for row, cell in zip(table.rows, cells, strict=True)]
+        table = replace(table, grid=grid_of, rows=tuple(rows), flags=[word])
+    about = replace(ABOUT, title=word or ABOUT.title, runs=word or "runs", command=f"python slurm/collect.py {word}")
+    page = report_page([lay_out(table)], found, found.runs, about)
+    assert sideways(page, tmp_path / "phone") == 0
+
+
+@needs_chromium
 def test_in_a_browser(tmp_path: Path) -> None:
     """Three clicks on `ours`: ascending, descending, as it was; what has no number stays last. No console error."""
     clicks = """<script>

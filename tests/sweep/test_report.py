@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from phone import needs_chromium, sideways
 from PIL import Image
 
 from hpcdistill.sweep.charts import DASHES, SERIES, Chart, Line, chart_svg
@@ -240,6 +242,15 @@ def test_a_written_page_replaces_the_old_one_whole(tmp_path: Path) -> None:
         )
     assert file.read_text(encoding="utf-8") == render(page("second"))
     assert [entry.name for entry in file.parent.iterdir()] == ["index.html"]
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", ["short words that wrap", "one_word_of_a_file_or_a_run_that_is_wider_than_a_phone_is"])
+def test_a_page_fits_a_phone(name: str, tmp_path: Path) -> None:
+    made = page(name)
+    lines = (Line(name, 1, ((0, 20.0), (50, 21.0))),)
+    charts = Section(name, (Charts((chart(title=name, lines=lines, levels=(), note=name),)),))
+    assert sideways(render(replace(made, sections=(*made.sections, charts))), tmp_path) == 0
 
 
 def test_a_row_of_the_wrong_length_is_refused() -> None:

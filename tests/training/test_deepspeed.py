@@ -32,7 +32,7 @@ from hpcdistill.ranks import signals
 from hpcdistill.training.evaluation import Evaluation
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install hpcdistill[deepspeed]")
+pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'")
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 SLOW = [

@@ -113,5 +113,5 @@ def test_without_the_extra_only_asking_for_it_fails(tmp_path: Path) -> None:
     asked = answer("train.device=cpu", f"train.deepspeed={CONFIGS / 'zero2.json'}", f"runs={tmp_path}")
     assert asked.returncode == 2, asked.stderr
     [line] = [line for line in asked.stderr.splitlines() if line.strip()]
-    assert "DeepSpeed is not installed; `pip install hpcdistill[deepspeed]`, or use DDP" in line
+    assert "DeepSpeed is not installed; `pip install -e '.[deepspeed]'` in the clone, or use DDP" in line
     assert answer("--print-config").returncode == 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 from toy import BATCH, Line, Regression, ToyReader, regression_samples, run
 
 from hpcdistill.errors import UserError
+from hpcdistill.training import run_folder
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.position import save_generators
@@ -89,3 +93,37 @@ def test_sessions_are_added_and_a_change_of_code_is_said(
     saved = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert [session["revision"] for session in saved["sessions"]] == ["aaa", "aaa", "bbb"]
     assert capsys.readouterr().err.count("started with code revision aaa, going on with bbb") == 1
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone of one commit, which the code believes it is used from."""
+    folder = tmp_path / "clone"
+    (folder / "hpcdistill/training").mkdir(parents=True)
+    (folder / "hpcdistill/training/run_folder.py").write_text("")
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(run_folder, "__file__", str(folder / "hpcdistill/training/run_folder.py"))
+    return folder
+
+
+def test_a_clone_of_another_user_tells_its_revision(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An administrator's clone that a group uses: git takes it for dangerous, though its code is running already."""
+    revision = run_folder.code_revision()
+    assert revision is not None
+    assert re.fullmatch(r"[0-9a-f]{12}", revision)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    assert run_folder.code_revision() == revision
+    (clone / "hpcdistill/training/run_folder.py").write_text("# changed")
+    assert run_folder.code_revision() == f"{revision}+"
+
+
+def test_a_revision_that_git_does_not_tell_is_said_once(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (clone / ".git/HEAD").write_text("damaged")
+    assert [run_folder.code_revision() for _ in range(3)] == [None, None, None]
+    assert capsys.readouterr().err.count("git does not tell the code's revision") == 1
+    shutil.rmtree(clone / ".git")  # a copy without git has nothing to tell
+    assert run_folder.code_revision() is None
+    assert capsys.readouterr().err == ""

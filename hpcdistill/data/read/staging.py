@@ -99,7 +99,7 @@ def clean(scratch: Path) -> list[Path]:
     if not scratch.is_dir():
         raise UserError(f"{scratch}: no such folder; name the one that was given as data.stage or --to")
     with _ONE_THREAD:
-        return [folder for folder in sorted(scratch.iterdir()) if _is_staged(folder) and _remove(folder)]
+        return [folder for folder in sorted(scratch.iterdir()) if _is_staged(folder) and _removed(folder)]
 
 
 def _complete(
@@ -312,6 +312,18 @@ def _is_staged(folder: Path) -> bool:
     except OSError:  # of another user
         return False
     return MARKER in inside or inside == {LOCK}
+
+
+def _removed(folder: Path) -> bool:
+    """`_remove`, with what the disk says as one line."""
+    try:
+        return _remove(folder)
+    except FileNotFoundError:  # another process removes it at the same time
+        return False
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0) or f"cannot be removed ({error.strerror})"
+        # Without locks nothing tells whether a run is reading it at this moment.
+        raise UserError(f"{folder}: {reason}; remove the folder by hand when no run uses it") from None
 
 
 def _remove(folder: Path) -> bool:

@@ -21,7 +21,7 @@ from hpcdistill.sweep.jobs.task_folder import TaskFolder, utc, write_task
 from hpcdistill.sweep.plan_key import relative_place
 from hpcdistill.sweep.results.run_results import find_results
 from hpcdistill.training.records import RESULT
-from hpcdistill.training.run_folder import code_revision
+from hpcdistill.training.run_folder import code_revision, git_in
 
 if TYPE_CHECKING:
     from hpcdistill.sweep.watch.status import TaskStatus
@@ -99,7 +99,7 @@ def task_folder(folder: Path, key: str) -> TaskFolder:
 
 def snapshot_code(destination: Path) -> Path:
     """Copy the clone's files that git knows or would take into `destination`; what it copies is what is run."""
-    git = ["git", "-C", str(CLONE), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    git = [*git_in(CLONE), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(git, capture_output=True, check=True, timeout=60).stdout.decode().split("\0")
     except (OSError, subprocess.SubprocessError):

@@ -23,7 +23,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.sweep.grids.grid import EVERYTHING, Grid, grid_file, load_grids
 from hpcdistill.sweep.grids.words import sort_words
 from hpcdistill.sweep.jobs.profile import Profile, load_profile
-from hpcdistill.sweep.watch.submissions import read_submissions, submitted_files
+from hpcdistill.sweep.watch.submissions import Submission, read_submissions, submitted_files, submitted_grids
 
 if TYPE_CHECKING:
     from hpcdistill.sweep.grids.plan import Plan
@@ -40,7 +40,8 @@ def main(arguments: list[str]) -> int:
     words = sort_words(options.grid)
     # What is wrong with the words themselves is said at once, before torch is loaded.
     profile = Profile() if options.local and not options.cluster else load_profile(options.cluster or "default")
-    submitted = submitted_files(read_submissions(options.folder)[0])
+    submissions = read_submissions(options.folder)[0]
+    submitted = submitted_files(submissions)
     grids = load_grids(words.grids, submitted)
     if not (options.local or options.dry_run):
         from hpcdistill.sweep.jobs.cluster_jobs import check_slurm
@@ -73,7 +74,7 @@ def main(arguments: list[str]) -> int:
         set_aside_damaged(runs, selection.chosen, statuses)
         collect = collect_command(words.grids, overrides, options.seeds, runs, options.folder)
         again = _without_retry(arguments)
-        if not selection.chosen and not set(plan.seeds) <= set(submitted):
+        if not selection.chosen and not are_noted(plan, submissions):
             note_grids(options.folder, plan, again)
         if not options.local:
             return _submit(plan, selection, profile, options, (words.grids, overrides, runs), again)
@@ -164,6 +165,13 @@ def collect_command(
     command += ["--with-others", "--folder", str(folder), "--out", str(folder / REPORT)]
     command += ["--data-root", str(data)] if data else []
     return command + (["--seeds", *map(str, seeds)] if seeds else [])
+
+
+def are_noted(plan: Plan, submissions: Sequence[Submission]) -> bool:
+    """Whether each grid's newest submission was made with the words that `plan` was made with."""
+    newest = submitted_grids(submissions)
+    told = [(newest[name].overrides, newest[name].seeds) for name in plan.seeds if name in newest]
+    return told == [(plan.overrides, plan.given_seeds)] * len(plan.seeds)
 
 
 def prefetch_command(grids: Sequence[str], overrides: Sequence[str], profile: Profile) -> list[str]:

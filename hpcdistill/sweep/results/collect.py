@@ -17,6 +17,7 @@ from scipy.stats import kendalltau  # type: ignore[import-untyped]
 
 from hpcdistill.sweep.grids.grid import Cell, Grid, Metric
 from hpcdistill.sweep.grids.plan import Plan
+from hpcdistill.sweep.results.bicubic import below_bicubic, bicubic_of
 from hpcdistill.sweep.results.run_results import WHICH, Found, RunResult, Which
 from hpcdistill.sweep.watch.status import TaskStatus
 
@@ -181,7 +182,7 @@ def collect(plan: Plan, found: Found, statuses: Mapping[str, TaskStatus]) -> lis
                 seeds,
                 tuple(rows),
                 tuple(_orders(grid, rows)),
-                (*_flags(grid, rows), *_below_bicubic(grid, rows)),
+                (*_flags(grid, rows), *below_bicubic(grid, rows)),
                 tuple(_described(run.result for run in runs.values())),
                 tuple(dict.fromkeys(run.revision for run in runs.values())),
                 _unmeasured(plan, rows),
@@ -290,7 +291,7 @@ def bicubic_rows(grid: Grid, rows: Sequence[TableRow]) -> list[TableRow]:
     first = next((label for cell in grid.cells for label in cell.labels if label not in grid.within), None)
     for group in dict.fromkeys(row.group for row in rows):
         members = [row for row in rows if row.group == group]
-        numbers = {metric.name: _bicubic(members, metric) for metric in grid.metrics}
+        numbers = {metric.name: bicubic_of(members, metric) for metric in grid.metrics}
         measured = {name: value for name, value in numbers.items() if value is not None}
         if not measured or first is None or any(set(row.cell.measured) & set(measured) for row in members):
             continue
@@ -301,37 +302,6 @@ def bicubic_rows(grid: Grid, rows: Sequence[TableRow]) -> list[TableRow]:
         entries = {metric.name: _entry(cell, metric.name, ()) for metric in grid.metrics}
         found.append(TableRow(cell, group, (), entries))
     return found
-
-
-def _bicubic(rows: Sequence[TableRow], metric: Metric) -> float | None:
-    """Bicubic's number for a metric, as all runs of `rows` have it; None where they have none or differ."""
-    values = {
-        round(value, metric.digits): value
-        for row in rows
-        for trial in row.trials
-        if trial.run and metric.name in row.cell.of
-        if (value := trial.run.bicubic(row.cell.of[metric.name])) is not None
-    }
-    return next(iter(values.values())) if len(values) == 1 else None
-
-
-def _below_bicubic(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
-    """A line for each metric that cells are below bicubic enlargement in, each by its own runs' measurement of it."""
-    lines = []
-    for metric in grid.metrics:
-        below = []
-        for row in rows:
-            best, bicubic = row.entries[metric.name].best, _bicubic([row], metric)
-            if best is None or bicubic is None:
-                continue
-            ahead = best.mean - bicubic if metric.better == "higher" else bicubic - best.mean
-            if round(ahead, metric.digits) < 0:
-                numbers = f"{best.mean:.{metric.digits}f} against {bicubic:.{metric.digits}f}"
-                below.append(f"{row.cell.title} ({numbers})")
-        more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
-        if below:
-            lines.append(f"Below bicubic in {metric.label}: {', '.join(below[:_NAMED])}{more}.")
-    return lines
 
 
 def _orders(grid: Grid, rows: Sequence[TableRow]) -> list[Order]:

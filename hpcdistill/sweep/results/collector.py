@@ -21,10 +21,10 @@ from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.grids.grid import load_grids
-from hpcdistill.sweep.grids.plan import Plan, make_plan
+from hpcdistill.sweep.grids.plan import Plan
 from hpcdistill.sweep.grids.words import SUFFIXES, sort_words
 from hpcdistill.sweep.results.collect import ResultTable, TableRow, collect
-from hpcdistill.sweep.results.gather import Gathered, gather, merged, run_folders
+from hpcdistill.sweep.results.gather import Gathered, gather, gather_named, merged, run_folders
 from hpcdistill.sweep.results.grid_report import About, make_folder, write_report
 from hpcdistill.sweep.results.plots import main_metric
 from hpcdistill.sweep.results.run_results import Found, RunResult, find_results, key_of
@@ -48,13 +48,14 @@ def main(arguments: list[str]) -> int:
     names = [*words.grids, *(options.grid or ())]
     if options.data_root:
         os.environ[VARIABLE] = str(options.data_root)  # the configurations and the keys read it
-    submissions = read_submissions(options.folder)[0]
+    submissions, problems = read_submissions(options.folder)
     runs, *elsewhere = _run_folders(folders, submissions, options.with_others or not names)
     found = find_results(runs, *elsewhere)
     make_folder(options.out)
     gathered = _planned(names, words.overrides, options.seeds, submissions, options.with_others)
+    gathered.left_out += problems
     plan, shown = gathered.plan, gathered.submitted
-    tables = collect(plan, found, known_statuses(plan, found, options.folder, runs))
+    tables = collect(plan, found, known_statuses(plan, found, options.folder, runs, submissions))
     tables = [
         table for table in tables if table.grid.name in shown or set(table.counts) - {"missing", "reported", "measured"}
     ]
@@ -90,13 +91,14 @@ def _planned(
     submissions: Sequence[Submission],
     with_others: bool,
 ) -> Gathered:
-    """The grids `names` by the words of this command; besides, or without names, all that there are."""
+    """The grids `names`; besides, or without names, all that there are."""
     if not names:
         return gather(submissions, overrides, seeds)
-    named = make_plan(load_grids(names, submitted_files(submissions)), seeds, overrides)
-    own = {grid.name for grid in named.grids}
-    others = gather(submissions, without=own) if with_others else Gathered(Plan([], {}, {}, {}))
-    return Gathered(merged([named, others.plan]), own | others.submitted, others.left_out)
+    named = gather_named(load_grids(names, submitted_files(submissions)), submissions, overrides, seeds)
+    if not with_others:
+        return named
+    others = gather(submissions, without=named.submitted)
+    return Gathered(merged([named.plan, others.plan]), named.submitted | others.submitted, others.left_out)
 
 
 def _is_folder(word: str) -> bool:
@@ -115,11 +117,13 @@ def _run_folders(given: Sequence[Path], submissions: Sequence[Submission], every
     return [*folders, *(folder for folder in more if folder.resolve() not in known)]
 
 
-def known_statuses(plan: Plan, found: Found, folder: Path, runs: Path) -> dict[str, TaskStatus]:
+def known_statuses(
+    plan: Plan, found: Found, folder: Path, runs: Path, submissions: list[Submission]
+) -> dict[str, TaskStatus]:
     """How the runs of `plan` are that have no result: what the sweep knows of them, else what their folders tell."""
     problems: list[str] = []
     wanted = [key for key in plan.runs if key not in found.by_key]
-    statuses = {status.key: status for status in task_statuses(wanted, folder, runs, Queue(), problems=problems)}
+    statuses = {status.key: status for status in task_statuses(wanted, folder, runs, Queue(), submissions, problems)}
     read = {run.folder.name for run in found.unreadable}
     for problem in problems:
         if not any(name in problem for name in read):  # those are said once
@@ -182,8 +186,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python slurm/collect.py",
         description="Collect finished runs into the papers' tables, a CSV and a report.",
         epilog="Without a GRID: all of configs/grids that have any result, all that was submitted, with the overrides "
-        "and seeds of its submission, and the runs that belong to none. With one: its tables alone, with the overrides "
-        "and --seeds of this command. See docs/cluster.md.",
+        "and seeds of its submission, and the runs that belong to none; with one: its tables alone. Overrides and "
+        "--seeds given here replace those. See docs/cluster.md.",
     )
     parser.add_argument(
         "words",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.grids.grid import EVERYTHING, GRIDS, grid_files, load_grids
+from hpcdistill.sweep.grids.grid import EVERYTHING, GRIDS, Grid, grid_files, load_grids
 from hpcdistill.sweep.grids.grid_file import read_grid_file
 from hpcdistill.sweep.grids.plan import Plan, make_plan
 from hpcdistill.sweep.watch.submissions import Submission, submitted_grids
@@ -51,26 +51,20 @@ def gather(
     """
     gathered = Gathered(Plan([], {}, {}, {}))
     newest = submitted_grids(submissions)
-    sources: dict[str, _Source] = {}
-    for file in _own_files(gathered.left_out):
-        sources[file.stem] = _Source(file, (), None, Path())
+    sources = {file.stem: _Source(file, (), None, Path()) for file in _own_files(gathered.left_out)}
     for name, submission in newest.items():
         file = submission.grids[name]
-        before = sources.get(name)
-        if before is not None and not _same_file(before.file, file, submission.place):
-            gathered.left_out.append(f"{before.file}: has the name of {file}, which was submitted; rename one")
-        sources[name] = _Source(file, submission.overrides, submission.seeds, submission.place)
+        if name in sources and not _is_same(sources[name].file, submission, name):
+            gathered.left_out.append(f"{sources[name].file}: has the name of {file}, which was submitted; rename one")
+        sources[name] = _source(file, submission)
     gathered.submitted = set(newest) - set(without)
     given = bool(overrides) or seeds is not None
-    if given:
-        sources = {name: _Source(s.file, tuple(overrides), _tuple(seeds), s.place) for name, s in sources.items()}
     plans = []
     for name, source in sources.items():
         if name in without:
             continue
         try:
-            with _inside(source.place):
-                plans.append(make_plan(load_grids([str(source.file)]), source.seeds, source.overrides))
+            plans.append(_plan(source, overrides, seeds))
         except UserError as error:
             if given:
                 raise
@@ -79,6 +73,41 @@ def gather(
         raise UserError(gathered.left_out[0])
     gathered.plan = merged(plans)
     return gathered
+
+
+def gather_named(
+    grids: Sequence[Grid], submissions: Sequence[Submission], overrides: Sequence[str], seeds: Sequence[int] | None
+) -> Gathered:
+    """The same of `grids` alone. Raises UserError for what is wrong with one."""
+    newest = submitted_grids(submissions)
+    plans = []
+    for grid in grids:
+        submission = newest.get(grid.name)
+        if submission is None or not _is_same(grid.path, submission, grid.name):
+            plans.append(_plan(_Source(grid.path, (), None, Path()), overrides, seeds))
+            continue
+        source = _Source(grid.path, submission.overrides, submission.seeds, Path())
+        try:  # here first: a sweep's snapshot is planned with the copy's files
+            plans.append(_plan(source, overrides, seeds))
+        except UserError:
+            if submission.place.absolute() == Path.cwd():
+                raise
+            plans.append(_plan(_source(submission.grids[grid.name], submission), overrides, seeds))
+    return Gathered(merged(plans), {grid.name for grid in grids})
+
+
+def _source(file: Path, submission: Submission) -> _Source:
+    return _Source(file, submission.overrides, submission.seeds, submission.place)
+
+
+def _plan(source: _Source, overrides: Sequence[str], seeds: Sequence[int] | None) -> Plan:
+    """The grid's plan with its own words, or in their place with those given here, whose paths start here."""
+    if overrides or seeds is not None:
+        given = [str(Path(word).absolute()) if Path(word).is_file() else word for word in overrides]
+        with _inside(source.place):
+            return make_plan(load_grids([str(source.file)]), seeds, given)
+    with _inside(source.place):
+        return make_plan(load_grids([str(source.file)]), source.seeds, source.overrides)
 
 
 def merged(plans: Sequence[Plan]) -> Plan:
@@ -131,10 +160,7 @@ def _inside(folder: Path) -> Iterator[None]:
         yield
 
 
-def _same_file(own: Path, submitted: Path, place: Path) -> bool:
-    """Whether both are one grid: also in the copy of the code that a sweep's snapshot is."""
-    return own == submitted or own.resolve() == (place / submitted).resolve()
-
-
-def _tuple(seeds: Sequence[int] | None) -> tuple[int, ...] | None:
-    return None if seeds is None else tuple(seeds)
+def _is_same(file: Path, submission: Submission, name: str) -> bool:
+    """Whether `file` is the submitted grid `name`: also in the copy of the code that a sweep's snapshot is."""
+    submitted = submission.grids[name]
+    return file == submitted or file.resolve() == (submission.place / submitted).resolve()

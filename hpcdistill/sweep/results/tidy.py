@@ -69,7 +69,7 @@ def tidy_csv(tables: Iterable[ResultTable], others: Iterable[RunResult] = ()) ->
                 line = {**place, "metric": metric.name, "printed": "" if entry.printed is None else entry.printed}
                 if entry.measured and entry.best:
                     writer.writerow({**line, "which": "measured", "value": entry.best.mean, "state": "measured"})
-                elif row.cell.kind == "reported":
+                elif row.cell.kind == "reported" and row.states(metric.name):
                     writer.writerow({**line, "state": "reported"})
                 for trial in row.trials if not entry.measured else ():
                     seeded = {**line, "seed": trial.seed, "key": trial.key, "state": trial.state}

@@ -317,3 +317,39 @@ def test_counts_are_one_or_more(option: str, value: str, capsys: pytest.CaptureF
         script("fetch").main(["photos", f"{option}={value}"])
     assert end.value.code == 2
     assert "must be a whole number, 1 or more" in capsys.readouterr().err
+
+
+def test_of_several_recipes_each_has_its_own_result(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a recipe that cannot be had nor a full disk hides what the others came to."""
+    with pytest.raises(UserError, match="2 of 3 recipes failed: bsd, t91; the same command goes on"):
+        script("fetch").main(["bsd", "photos", "t91", "--processes", "1"])
+    assert [path.name for path in data_sets(root / "photos")] == ["test", "train"]
+    results = capsys.readouterr().err.splitlines()[-3:]
+    assert [line.partition(": ")[2][:28] for line in results] == [
+        "failed: the recipe bsd has n",
+        "packed",
+        "failed: the recipe t91 has n",
+    ]
+
+
+def test_the_disk_of_one_recipe_does_not_hide_the_others(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch, asked = script("fetch"), []
+
+    def obtain(recipe: Recipe, out: Path, **options: object) -> None:
+        asked.append(recipe.name)
+        if recipe.name == "set5":
+            raise OSError(28, "No space left on device", str(out))
+
+    monkeypatch.setattr(fetch, "obtain", obtain)
+    with pytest.raises(UserError, match="1 of 2 recipes failed: set5"):
+        fetch.main(["set5", "set14", "set5"])
+    assert asked == ["set5", "set14"]  # each once
+
+
+@pytest.mark.parametrize("option", ["--from", "--out", "--with"])
+def test_what_fits_one_recipe_is_refused_of_several(option: str, root: Path) -> None:
+    with pytest.raises(UserError, match=f"{option}: belongs to one recipe; fetch set5 and set14 one after the other"):
+        script("fetch").main(["set5", "set14", option, "x"])
+    with pytest.raises(UserError, match="sett5"):
+        script("fetch").main(["photos", "sett5"])
+    assert not root.exists()  # nothing was begun

@@ -403,6 +403,25 @@ sys.stdin.read()
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.ENOLCK, "no locks"), (errno.ENOSYS, "no locks"), (errno.EIO, "cannot be removed")]
+)
+def test_clean_without_locks_is_one_line(
+    number: int, said: str, source: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lustre without `flock`: nothing tells whether a run reads the set, so it stays."""
+    folder = stage(str(source), scratch)
+    release(folder)
+
+    def fail(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(staging.fcntl, "lockf", fail)
+    with pytest.raises(UserError, match=rf"{folder.name}: .*{said}.*; remove the folder by hand when no run uses it"):
+        script("stage").main(["--clean", "--to", str(scratch)])
+    assert (folder / "index.json").is_file()
+
+
 def test_clean_skips_a_set_in_use(source: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.ExitStack() as stack:
         user = started(stack, "-c", USER, source, scratch)
