@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import TextIO, TypeVar
 
 from hpcdistill.console import say, warn
-from hpcdistill.data.fetch.location import index_at, index_content, join
+from hpcdistill.data.fetch.location import index_at, index_content
 from hpcdistill.data.fetch.shard_copy import Stopped, called, copy_shard, is_whole
 from hpcdistill.data.index import INDEX_NAME, Index, Shard
-from hpcdistill.data.index_check import SHARD_NAME, check_index
+from hpcdistill.data.index_check import SHARD_NAME
 from hpcdistill.data.progress import Progress, megabytes
 from hpcdistill.errors import UserError
 from hpcdistill.storage import write_bytes, write_json
@@ -72,7 +72,6 @@ def stage(place: str, scratch: Path, stopping: Callable[[], bool] = lambda: Fals
     `stopping` has become true.
     """
     index = index_at(place)
-    check_index(index, join(place, INDEX_NAME))
     content = index_content(place)
     digest = hashlib.sha256(content).hexdigest()
     folder = scratch / f"{index.recipe}-{index.split}-{digest[:12]}"
