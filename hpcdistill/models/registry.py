@@ -15,6 +15,7 @@ from hpcdistill.errors import UserError, nearest
 from hpcdistill.models.generators import IMAGE_GENERATORS
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.super_resolution import NETWORKS
+from hpcdistill.models.weights_file import chosen_file, refuse_other_kinds
 from hpcdistill.storage import write_bytes
 
 # Every class here has `arguments` (the keyword arguments that rebuild it) and `takes` ("lr", "hr" or "image").
@@ -36,10 +37,14 @@ def save_generator(generator: nn.Module, path: Path, notes: dict[str, Any] | Non
 def load_generator(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Rebuild the network saved at `path`, in eval mode on the CPU, and return it with its notes.
 
-    Raises UserError for a file that is missing, damaged, of an unknown class, or whose tensors do not fit.
+    Of a run folder its student is meant, or its only network: the best weights or, where nothing was evaluated, the
+    last. Raises UserError for a file that is missing, damaged, another kind of checkpoint, of an unknown class, or
+    whose tensors do not fit.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such file; give a generator's .safetensors file or a run folder")
+    path = chosen_file(path)
+    refuse_other_kinds(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
