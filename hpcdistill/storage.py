@@ -75,6 +75,34 @@ def parse_json(content: bytes, kind: TypeAdapter[T]) -> T:
         raise ValueError(_first_fault(error)) from None
 
 
+def parse_yaml(text: str, loader: Any = None) -> Any:
+    """The value of a YAML file, by `loader` (default: the safe one); yaml.YAMLError also for what has no end."""
+    import yaml  # not for those who read JSON alone
+
+    try:
+        value = yaml.load(text, Loader=loader or yaml.SafeLoader)
+        endless = _holds_itself(value, set(), set())
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    if endless:
+        raise yaml.YAMLError("an alias (*name) stands inside what it names; write it out")
+    return value
+
+
+def _holds_itself(value: Any, above: set[int], seen: set[int]) -> bool:
+    """Whether a list or mapping is inside itself; `above` are those that it is in, `seen` those without such a loop."""
+    if not isinstance(value, dict | list | tuple) or id(value) in seen:
+        return False
+    if id(value) in above:
+        return True
+    above.add(id(value))
+    inside = value.values() if isinstance(value, dict) else value
+    loops = any(_holds_itself(item, above, seen) for item in inside)
+    above.remove(id(value))
+    seen.add(id(value))
+    return loops
+
+
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in fault["loc"])

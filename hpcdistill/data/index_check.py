@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from hpcdistill.errors import UserError
@@ -48,7 +48,12 @@ def _fault(index: Index) -> str | None:
         if shard.name in names:
             return f"shard {shard.name!a:.60} is listed twice"
         names.add(shard.name)
-    return next(filter(None, (_sample_fault(sample, index.shards) for sample in index.samples)), None)
+    return next(filter(None, (_sample_fault(sample, len(index.shards)) for sample in index.samples)), None)
+
+
+def may_be_whole(shard: Shard, samples: Iterable[Sample]) -> bool:
+    """Whether the values of a shard and its samples are of the right kind, as in an index."""
+    return _shard_fault(shard) is None and not any(_sample_fault(sample) for sample in samples)
 
 
 def _shard_fault(shard: Shard) -> str | None:
@@ -61,13 +66,13 @@ def _shard_fault(shard: Shard) -> str | None:
     return None
 
 
-def _sample_fault(sample: Sample, shards: Sequence[Shard]) -> str | None:
+def _sample_fault(sample: Sample, shards: int | None = None) -> str | None:
     if not (isinstance(sample.key, str) and _KEY.fullmatch(sample.key) and _is_text(sample.source)):
         return f"the sample {sample.key!a:.60} of {sample.source!a:.60} has no names"
     if not _is_count(sample.shard):
         return f"sample {sample.key!a:.60}: its shard {sample.shard!a:.60} is no number"
-    if sample.shard >= len(shards):
-        return f"sample {sample.key!a:.60}: it lies in shard {sample.shard} of {len(shards)}, counted from 0"
+    if shards is not None and sample.shard >= shards:
+        return f"sample {sample.key!a:.60}: it lies in shard {sample.shard} of {shards}, counted from 0"
     for suffix, member in sample.members.items():
         place, size = (member.offset, member.length), (member.height, member.width)
         if not all(map(_is_count, place)) or not all(_is_count(side, 1) and side < _MOST_PIXELS for side in size):

@@ -102,7 +102,8 @@ class RealFeatures:
             features = load_file(self.file)["features"]
         except (OSError, SafetensorError, KeyError):
             return None
-        return features if features.shape == (len(self), self.network.dimensions) else None
+        fits = features.shape == (len(self), self.network.dimensions) and features.dtype == torch.float32
+        return features if fits else None
 
     def keep(self, features: Tensor) -> None:
         """Write them for the next run; where the folder cannot be written, they are computed again."""

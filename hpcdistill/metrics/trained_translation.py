@@ -22,7 +22,7 @@ from hpcdistill.metrics.run_evaluators import BACKWARDS, check_size, features_if
 from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol, TranslationResult
 from hpcdistill.ranks import watch
-from hpcdistill.storage import write_bytes
+from hpcdistill.storage import parse_yaml, write_bytes
 
 DEFAULT_SIZE = 256  # pixels
 
@@ -95,12 +95,13 @@ def evaluate_translation(
 
 
 def run_values(file: Path) -> dict[str, Any]:
-    """The configuration of the run that the generator's file lies in; empty for a file anywhere else."""
+    """The sections of the configuration of the run that the generator's file lies in; empty for a file elsewhere."""
     if file.parent.parent.name != "generators":
         return {}
-    with contextlib.suppress(OSError, yaml.YAMLError):
-        values = yaml.safe_load((file.parents[2] / "config.yaml").read_text(encoding="utf-8"))
-        return values if isinstance(values, dict) else {}
+    with contextlib.suppress(OSError, yaml.YAMLError, UnicodeDecodeError):
+        values = parse_yaml((file.parents[2] / "config.yaml").read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            return {name: section for name, section in values.items() if isinstance(section, dict)}
     return {}
 
 

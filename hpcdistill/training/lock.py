@@ -22,11 +22,15 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from hpcdistill.console import say, warn
 from hpcdistill.errors import UserError
+from hpcdistill.storage import parse_json
 
 HEARTBEAT_S = 30.0
 STALE_S = 300.0  # without a heartbeat
@@ -44,7 +48,7 @@ class Holder:
     """A process that trains a run: what lock.json says."""
 
     token: str  # random
-    process: int
+    process: Annotated[int, Field(gt=0, lt=1 << 31)]
     started: int | None  # clock ticks after the host's start; None: not known on this system
     host: str
     boot: str | None  # differs after every start of the host
@@ -81,10 +85,8 @@ class Holder:
     def read(cls, content: bytes) -> Holder | None:
         """None when `content` is not a whole lock: a crash of the system, or an old version, has left it."""
         try:
-            found = json.loads(content)
-            holder = cls(**{field.name: found[field.name] for field in fields(cls)})
-            return holder if holder.process > 0 else None
-        except (ValueError, KeyError, TypeError):
+            return parse_json(content, _HOLDER)
+        except ValueError:
             return None
 
     def __str__(self) -> str:
@@ -113,6 +115,9 @@ class Holder:
             and self.elastic == other.elastic
             and self.elastic_restarts > other.elastic_restarts
         )
+
+
+_HOLDER: TypeAdapter[Holder] = TypeAdapter(Holder)
 
 
 @dataclass(frozen=True)

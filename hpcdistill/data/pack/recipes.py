@@ -16,6 +16,7 @@ from hpcdistill.data.fetch.download import Download
 from hpcdistill.data.index import Kind
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.settings import Section
+from hpcdistill.storage import parse_yaml
 
 RECIPES = Path(__file__).resolve().parents[3] / "shards" / "recipes"
 UNSPLIT = "all"
@@ -133,7 +134,7 @@ def load_recipe(name: str) -> Recipe:
         if not path.is_file():
             raise UserError(f"no recipe '{name}'; {nearest(name, recipe_names())}")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}); mend the file") from None
     if not isinstance(raw, dict):

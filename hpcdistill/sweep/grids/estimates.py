@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from hpcdistill.config import RunConfig
 from hpcdistill.errors import UserError
 from hpcdistill.settings import Section
+from hpcdistill.storage import parse_yaml
 from hpcdistill.sweep.plan_key import relative_place
 
 ESTIMATES = Path("configs/estimates.yaml")
@@ -56,7 +57,7 @@ class Estimates(Section):
 @cache
 def _read(path: Path, changed: float) -> Estimates:
     try:
-        return Estimates.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Estimates.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
         raise UserError(f"{path}: not a table of estimates: {error}; see configs/estimates.yaml in the clone") from None
 

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.settings import Section
+from hpcdistill.storage import parse_yaml
 
 
 class MetricSpec(Section):
@@ -107,7 +108,7 @@ class GridFile(Section):
 def read_grid_file(path: Path) -> GridFile:
     """The content of `path`; UserError, with the key and the remedy, for what is wrong in it."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+        values = parse_yaml(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such grid file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

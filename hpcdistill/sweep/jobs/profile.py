@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.settings import Section
+from hpcdistill.storage import parse_yaml
 
 if TYPE_CHECKING:
     from hpcdistill.config import RunConfig
@@ -154,7 +155,7 @@ def load_profile(name: str) -> Profile:
     """The profile called `name` in slurm/clusters, or in the file of that path. Raises UserError."""
     path = _path_of(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if values is None:
