@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,15 @@ from hpcdistill.data.fetch.disk import exclusive
 from hpcdistill.storage import parse_json, read_json, sha256_file, write_json
 
 RECORDED = "recorded.json"
-_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class _Verified:
+    """What `.NAME.verified.json` says."""
+
+    bytes: int
+    mtime_ns: int
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def _with_digest(entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -27,7 +36,7 @@ def _with_digest(entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
     return entries
 
 
-_VERIFIED: TypeAdapter[dict[str, int | _Digest]] = TypeAdapter(dict[str, int | _Digest])
+_VERIFIED: TypeAdapter[_Verified] = TypeAdapter(_Verified)
 _RECORDED: TypeAdapter[dict[str, dict[str, Any]]] = TypeAdapter(
     Annotated[dict[str, dict[str, Any]], AfterValidator(_with_digest)]
 )
@@ -39,10 +48,10 @@ def file_digest(path: Path, *, keep: bool = True) -> str:
     `keep` writes the sidecar when there is none; not for a folder that is the user's own.
     """
     state = path.stat()
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError):
         known = parse_json(_sidecar(path).read_bytes(), _VERIFIED)
-        if (known["bytes"], known["mtime_ns"]) == (state.st_size, state.st_mtime_ns):
-            return str(known["sha256"])
+        if (known.bytes, known.mtime_ns) == (state.st_size, state.st_mtime_ns):
+            return known.sha256
     digest = sha256_file(path)
     if keep:
         remember(path, digest)

@@ -39,6 +39,8 @@ class _Unpacked(BaseModel):
 
 
 def _complete(marker: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    if "archives" not in marker:
+        raise ValueError("archives: missing")
     for entry in marker["archives"]:
         _Unpacked.model_validate(entry, strict=True)
     return marker
