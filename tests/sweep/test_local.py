@@ -127,7 +127,11 @@ def test_a_damaged_result_is_set_aside_and_written_again(here: Here, known: str)
     """Of a teacher and a student; by the state that a sweep has kept of the run, or by the run's configuration."""
     assert main(["toy.yaml", "--local"]) == 0
     states = here.states()
-    damaged = [min(key for key, state in states.items() if state["name"] == name) for name in ("teacher", "student")]
+    [plan] = here.folder.glob("sweeps/submissions/*/plan.json")
+    student, teacher = next(
+        (key, run["teacher"]) for key, run in json.loads(plan.read_text())["runs"].items() if run["teacher"]
+    )
+    damaged = [student, teacher]
     for key in damaged:
         file = Path(states[key]["run"]) / "result.json"
         file.write_bytes(file.read_bytes()[:20])
@@ -148,6 +152,16 @@ def test_a_damaged_result_is_set_aside_and_written_again(here: Here, known: str)
         assert json.loads((folder / "result.json").read_text())["key"] == key
         assert len((folder / "result.json.damaged").read_bytes()) == 20
     assert len(list(here.folder.glob("runs/*/*.damaged"))) == 2
+
+
+def test_a_teachers_damaged_result_is_written_again_for_itself(here: Here) -> None:
+    """All its students have finished: none of them would have it started."""
+    assert main(["toy.yaml", "--local"]) == 0
+    state = next(state for state in here.states().values() if state["name"] == "teacher")
+    file = Path(state["run"]) / "result.json"
+    file.write_bytes(b"{")
+    assert main(["toy.yaml", "--local", "--retry", "failed"]) == 0
+    assert json.loads(file.read_text())["key"] == state["key"]
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(here: Here) -> None:
