@@ -36,8 +36,7 @@ HEARTBEAT_S = 30.0
 STALE_S = 300.0  # without a heartbeat
 WATCH_S = 45.0  # more than a heartbeat
 SETTLE_S = 0.5
-_GUARD_S = 2.0
-_SQUEUE_S = 2.0
+_GUARD_S = _SQUEUE_S = 2.0
 _ENDED_PROCESS = -1
 _ENDED_JOB = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"}
 _ENDED_JOB |= {"NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}
@@ -84,10 +83,9 @@ class Holder:
     @classmethod
     def read(cls, content: bytes) -> Holder | None:
         """None when `content` is not a whole lock: a crash of the system, or an old version, has left it."""
-        try:
-            return parse_json(content, _HOLDER)
-        except ValueError:
-            return None
+        with suppress(ValueError):
+            return parse_json(content, TypeAdapter(cls))
+        return None
 
     def __str__(self) -> str:
         about = []
@@ -115,9 +113,6 @@ class Holder:
             and self.elastic == other.elastic
             and self.elastic_restarts > other.elastic_restarts
         )
-
-
-_HOLDER: TypeAdapter[Holder] = TypeAdapter(Holder)
 
 
 @dataclass(frozen=True)

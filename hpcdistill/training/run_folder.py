@@ -102,7 +102,7 @@ def code_revision() -> str | None:
     """
     clone = Path(__file__).resolve().parents[2]
     if (copied := clone / "REVISION").is_file():
-        return copied.read_text(encoding="utf-8").strip() or None
+        return copied.read_text(encoding="utf-8", errors="replace").strip() or None
     try:
         git = ["git", "-C", str(clone), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
         return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
