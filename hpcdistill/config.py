@@ -181,8 +181,12 @@ def file_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str, 
 
     `seen` are the files on the way to it. Raises UserError for what is missing, damaged or extends itself.
     """
+    if path.is_dir():
+        if (path / "config.yaml").is_file():
+            raise UserError(f"{path}: is a run folder; its configuration is {path / 'config.yaml'}")
+        raise UserError(f"{path}: is a folder; name a configuration file, e.g. configs/dssd/x4.yaml")
     if not _is_file(path):
-        near = nearest(path.name, [entry.name for entry in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
+        near = nearest(path.name, known) if (known := [entry.name for entry in path.parent.glob("*.yaml")]) else ""
         raise UserError(f"{path}: no such configuration file; {near or 'see configs/'}")
     if path.resolve() in seen:
         raise UserError(f"{path}: extends itself by way of {seen[-1]}")

@@ -14,7 +14,9 @@ class UserError(ValueError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint for a misspelt `name`: `did you mean 'x'?`, or the valid names when none is close."""
+    """A hint for a misspelt `name`: `did you mean 'x'?`, or the valid names when none is close, or that none is."""
     names = sorted(valid)
+    if not names:
+        return "there is none to choose"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"valid: {', '.join(names)}"

@@ -20,6 +20,7 @@ from hpcdistill.command import run_command, whole
 from hpcdistill.console import Table, err, out, say, warn
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.metrics.reference import LEAST, below
+from hpcdistill.models.weights_file import generator_file
 from hpcdistill.ranks.environment import rank, ranks
 from hpcdistill.ranks.launcher import check_launcher
 
@@ -107,37 +108,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--save-images", type=Path, metavar="DIR", help="write the outputs there as PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
-
-
-def generator_file(model: Path, which: str = "best", name: str | None = None) -> Path:
-    """The .safetensors file that `model` stands for: itself, or RUN/generators/<which>/<name>.safetensors.
-
-    Without a name a run's student is meant, or its only network. Raises UserError when there is no such file.
-    """
-    if not model.is_dir():
-        if not model.exists():
-            raise UserError(f"{model}: no such run folder or checkpoint; train one with `python -m hpcdistill.train`")
-        if name is not None:
-            raise UserError(f"--generator {name}: {model} is one network's file; leave --generator out")
-        return model
-    folder = model / "generators" / which
-    files = {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
-    if not files:
-        other = "last" if which == "best" else "best"
-        if any((model / "generators" / other).glob("*.safetensors")):
-            raise UserError(f"{model}: has no {which} weights yet; use --which {other}, or train it further")
-        if (model / "config.yaml").is_file():
-            raise UserError(f"{model}: has no saved generator yet; train it until its first evaluation or its end")
-        if (model / "manifest.json").is_file():
-            raise UserError(f"{model}: is a training checkpoint; name its run folder, {model.parent.parent}")
-        raise UserError(f"{model}: is not a run folder (no generators/); name a run folder or a .safetensors file")
-    if name is None:
-        name = next(iter(files)) if len(files) == 1 else "student"
-        if name not in files:
-            raise UserError(f"{folder}: has several networks; choose one with --generator: {', '.join(files)}")
-    if name not in files:
-        raise UserError(f"--generator {name}: not in {folder}; {nearest(name, files)}")
-    return files[name]
 
 
 def _baseline(arguments: argparse.Namespace) -> tuple[str, nn.Module, int]:

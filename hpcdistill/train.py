@@ -185,6 +185,9 @@ def _train(
     if not outcome.finished:
         folder.release()
         return None
+    images = steps * config.train.batch_size
+    # Of a session that only wrote the result, whose steps had all been made before: the mean over those.
+    rate = outcome.images_per_second or images / max(outcome.position.seconds, 1e-9)
     result = {
         "name": config.name,
         "identity": identity["short"],
@@ -192,13 +195,13 @@ def _train(
         "method": config.method.name,
         "steps": steps,
         "batch_size": config.train.batch_size,
-        "images": steps * config.train.batch_size,
+        "images": images,
         "seed": config.seed,
         "precision": outcome.position.precision,
         "processes": accelerator.num_processes,
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu",
         "seconds": round(outcome.position.seconds, 1),
-        "images_per_second": round(outcome.images_per_second, 1),
+        "images_per_second": round(rate, 1),
         "best": outcome.position.best,
         "last": outcome.position.last,
         "protocol": evaluator.protocol() if evaluator else None,

@@ -328,3 +328,10 @@ def test_refusals_of_translation(
 def test_super_resolution_takes_no_translation_options(run: Path, images: Path) -> None:
     with pytest.raises(UserError, match="--real is for networks that translate"):
         main([str(run), "--data", str(images), "--real", "test"])
+
+
+def test_weights_of_another_kind_are_called_by_it(images: Path, tmp_path: Path) -> None:
+    torch.save({"module.weight": torch.ones(2)}, tmp_path / "published.pth")
+    for data in (images, tmp_path / "absent"):
+        with pytest.raises(UserError, match=r"published\.pth: is a PyTorch checkpoint; torch\.load.*docs/training\.md"):
+            main([str(tmp_path / "published.pth"), "--data", str(data)])

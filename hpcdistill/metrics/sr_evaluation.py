@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hpcdistill.data.images import list_images, read_rgb
 from hpcdistill.data.index import INDEX_NAME, Index, Sample, load_index
+from hpcdistill.data.read.cache import check_member
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.psnr_ssim import Rule, luma_pair, psnr, ssim
 from hpcdistill.ops.bicubic import downsample_uint8, upsample
@@ -132,9 +133,10 @@ class PackedTestSet(SRImages):
 
     def _member(self, sample: Sample, suffix: str) -> Image:
         place = sample.members.get(suffix)
-        shard = self.path / self._index.shards[sample.shard].name
         if place is None:
             raise UserError(f"{self.path}: {sample.key} has no {suffix}; pack the data set again")
+        check_member(f"{self.path}: {suffix} of {sample.key}", sample, place, self._index)
+        shard = self.path / self._index.shards[sample.shard].name
         if not shard.is_file():
             raise UserError(f"{shard}: no such shard, although {INDEX_NAME} names it; copy or pack the data set again")
         with open(shard, "rb") as file:

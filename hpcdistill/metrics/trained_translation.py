@@ -96,12 +96,13 @@ def evaluate_translation(
 
 
 def run_values(file: Path) -> dict[str, Any]:
-    """The configuration of the run that the generator's file lies in; empty for a file anywhere else."""
+    """The sections of the configuration of the run that the generator's file lies in; empty for a file elsewhere."""
     if file.parent.parent.name != "generators":
         return {}
     with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
         values = load_yaml((file.parents[2] / "config.yaml").read_text(encoding="utf-8"))
-        return values if isinstance(values, dict) else {}
+        if isinstance(values, dict):
+            return {name: section for name, section in values.items() if isinstance(section, dict)}
     return {}
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from hpcdistill.data.fetch.weights import find_weights
 from hpcdistill.errors import UserError
+from hpcdistill.models.weights_file import PYTORCH, is_safetensors, kind_of
 from hpcdistill.ops.repeatable import largest_of_four, reflection_pad
 from hpcdistill.storage import sha256_file
 
@@ -187,12 +188,14 @@ def _weights(path: Path) -> tuple[dict[str, Tensor], bool]:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the readers raise almost anything
-        raise UserError(f"{path}: not a readable file of weights ({type(error).__name__}); copy it again") from None
+        kind = kind_of(path)
+        why = kind if kind and kind != PYTORCH else type(error).__name__
+        raise UserError(f"{path}: not a readable file of weights ({why}); copy it again") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name; give a state_dict")
     return content

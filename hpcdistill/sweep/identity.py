@@ -15,6 +15,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
 from hpcdistill.metrics.real_side import real_folders, real_side
 from hpcdistill.metrics.sr_evaluation import hr_files
+from hpcdistill.models.weights_file import refuse_other_kinds
 from hpcdistill.settings import identity_values
 from hpcdistill.storage import sha256_file
 
@@ -124,4 +125,5 @@ def weights_file(path: Path, generator: str) -> Path:
     file = path / "generators" / "last" / f"{generator}.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"init.{generator}: {file} does not exist; give a .safetensors file or a finished run's folder")
+    refuse_other_kinds(file)
     return file

@@ -27,6 +27,7 @@ from torch._C._distributed_c10d import HashStore
 from hpcdistill.console import say
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Group
+from hpcdistill.storage import JSON_OBJECT, parse_json
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.group import TrainedGroup, _outputs_to_fp32
 
@@ -342,7 +343,7 @@ class Copies:
 def _read(file: Path) -> dict[str, Any]:
     """DeepSpeed's configuration; UserError for what cannot be used here."""
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = parse_json(file.read_bytes(), JSON_OBJECT)
         stage = settings["zero_optimization"]["stage"]
     except OSError as error:
         raise UserError(f"train.deepspeed: {file}: {error.strerror}; use configs/deepspeed/zero2.json") from None
@@ -364,7 +365,6 @@ def _read(file: Path) -> dict[str, Any]:
     for key, ours in _OURS.items():
         if settings.pop(key, "auto") != "auto":
             raise UserError(f"train.deepspeed: {file}: {key} is decided by {ours}; leave it out")
-    assert isinstance(settings, dict)
     return settings
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,48 @@ def test_a_failed_teacher_blocks_its_students_and_nothing_else(here: Here, capsy
     (here.folder / "bicubic.yaml").write_text(text)
     assert main(["toy.yaml", "--local", "--retry", "failed"]) == 0
     assert {state for _, state in here.by_name()} == {"finished"}
+
+
+@pytest.mark.parametrize("known", ["by its state", "by its configuration"])
+def test_a_damaged_result_is_set_aside_and_written_again(here: Here, known: str) -> None:
+    """Of a teacher and a student; by the state that a sweep has kept of the run, or by the run's configuration."""
+    assert main(["toy.yaml", "--local"]) == 0
+    states = here.states()
+    [plan] = here.folder.glob("sweeps/submissions/*/plan.json")
+    student, teacher = next(
+        (key, run["teacher"]) for key, run in json.loads(plan.read_text())["runs"].items() if run["teacher"]
+    )
+    damaged = [student, teacher]
+    for key in damaged:
+        file = Path(states[key]["run"]) / "result.json"
+        file.write_bytes(file.read_bytes()[:20])
+        if known == "by its configuration":
+            task = here.folder / "sweeps" / "tasks" / key
+            values = json.loads((task / "config.json").read_text())
+            if values["teacher"]:
+                values["teacher"]["config"] = str(task / "teacher.json")
+            (file.parent / "config.yaml").write_text(json.dumps(values))
+            (task / "state.json").unlink()
+    if known == "by its configuration":
+        shutil.rmtree(here.folder / "sweeps" / "submissions")  # made by this process, which lives
+    assert main(["toy.yaml", "--local", "--retry", "all"]) == 0
+    statuses = task_statuses(list(states), Path("sweeps"), Path("runs"), Queue({"PATH": ""}))
+    assert {status.state for status in statuses} == {"finished"}
+    for key in damaged:
+        folder = Path(here.states()[key]["run"])
+        assert json.loads((folder / "result.json").read_text())["key"] == key
+        assert len((folder / "result.json.damaged").read_bytes()) == 20
+    assert len(list(here.folder.glob("runs/*/*.damaged"))) == 2
+
+
+def test_a_teachers_damaged_result_is_written_again_for_itself(here: Here) -> None:
+    """All its students have finished: none of them would have it started."""
+    assert main(["toy.yaml", "--local"]) == 0
+    state = next(state for state in here.states().values() if state["name"] == "teacher")
+    file = Path(state["run"]) / "result.json"
+    file.write_bytes(b"{")
+    assert main(["toy.yaml", "--local", "--retry", "failed"]) == 0
+    assert json.loads(file.read_text())["key"] == state["key"]
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(here: Here) -> None:

@@ -357,6 +357,16 @@ def test_an_unset_variable_in_scratch_is_refused(toy: Toy, monkeypatch: pytest.M
     assert not (toy.folder / "runs").exists()
 
 
+@pytest.mark.parametrize("file", ["config.json", "environment.json"])
+def test_a_damaged_file_of_the_task_is_one_line(toy: Toy, file: str, capfd: pytest.CaptureFixture[str]) -> None:
+    task = toy.task("finishes", "mmm")
+    (task.path / file).write_text('{"name": ')
+    assert toy.start(task).wait(timeout=60) == 2
+    printed = capfd.readouterr().err
+    assert f"error: {task.path / file}: damaged (" in printed
+    assert "Traceback" not in printed
+
+
 def test_importing_a_task_is_light() -> None:
     """Its process waits for hours beside the run: without torch's memory, and started in a moment."""
     code = "import sys, hpcdistill.sweep.jobs.task, hpcdistill.sweep.jobs.submit; print('torch' in sys.modules)"

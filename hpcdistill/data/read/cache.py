@@ -230,7 +230,7 @@ def _place(role: str, folders: Sequence[Path], indices: Sequence[Index], everywh
         for number, sample in enumerate(index.samples, start=samples_before):
             member = sample.member(role)
             if member:
-                _check_member(f"{folder}: image '{role}' of sample '{sample.source}'", sample, member, index)
+                check_member(f"{folder}: image '{role}' of sample '{sample.source}'", sample, member, index)
                 shard = shards_before + sample.shard
                 rows.append((number, shard, member.offset, member.length, member.height, member.width))
             elif everywhere:
@@ -240,10 +240,8 @@ def _place(role: str, folders: Sequence[Path], indices: Sequence[Index], everywh
     return Placed(role, *np.array(rows, dtype=np.int64).reshape(-1, 6).T.copy())
 
 
-def _check_member(label: str, sample: Sample, member: Member, index: Index) -> None:
+def check_member(label: str, sample: Sample, member: Member, index: Index) -> None:
     """UserError when an index says of an image what no packer writes: memory is reserved by these numbers."""
-    if not 0 <= sample.shard < len(index.shards):
-        raise UserError(f"{label} is in no shard of the index; pack the data set again")
     shard = index.shards[sample.shard]
     if member.offset + member.length > shard.length:
         raise UserError(f"{label} ends behind the end of {shard.name}; pack the data set again")

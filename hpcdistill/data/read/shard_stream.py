@@ -76,8 +76,6 @@ def placed_shards(places: Sequence[str], indices: Sequence[Index], usable: Colle
         inside: list[list[Sample]] = [[] for _ in index.shards]
         chosen: list[list[Sample]] = [[] for _ in index.shards]
         for number, sample in enumerate(index.samples, start=samples_before):
-            if not 0 <= sample.shard < len(index.shards):
-                raise UserError(f"{place}: '{sample.source}' is in no shard of the index; pack the data set again")
             inside[sample.shard].append(sample)
             if number in usable:
                 chosen[sample.shard].append(sample)

@@ -21,17 +21,20 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+from pydantic import TypeAdapter
+
 from hpcdistill.console import say, warn
-from hpcdistill.data.fetch.location import index_at, index_content, join
+from hpcdistill.data.fetch.location import index_at, index_content
 from hpcdistill.data.fetch.shard_copy import Stopped, called, copy_shard, is_whole
 from hpcdistill.data.index import INDEX_NAME, Index, Shard
-from hpcdistill.data.index_check import SHARD_NAME, check_index
+from hpcdistill.data.index_check import SHARD_NAME
 from hpcdistill.data.progress import Progress, megabytes
 from hpcdistill.errors import UserError
-from hpcdistill.storage import write_bytes, write_json
+from hpcdistill.storage import JSON_OBJECT, parse_json, write_bytes, write_json
 
 MARKER = ".staged.json"
 LOCK = ".staged.lock"
@@ -54,6 +57,16 @@ _REASONS = {
 T = TypeVar("T")
 Stamps = dict[str, tuple[int, int] | None]  # shard -> size and mtime in ns once verified, None before
 
+
+@dataclass(frozen=True)
+class _Marker:
+    """What `.staged.json` says."""
+
+    index: str  # digest of the index that the shards are of
+    shards: Stamps
+
+
+_MARKER: TypeAdapter[_Marker] = TypeAdapter(_Marker)
 _HELD: dict[Path, TextIO] = {}  # the lock files of the sets that this process uses
 _ONE_THREAD = threading.Lock()  # a file lock is the process's, it keeps no thread out
 
@@ -72,7 +85,6 @@ def stage(place: str, scratch: Path, stopping: Callable[[], bool] = lambda: Fals
     `stopping` has become true.
     """
     index = index_at(place)
-    check_index(index, join(place, INDEX_NAME))
     content = index_content(place)
     digest = hashlib.sha256(content).hexdigest()
     folder = scratch / f"{index.recipe}-{index.split}-{digest[:12]}"
@@ -244,8 +256,8 @@ def _locked(folder: Path) -> TextIO:
 def _holder(handle: TextIO) -> str:
     handle.seek(0)
     try:
-        return "process {process} on {host}".format(**json.loads(handle.read()))
-    except (ValueError, KeyError, TypeError):  # it is just being written
+        return "process {process} on {host}".format(**parse_json(handle.read().encode(), JSON_OBJECT))
+    except (ValueError, KeyError):  # it is just being written
         return "another process"
 
 
@@ -295,12 +307,10 @@ def _write_stamps(folder: Path, digest: str, stamps: Stamps) -> None:
 def _read_stamps(folder: Path, digest: str) -> Stamps:
     """What the marker says of the index `digest`; nothing when it is missing, damaged or of another one."""
     try:
-        raw = json.loads((folder / MARKER).read_bytes())
-        if raw["index"] != digest:
-            return {}
-        return {str(name): tuple(stamp) if stamp else None for name, stamp in raw["shards"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        marker = parse_json((folder / MARKER).read_bytes(), _MARKER)
+    except (OSError, ValueError):
         return {}
+    return marker.shards if marker.index == digest else {}
 
 
 def _is_staged(folder: Path) -> bool:
@@ -362,11 +372,11 @@ def _made(folder: Path) -> Iterable[str] | None:
     if not (folder / MARKER).exists():
         return ()
     try:
-        raw = json.loads((folder / MARKER).read_bytes())
-        names = [str(name) for name in raw["shards"]]
-        return names if raw["index"].startswith(folder.name[-12:]) and all(map(SHARD_NAME.fullmatch, names)) else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+        marker = parse_json((folder / MARKER).read_bytes(), _MARKER)
+    except ValueError:
         return None
+    names = list(marker.shards)
+    return names if marker.index.startswith(folder.name[-12:]) and all(map(SHARD_NAME.fullmatch, names)) else None
 
 
 def _unlink(folder: Path, name: str) -> None:

@@ -23,6 +23,7 @@ from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from hpcdistill.console import err
 from hpcdistill.errors import UserError
 from hpcdistill.ranks.environment import RANK_VARIABLES, port_of, restart_count
 from hpcdistill.storage import read_json, write_json
@@ -82,7 +83,13 @@ class Task:
         here = SlurmJobEnvironment()
         rank, ranks = here.global_rank, here.num_tasks
         folder = TaskFolder(self.folder)
-        os.environ.update(folder.environment())  # teachers are looked up here, too
+        try:
+            os.environ.update(folder.environment())  # teachers are looked up here, too
+            folder.values()
+        except UserError as error:
+            # Into the job's log: there is nothing to write a state with.
+            err.print(f"error: {error}", markup=False, soft_wrap=True)
+            sys.exit(EXIT_MISTAKE)
         number = self._agree(folder, here.job_id, rank, ranks)
         if number is None:
             return "blocked"
