@@ -1,12 +1,14 @@
-"""Which rank this process is, from the variables of torchrun, accelerate, submitit or a plain `srun`."""
+"""What a process is told at its start: which rank it is, from the variables of torchrun, accelerate, submitit or a
+plain `srun`; and which signals it is to ignore."""
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import zlib
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 
 FIRST_PORT, PORTS = 20000, 12000  # below the ports that systems hand out by themselves (32768 and more)
 
@@ -80,3 +82,11 @@ def job() -> str | None:
 def restart_count() -> int:
     """How often SLURM or torchrun has started this job again."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+
+
+def unignored(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those of `signals` that this process may catch: one that it ignores was to be ignored by whoever started it.
+
+    `nohup` does so with SIGHUP, a script with SIGINT in what it runs in the background.
+    """
+    return [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]

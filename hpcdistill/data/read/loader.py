@@ -32,6 +32,8 @@ _SHM = "/dev/shm"
 _FEWER = "use fewer data.workers (0 reads without processes)"
 _ROOM = f"give it more room (docker run --shm-size=2g), or {_FEWER}"
 
+_half_made: list[Exception] = []  # until the end, as their frames hold torch's iterators, which cannot be freed in peace
+
 
 class StopWaiting(Exception):
     """A signal to stop came while a batch was waited for. Only where this process is alone: ranks stop together."""
@@ -80,6 +82,7 @@ class ReadAhead(DataLoader[Batch]):
         try:
             return super().__iter__()
         except OSError as error:
+            _half_made.append(error)
             reason, full = error.strerror, error.errno in (errno.ENOSPC, errno.EDQUOT)
         finally:
             workers += set(active_children()) - before
