@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from toy_sweep import put_grid, put_slurm
 from hpcdistill.command import run_command
 from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.jobs.submit import collect_command, main
+from hpcdistill.sweep.jobs.submit import _undisturbed, collect_command, main
 from hpcdistill.sweep.jobs.task import Command
 from hpcdistill.sweep.jobs.task_folder import utc
 from hpcdistill.sweep.plan_key import plan_key
@@ -470,3 +471,14 @@ def in_queue(site: Site, *jobs: str) -> None:
     place = next(site.folder.glob("sweeps/submissions/*")).name
     lines = [f"{job}|PENDING|{int(time.time())}|N/A|Priority|submissions/{place}/jobs/x.sh" for job in jobs]
     (site.slurm / "queue").write_text("\n".join(lines) + "\n" if lines else "")
+
+
+def test_ctrl_c_that_was_ignored_interrupts_nothing() -> None:
+    """As in what a script runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with _undisturbed():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -32,7 +32,7 @@ _SHM = "/dev/shm"
 _FEWER = "use fewer data.workers (0 reads without processes)"
 _ROOM = f"give it more room (docker run --shm-size=2g), or {_FEWER}"
 
-_half_made: list[Exception] = []  # until the end, as their frames hold torch's iterators, which cannot be freed in peace
+_half_made: list[Exception] = []  # kept: their frames hold iterators of torch, which cannot be freed in peace
 
 
 class StopWaiting(Exception):
