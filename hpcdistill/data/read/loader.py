@@ -11,6 +11,7 @@ import errno
 import itertools
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from multiprocessing import active_children
@@ -26,7 +27,8 @@ from hpcdistill.ranks import watch
 Batch = dict[str, Tensor]
 
 _LOOK = 0.5  # seconds between two looks at signals and processes while a batch is waited for
-_END = 5.0  # seconds that a killed process has to be gone
+_GRACE = 1.0  # seconds that processes have to end by themselves
+_END = 5.0  # seconds that a killed one has to be gone
 _TIMED_OUT = "DataLoader timed out"
 _SHM = "/dev/shm"
 _FEWER = "use fewer data.workers (0 reads without processes)"
@@ -73,6 +75,14 @@ class ReadAhead(DataLoader[Batch]):
                     raise UserError(str(item)) from None
                 yield item
         finally:
+            # Torch ends its thread that pins memory, which still takes from the workers, and then waits for these; but
+            # they may wait for a file server that is gone. None lives when this is reached at the program's very end,
+            # where no thread can be started.
+            if any(worker.is_alive() for worker in workers):
+                killing = threading.Timer(_GRACE, _kill, [workers])
+                killing.start()
+                items = iter(())
+                killing.cancel()
             ended()
             atexit.unregister(ended)
 
@@ -218,9 +228,13 @@ def _lost(code: int) -> UserError:
     return LostProcess(f"a process that reads data has died ({said}); run the same command again, or {_FEWER}")
 
 
-def _end(workers: Sequence[BaseProcess]) -> None:
-    """At once: they only read, ignore SIGTERM, and may wait for a file server that is gone."""
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    """They only read, and ignore SIGTERM."""
     for worker in workers:
         worker.kill()
+
+
+def _end(workers: Sequence[BaseProcess]) -> None:
+    _kill(workers)
     for worker in workers:
         worker.join(_END)
