@@ -12,6 +12,7 @@ import itertools
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from multiprocessing import active_children
@@ -110,7 +111,8 @@ class ReadAhead(DataLoader[Batch]):
             try:
                 return next(items, None)
             except Exception as error:
-                lost = [worker.exitcode for worker in workers if worker.exitcode]
+                # A batch that breaks off is the first sign of a worker that dies.
+                lost = _codes(workers, _GRACE if isinstance(error, OSError | EOFError) else 0.0)
                 if not lost and not str(error).startswith(_TIMED_OUT):
                     raise
             # Raised out here, so that they do not keep torch's frames.
@@ -213,6 +215,14 @@ def _no_room(reason: str | None) -> str:
     except OSError:
         pass
     return f"{_SHM}: batches cannot be handed over in shared memory ({reason}{room}); {_ROOM}"
+
+
+def _codes(workers: Sequence[BaseProcess], patience: float) -> list[int]:
+    """The exit codes of workers that have died; waits `patience` seconds for the first."""
+    end = time.monotonic() + patience
+    while not (codes := [worker.exitcode for worker in workers if worker.exitcode]) and time.monotonic() < end:
+        time.sleep(0.05)
+    return codes
 
 
 def _lost(code: int) -> UserError:
