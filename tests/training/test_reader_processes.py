@@ -27,8 +27,10 @@ AT = 4
 class WorkerReader(ToyReader):
     """Batches from two processes; `happens` is called in the one that makes the batch of step AT."""
 
-    def __init__(self, happens: Callable[[], None] = lambda: None, workers: int = 2) -> None:
-        super().__init__(BATCH, regression_samples)
+    def __init__(
+        self, happens: Callable[[], None] = lambda: None, workers: int = 2, rank: int = 0, ranks: int = 1
+    ) -> None:
+        super().__init__(BATCH, regression_samples, rank, ranks)
         self.happens, self.workers = happens, workers
 
     def __getitem__(self, step: int) -> Batch:
@@ -123,6 +125,37 @@ def test_data_that_never_come_end_the_run(tmp_path: Path) -> None:
     code, said, _ = ended(tmp_path, lambda: run(Regression(), reader, tmp_path / "run", STEPS, timeout=2) and 0)
     assert code == 71
     assert said.splitlines()[-1].startswith("error: no batch has come from the 2 processes that read data for 2 s")
+
+
+@pytest.mark.distributed
+def test_no_reader_process_outlives_a_rank_that_the_watch_ends(tmp_path: Path) -> None:
+    """Rank 0 waits in a collective call when rank 1 fails; the readers of both hang."""
+
+    def hangs() -> None:
+        (tmp_path / f"hangs-{os.getpid()}").touch()
+        time.sleep(1000)
+
+    class FailsWhenBothHang(Regression):
+        def loss(self, batch: Batch, carry: Carry) -> Terms:
+            if os.environ["RANK"] == "1":
+                limit = time.monotonic() + 30
+                while len(list(tmp_path.glob("hangs-*"))) < 2:
+                    assert time.monotonic() < limit
+                    time.sleep(0.05)
+                raise OSError(errno.ENOSPC, "No space left", "runs/x")
+            return super().loss(batch, carry)
+
+    def main(rank: int, ranks: int) -> None:
+        run(FailsWhenBothHang(), WorkerReader(hangs, 4, rank, ranks), tmp_path / "run", STEPS, timeout=60)
+
+    with Ranks(2, main, tmp_path / "said") as started:
+        assert started.codes() == [2, 2], started.said(0)
+    workers = [int(path.name.partition("-")[2]) for path in tmp_path.glob("hangs-*")]
+    assert len(workers) == 2
+    limit = time.monotonic() + 5
+    while left := [pid for pid in workers if psutil.pid_exists(pid)]:
+        assert time.monotonic() < limit, [os.kill(pid, signal.SIGKILL) for pid in left]
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)

@@ -68,6 +68,7 @@ class ReadAhead(DataLoader[Batch]):
         workers: list[BaseProcess] = []
         ended = partial(_end, workers)
         atexit.register(ended)  # a traceback may keep this generator: multiprocessing would wait for its workers then
+        watch.before_exit(partial(_kill, workers))  # the watch ends a process whose main thread is stuck
         try:
             items = self._start(workers)
             while (item := self._next(items, workers)) is not None:
