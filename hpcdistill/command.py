@@ -52,7 +52,7 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         sys.stdout.flush()
         _part()
     except UserError as error:
-        fail(str(error))
+        fail(str(error), error.code)
     except BrokenPipeError:  # the reader of a pipe (head, less) has left; silence the flush at exit too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _end_unread()
@@ -95,9 +95,9 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def fail(message: str) -> NoReturn:
-    """Print `error: message` as one line and end with `EXIT_USER_ERROR`."""
-    end(f"error: {message}", EXIT_USER_ERROR, "bold red")
+def fail(message: str, code: int = EXIT_USER_ERROR) -> NoReturn:
+    """Print `error: message` as one line and end with `code`."""
+    end(f"error: {message}", code, "bold red")
 
 
 def crash(error: Exception) -> NoReturn:

@@ -9,8 +9,19 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Something the user can mend; commands print its message as one line and end with exit code 2."""
 
+    code = 2
+
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))  # libraries quote over several lines; one is promised
+
+
+class LostProcess(UserError):
+    """A process that a run needs was killed or hangs, as a rank may be: the same command goes on from the checkpoint.
+
+    Commands end with exit code 71 (`ranks.watch.EXIT_RANK_LOST`), by which a SLURM job is put into the queue again.
+    """
+
+    code = 71
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

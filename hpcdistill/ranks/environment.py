@@ -1,12 +1,14 @@
-"""Which rank this process is, from the variables of torchrun, accelerate, submitit or a plain `srun`."""
+"""What a process is told at its start: which rank it is, from the variables of torchrun, accelerate, submitit or a
+plain `srun`; and which signals it is to ignore."""
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import zlib
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 
 from hpcdistill.errors import UserError
 
@@ -152,3 +154,11 @@ def job() -> str | None:
 def restart_count() -> int:
     """How often SLURM or torchrun has started this job again."""
     return number("SLURM_RESTART_COUNT", number("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def unignored(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those of `signals` that this process may catch: one that it ignores was to be ignored by whoever started it.
+
+    `nohup` does so with SIGHUP, a script with SIGINT in what it runs in the background.
+    """
+    return [one for one in signals if signal.getsignal(one) is not signal.SIG_IGN]

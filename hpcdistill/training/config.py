@@ -34,7 +34,7 @@ class TrainConfig(Section):
     channels_last: bool = operational(False, "keep networks and images in channels-last memory; often faster")
     threads: int = operational(0, "CPU threads a process; 0 = PyTorch's default", ge=0, le=MOST_THREADS)
     timeout: int = operational(
-        600, "seconds without a step or a test image after which ranks count as hanging", gt=0, le=10**8
+        600, "seconds without a step, a batch or a test image after which a run hangs", gt=0, le=10**8
     )
     checkpoint_every: int = operational(1000, "steps between checkpoints", gt=0, le=MOST_STEPS)
     log_every: int = operational(100, "steps between lines of metrics.jsonl", gt=0, le=MOST_STEPS)

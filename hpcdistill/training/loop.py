@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hpcdistill.console import say
 from hpcdistill.data.counter import step_seed
 from hpcdistill.data.images import encode_png
+from hpcdistill.data.read.loader import ReadAhead, StopWaiting
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Carry, Method, Phase, Segment
 from hpcdistill.models.registry import load_generator
@@ -82,6 +83,7 @@ def train(
     """Train `method` for `steps` optimizer steps, resuming from the newest checkpoint in `folder`.
 
     Raises UserError when a loss term stops being finite; the weights are then the last good ones, saved as `last`.
+    However it ends, no process that loads data is left.
     """
     segments = place(method.segments(), steps, evaluator is not None)
     takes_best = [(segment, start) for segment, start, _ in segments if _takes_best(segment)]
@@ -136,6 +138,7 @@ def train(
         _closing(checkpoints, accelerator),
         listening as signals,
         TrainingProgress(name, position.step, steps, config.batch_size) as progress,
+        contextlib.closing(_delivered(loader, config.timeout)) as batches,
     ):
 
         def told_to_stop() -> bool:
@@ -151,14 +154,31 @@ def train(
                 _evaluate(evaluator, told_to_stop, judges, evaluated(), accelerator, folder, position, log, progress)
             method.train()
 
+        def save(at_once: bool) -> None:
+            position.means = means.state(accelerator)
+            collective = any(group.collective for group in groups.values())
+            if accelerator.is_main_process:
+                position.log_bytes = log.position()
+            if accelerator.is_main_process or collective:
+                save_checkpoint(checkpoints, method, groups, averages, position, folder, background=not at_once)
+
+        def stopped() -> Outcome:
+            accelerator.wait_for_everyone()  # nobody leaves before the checkpoint is there
+            say(f"{name}: stopped at step {position.step} of {steps}; the same command goes on from here")
+            return Outcome(False, position, progress.images_per_second)
+
         if position.due and evaluator is not None:
             measure()
             if position.due:
-                say(f"{name}: stopped at step {position.step} of {steps}; the same command goes on from here")
-                return Outcome(False, position, progress.images_per_second)
-        earlier_seconds = position.seconds
+                return stopped()
+        earlier_seconds, first_step = position.seconds, position.step
         signals.restart()
-        for step, batch in zip(range(position.step, steps), loader, strict=True):
+        for step, batch in zip(range(first_step, steps), batches, strict=True):
+            if batch is None:  # a signal came first; not with several ranks
+                if step > first_step:
+                    _raise_if_halted(halted, culprits, step, accelerator, folder, evaluated, good_buffers)
+                    save(at_once=True)
+                return stopped()
             segment, segment_start = next((s, start) for s, start, end in segments if step < end)
             if step == segment_start:
                 now = evaluated()
@@ -227,22 +247,24 @@ def train(
                 measure()
                 stop = stop or position.due
             if stop or write_checkpoint:
-                position.means = means.state(accelerator)
-                collective = any(group.collective for group in groups.values())
-                if accelerator.is_main_process:
-                    position.log_bytes = log.position()
-                if accelerator.is_main_process or collective:
-                    at_once = stop or end
-                    save_checkpoint(checkpoints, method, groups, averages, position, folder, background=not at_once)
+                save(at_once=stop or end)
             if stop and (position.due or not end):
-                accelerator.wait_for_everyone()  # nobody leaves before the checkpoint is there
-                say(f"{name}: stopped at step {position.step} of {steps}; the same command goes on from here")
-                return Outcome(False, position, progress.images_per_second)
+                return stopped()
         freezer.release()
         save_generators(evaluated(), "last", folder, accelerator, position.step)
         for group in groups.values():
             group.close()
         return Outcome(True, position, progress.images_per_second)
+
+
+def _delivered(loader: Iterable[Batch], timeout: float) -> Generator[Batch | None]:
+    """The batches; None when a signal to stop comes while one is waited for. Closing it ends the loader's processes."""
+    if isinstance(loader, ReadAhead):
+        loader.patience = timeout
+    try:
+        yield from loader
+    except StopWaiting:
+        yield None
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ run = pathlib.Path(values["runs"]) / (name + "-" + config.parent.name)
 if name.startswith("waits"):
     got = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, lambda number, frame: got.append(number))
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: got.append(number))
     (config.parent / ("waiting" + os.environ.get("RANK", ""))).touch()
     while not got:
         time.sleep(0.02)

@@ -196,6 +196,27 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(here: Here) -> None:
     assert {state for _, state in here.by_name()} == {"finished"}
 
 
+def test_a_hang_up_under_nohup_ends_nothing(here: Here) -> None:
+    process = start(here, "--parallel", "7", ignoring="HUP", seconds=1.0)
+    until(lambda: list(here.folder.glob("runs/*/environment.json")))
+    process.send_signal(signal.SIGHUP)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, said
+    assert len(here.states()) == 7
+    assert {state for _, state in here.by_name()} == {"finished"}
+
+
+def test_the_background_of_a_script_is_deaf_to_ctrl_c_but_can_be_stopped(here: Here) -> None:
+    """A shell ignores SIGINT there, and what it starts inherits that; the runs are stopped by SIGINT all the same."""
+    process = start(here, "name=waits", ignoring="INT HUP")
+    until(lambda: len(list(here.folder.glob("sweeps/tasks/*/waiting"))) == 1)
+    process.send_signal(signal.SIGINT)  # not heard: one more than the SIGTERM below would stop at once
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert "saved after ['SIGINT']" in here.logs()
+
+
 def test_a_sweep_that_runs_is_not_started_twice(here: Here) -> None:
     process = start(here, "name=waits")
     until(lambda: len(list(here.folder.glob("sweeps/tasks/*/waiting"))) == 1)
@@ -238,13 +259,14 @@ def test_scratch_with_an_unset_variable_is_refused_at_once(here: Here, monkeypat
     assert not list(here.folder.glob("sweeps/submissions/*"))
 
 
-def start(here: Here, *words: str) -> subprocess.Popen[str]:
+def start(here: Here, *words: str, ignoring: str = "", seconds: float = 0.0) -> subprocess.Popen[str]:
     code = "import sys; from hpcdistill.command import run_command; from hpcdistill.sweep.jobs.submit import main\n"
     code += "from hpcdistill.sweep.jobs import local; local.visible_gpus = lambda: []; run_command(main)"
+    ignored = ["sh", "-c", f"trap '' {ignoring}; exec \"$@\"", "sh"] if ignoring else []
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", code, "toy.yaml", "--local", *words],
+        [*ignored, sys.executable, "-P", "-c", code, "toy.yaml", "--local", *words],
         cwd=here.folder,
-        env=os.environ | {"PYTHONPATH": str(CLONE)},
+        env=os.environ | {"PYTHONPATH": str(CLONE), "STAND_IN_SECONDS": str(seconds)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

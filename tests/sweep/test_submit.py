@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from toy_sweep import put_grid, put_slurm
 from hpcdistill.command import run_command
 from hpcdistill.config import load_config
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.jobs.submit import collect_command, main
+from hpcdistill.sweep.jobs.submit import _undisturbed, collect_command, main
 from hpcdistill.sweep.jobs.task import Command
 from hpcdistill.sweep.jobs.task_folder import utc
 from hpcdistill.sweep.plan_key import plan_key
@@ -695,3 +696,14 @@ def test_a_grid_from_elsewhere_is_known_by_its_name_afterwards(site: Site) -> No
     assert main(["own", *arguments]) == 0
     assert site.plan()["command"][0] == "own"
     assert Path(site.plan()["grids"]["own"]["path"]) == place
+
+
+def test_ctrl_c_that_was_ignored_interrupts_nothing() -> None:
+    """As in what a script runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with _undisturbed():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

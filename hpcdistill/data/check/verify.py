@@ -11,9 +11,9 @@ import os
 import tarfile
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,8 +110,11 @@ def verify(folder: Path) -> Report:
     for sample in index.samples:
         by_shard[sample.shard].append(sample)
     shards, pixels = [], []
-    with Progress(f"verifying {folder}", total=len(index.shards), unit="shards") as progress:
-        for report, found in _verify_shards(folder, index, by_shard):
+    with (
+        Progress(f"verifying {folder}", total=len(index.shards), unit="shards") as progress,
+        closing(_verify_shards(folder, index, by_shard)) as verified,
+    ):
+        for report, found in verified:
             shards.append(report)
             pixels += found
             progress.advance()
@@ -183,7 +186,7 @@ def _domain_faults(index: Index) -> Iterator[str]:
 
 def _verify_shards(
     folder: Path, index: Index, by_shard: dict[int, list[Sample]]
-) -> Iterator[tuple[ShardReport, list[Pixels]]]:
+) -> Generator[tuple[ShardReport, list[Pixels]]]:
     """A report for each shard, in order; a few shards are worked on at a time, whatever their number."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
         ahead: deque[tuple[Shard, list[Sample], Future[tuple[int, str]], list[Future[_Found]]]] = deque()

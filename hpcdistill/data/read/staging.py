@@ -41,6 +41,7 @@ LOCK = ".staged.lock"
 
 _THREADS = 4
 _COPYING, _IN_USE = 0, 1  # bytes of the lock file
+_LOOK = 0.2  # seconds between two looks at a lock that another process holds
 _REMEDY = "choose another folder (data.stage=DIR, or --to DIR), or read the data where they are"
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 _REASONS = {
@@ -88,7 +89,7 @@ def stage(place: str, scratch: Path, stopping: Callable[[], bool] = lambda: Fals
     content = index_content(place)
     digest = hashlib.sha256(content).hexdigest()
     folder = scratch / f"{index.recipe}-{index.split}-{digest[:12]}"
-    with _ONE_THREAD, _one_line(scratch, folder), _exclusive(folder):
+    with _ONE_THREAD, _one_line(scratch, folder), _exclusive(folder, stopping):
         stamps = _read_stamps(folder, digest)
         suspects = [shard for shard in index.shards if not _is_unchanged(folder, shard, stamps)]
         if suspects or not _has_bytes(folder / INDEX_NAME, content):
@@ -204,10 +205,10 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
+def _exclusive(folder: Path, stopping: Callable[[], bool]) -> Iterator[None]:
     """Keep other processes out of `folder`, which is made; afterwards this process still counts as its user."""
     before = _HELD.get(_key(folder))
-    handle = _locked(folder)
+    handle = _locked(folder, stopping)
     try:
         fcntl.lockf(handle, fcntl.LOCK_SH, 1, _IN_USE)  # only clean() locks it against this, and only inside
         yield
@@ -220,7 +221,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
             fcntl.lockf(handle, fcntl.LOCK_UN, 1, _COPYING)
 
 
-def _locked(folder: Path) -> TextIO:
+def _locked(folder: Path, stopping: Callable[[], bool]) -> TextIO:
     path, key = folder / LOCK, _key(folder)
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,11 +235,14 @@ def _locked(folder: Path) -> TextIO:
             continue
         _HELD[key] = handle
         try:
-            try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _COPYING)
-            except (BlockingIOError, PermissionError):
-                say(f"{folder}: waiting for {_holder(handle)}, which stages it")
-                fcntl.lockf(handle, fcntl.LOCK_EX, 1, _COPYING)
+            waited = False
+            while not _taken(handle):  # not one waiting call, which no signal could end
+                if not waited:
+                    say(f"{folder}: waiting for {_holder(handle)}, which stages it")
+                waited = True
+                if stopping():
+                    raise StagingStopped
+                time.sleep(_LOOK)
             if path.exists() and os.path.samestat(path.stat(), os.fstat(handle.fileno())):
                 handle.seek(0)
                 handle.truncate()
@@ -251,6 +255,15 @@ def _locked(folder: Path) -> TextIO:
             release(folder)
             raise
         release(folder)  # removed by clean() in the meantime: this is the lock of nothing
+
+
+def _taken(handle: TextIO) -> bool:
+    """Whether this process is now, or was already, the one that copies."""
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _COPYING)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def _holder(handle: TextIO) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from hpcdistill.console import say, warn
-from hpcdistill.ranks.environment import of_outer_step
+from hpcdistill.ranks.environment import of_outer_step, unignored
 from hpcdistill.sweep.grids.plan import Plan, PlannedRun
 from hpcdistill.sweep.jobs.arrays import Selection
 from hpcdistill.sweep.jobs.attempt import BEAT_S, EXIT_BLOCKED_LINE, EXIT_STOPPED, Attempt, teacher_run
@@ -39,12 +39,15 @@ class _Slot:
 
 
 class _Interrupts:
-    """Ctrl-C and SIGTERM, noted: the loop passes them on."""
+    """Ctrl-C, SIGTERM and a hang-up, noted: the loop passes them on. What `nohup` or a script ignores stays ignored."""
 
     def __init__(self) -> None:
         self.count = 0
         self._passed = 0
-        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        numbers = unignored((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        if signal.SIGINT not in numbers:  # but not by the runs, which would inherit it: they are stopped by SIGINT
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.count += 1

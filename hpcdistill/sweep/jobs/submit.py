@@ -332,7 +332,7 @@ def _undisturbed() -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, handler)
-    if pressed:
+    if pressed and handler is not signal.SIG_IGN:
         raise KeyboardInterrupt
 
 

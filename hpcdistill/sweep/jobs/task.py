@@ -110,8 +110,9 @@ class Task:
         again = stopped and not received.cancelled
         if again and restart_count() >= self.requeues:
             again, message = False, f"stopped, and has been in the queue {restart_count() + 1} times; submit again"
-        # The ranks that are left end with this code, the lost one of a signal, and srun with the larger of them.
-        lost = not stopped and (code == EXIT_RANK_LOST or (ranks > 1 and code < 0))
+        # The ranks that are left end with this code, the lost one of a signal, and srun with the larger of them. A run
+        # of one rank that was killed has its checkpoint, too.
+        lost = not stopped and (code == EXIT_RANK_LOST or code < 0)
         again = again or (lost and restart_count() < self.requeues)
         state = attempt.end(code, bool(received.all), message, again)
         if state == "finished":

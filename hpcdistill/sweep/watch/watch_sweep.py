@@ -230,7 +230,8 @@ def _stop_runners(sweep: Sweep) -> list[int]:
     for submission in sweep.submissions:
         if submission.local and submission.local[0] == socket.gethostname():
             name = f"the local runner of {submission.name}"
-            if _signal(submission.local[1], submission.time, signal.SIGINT, name):
+            # Not SIGINT, which it may ignore: a script starts so what it runs in the background.
+            if _signal(submission.local[1], submission.time, signal.SIGTERM, name):
                 stopped.append(submission.local[1])
     return stopped
 
