@@ -21,7 +21,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from hpcdistill.command import run_command
+from hpcdistill.command import UserPath, run_command
 from hpcdistill.console import out, say, warn
 from hpcdistill.errors import UserError
 
@@ -237,13 +237,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hpcdistill.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
+    parser.add_argument("--out", action=UserPath, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
     parser.add_argument(
         "--steps", type=_positive, metavar="N", help=f"steps of each student; default: as {VARIANT} says (1600)"
     )
     parser.add_argument(
         "--data",
-        type=Path,
+        action=UserPath,
         metavar="DIR",
         help="folder of packed sets, where photos/ lies or will be packed; default: $HPCDISTILL_DATA or data/packed",
     )

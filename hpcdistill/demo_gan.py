@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from hpcdistill.command import positive, run_command
+from hpcdistill.command import UserPath, positive, run_command
 from hpcdistill.console import out, say
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help=f"default: {DEFAULT_OUT}")
+    parser.add_argument("--out", action=UserPath, default=DEFAULT_OUT, metavar="DIR", help=f"default: {DEFAULT_OUT}")
     parser.add_argument("--steps", type=positive, metavar="N", help=f"default: as {VARIANT} says")
     return parser
 

@@ -13,6 +13,11 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))  # libraries quote over several lines; one is promised
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 image`, `2 images`: a number with its noun, which takes an s in the plural."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt `name`: `did you mean 'x'?`, or the valid names when none is close."""
     names = sorted(valid)

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from hpcdistill.command import run_command
+from hpcdistill.command import UserPath, run_command
 from hpcdistill.console import err, out, say
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.ranks.environment import rank, ranks
@@ -81,8 +81,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Super-resolution: PSNR and SSIM on luma, per image and mean, of a trained generator or of bicubic "
         "enlargement. Translation: FID and KID; for pairs also PSNR (RGB) and LPIPS.",
     )
-    parser.add_argument("model", nargs="?", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder or .safetensors")
-    parser.add_argument("--data", type=Path, required=True, help="packed data set, or (SR) folder of HR images")
+    parser.add_argument(
+        "model", nargs="?", action=UserPath, metavar="RUN_OR_CHECKPOINT", help="run folder or .safetensors"
+    )
+    parser.add_argument("--data", action=UserPath, required=True, help="packed data set, or (SR) folder of HR images")
     parser.add_argument("--baseline", metavar="NAME", help="evaluate this instead of a run: bicubic (give --scale)")
     parser.add_argument("--scale", type=int, help="super-resolution factor; a network knows its own")
     parser.add_argument(
@@ -101,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--which", choices=("best", "last"), default="best", help="which of a run's weights")
     parser.add_argument("--generator", metavar="NAME", help="which of a run's networks; default: its student")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--save-images", type=Path, metavar="DIR", help="write the outputs there as PNG")
+    parser.add_argument("--save-images", action=UserPath, metavar="DIR", help="write the outputs there as PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from hpcdistill.storage import user_place
+
+UserPlace = Annotated[str, AfterValidator(user_place)]  # a file or folder, `~` expanded, or an address as it is
 
 
 class Section(BaseModel):

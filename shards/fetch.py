@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from pathlib import Path
 
-from hpcdistill.command import positive, run_command
+from hpcdistill.command import UserPath, positive, run_command
 from hpcdistill.console import say
-from hpcdistill.data.images import MAX_PIXELS
+from hpcdistill.data.images import MAX_PIXELS, colour
 from hpcdistill.data.pack.fetching import fetch, obtain
 from hpcdistill.data.pack.recipes import load_recipe, recipe_names
 from hpcdistill.data.places import VARIABLE, data_root
@@ -27,7 +26,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--from",
         dest="origin",
-        type=Path,
+        action=UserPath,
         metavar="FILE_OR_FOLDER",
         help="your own copy: the archive, a folder of the archives, or a folder of the images; nothing is downloaded",
     )
@@ -41,7 +40,7 @@ def main(arguments: list[str]) -> None:
         help="an optional part too (div2k: lr, the official LR images, packed in place of computed ones)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help=f"folder of the packed set (default: ${VARIABLE}/RECIPE)"
+        "--out", action=UserPath, metavar="DIR", help=f"folder of the packed set (default: ${VARIABLE}/RECIPE)"
     )
     parser.add_argument("--no-pack", action="store_true", help="stop after unpacking")
     parser.add_argument(
@@ -50,6 +49,7 @@ def main(arguments: list[str]) -> None:
         default="stop",
         help="packing: what to do with a bad image (default: stop)",
     )
+    parser.add_argument("--flatten", metavar="COLOUR", help="packing: lay transparent pixels over it: white, #808080")
     parser.add_argument("--overwrite", action="store_true", help="packing: replace another data set in --out")
     parser.add_argument(
         "--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="packing: refuse images with more pixels"
@@ -72,6 +72,7 @@ def main(arguments: list[str]) -> None:
         on_error=options.on_error,
         overwrite=options.overwrite,
         max_pixels=options.max_pixels,
+        flatten=colour(options.flatten) if options.flatten is not None else None,
         processes=options.processes,
         **what,
     )

@@ -1,27 +1,71 @@
 """Reading images from anywhere without trusting them, and writing PNG with the same bytes every time.
 
-Only 8-bit gray, palette and RGB images are read: everything else (alpha, 16-bit, CMYK) would need a choice that is
-the user's to make, so it ends in one line that names the file and the remedy. The size in the header is checked
-before a pixel is decoded.
+Only 8-bit gray, palette and RGB images are read: everything else (transparency, 16-bit, CMYK) would need a choice that
+is the user's to make, so it ends in one line that names the file and the remedy. An alpha channel that is opaque
+everywhere needs none. The size in the header is checked before a pixel is decoded.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import struct
 import zlib
+from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from hpcdistill.data.jpeg import decode_plain, read_frame
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, counted
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp")
+# Images to most people, but not read here: a folder's are counted and named.
+UNREAD = frozenset(
+    [
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jxl",
+        ".jp2",
+        ".j2k",
+        ".jpf",
+        ".apng",
+        ".dib",
+        ".ico",
+        ".tga",
+        ".psd",
+        ".svg",
+        ".exr",
+        ".hdr",
+        ".pbm",
+        ".pgm",
+        ".ppm",
+        ".pnm",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".orf",
+        ".raf",
+        ".rw2",
+        ".npy",
+        ".npz",
+        ".mat",
+    ]
+)
 MAX_PIXELS = 80_000_000  # 240 MB as 8-bit RGB; packing one takes less than 1 GiB
+
+Colour = tuple[int, int, int]  # red, green, blue in 0..255
 
 # The limit here is `max_pixels`, checked on the header of every image; Pillow's own would cap it at 179 megapixels.
 Image.MAX_IMAGE_PIXELS = None
@@ -33,10 +77,12 @@ _DAMAGED = (
     *(struct.error, zlib.error),
 )
 _STRIP_PIXELS = 4_000_000
+_FOLDERS = 1000  # below a folder that are looked into for images that nobody asked for
 _PNG_LEVEL = 3  # of 9: within 1 % of the size of 6 (zlib-ng, photographs) in 40 % of its time
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 _REMEDIES = {
-    "alpha": ("has an alpha channel or transparent colours", "flatten it to RGB on a background of your choice"),
+    "alpha": ("has an alpha channel with transparent pixels", "flatten it to RGB, e.g. with --flatten white"),
     "deep": ("has 16 or more bits a channel", "convert it to 8-bit RGB"),
     "CMYK": ("is in CMYK", "convert it to 8-bit sRGB"),
     "F": ("has floating-point pixels", "convert it to 8-bit RGB"),
@@ -44,11 +90,18 @@ _REMEDIES = {
 }
 
 
-def read_rgb(source: Path | bytes, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def read_rgb(
+    source: Path | bytes,
+    name: str | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    background: Colour | None = None,
+) -> NDArray[np.uint8]:
     """Decode a file, or the content of one, to `[H, W, 3]` 8-bit RGB; EXIF orientation is applied.
 
-    8-bit gray and opaque palettes become RGB. `name` is what messages call the image (default: its path).
-    Raises UserError for anything that cannot be read, is larger than `max_pixels`, or is not 8-bit gray or RGB.
+    8-bit gray, palettes and an alpha of 255 everywhere become RGB; transparent pixels are laid over `background`.
+    `name` is what messages call the image (default: its path). Raises UserError for anything that cannot be read, is
+    larger than `max_pixels`, is not 8-bit gray or RGB, or is transparent without a `background`.
     """
     name = name or (str(source) if isinstance(source, Path) else "image")
     content = source if isinstance(source, bytes) else read_file(source, max_pixels=max_pixels)
@@ -59,7 +112,9 @@ def read_rgb(source: Path | bytes, name: str | None = None, *, max_pixels: int =
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             refusal = _refusal(image, max_pixels)
-            pixels = None if refusal else _decode(image)
+            pixels = None if refusal else _decode(image, background)
+            if pixels is None and not refusal:
+                refusal = "; ".join(_REMEDIES["alpha"])
     except _DAMAGED as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
@@ -69,6 +124,23 @@ def read_rgb(source: Path | bytes, name: str | None = None, *, max_pixels: int =
         raise UserError(f"{name}: {refusal}")
     assert pixels is not None
     return pixels
+
+
+def colour(text: str) -> Colour:
+    """The colour that `text` is, by its name or as #rrggbb; UserError for none, and for one that is transparent."""
+    try:
+        found = ImageColor.getrgb(text.strip())
+    except ValueError:
+        found = (0, 0, 0, 0)
+    if len(found) != 3:
+        raise UserError(f"--flatten {text}: is no opaque colour; give a name or #rrggbb, e.g. white or #808080")
+    return found[0], found[1], found[2]
+
+
+def carries_alpha(content: bytes) -> bool:
+    """True when the image that `content` holds has an alpha channel or a transparent colour."""
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        return _has_alpha(image)
 
 
 def read_packed(content: bytes, size: tuple[int, int], name: str, remedy: str) -> NDArray[np.uint8]:
@@ -131,15 +203,16 @@ def header_size(content: bytes) -> tuple[int, int] | None:
     return None
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The images directly in `folder`, in natural order (`img2` before `img10`), the same on every machine.
+def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """The images in `folder`, in natural order (`img2` before `img10`), the same on every machine.
 
-    Hidden files and other suffixes are left out. Raises UserError when there is no such folder or no image in it.
+    `recursive`: those of all folders below it too. Hidden files and folders and other suffixes are left out (see
+    `left_out`). Raises UserError when there is no such folder or no image in it.
     """
     if not folder.is_dir():
         state = "is a file, not a folder of images" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {state}; check the path")
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    entries = list(_entries(folder, recursive))
     named = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
     images = [entry for entry in named if entry.is_file()]
     for entry in named:
@@ -154,20 +227,38 @@ def list_images(folder: Path) -> list[Path]:
         elif other:
             hint = f"{hint}, found {', '.join(sorted(other))}: convert them to PNG"
         raise UserError(f"{folder}: no images in this folder; {hint}")
-    for path in images:
-        if not path.name.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in path.name):
-            raise UserError(f"{folder}: the file name {path.name!a} cannot be written as text; rename the file")
-    return sorted(images, key=lambda path: _natural(path.name))
+    places = {path: path.relative_to(folder).as_posix() for path in images}
+    for place in places.values():
+        if not place.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in place):
+            raise UserError(f"{folder}: the file name {place!a} cannot be written as text; rename the file")
+    return sorted(images, key=lambda path: _natural(places[path]))
 
 
-def other_suffixes(folder: Path) -> dict[str, int]:
+def other_suffixes(folder: Path, *, recursive: bool = False) -> dict[str, int]:
     """Suffixes of the files in `folder` that are images to most people but are not read here, with their counts."""
-    counts: dict[str, int] = {}
-    for entry in folder.iterdir():
-        suffix = entry.suffix.lower()
-        if suffix in (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".jp2", ".dng", ".npy"):
-            counts[suffix] = counts.get(suffix, 0) + 1
-    return counts
+    return dict(Counter(e.suffix.lower() for e in _entries(folder, recursive) if e.suffix.lower() in UNREAD))
+
+
+def left_out(folder: Path, take_folders: str, *, recursive: bool = False, apart: Collection[Path] = ()) -> str | None:
+    """One line about images below `folder` that are not read as its own, with the remedies; None when there are none.
+
+    They are in folders in it, which `take_folders` says how to have read, or of other formats. `apart` are folders
+    that are read by themselves.
+    """
+    parts, remedies = [], []
+    for inner in [] if recursive else sorted(filter(Path.is_dir, _entries(folder))):
+        if any(other == inner or inner in other.parents for other in apart):
+            continue
+        deep = itertools.islice(_folders(inner), _FOLDERS)
+        count = sum(_is_image(entry) for one in deep for entry in _entries(one))
+        if count:
+            parts.append(f"{inner.name}/ ({counted(count, 'image')})")
+            remedies = [take_folders]
+    others = other_suffixes(folder, recursive=recursive)
+    if others:
+        parts += [counted(count, f"{suffix} file") for suffix, count in sorted(others.items())]
+        remedies.append("convert files to PNG")
+    return f"{folder}: not read: {', '.join(parts)}; {', '.join(remedies)}" if parts else None
 
 
 def count_pixels(path: Path) -> int:
@@ -183,12 +274,18 @@ def count_pixels(path: Path) -> int:
         return 0
 
 
-def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """`[H, W, 3]` 8-bit RGB to PNG; the same bytes for the same pixels and the same Pillow and zlib."""
+def encode_png(image: NDArray[np.uint8], software: str = "") -> bytes:
+    """`[H, W, 3]` 8-bit RGB to PNG; the same bytes for the same pixels and the same Pillow and zlib.
+
+    With `software`, the file says that it was made by that.
+    """
     assert image.dtype == np.uint8
     assert image.shape[2:] == (3,)
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=_PNG_LEVEL)
+    about = PngInfo() if software else None
+    if about:
+        about.add_text("Software", software)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=_PNG_LEVEL, pnginfo=about)
     return buffer.getvalue()
 
 
@@ -208,30 +305,53 @@ def _refusal(image: Image.Image, max_pixels: int) -> str | None:
     if image.width * image.height > max_pixels:
         return _too_large(image.height, image.width, max_pixels)
     reason: str | None = None
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        reason = "alpha"
-    elif image.mode.startswith("I"):
+    if image.mode.startswith("I"):
         reason = "deep"
     elif image.mode in ("CMYK", "F"):
         reason = image.mode
     elif image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
         reason = "animated"
-    elif image.mode not in ("1", "L", "P", "RGB"):
+    elif image.mode not in ("1", "L", "P", "RGB", *_ALPHA_MODES):
         return f"has the colour mode {image.mode}; convert it to 8-bit RGB"
     return "; ".join(_REMEDIES[reason]) if reason else None
 
 
-def _decode(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels, turned as EXIF says; copies only where it must, as an image may have 80 megapixels."""
+def _decode(image: Image.Image, background: Colour | None) -> NDArray[np.uint8] | None:
+    """The pixels, turned as EXIF says, None for transparent ones without a background.
+
+    Copies only where it must, as an image may have 80 megapixels.
+    """
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    if _has_alpha(image):
+        opaque = _opaque(image, background)
+        if opaque is None:
+            return None
+        rgb = opaque
+    else:
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
     pixels = np.empty((rgb.height, rgb.width, 3), np.uint8)
     strip = max(1, _STRIP_PIXELS // rgb.width)
     for top in range(0, rgb.height, strip):  # in one go Pillow would hold two more copies
         bottom = min(top + strip, rgb.height)
         pixels[top:bottom] = np.asarray(rgb.crop((0, top, rgb.width, bottom)))
     return pixels
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in _ALPHA_MODES or "transparency" in image.info
+
+
+def _opaque(image: Image.Image, background: Colour | None) -> Image.Image | None:
+    """The image in RGB where no pixel is transparent, else laid over `background`; None without one."""
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    if rgba.getchannel("A").getextrema() != (255, 255):
+        if background is None:
+            return None
+        flat = Image.new("RGBA", rgba.size, (*background, 255))
+        flat.alpha_composite(rgba)
+        rgba = flat
+    return rgba.convert("RGB")
 
 
 def _too_large(height: int, width: int, max_pixels: int) -> str:
@@ -248,3 +368,31 @@ def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 def _has_images(folder: Path) -> bool:
     return any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir())
+
+
+def _is_image(entry: Path) -> bool:
+    return entry.suffix.lower() in SUFFIXES and entry.is_file()
+
+
+def _entries(folder: Path, recursive: bool = False) -> Iterator[Path]:
+    """What is in `folder`, or in it and all folders below, without what is hidden."""
+    for one in _folders(folder) if recursive else (folder,):
+        yield from (entry for entry in one.iterdir() if not entry.name.startswith("."))
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """`folder` and all below it, each once, however links lead around; hidden and locked ones are left out."""
+    seen, waiting = set(), [folder]
+    while waiting:
+        one = waiting.pop()
+        if (real := one.resolve()) in seen:
+            continue
+        seen.add(real)
+        try:
+            inner = [entry for entry in _entries(one) if entry.is_dir()]
+        except PermissionError:
+            if one == folder:
+                raise
+            continue
+        yield one
+        waiting += sorted(inner, reverse=True)

@@ -19,6 +19,7 @@ from pydantic import ValidationError, create_model
 
 from hpcdistill.config import OWN_KEYS, Loaded, RunConfig, carried_out_by, file_layers, load_config, parse_override
 from hpcdistill.methods import METHODS
+from hpcdistill.storage import user_path
 
 Values = dict[str, Any]
 _OF_A_KEY = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")  # `${data.crop}` and nothing else
@@ -56,7 +57,7 @@ class CellConfigs:
         layers = [(False, layer) for file in files for layer in self._file(file)]
         layers += [(_adds(override), self._override(override)) for override in overrides]
         config = self._checked(layers)
-        paths = tuple(Path(file) for file in files)
+        paths = tuple(user_path(file) for file in files)
         if config.teacher is None:
             return Loaded(config, paths, overrides)
         shared = [(False, _shared(layer)) for file in files[1:] for layer in self._file(file)]
@@ -70,7 +71,7 @@ class CellConfigs:
 
     def _file(self, file: str) -> list[Values]:
         if file not in self._files:
-            layers = file_layers(Path(file))
+            layers = file_layers(user_path(file))
             self._files[file] = [cast(Values, OmegaConf.to_container(layer, resolve=False)) for _, layer in layers]
         return self._files[file]
 

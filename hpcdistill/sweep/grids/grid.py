@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.storage import user_path
 from hpcdistill.sweep.grids.grid_file import CellSpec, GridFile, Part, read_grid_file
 
 GRIDS = Path("configs/grids")
@@ -123,7 +124,7 @@ def load_grid(path: Path) -> Grid:
 
 
 def _path_of(name: str) -> Path:
-    path = Path(name)
+    path = user_path(name)
     if path.suffix in (".yaml", ".yml") or path.parent != Path():
         if not path.is_file():
             near = nearest(path.name, [entry.name for entry in path.parent.glob("*.y*ml")] or [path.name])
@@ -146,7 +147,7 @@ def _included(path: Path, seen: tuple[Path, ...] = ()) -> list[Path]:
         return [path]
     files = []
     for name in content.include:
-        file = path.parent / name
+        file = path.parent / user_path(name, f"{path}: include:")
         if not file.is_file():
             near = nearest(file.name, [entry.name for entry in file.parent.glob("*.yaml") if entry != path])
             raise UserError(f"{path}: include: {file}: no such grid file; {near}")

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.settings import Section
+from hpcdistill.storage import user_path
 
 if TYPE_CHECKING:
     from hpcdistill.config import RunConfig
@@ -168,7 +169,7 @@ def load_profile(name: str) -> Profile:
 
 
 def _path_of(name: str) -> Path:
-    path = Path(name)
+    path = user_path(name, "--cluster")
     if path.suffix in (".yaml", ".yml") or path.parent != Path():
         if not path.is_file():
             known = [entry.name for entry in path.parent.glob("*.y*ml")] or [f"{CLUSTERS}/default.yaml"]

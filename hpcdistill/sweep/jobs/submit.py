@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcdistill.command import positive
+from hpcdistill.command import UserPath, positive
 from hpcdistill.console import out, say
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError
+from hpcdistill.storage import user_path
 from hpcdistill.sweep.grids.grid import EVERYTHING, Grid, load_grids
 from hpcdistill.sweep.jobs.profile import Profile, load_profile
 
@@ -95,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="show the plan and the job script; change nothing")
     parser.add_argument("--local", action="store_true", help="run on this machine's GPUs, or its CPU, not on SLURM")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the sweep keeps its files (default: sweeps)")
+    parser.add_argument(
+        "--folder", action=UserPath, default=FOLDER, help="where the sweep keeps its files (default: sweeps)"
+    )
     return parser
 
 
@@ -259,7 +262,7 @@ def _show(plan: Plan, grids: Sequence[Grid], profile: Profile, runs: Path, optio
 
 def _from_here(grid: str) -> str:
     """A grid's name, or its file from the root of the file system."""
-    return str(Path(grid).absolute()) if Path(grid).is_file() else grid
+    return str(user_path(grid).absolute()) if user_path(grid).is_file() else grid
 
 
 @contextlib.contextmanager

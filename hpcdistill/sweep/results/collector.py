@@ -16,10 +16,12 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from hpcdistill.command import UserPath
 from hpcdistill.config import configured_generators
 from hpcdistill.console import out, say, warn
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError
+from hpcdistill.storage import user_path
 from hpcdistill.sweep.grids.grid import load_grids
 from hpcdistill.sweep.grids.plan import Plan, make_plan
 from hpcdistill.sweep.results.collect import ResultTable, TableRow, collect
@@ -40,7 +42,7 @@ def main(arguments: list[str]) -> int:
     folders = [word for word in options.runs if word not in overrides]
     if len(folders) > 1:
         raise UserError(f"{' '.join(folders)}: one folder of runs is read at a time")
-    runs = Path(folders[0] if folders else "runs")
+    runs = user_path(folders[0] if folders else "runs")
     if options.data_root:
         os.environ[VARIABLE] = str(options.data_root)  # the configurations and the keys read it
     found = find_results(runs)
@@ -146,9 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--grid", nargs="+", metavar="GRID", help="grids of configs/grids, or files")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds of each cell (default: the grid's)")
-    parser.add_argument("--out", type=Path, default=Path("sweeps/report"), help="default: sweeps/report")
-    parser.add_argument("--folder", type=Path, default=Path("sweeps"), help="the sweep's files (default: sweeps)")
-    parser.add_argument("--data-root", type=Path, metavar="DIR", help=f"of the runs (default: ${VARIABLE})")
+    parser.add_argument("--out", action=UserPath, default=Path("sweeps/report"), help="default: sweeps/report")
+    parser.add_argument("--folder", action=UserPath, default=Path("sweeps"), help="the sweep's files (default: sweeps)")
+    parser.add_argument("--data-root", action=UserPath, metavar="DIR", help=f"of the runs (default: ${VARIABLE})")
     parser.add_argument("--strict", action="store_true", help="exit code 1 when a result.json is damaged")
     return parser
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.live import Live
 
+from hpcdistill.command import UserPath
 from hpcdistill.console import out, say, warn
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.sweep.watch.slurm_queue import Queue
@@ -57,8 +58,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit code: 0; 1 when a run has failed or a file is damaged; 2 for a mistake on the command line.",
     )
     parser.add_argument("grid", nargs="*", metavar="GRID", help="grids that were submitted (default: all)")
-    parser.add_argument("--folder", type=Path, default=Path("sweeps"), help="the sweep's folder (default: sweeps)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
+    parser.add_argument(
+        "--folder", action=UserPath, default=Path("sweeps"), help="the sweep's folder (default: sweeps)"
+    )
+    parser.add_argument("--runs", action=UserPath, default=Path("runs"), help="where the runs are (default: runs)")
     parser.add_argument("--all", action="store_true", help="every run, not only those that run or have failed")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--watch", action="store_true", help="keep showing it until nothing runs or waits, or Ctrl-C")

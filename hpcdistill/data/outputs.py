@@ -1,0 +1,75 @@
+"""Folders that commands write to, looked at before anything is written: nobody's files are written over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hpcdistill.data.images import SUFFIXES, encode_png
+from hpcdistill.data.index import INDEX_NAME
+from hpcdistill.errors import UserError
+from hpcdistill.storage import write_bytes
+
+_SOFTWARE = "hpcdistill"  # what a PNG that was saved here says; it may be replaced
+
+
+def check_apart(out: Path, inputs: Iterable[Path], what: str, option: str) -> None:
+    """UserError when `out` is one of the folders `inputs`, whatever links lead there.
+
+    Messages say that it is `what`, and to name another `option`.
+    """
+    real = out.resolve()
+    if any(real == path.resolve() for path in inputs):
+        raise UserError(f"{option} {out}: is {what}; name another folder, nothing is written there")
+
+
+def check_unoccupied(folder: Path, *, overwrite: bool = False) -> None:
+    """UserError when `folder`, which is to be packed into, holds something else than what packing makes.
+
+    Images are in the way even with `overwrite`; tar files and an index are `packing`'s to judge.
+    """
+    if not folder.is_dir() or (folder / INDEX_NAME).exists() or any(folder.glob(".shard-*.json")):
+        return
+    entries = [path for path in folder.iterdir() if not path.name.startswith(".") and path.suffix != ".tar"]
+    images = sorted(path.name for path in entries if path.suffix.lower() in SUFFIXES)
+    if images:
+        raise UserError(f"{folder}: holds images ({images[0]}), which are not packed among; choose another --out")
+    if entries and not overwrite:
+        name = min(path.name for path in entries)
+        raise UserError(f"{folder}: holds {name}, which was not packed here; choose another --out, or add --overwrite")
+
+
+def check_images_out(folder: Path, names: Iterable[str], inputs: Iterable[Path]) -> None:
+    """UserError when images saved in `folder` under `names` would lie among the `inputs`, or replace foreign ones."""
+    option = "--save-images"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{option} {folder}: is a file; name a folder")
+    check_apart(folder, inputs, "where the images are that are evaluated", option)
+    if (folder / INDEX_NAME).exists():
+        raise UserError(f"{option} {folder}: is a packed data set; name another folder")
+    for name in names:
+        path = image_path(folder, name)
+        if path.exists() and not _is_ours(path):
+            raise UserError(f"{option} {folder}: {path.name} is there, and was not saved by this command; name another")
+
+
+def save_image(folder: Path, name: str, image: NDArray[np.uint8]) -> None:
+    """Write `[H, W, 3]` 8-bit RGB as a PNG that says where it comes from, once `check_images_out` has passed."""
+    write_bytes(image_path(folder, name), encode_png(image, _SOFTWARE))
+
+
+def image_path(folder: Path, name: str) -> Path:
+    """Where `save_image` puts the image called `name`."""
+    return folder / f"{name}.png"
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return image.info.get("Software") == _SOFTWARE
+    except (OSError, SyntaxError, ValueError):
+        return False
