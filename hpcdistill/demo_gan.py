@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
     say(f"the GAN demo: from edges to photographs, minutes on two CPU cores; everything goes to {options.out}")
     # Imported only now: --help answers at once.
     from hpcdistill.config import load_config
+    from hpcdistill.data.outputs import check_page
     from hpcdistill.data.pack.recipes import load_recipe
     from hpcdistill.demo import read_stage
     from hpcdistill.models.registry import load_generator
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> int:
     from hpcdistill.train import run
 
     say("[1/3] drawing edges and packing the pairs", style="bold")
+    check_page(options.out / "report" / "index.html")
     packed = pack_pairs(options.out)
     write_random_vgg16(options.out / VGG)
     say("[2/3] training FESD-Pix2Pix: teacher, student and discriminator together", style="bold")

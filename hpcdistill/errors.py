@@ -13,9 +13,9 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))  # libraries quote over several lines; one is promised
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 image`, `2 images`: a number with its noun, which takes an s in the plural."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def plural(count: int, noun: str, several: str = "") -> str:
+    """`1 image`, `2 images`: a number with its noun, which takes an s in the plural unless `several` is it."""
+    return f"{count} {noun}" if count == 1 else f"{count} {several or noun + 's'}"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import math
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from hpcdistill.ranks.process_group import leave
 from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals, on_any_rank
 from hpcdistill.sweep.identity import identify, run_folder, selected_set, weights_file
 from hpcdistill.sweep.plan_key import plan_key
-from hpcdistill.sweep.requirements import check_present, needed_sets
+from hpcdistill.sweep.requirements import check_present, check_runs_apart, needed_sets
 from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.loop import place, train
 from hpcdistill.training.progress import NOTHING_MEASURED
@@ -90,6 +91,7 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
     with watch.main_first():  # a built-in set is packed once, by rank 0
         pack_missing(place for place in needed_sets(loaded) if not is_remote(place))
     check_present(loaded)
+    check_runs_apart(config)
     # What is wrong with the student is said before its teacher is trained for hours.
     configured_generators(loaded)
     identity = identify(loaded)
@@ -112,8 +114,8 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
     if result is not None:
         say(f"{config.name}: {folder.path} has finished already")
         for name in config.data.eval.keys() - (result["protocol"] or {}).get("test_sets", {}).keys():
-            place = config.data.eval[name]
-            say(f"{name} was not measured; `python -m hpcdistill.evaluate {folder.path} --data {place}`")
+            command = ["python", "-m", "hpcdistill.evaluate", str(folder.path), "--data", config.data.eval[name]]
+            say(f"{name} was not measured; `{shlex.join(command)}`")
         return result
     return _train(loaded, folder, {"short": identity.short, **identity.record}, frozen, signals)
 

@@ -10,6 +10,7 @@ from hpcdistill.console import out, say
 from hpcdistill.data.check.verify import data_sets
 from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.read.staging import clean, stage
+from hpcdistill.errors import plural
 from hpcdistill.storage import user_place
 
 
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> None:
         parser.error("give either data sets to copy, or --clean")
     if options.clean:
         removed = clean(options.to)
-        say(f"{options.to}: {len(removed)} staged data sets removed")
+        say(f"{options.to}: {plural(len(removed), 'staged data set')} removed")
         return
     for place in map(user_place, options.places):
         for one in [place] if is_remote(place) else map(str, data_sets(Path(place))):

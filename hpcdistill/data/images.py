@@ -22,7 +22,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from hpcdistill.data.jpeg import decode_plain, read_frame
-from hpcdistill.errors import UserError, counted
+from hpcdistill.errors import UserError, plural
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp")
 # Images to most people, but not read here: a folder's are counted and named.
@@ -252,11 +252,11 @@ def left_out(folder: Path, take_folders: str, *, recursive: bool = False, apart:
         deep = itertools.islice(_folders(inner), _FOLDERS)
         count = sum(_is_image(entry) for one in deep for entry in _entries(one))
         if count:
-            parts.append(f"{inner.name}/ ({counted(count, 'image')})")
+            parts.append(f"{inner.name}/ ({plural(count, 'image')})")
             remedies = [take_folders]
     others = other_suffixes(folder, recursive=recursive)
     if others:
-        parts += [counted(count, f"{suffix} file") for suffix, count in sorted(others.items())]
+        parts += [plural(count, f"{suffix} file") for suffix, count in sorted(others.items())]
         remedies.append("convert files to PNG")
     return f"{folder}: not read: {', '.join(parts)}; {', '.join(remedies)}" if parts else None
 

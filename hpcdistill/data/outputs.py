@@ -43,6 +43,12 @@ def check_unoccupied(folder: Path, *, overwrite: bool = False) -> None:
         raise UserError(f"{folder}: holds {name}, which was not packed here; choose another --out, or add --overwrite")
 
 
+def check_page(page: Path, option: str = "--out") -> None:
+    """UserError when the web page that a report is to be written to is somebody else's."""
+    if page.is_file() and b"hpcdistill" not in page.read_bytes():
+        raise UserError(f"{option} {page.parent}: its {page.name} is not a report of hpcdistill; name another folder")
+
+
 def check_images_out(folder: Path, names: Iterable[str], inputs: Iterable[Path]) -> None:
     """UserError when images saved in `folder` under `names` would lie among the `inputs`, or replace foreign ones."""
     option = "--save-images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,8 @@ def refetch(folder: Path) -> None:
     if not recipe.downloads and not recipe.builtin:
         raise UserError(
             f"{folder}: the recipe {recipe.name} has no public address; mend it with --from PACKED_COPY, "
-            f"or pack it again: `python shards/pack.py {recipe.name} --source IMAGES --out {out} --overwrite`"
+            f"or pack it again: `python shards/pack.py {recipe.name} --source IMAGES "
+            f"--out {shlex.quote(str(out))} --overwrite`"
         )
     obtain(recipe, out, parts=recipe.parts if official else ())
 

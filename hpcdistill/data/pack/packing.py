@@ -46,7 +46,7 @@ from hpcdistill.data.pack.sidecars import (
 )
 from hpcdistill.data.pack.sources import Source, find_sources, image_folders, unread
 from hpcdistill.data.progress import Progress
-from hpcdistill.errors import UserError, counted
+from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import replacing, sha256_file
 
 PACKER = 1  # raised when the same sources would give other bytes
@@ -298,8 +298,8 @@ def _resume(job: _Job, sources: list[Source], overwrite: bool) -> _State:
         state.add(finished)
     if state.shards:
         say(
-            f"{folder}: going on after {counted(len(state.shards), 'finished shard')} with "
-            f"{counted(len(state.samples), 'image')}"
+            f"{folder}: going on after {plural(len(state.shards), 'finished shard')} with "
+            f"{plural(len(state.samples), 'image')}"
         )
     kept = {shard.name for shard in state.shards}
     for path in folder.glob("shard-*.tar"):
@@ -395,12 +395,12 @@ def _report(index: Index, folder: Path, kept: int, seconds: float) -> None:
     size = sum(shard.length for shard in index.shards) / 1e6
     again = f" ({kept} of them by an earlier run)" if kept else ""
     say(
-        f"{folder}: {counted(len(index.samples), 'image')}{again}, shards: {len(index.shards)}, {size:.1f} MB, "
+        f"{folder}: {plural(len(index.samples), 'image')}{again}, shards: {len(index.shards)}, {size:.1f} MB, "
         f"{seconds:.1f} s; licence: {index.licence}"
     )
     if index.skipped:
         were = "was" if len(index.skipped) == 1 else "were"
-        warn(f"{counted(len(index.skipped), 'image')} {were} skipped: {', '.join(index.skipped)}")
+        warn(f"{plural(len(index.skipped), 'image')} {were} skipped: {', '.join(index.skipped)}")
 
 
 def _encoder() -> str:

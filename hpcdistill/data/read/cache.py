@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +99,8 @@ class PackedImages:
         place = self.images[image]
         path, source = self.sample(row, image)
         label = f"{path}: {place.role} of sample '{source}'"
-        remedy = f"find the damage with `python shards/verify.py {path.parent}` and pack the data set again"
+        folder = shlex.quote(str(path.parent))
+        remedy = f"find the damage with `python shards/verify.py {folder}` and pack the data set again"
         length = int(place.lengths[row])
         try:
             content = os.pread(self._file(int(place.shards[row])), length, int(place.offsets[row]))

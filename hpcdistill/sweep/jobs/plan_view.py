@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcdistill.console import out, say
+from hpcdistill.errors import plural
 from hpcdistill.sweep.grids.grid import Grid
 from hpcdistill.sweep.grids.plan import Plan, PlannedRun
 from hpcdistill.sweep.jobs.arrays import Array, Retry, Selection, Status
@@ -48,7 +49,7 @@ def show_arrays(plan: Plan, selection: Selection, arrays: Sequence[Array], scrip
     out.print(stages)
     say_left(selection, None)
     if arrays:
-        table = Table(title=f"{len(selection.chosen)} runs in {len(arrays)} job arrays")
+        table = Table(title=f"{plural(len(selection.chosen), 'run')} in {plural(len(arrays), 'job array')}")
         for head in ("array", "tasks", "at a time", "each asks for", "starts", "GPU hours"):
             table.add_column(head, overflow="fold")
         names = [array.name for array in arrays]

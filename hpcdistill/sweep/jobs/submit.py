@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from hpcdistill.command import UserPath, positive
 from hpcdistill.console import out, say
 from hpcdistill.data.places import VARIABLE, data_root
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import user_path
 from hpcdistill.sweep.grids.grid import EVERYTHING, Grid, load_grids
 from hpcdistill.sweep.jobs.profile import Profile, load_profile
@@ -218,7 +218,8 @@ def _submit(
             ids.append(tasks[0].partition("_")[0])
             submission.add_array(array.name, ids[-1], dependency, dict(zip(keys, tasks, strict=True)))
         say(
-            f"{array.name}: job {ids[-1]}, {len(tasks)} runs, {array.shape}" + (f", {dependency}" if dependency else "")
+            f"{array.name}: job {ids[-1]}, {plural(len(tasks), 'run')}, {array.shape}"
+            + (f", {dependency}" if dependency else "")
         )
     log = submission.path / "collect.log"
     # The configurations of the copy too, if they are all in it; the words say where things are here. The data
@@ -238,7 +239,7 @@ def _submit(
         )
         submission.note(collector=last)
     say(f"collect: job {last}, after all of them; its log {log}")
-    say(f"submitted {len(selection.chosen)} runs ({submission.path}); watch: python slurm/status.py")
+    say(f"submitted {plural(len(selection.chosen), 'run')} ({submission.path}); watch: python slurm/status.py")
     return 0
 
 

@@ -20,7 +20,7 @@ from hpcdistill.command import UserPath
 from hpcdistill.config import configured_generators
 from hpcdistill.console import out, say, warn
 from hpcdistill.data.places import VARIABLE
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import user_path
 from hpcdistill.sweep.grids.grid import load_grids
 from hpcdistill.sweep.grids.plan import Plan, make_plan
@@ -178,4 +178,6 @@ def _show(tables: Sequence[ResultTable], others: Sequence[RunResult]) -> None:
     if tables:
         out.print(shown)
     if others:
-        say(f"{len(others)} finished runs belong to none of these tables; they are listed at the report's end")
+        belong = "belongs" if len(others) == 1 else "belong"
+        listed = f"{plural(len(others), 'finished run')} {belong} to none of these tables"
+        say(f"{listed}; see the report's end")

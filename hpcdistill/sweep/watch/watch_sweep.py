@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -20,7 +21,7 @@ from rich.live import Live
 
 from hpcdistill.command import UserPath
 from hpcdistill.console import out, say, warn
-from hpcdistill.errors import UserError, nearest
+from hpcdistill.errors import UserError, nearest, plural
 from hpcdistill.sweep.watch.slurm_queue import Queue
 from hpcdistill.sweep.watch.status import TaskStatus, is_alive, parent_of, task_statuses
 from hpcdistill.sweep.watch.status_table import View, render, title
@@ -171,7 +172,10 @@ def cancel(sweep: Sweep) -> int:
     if not complaints:
         for job, status in jobs.items():
             say(f"{title(view, status)}: cancelled job {job} ({status.state})")
-    say(f"cancelled {0 if complaints else len(jobs)} jobs, stopped {ended} processes; submit again to go on")
+    say(
+        f"cancelled {plural(0 if complaints else len(jobs), 'job')}, "
+        f"stopped {plural(ended, 'process', 'processes')}; submit again to go on"
+    )
     return EXIT_FAILED if complaints else 0
 
 
@@ -224,14 +228,14 @@ def retry(sweep: Sweep, what: str) -> int:
         if submission.command is None:
             raise UserError(
                 f"{submission.folder / 'plan.json'}: does not say how it was submitted; run your command again, "
-                f"`python slurm/submit_ablations.py {' '.join(sorted(wanted))} --retry {what}`"
+                f"`python slurm/submit_ablations.py {shlex.join(sorted(wanted))} --retry {what}`"
             )
         commands.setdefault(submission.command, submission.name)
     from hpcdistill.sweep.jobs import submit
 
     code = 0
     for command, name in commands.items():
-        say(f"{name}: python slurm/submit_ablations.py {' '.join(command)} --retry {what}")
+        say(f"{name}: python slurm/submit_ablations.py {shlex.join(command)} --retry {what}")
         code = max(code, submit.main([*command, "--retry", what]))
     return code
 
