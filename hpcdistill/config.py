@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, create_model
 from torch import nn
 
 from hpcdistill.data.config import DataConfig
+from hpcdistill.data.places import data_root
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.methods import METHODS
 from hpcdistill.methods.base import MethodConfig
@@ -87,6 +88,7 @@ def load_config(arguments: Sequence[str]) -> Loaded:
     overrides = tuple(argument for argument in arguments if _is_override(argument))
     if not files:
         raise UserError("no configuration file given; e.g. configs/dssd/x4.yaml")
+    data_root()  # the files have the same variable in them: what is wrong with it is said by its name
     layers = [layer for file in files for layer in file_layers(file)]
     layers += [(_origin_of(override), parse_override(override)) for override in overrides]
     config = _checked(layers)

@@ -29,6 +29,7 @@ from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.pack.builtin import pack_missing
 from hpcdistill.data.read.readers import open_reader
 from hpcdistill.data.read.staging import StagingStopped
+from hpcdistill.errors import plural
 from hpcdistill.methods import METHODS
 from hpcdistill.methods.base import Method
 from hpcdistill.metrics.run_evaluators import open_evaluator
@@ -267,7 +268,7 @@ def _show(result: dict[str, Any]) -> None:
     """The result as a table, on rank 0."""
     if not is_main_process():
         return
-    title = f"{result['name']}-{result['identity']}: {result['steps']} steps, {result['seconds']:.0f} s"
+    title = f"{result['name']}-{result['identity']}: {plural(result['steps'], 'step')}, {result['seconds']:.0f} s"
     metrics = result["last"]["metrics"] if result["last"] else {}
     if not metrics:
         out.print(f"{title}; {NOTHING_MEASURED}", markup=False, soft_wrap=True)

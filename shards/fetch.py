@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> None:
         default="stop",
         help="packing: what to do with a bad image (default: stop)",
     )
+    parser.add_argument("--recursive", action="store_true", help="packing: take the images in folders below, too")
     parser.add_argument("--flatten", metavar="COLOUR", help="packing: lay transparent pixels over it: white, #808080")
     parser.add_argument("--overwrite", action="store_true", help="packing: replace another data set in --out")
     parser.add_argument(
@@ -57,14 +58,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--processes", type=positive, metavar="N", help="packing processes (default: all cores)")
     options = parser.parse_args(arguments)
     recipe = load_recipe(options.recipe)
-    what = {"origin": options.origin, "mirror": options.mirror, "parts": options.parts}
+    what = {key: getattr(options, key) for key in ("origin", "mirror", "parts", "recursive")}
     if options.no_pack:
         source = fetch(recipe, **what)
         if source is None:
             say(f"the recipe {recipe.name} ships inside {recipe.builtin}; there is nothing to fetch")
         else:
             official = " --lr official" if "lr" in options.parts else ""
-            say(f"next: python shards/pack.py {options.recipe} --source {shlex.quote(str(source))}{official}")
+            command = shlex.join(["python", "shards/pack.py", options.recipe, "--source", str(source)])
+            say(f"next: {command}{official}{' --recursive' * options.recursive}")
         return
     obtain(
         recipe,

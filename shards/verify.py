@@ -15,7 +15,7 @@ from hpcdistill.data.check.duplicates import Duplicate, Findings, find_duplicate
 from hpcdistill.data.check.repair import repair_by_fetching, repair_by_name, repair_index, repair_shards
 from hpcdistill.data.check.verify import Report, data_sets, verify
 from hpcdistill.data.fetch.location import join
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import user_place
 
 EXIT_FAULTS = 1
@@ -111,7 +111,7 @@ def _say_duplicates(duplicates: Sequence[Duplicate]) -> None:
     for duplicate in duplicates[:LISTED]:
         say(duplicate.line(), style="yellow")
     if len(duplicates) > LISTED:
-        say(f"and {len(duplicates) - LISTED} more groups of equal images; --json lists all", style="yellow")
+        say(f"and {plural(len(duplicates) - LISTED, 'more group')} of equal images; --json lists all", style="yellow")
 
 
 def _plain(reports: Sequence[Report], findings: Findings) -> dict[str, object]:

@@ -15,8 +15,8 @@ VARIABLE = "HPCDISTILL_DATA"
 
 
 def data_root() -> Path:
-    """The folder that everything lies in; the configurations read the same variable."""
-    return user_path(os.environ.get(VARIABLE) or "data/packed", VARIABLE)
+    """The folder that everything lies in. The configurations read the same variable: empty it would be the root `/`."""
+    return user_path(os.environ.get(VARIABLE, "data/packed"), VARIABLE)
 
 
 def sources_folder(recipe: str) -> Path:

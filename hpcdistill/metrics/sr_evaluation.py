@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpcdistill.console import warn
-from hpcdistill.data.images import Colour, left_out, list_images, read_rgb
+from hpcdistill.data.images import SUFFIXES, Colour, left_out, list_images, read_rgb
 from hpcdistill.data.index import INDEX_NAME, Index, Sample, load_index
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, plural
 from hpcdistill.metrics.psnr_ssim import Rule, luma_pair, psnr, ssim
 from hpcdistill.ops.bicubic import downsample_uint8, upsample
 from hpcdistill.ops.colour import luma
@@ -98,8 +98,10 @@ class FolderTestSet(SRImages):
     def __init__(self, path: Path, scale: int, background: Colour | None = None) -> None:
         self._files = hr_files(path)
         self._background = background
-        if line := left_out(self._files[0].parent, "name such a folder by itself"):
-            warn(line)
+        inside = self._files[0].parent
+        for line in (left_out(inside, "name such a folder by itself"), _beside(path, inside)):
+            if line:
+                warn(line)
         # Set14 holds ppt3.png, another copy ppt3.bmp: only names that clash keep their suffix.
         stems = [file.stem for file in self._files]
         names = [file.name if stems.count(file.stem) > 1 else file.stem for file in self._files]
@@ -171,6 +173,14 @@ def hr_files(folder: Path) -> list[Path]:
     """The HR images of a test set's folder, in natural order: of `folder/HR` where there is one."""
     inner = folder / "HR"
     return list_images(inner if inner.is_dir() else folder)
+
+
+def _beside(folder: Path, inside: Path) -> str | None:
+    """One line about images in `folder` itself, where those of its folder HR are taken."""
+    if inside == folder:
+        return None
+    count = sum(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+    return f"{folder}: not read: {plural(count, 'image')} beside {inside.name}/" if count else None
 
 
 class BicubicUpsampler(nn.Module):

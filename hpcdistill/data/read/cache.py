@@ -25,7 +25,7 @@ from hpcdistill.data.images import MAX_PIXELS, read_packed
 from hpcdistill.data.index import Index, Member, Sample
 from hpcdistill.data.progress import Progress
 from hpcdistill.data.read.augmentation import Pixels
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, plural
 from hpcdistill.ops.colour import luma_uint8
 
 _SHOW_PROGRESS_FROM = 1 << 26  # pixels; decoding fewer is over before anybody wonders
@@ -211,7 +211,7 @@ def check_memory(length: int, images: int) -> None:
     available = psutil.virtual_memory().available
     if needed > available:
         raise UserError(
-            f"data.cache=ram needs {needed / 2**30:.1f} GiB for {images} images"
+            f"data.cache=ram needs {needed / 2**30:.1f} GiB for {plural(images, 'image')}"
             f"{f' on {ranks} ranks' if ranks > 1 else ''}, {available / 2**30:.1f} GiB are free; set data.cache=none"
         )
 

@@ -42,9 +42,10 @@ def show_arrays(plan: Plan, selection: Selection, arrays: Sequence[Array], scrip
         stages.add_row(str(number), str(len(runs)), str(own), str(len(runs) - own), str(to_start), _hours(runs))
     reported = len({use[:2] for use, key in plan.cells.items() if key is None})
     cells = len({use[:2] for use in plan.cells})
+    wanted = sum(key is not None for key in plan.cells.values())
     stages.caption = (
-        f"{cells} cells, {reported} of them reported only; {sum(key is not None for key in plan.cells.values())} "
-        f"trainings wanted, {len(plan.runs)} distinct runs with teachers: {_hours(plan.runs.values())} GPU hours"
+        f"{plural(cells, 'cell')}, {reported} of them reported only; {plural(wanted, 'training')} wanted, "
+        f"{plural(len(plan.runs), 'distinct run')} with teachers: {_hours(plan.runs.values())} GPU hours"
     )
     out.print(stages)
     say_left(selection, None)

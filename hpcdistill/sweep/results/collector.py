@@ -178,6 +178,5 @@ def _show(tables: Sequence[ResultTable], others: Sequence[RunResult]) -> None:
     if tables:
         out.print(shown)
     if others:
-        belong = "belongs" if len(others) == 1 else "belong"
-        listed = f"{plural(len(others), 'finished run')} {belong} to none of these tables"
-        say(f"{listed}; see the report's end")
+        named = plural(len(others), "finished run")
+        say(f"belong to none of these tables, and are listed at the report's end: {named}")
