@@ -146,8 +146,8 @@ class Profile(Shape):
             raise UserError("does not fit the profile: train.device is cuda and gpus_per_node 0; give the runs a GPU")
         if train.device == "cpu" and shape.gpus_per_node:
             raise UserError(
-                f"does not fit the profile: train.device is cpu, and {plural(shape.gpus_per_node, 'GPU')} a node would be "
-                "idle; set gpus_per_node: 0, or take a profile for CPUs"
+                f"does not fit the profile: train.device is cpu, and {plural(shape.gpus_per_node, 'GPU')} a node would "
+                "be idle; set gpus_per_node: 0, or take a profile for CPUs"
             )
 
 
