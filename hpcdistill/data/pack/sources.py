@@ -179,6 +179,7 @@ def _folders(layout: dict[str, Folders]) -> list[str]:
 def _check_left_out(recipe: Recipe, root: Path, chosen: dict[str, Folders]) -> None:
     """Refuse a split that is there by half, which another layout would have taken whole."""
     taken = set(_folders(chosen))
+    taken |= {str(above) for folder in taken for above in PurePosixPath(folder).parents}  # val of val/A
     for layout in recipe.layouts:
         for split, roles in layout.items():
             folders = _folders({split: roles})
@@ -208,7 +209,10 @@ def _not_found(recipe: Recipe, source: Path) -> str:
                 what = f"the recipe {recipe.name}" if split == UNSPLIT else f"the split '{split}' of {recipe.name}"
                 if not all(_has_images(place / folder) for folder in folders):
                     return _half(place, folders, what)
-    known = "; or ".join(dict.fromkeys(" and ".join(map(_called, _folders(layout))) for layout in recipe.layouts))
+    families: dict[tuple[str, ...], dict[str, Folders]] = {}  # one layout for each form of a first split
+    for layout in recipe.layouts:
+        families.setdefault(tuple(_folders(dict([next(iter(layout.items()))]))), layout)
+    known = "; or ".join(" and ".join(map(_called, _folders(layout))) for layout in families.values())
     roots = [root for root in recipe.roots if root != "."]
     inside = f", or the same in its folder {' or '.join(roots)}" if roots else ""
     return f"{source}: no images of {recipe.name}; expected them in the folder's {known}{inside}; check the folder"
