@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import re
 import struct
 import zlib
@@ -246,17 +247,16 @@ def left_out(folder: Path, take_folders: str, *, recursive: bool = False, apart:
     that are read by themselves.
     """
     parts, remedies = [], []
-    for inner in [] if recursive else sorted(filter(Path.is_dir, _entries(folder))):
+    # Only what is not called an image is asked what it is: that would be a look at the disk for each of thousands.
+    others = (entry for entry in _entries(folder) if entry.suffix.lower() not in SUFFIXES)
+    for inner in [] if recursive else sorted(filter(Path.is_dir, others)):
         if any(other == inner or inner in other.parents for other in apart):
             continue
-        deep = itertools.islice(_folders(inner), _FOLDERS)
-        count = sum(_is_image(entry) for one in deep for entry in _entries(one))
-        if count:
+        if count := _images_below(inner):
             parts.append(f"{inner.name}/ ({plural(count, 'image')})")
             remedies = [take_folders]
-    others = other_suffixes(folder, recursive=recursive)
-    if others:
-        parts += [plural(count, f"{suffix} file") for suffix, count in sorted(others.items())]
+    if counts := other_suffixes(folder, recursive=recursive):
+        parts += [plural(count, f"{suffix} file") for suffix, count in sorted(counts.items())]
         remedies.append("convert files to PNG")
     return f"{folder}: not read: {', '.join(parts)}; {', '.join(remedies)}" if parts else None
 
@@ -370,6 +370,15 @@ def _has_images(folder: Path) -> bool:
     return any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir())
 
 
+def _images_below(folder: Path) -> int:
+    """How many images there are in `folder` and below it; 0 when it is locked."""
+    try:
+        folders = list(itertools.islice(_folders(folder), _FOLDERS))
+        return sum(_is_image(entry) for one in folders for entry in _entries(one))
+    except PermissionError:
+        return 0
+
+
 def _is_image(entry: Path) -> bool:
     return entry.suffix.lower() in SUFFIXES and entry.is_file()
 
@@ -385,7 +394,7 @@ def _folders(folder: Path) -> Iterator[Path]:
     seen, waiting = set(), [folder]
     while waiting:
         one = waiting.pop()
-        if (real := one.resolve()) in seen:
+        if (real := os.path.realpath(one)) in seen:
             continue
         seen.add(real)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,8 +23,8 @@ def check_apart(out: Path, inputs: Iterable[Path], what: str, option: str) -> No
 
     Messages say that it is `what`, and to name another `option`.
     """
-    real = out.resolve()
-    if any(real == path.resolve() for path in inputs):
+    real = os.path.realpath(out)
+    if any(real == os.path.realpath(path) for path in inputs):
         raise UserError(f"{option} {out}: is {what}; name another folder, nothing is written there")
 
 
