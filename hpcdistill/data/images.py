@@ -8,13 +8,9 @@ everywhere needs none. The size in the header is checked before a pixel is decod
 from __future__ import annotations
 
 import io
-import itertools
-import os
 import re
 import struct
 import zlib
-from collections import Counter
-from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,48 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from hpcdistill.data.folders import SUFFIXES, entries, other_suffixes
 from hpcdistill.data.jpeg import decode_plain, read_frame
-from hpcdistill.errors import UserError, plural
+from hpcdistill.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp")
-# Images to most people, but not read here: a folder's are counted and named.
-UNREAD = frozenset(
-    [
-        ".tif",
-        ".tiff",
-        ".gif",
-        ".heic",
-        ".heif",
-        ".avif",
-        ".jxl",
-        ".jp2",
-        ".j2k",
-        ".jpf",
-        ".apng",
-        ".dib",
-        ".ico",
-        ".tga",
-        ".psd",
-        ".svg",
-        ".exr",
-        ".hdr",
-        ".pbm",
-        ".pgm",
-        ".ppm",
-        ".pnm",
-        ".dng",
-        ".cr2",
-        ".cr3",
-        ".nef",
-        ".arw",
-        ".orf",
-        ".raf",
-        ".rw2",
-        ".npy",
-        ".npz",
-        ".mat",
-    ]
-)
 MAX_PIXELS = 80_000_000  # 240 MB as 8-bit RGB; packing one takes less than 1 GiB
 
 Colour = tuple[int, int, int]  # red, green, blue in 0..255
@@ -78,7 +36,6 @@ _DAMAGED = (
     *(struct.error, zlib.error),
 )
 _STRIP_PIXELS = 4_000_000
-_FOLDERS = 1000  # below a folder that are looked into for images that nobody asked for
 _PNG_LEVEL = 3  # of 9: within 1 % of the size of 6 (zlib-ng, photographs) in 40 % of its time
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
@@ -213,15 +170,15 @@ def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
     if not folder.is_dir():
         state = "is a file, not a folder of images" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {state}; check the path")
-    entries = list(_entries(folder, recursive))
-    named = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
+    found = list(entries(folder, recursive))
+    named = [entry for entry in found if entry.suffix.lower() in SUFFIXES]
     images = [entry for entry in named if entry.is_file()]
     for entry in named:
         if entry.is_symlink() and not entry.exists():
             raise UserError(f"{entry}: is a link to a file that is not there; mend or remove it")
     if not images:
         hint = f"expected files ending in {', '.join(SUFFIXES)}"
-        folders = sorted(entry.name for entry in entries if entry.is_dir() and _has_images(entry))
+        folders = sorted(entry.name for entry in found if entry.is_dir() and _has_images(entry))
         other = other_suffixes(folder)
         if folders:
             hint = f"its folders {', '.join(folders[:5])} have some: name one of them"
@@ -233,32 +190,6 @@ def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
         if not place.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in place):
             raise UserError(f"{folder}: the file name {place!a} cannot be written as text; rename the file")
     return sorted(images, key=lambda path: _natural(places[path]))
-
-
-def other_suffixes(folder: Path, *, recursive: bool = False) -> dict[str, int]:
-    """Suffixes of the files in `folder` that are images to most people but are not read here, with their counts."""
-    return dict(Counter(e.suffix.lower() for e in _entries(folder, recursive) if e.suffix.lower() in UNREAD))
-
-
-def left_out(folder: Path, take_folders: str, *, recursive: bool = False, apart: Collection[Path] = ()) -> str | None:
-    """One line about images below `folder` that are not read as its own, with the remedies; None when there are none.
-
-    They are in folders in it, which `take_folders` says how to have read, or of other formats. `apart` are folders
-    that are read by themselves.
-    """
-    parts, remedies = [], []
-    # Only what is not called an image is asked what it is: that would be a look at the disk for each of thousands.
-    others = (entry for entry in _entries(folder) if entry.suffix.lower() not in SUFFIXES)
-    for inner in [] if recursive else sorted(filter(Path.is_dir, others)):
-        if any(other == inner or inner in other.parents for other in apart):
-            continue
-        if count := _images_below(inner):
-            parts.append(f"{inner.name}/ ({plural(count, 'image')})")
-            remedies = [take_folders]
-    if counts := other_suffixes(folder, recursive=recursive):
-        parts += [plural(count, f"{suffix} file") for suffix, count in sorted(counts.items())]
-        remedies.append("convert files to PNG")
-    return f"{folder}: not read: {', '.join(parts)}; {', '.join(remedies)}" if parts else None
 
 
 def count_pixels(path: Path) -> int:
@@ -368,40 +299,3 @@ def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 def _has_images(folder: Path) -> bool:
     return any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir())
-
-
-def _images_below(folder: Path) -> int:
-    """How many images there are in `folder` and below it; 0 when it is locked."""
-    try:
-        folders = list(itertools.islice(_folders(folder), _FOLDERS))
-        return sum(_is_image(entry) for one in folders for entry in _entries(one))
-    except PermissionError:
-        return 0
-
-
-def _is_image(entry: Path) -> bool:
-    return entry.suffix.lower() in SUFFIXES and entry.is_file()
-
-
-def _entries(folder: Path, recursive: bool = False) -> Iterator[Path]:
-    """What is in `folder`, or in it and all folders below, without what is hidden."""
-    for one in _folders(folder) if recursive else (folder,):
-        yield from (entry for entry in one.iterdir() if not entry.name.startswith("."))
-
-
-def _folders(folder: Path) -> Iterator[Path]:
-    """`folder` and all below it, each once, however links lead around; hidden and locked ones are left out."""
-    seen, waiting = set(), [folder]
-    while waiting:
-        one = waiting.pop()
-        if (real := os.path.realpath(one)) in seen:
-            continue
-        seen.add(real)
-        try:
-            inner = [entry for entry in _entries(one) if entry.is_dir()]
-        except PermissionError:
-            if one == folder:
-                raise
-            continue
-        yield one
-        waiting += sorted(inner, reverse=True)

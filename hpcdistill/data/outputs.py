@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hpcdistill.data.images import SUFFIXES, encode_png
+from hpcdistill.data.folders import SUFFIXES
+from hpcdistill.data.images import encode_png
 from hpcdistill.data.index import INDEX_NAME
 from hpcdistill.errors import UserError
 from hpcdistill.storage import write_bytes
@@ -26,6 +27,21 @@ def check_apart(out: Path, inputs: Iterable[Path], what: str, option: str) -> No
     real = os.path.realpath(out)
     if any(real == os.path.realpath(path) for path in inputs):
         raise UserError(f"{option} {out}: is {what}; name another folder, nothing is written there")
+
+
+def check_packing(
+    out: Path, folders: Sequence[Path], inputs: Sequence[Path], *, splits: bool, overwrite: bool = False
+) -> None:
+    """UserError when the `folders` in `out`, one for each of the `splits`, cannot be packed into from `inputs`."""
+    if splits and (out / INDEX_NAME).exists():
+        raise UserError(f"{out}: holds a data set without splits; choose another --out")
+    inside = sorted(path.parent.name for path in out.glob(f"*/{INDEX_NAME}"))
+    if not splits and inside:  # they and an unsplit set in one folder would hide each other
+        raise UserError(f"{out}: holds the splits {', '.join(inside)} of another data set; choose another --out")
+    for folder in dict.fromkeys([out, *folders]):
+        check_apart(folder, inputs, "where the images are that are packed", "--out")
+    for folder in folders:
+        check_unoccupied(folder, overwrite=overwrite)
 
 
 def check_unoccupied(folder: Path, *, overwrite: bool = False) -> None:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpcdistill.console import warn
-from hpcdistill.data.images import SUFFIXES, Colour, left_out, list_images, read_rgb
+from hpcdistill.data.folders import beside, left_out
+from hpcdistill.data.images import Colour, list_images, read_rgb
 from hpcdistill.data.index import INDEX_NAME, Index, Sample, load_index
-from hpcdistill.errors import UserError, plural
+from hpcdistill.errors import UserError
 from hpcdistill.metrics.psnr_ssim import Rule, luma_pair, psnr, ssim
 from hpcdistill.ops.bicubic import downsample_uint8, upsample
 from hpcdistill.ops.colour import luma
@@ -99,7 +100,7 @@ class FolderTestSet(SRImages):
         self._files = hr_files(path)
         self._background = background
         inside = self._files[0].parent
-        for line in (left_out(inside, "name such a folder by itself"), _beside(path, inside)):
+        for line in (left_out(inside, "name such a folder by itself"), beside(path, inside)):
             if line:
                 warn(line)
         # Set14 holds ppt3.png, another copy ppt3.bmp: only names that clash keep their suffix.
@@ -173,14 +174,6 @@ def hr_files(folder: Path) -> list[Path]:
     """The HR images of a test set's folder, in natural order: of `folder/HR` where there is one."""
     inner = folder / "HR"
     return list_images(inner if inner.is_dir() else folder)
-
-
-def _beside(folder: Path, inside: Path) -> str | None:
-    """One line about images in `folder` itself, where those of its folder HR are taken."""
-    if inside == folder:
-        return None
-    count = sum(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
-    return f"{folder}: not read: {plural(count, 'image')} beside {inside.name}/" if count else None
 
 
 class BicubicUpsampler(nn.Module):

@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hpcdistill.data.folders import left_out, other_suffixes
 from hpcdistill.data.images import (
     carries_alpha,
     colour,
     count_pixels,
     encode_png,
     header_size,
-    left_out,
     list_images,
-    other_suffixes,
     read_rgb,
 )
 from hpcdistill.data.jpeg import decode_plain

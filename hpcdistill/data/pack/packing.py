@@ -29,7 +29,7 @@ from hpcdistill.console import say, warn
 from hpcdistill.data.fetch.disk import exclusive
 from hpcdistill.data.images import MAX_PIXELS, Colour
 from hpcdistill.data.index import INDEX_NAME, Index, Kind, Member, Sample, Shard, load_index, role_of
-from hpcdistill.data.outputs import check_apart, check_unoccupied
+from hpcdistill.data.outputs import check_packing
 from hpcdistill.data.pack.pack_pool import packed_ahead
 from hpcdistill.data.pack.packed_image import SCALES, PackedImage, padded
 from hpcdistill.data.pack.recipes import UNSPLIT, Recipe
@@ -140,17 +140,16 @@ def pack(
     else (unless `overwrite`) or the images themselves (always), for a full disk.
     """
     by_split = find_sources(recipe, source, official_lr=official_lr, recursive=recursive, background=flatten)
-    _check_layout(out, split=list(by_split) != [UNSPLIT])
-    root, folders = image_folders(recipe, source, recursive=recursive)
-    for folder in dict.fromkeys([out, *(out if split == UNSPLIT else out / split for split in by_split)]):
-        check_apart(folder, [source or root, root, *folders], "where the images are that are packed", "--out")
-    for split in by_split:
-        check_unoccupied(out if split == UNSPLIT else out / split, overwrite=overwrite)
+    folders = {split: out if split == UNSPLIT else out / split for split in by_split}
+    root, inputs = image_folders(recipe, source, recursive=recursive)
+    check_packing(
+        out, [*folders.values()], [source or root, root, *inputs], splits=UNSPLIT not in folders, overwrite=overwrite
+    )
     for line in unread(recipe, source, recursive=recursive):
         warn(line)
     done = {}
     for split, sources in by_split.items():
-        folder = out if split == UNSPLIT else out / split
+        folder = folders[split]
         job = _Job(
             recipe, split, folder, on_error, max_pixels, processes, shard_samples, shard_bytes, official_lr, flatten
         )
@@ -369,15 +368,6 @@ def _scales(sources: list[Source]) -> tuple[int, ...]:
     if roles[0] != "hr":
         return ()
     return tuple(sorted(int(role.removeprefix("lr")) for role in roles[1:])) or SCALES
-
-
-def _check_layout(out: Path, *, split: bool) -> None:
-    """An unsplit data set and splits in the same folder would hide each other."""
-    if split and (out / INDEX_NAME).exists():
-        raise UserError(f"{out}: holds a data set without splits; choose another --out")
-    inside = sorted(path.parent.name for path in out.glob(f"*/{INDEX_NAME}"))
-    if not split and inside:
-        raise UserError(f"{out}: holds the splits {', '.join(inside)} of another data set; choose another --out")
 
 
 def _clear(folder: Path) -> None:

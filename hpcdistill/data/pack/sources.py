@@ -7,7 +7,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hpcdistill.data.images import SUFFIXES, Colour, left_out, list_images
+from hpcdistill.data.folders import SUFFIXES, left_out
+from hpcdistill.data.images import Colour, list_images
 from hpcdistill.data.pack.recipes import OWN, UNSPLIT, Folders, Recipe, Role
 from hpcdistill.errors import UserError
 
