@@ -12,7 +12,7 @@ from PIL import Image
 
 from hpcdistill.data.folders import SUFFIXES
 from hpcdistill.data.images import encode_png
-from hpcdistill.data.index import INDEX_NAME
+from hpcdistill.data.index import INDEX_NAME, load_index
 from hpcdistill.errors import UserError
 from hpcdistill.storage import write_bytes
 
@@ -49,9 +49,10 @@ def check_unoccupied(folder: Path, *, overwrite: bool = False) -> None:
 
     Images are in the way even with `overwrite`; tar files and an index are `packing`'s to judge.
     """
-    if not folder.is_dir() or (folder / INDEX_NAME).exists() or any(folder.glob(".shard-*.json")):
+    if not folder.is_dir() or any(folder.glob(".shard-*.json")) or _is_packed(folder):
         return
     entries = [path for path in folder.iterdir() if not path.name.startswith(".") and path.suffix != ".tar"]
+    entries = [path for path in entries if path.name != INDEX_NAME]
     images = sorted(path.name for path in entries if path.suffix.lower() in SUFFIXES)
     if images:
         raise UserError(f"{folder}: holds images ({images[0]}), which are not packed among; choose another --out")
@@ -88,6 +89,14 @@ def save_image(folder: Path, name: str, image: NDArray[np.uint8]) -> None:
 def image_path(folder: Path, name: str) -> Path:
     """Where `save_image` puts the image called `name`."""
     return folder / f"{name}.png"
+
+
+def _is_packed(folder: Path) -> bool:
+    """True for an index of ours: a gallery of photographs may have an index.json as well."""
+    try:
+        return bool(load_index(folder))
+    except UserError:
+        return False
 
 
 def _is_ours(path: Path) -> bool:

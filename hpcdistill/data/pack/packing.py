@@ -135,9 +135,9 @@ def pack(
 
     Goes on where a killed run stopped; a data set that is complete already is left alone. `official_lr` packs the LR
     images that came with the set in place of computed ones; `recursive` those in folders below, too; `flatten` lays
-    transparent pixels over that colour. `processes`: see `pack_pool.packed_ahead`; a training
-    process passes 1. Raises UserError for bad images (unless `on_error` is "skip"), for an `out` that holds something
-    else (unless `overwrite`) or the images themselves (always), for a full disk.
+    transparent pixels over that colour. `processes`: see `pack_pool.packed_ahead`; a training process passes 1. Raises
+    UserError for bad images (unless `on_error` is "skip"), for an `out` that holds something else (unless `overwrite`)
+    or the images themselves (always), for a full disk.
     """
     by_split = find_sources(recipe, source, official_lr=official_lr, recursive=recursive, background=flatten)
     folders = {split: out if split == UNSPLIT else out / split for split in by_split}
