@@ -117,7 +117,11 @@ def check_fits(plan: Plan, profile: Profile, name: str) -> None:
 
 
 def runs_folder(plan: Plan) -> Path:
-    """Where all runs of the plan are put."""
+    """Where all runs of the plan are put. UserError for several folders, and for a data set that the runs read."""
+    from hpcdistill.sweep.requirements import check_runs_apart
+
+    for run in plan.runs.values():
+        check_runs_apart(run.loaded.config)
     folders = sorted({run.loaded.config.runs for run in plan.runs.values()})
     if len(folders) > 1:
         raise UserError(f"runs: the cells name different folders ({', '.join(folders)}); name one, e.g. runs=runs")
