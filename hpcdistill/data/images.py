@@ -254,35 +254,31 @@ def _decode(image: Image.Image, background: Colour | None) -> NDArray[np.uint8] 
     """
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
-    if _has_alpha(image):
-        opaque = _opaque(image, background)
-        if opaque is None:
-            return None
-        rgb = opaque
-    else:
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-    pixels = np.empty((rgb.height, rgb.width, 3), np.uint8)
-    strip = max(1, _STRIP_PIXELS // rgb.width)
-    for top in range(0, rgb.height, strip):  # in one go Pillow would hold two more copies
-        bottom = min(top + strip, rgb.height)
-        pixels[top:bottom] = np.asarray(rgb.crop((0, top, rgb.width, bottom)))
+    alpha = _has_alpha(image)
+    image = image if image.mode == ("RGBA" if alpha else "RGB") else image.convert("RGBA" if alpha else "RGB")
+    clear = alpha and image.getchannel("A").getextrema() != (255, 255)
+    if clear and background is None:
+        return None
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    strip = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, strip):  # in one go Pillow would hold two more copies
+        bottom = min(top + strip, image.height)
+        part = image.crop((0, top, image.width, bottom))
+        if clear and background is not None:
+            part = _laid_over(background, part)
+        pixels[top:bottom] = np.asarray(part)[..., :3]
     return pixels
+
+
+def _laid_over(background: Colour, image: Image.Image) -> Image.Image:
+    """The image, RGBA, on that colour."""
+    flat = Image.new("RGBA", image.size, (*background, 255))
+    flat.alpha_composite(image)
+    return flat
 
 
 def _has_alpha(image: Image.Image) -> bool:
     return image.mode in _ALPHA_MODES or "transparency" in image.info
-
-
-def _opaque(image: Image.Image, background: Colour | None) -> Image.Image | None:
-    """The image in RGB where no pixel is transparent, else laid over `background`; None without one."""
-    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-    if rgba.getchannel("A").getextrema() != (255, 255):
-        if background is None:
-            return None
-        flat = Image.new("RGBA", rgba.size, (*background, 255))
-        flat.alpha_composite(rgba)
-        rgba = flat
-    return rgba.convert("RGB")
 
 
 def _too_large(height: int, width: int, max_pixels: int) -> str:

@@ -322,7 +322,9 @@ def test_an_alpha_that_is_opaque_everywhere_is_dropped(content: bytes, expected:
     np.testing.assert_array_equal(read_rgb(content, background=(255, 0, 0)), expected)
 
 
-def test_transparent_pixels_are_laid_over_a_colour() -> None:
+@pytest.mark.parametrize("strip", [4_000_000, 4])
+def test_transparent_pixels_are_laid_over_a_colour(monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
+    monkeypatch.setattr("hpcdistill.data.images._STRIP_PIXELS", strip)
     image = Image.new("RGBA", (4, 2), (200, 100, 0, 255))
     image.putpixel((0, 0), (9, 9, 9, 0))
     image.putpixel((1, 0), (255, 255, 255, 51))  # a fifth
