@@ -10,11 +10,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpcdistill.console import err
 from hpcdistill.errors import UserError
 from hpcdistill.ranks.environment import adopt_slurm, check_ranks, rank, ranks
+from hpcdistill.storage import user_path
 
 if TYPE_CHECKING:
     from hpcdistill.ranks.watch import RankWatch
@@ -93,6 +94,17 @@ def positive(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]{0,17}", text):
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number, 1 or more")
     return int(text)
+
+
+class UserPath(argparse.Action):
+    """For argparse: a path, or a list of them, read by `user_path`. A `type` could not say its error in one line."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        name = option or ""
+        paths = [user_path(value, name) for value in values] if isinstance(values, list) else values
+        setattr(namespace, self.dest, user_path(paths, name) if isinstance(paths, str) else paths)
 
 
 def fail(message: str, code: int = EXIT_USER_ERROR) -> NoReturn:

@@ -22,11 +22,13 @@ from pydantic import Field, ValidationError, create_model
 from torch import nn
 
 from hpcdistill.data.config import DataConfig
+from hpcdistill.data.places import data_root
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.methods import METHODS
 from hpcdistill.methods.base import MethodConfig
 from hpcdistill.metrics.config import EvalConfig
-from hpcdistill.settings import LONGEST_NAME, Section, operational
+from hpcdistill.settings import LONGEST_NAME, Section, UserPlace, operational
+from hpcdistill.storage import user_path
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.yaml_values import DEEPEST, dump_yaml, load_yaml
 
@@ -46,7 +48,7 @@ _WRITTEN = {"allow_objects": True}  # OmegaConf's leave for numbers that remembe
 class TeacherConfig(Section):
     """The run that a student learns from; it is found by its identity, or trained first."""
 
-    config: str = Field(description="the teacher's configuration file, relative to the file that names it")
+    config: UserPlace = Field(description="the teacher's configuration file, relative to the file that names it")
     checkpoint: Literal["best", "last"] = Field("last", description="which of its weights are used")
     overrides: dict[str, Any] = Field({}, description="values merged over the teacher's configuration")
 
@@ -60,11 +62,11 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="of initial weights, sample order and augmentation")
     method: MethodConfig
     teacher: TeacherConfig | None = operational(None, "the run this one learns from")
-    init: dict[str, str] = operational({}, "generator -> .safetensors file or run folder that it starts from")
+    init: dict[str, UserPlace] = operational({}, "generator -> .safetensors file or run folder that it starts from")
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
-    runs: str = operational("runs", "folder of the run folders")
+    runs: UserPlace = operational("runs", "folder of the run folders")
 
     def dump(self) -> dict[str, Any]:
         """Plain values, ready for YAML; the method's own fields included."""
@@ -92,10 +94,11 @@ def load_config(arguments: Sequence[str], origins: Mapping[str, str] = MappingPr
     `origins`: where an override is from, for messages, when that is not the command line.
     Raises UserError for a missing or damaged file, a wrong key or an impossible value.
     """
-    files = tuple(Path(argument) for argument in arguments if not is_override(argument))
+    files = tuple(user_path(argument) for argument in arguments if not is_override(argument))
     overrides = tuple(argument for argument in arguments if is_override(argument))
     if not files:
         raise UserError("no configuration file given; e.g. configs/dssd/x4.yaml")
+    data_root()  # the files have the same variable in them: what is wrong with it is said by its name
     layers = [layer for file in files for layer in file_layers(file)]
     layers += [(_origin_of(override, origins), parse_override(override)) for override in overrides]
     config = _checked(layers)
@@ -119,7 +122,7 @@ def split_runs(arguments: Sequence[str]) -> list[list[str]]:
     runs: list[list[str]] = []
     for argument in arguments:
         begins = not is_override(argument) and any(
-            _has(layer, ("method", "name")) for _, layer in file_layers(Path(argument))
+            _has(layer, ("method", "name")) for _, layer in file_layers(user_path(argument))
         )
         if begins or not runs:
             runs.append([])
@@ -205,10 +208,10 @@ def file_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str, 
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise UserError(f"{path}: extends: expected a file name or a list of file names, got {json.dumps(parents)}")
     for parent in parents:
-        yield from file_layers(path.parent / parent, (*seen, path.resolve()))
+        yield from file_layers(path.parent / user_path(parent, f"{path}: extends:"), (*seen, path.resolve()))
     teacher = values.get("teacher")
     if isinstance(teacher, dict) and isinstance(teacher.get("config"), str):
-        teacher["config"] = str(path.parent / teacher["config"])
+        teacher["config"] = str(path.parent / user_path(teacher["config"], f"{path}: teacher.config:"))
     yield str(path), values
 
 

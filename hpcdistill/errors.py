@@ -24,6 +24,11 @@ class LostProcess(UserError):
     code = 71
 
 
+def plural(count: int, noun: str, several: str = "") -> str:
+    """`1 image`, `2 images`: a number with its noun, which takes an s in the plural unless `several` is it."""
+    return f"{count} {noun}" if count == 1 else f"{count} {several or noun + 's'}"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt `name`: `did you mean 'x'?`, or the valid names when none is close, or that none is."""
     names = sorted(valid)

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import math
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.pack.builtin import pack_missing
 from hpcdistill.data.read.readers import open_reader
 from hpcdistill.data.read.staging import StagingStopped
+from hpcdistill.errors import plural
 from hpcdistill.methods import METHODS
 from hpcdistill.methods.base import Method
 from hpcdistill.metrics.reference import BICUBIC, below_bicubic, bicubic_value
@@ -39,7 +41,7 @@ from hpcdistill.ranks.process_group import leave
 from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals, on_any_rank
 from hpcdistill.sweep.identity import Identity, identify, of_another_length, run_folder, selected_set, weights_file
 from hpcdistill.sweep.plan_key import plan_key
-from hpcdistill.sweep.requirements import check_present, needed_sets
+from hpcdistill.sweep.requirements import check_present, check_runs_apart, needed_sets
 from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.loop import place, train
 from hpcdistill.training.progress import NOTHING_MEASURED
@@ -91,6 +93,7 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
     with watch.main_first():  # a built-in set is packed once, by rank 0
         pack_missing(place for place in needed_sets(loaded) if not is_remote(place))
     check_present(loaded)
+    check_runs_apart(config)
     # What is wrong with the student is said before its teacher is trained for hours.
     configured_generators(loaded)
     identity = identify(loaded)
@@ -113,8 +116,8 @@ def run(loaded: Loaded, signals: StopSignals | None = None) -> dict[str, Any] | 
     if result is not None:
         say(f"{config.name}: {folder.path} has finished already")
         for name in config.data.eval.keys() - ((result.get("protocol") or {}).get("test_sets") or {}).keys():
-            place = config.data.eval[name]
-            say(f"{name} was not measured; `python -m hpcdistill.evaluate {folder.path} --data {place}`")
+            command = ["python", "-m", "hpcdistill.evaluate", str(folder.path), "--data", config.data.eval[name]]
+            say(f"{name} was not measured; `{shlex.join(command)}`")
         return result
     if not folder.path.exists() and accelerator.is_main_process:
         _say_what_is_near(loaded, identity)
@@ -288,9 +291,8 @@ def _show(result: dict[str, Any]) -> None:
     """The result as a table, on rank 0."""
     if not is_main_process():
         return
-    title = (
-        f"{result['name']}-{result.get('identity')}: {result.get('steps')} steps, {result.get('seconds') or 0:.0f} s"
-    )
+    steps = plural(result["steps"], "step") if isinstance(result.get("steps"), int) else "None steps"
+    title = f"{result['name']}-{result.get('identity')}: {steps}, {result.get('seconds') or 0:.0f} s"
     measured = {which: result.get(which) or {"step": None, "metrics": {}} for which in ("best", "last")}
     metrics = measured["last"]["metrics"]
     if not metrics:

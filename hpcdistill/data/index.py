@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -88,8 +89,16 @@ def load_index(folder: Path) -> Index:
         if inside:
             raise UserError(f"{folder}: has the splits {', '.join(inside)}; name one, e.g. {folder / inside[0]}")
         state = "is not a packed data set (no index.json)" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder}: {state}; pack one with `python shards/pack.py RECIPE --source DIR --out {folder}`")
+        raise UserError(f"{folder}: {state}; pack one with `{_packing(folder)}`")
     return parse_index(path.read_bytes(), str(path))
+
+
+def _packing(folder: Path) -> str:
+    """The command that packs what belongs in `folder`: into another, where that holds something already."""
+    if not folder.is_dir() or not any(not path.name.startswith(".") for path in folder.iterdir()):
+        return f"python shards/pack.py RECIPE --source DIR --out {shlex.quote(str(folder))}"
+    packed = folder.absolute().with_name(f"{folder.absolute().name}-packed")
+    return f"python shards/pack.py RECIPE --source {shlex.quote(str(folder))} --out {shlex.quote(str(packed))}"
 
 
 def parse_index(content: bytes, name: str) -> Index:

@@ -15,14 +15,13 @@ from rich.progress import track
 from torch import nn
 
 from hpcdistill.console import err, say
-from hpcdistill.data.images import encode_png
-from hpcdistill.errors import UserError
+from hpcdistill.data.outputs import check_images_out, save_image
+from hpcdistill.errors import plural
 from hpcdistill.metrics.real_side import Real, load_translation_index, real_side
 from hpcdistill.metrics.run_evaluators import BACKWARDS, check_size, features_if_there, lpips_if_there
 from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol, TranslationResult
 from hpcdistill.ranks import watch
-from hpcdistill.storage import write_bytes
 from hpcdistill.yaml_values import load_yaml
 
 DEFAULT_SIZE = 256  # pixels
@@ -84,11 +83,13 @@ def evaluate_translation(
         ranks,
         backwards=backwards,
     )
+    if save_images is not None:
+        check_images_out(save_images, _names(evaluator, backwards), [folder])
     result = evaluator.evaluate(generator, "data", backwards, _at_work)
     if save_images is not None:
         with shared_work(ranks, device):
             _save(evaluator, generator, backwards, save_images)
-        say(f"wrote {result.images} images to {save_images}")
+        say(f"wrote {plural(result.images, 'image')} to {save_images}")
     about = evaluator.describe()
     if "real_images" in about:
         about["real_images"] = len(evaluator.real["data", backwards])
@@ -112,24 +113,27 @@ def _wanted(asked: bool | None, configured: bool | None) -> bool:
 
 
 def _save(evaluator: TranslationEvaluator, generator: nn.Module, backwards: bool, folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--save-images {folder}: is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    count = evaluator.count("data", backwards)
-    names = _unique([evaluator.name("data", number, backwards) for number in range(count)])
-    mine = range(evaluator.rank, count, evaluator.ranks)
+    names = _names(evaluator, backwards)
+    mine = range(evaluator.rank, len(names), evaluator.ranks)
     hidden = evaluator.rank > 0 or not err.moves
     for number in track(mine, "writing", console=err, transient=True, disable=hidden):
         watch.progress()
         [image] = evaluator.translations(generator, "data", [number], backwards)
         pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
-        write_bytes(folder / f"{names[number]}.png", encode_png(pixels))
+        save_image(folder, names[number], pixels)
 
 
 def _at_work() -> bool:
     """A `stop` that never stops, and shows the other ranks that this one goes on."""
     watch.progress()
     return False
+
+
+def _names(evaluator: TranslationEvaluator, backwards: bool) -> list[str]:
+    """What the translated images are saved as."""
+    count = evaluator.count("data", backwards)
+    return _unique([evaluator.name("data", number, backwards) for number in range(count)])
 
 
 def _unique(names: Sequence[str]) -> list[str]:

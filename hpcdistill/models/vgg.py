@@ -16,7 +16,7 @@ from hpcdistill.data.fetch.weights import find_weights
 from hpcdistill.errors import UserError
 from hpcdistill.models.weights_file import PYTORCH, is_safetensors, kind_of
 from hpcdistill.ops.repeatable import largest_of_four, reflection_pad
-from hpcdistill.storage import sha256_file
+from hpcdistill.storage import sha256_file, user_path
 
 PERCEPTUAL: Final = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")  # FESD, section 2.3.2
 
@@ -138,7 +138,7 @@ def load_vgg16(
         path = _stlpips_file()
         origin = "stlpips-pytorch trunk"
     else:
-        path = Path(source)
+        path = user_path(source, "VGG16's weights")
         if not path.is_file():
             raise UserError(f"{path}: no such file; VGG16's weights are '{_PLAIN}', '{_SHIFT_TOLERANT}' or a file")
         origin = f"{path.name} (sha256 {sha256_file(path)[:8]})"

@@ -27,7 +27,7 @@ from torch._C._distributed_c10d import HashStore
 from hpcdistill.console import say
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Group
-from hpcdistill.storage import JSON_OBJECT, parse_json
+from hpcdistill.storage import JSON_OBJECT, parse_json, user_path
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.group import TrainedGroup, _outputs_to_fp32
 
@@ -79,7 +79,7 @@ def requested_settings(config: TrainConfig) -> dict[str, Any] | None:
             )
     if file is None:
         return None
-    settings = _read(Path(file))
+    settings = _read(user_path(file, "train.deepspeed"))
     if config.precision == "fp16":
         raise UserError("train.precision: fp16 is not supported under DeepSpeed; use bf16 or fp32")
     if importlib.util.find_spec("deepspeed") is None:

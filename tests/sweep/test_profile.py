@@ -121,7 +121,7 @@ def test_the_first_pattern_gives_a_runs_shape() -> None:
         ({"gpus_per_node": 32}, [], "cannot be cut over 32 ranks"),
         ({"gpus_per_node": 4}, ["train.accumulation=3"], "into 3 equal micro-batches"),
         ({"gpus_per_node": 0}, ["train.device=cuda"], "train.device is cuda and gpus_per_node 0"),
-        ({}, ["train.device=cpu"], "train.device is cpu, and 1 GPUs a node would be idle"),
+        ({}, ["train.device=cpu"], "train.device is cpu, and 1 GPU a node would be idle"),
         ({"shapes": {"dssd-*": {"nodes": 5}}}, [], "over 5 ranks"),
         ({"nodes": 2, "gpus_per_node": 8}, [], None),
         ({"gpus_per_node": 0}, [], None),

@@ -707,3 +707,21 @@ def test_ctrl_c_that_was_ignored_interrupts_nothing() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_runs_are_not_submitted_into_their_data(site: Site) -> None:
+    with pytest.raises(UserError, match=r"runs data/toy: is a data set of this run; name another folder"):
+        site.submit("--dry-run", "runs=data/toy")
+
+
+def test_the_home_sign_in_a_sweep(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither sh nor zsh expands it in `runs=~/x`; the sweep's own folder and the profile are paths as well."""
+    home = site.folder / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (site.folder / "here.yaml").rename(home / "here.yaml")
+    assert main(["toy.yaml", "--cluster", "~/here.yaml", "--folder", "~/sweeps", "runs=~/runs"]) == 0
+    assert (home / "sweeps" / "submissions").is_dir()
+    assert not (site.folder / "~").exists()
+    task = json.loads(next((home / "sweeps").rglob("config.json")).read_text())
+    assert task["runs"] == str(home / "runs")

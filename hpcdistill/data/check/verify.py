@@ -24,7 +24,7 @@ from hpcdistill.data.images import MAX_PIXELS, read_rgb
 from hpcdistill.data.index import INDEX_NAME, Index, Kind, Member, Sample, Shard, load_index, role_of
 from hpcdistill.data.pack.pack_pool import available_cores
 from hpcdistill.data.progress import Progress
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import sha256_file
 
 _REMEDY = "mend it with --repair, or pack the data set again with --overwrite"
@@ -227,7 +227,8 @@ def _report(
         damaged = [fault for part in found for fault in part.damaged]
         names = list(dict.fromkeys(name for name, _ in damaged))
         # One line for a damaged file, not one for each of its thousand images.
-        images = f"; {len(names)} of its {total} images are affected, first {names[0]}" if names else ""
+        are = "is" if len(names) == 1 else "are"
+        images = f"; {len(names)} of its {total} images {are} affected, first {names[0]}" if names else ""
         if length != shard.length:
             faults = [f"{path}: has {length} bytes instead of {shard.length}{images}; {_REMEDY}"]
         elif not whole:
@@ -235,7 +236,7 @@ def _report(
         else:
             faults = [f"{path}: {name}: {fault}; {_REMEDY}" for name, fault in damaged[:_LISTED_FAULTS]]
             if len(damaged) > _LISTED_FAULTS:
-                faults.append(f"{path}: and {len(damaged) - _LISTED_FAULTS} more such faults; {_REMEDY}")
+                faults.append(f"{path}: and {plural(len(damaged) - _LISTED_FAULTS, 'more such fault')}; {_REMEDY}")
     decoded = sum(part.decoded for part in found)
     report = ShardReport(shard.name, len(samples), decoded, shard.length, tuple(faults), whole)
     return report, [pixels for part in found for pixels in part.pixels]

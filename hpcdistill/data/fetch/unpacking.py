@@ -20,7 +20,7 @@ from hpcdistill.data.fetch.archives import PIECE, Entry, Limits, declared_bytes,
 from hpcdistill.data.fetch.digests import file_digest
 from hpcdistill.data.fetch.disk import cannot_write, check_space, exclusive, sync_filesystem
 from hpcdistill.data.progress import BYTES, Progress, megabytes
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import read_json, sync_folder, write_json
 
 __all__ = ["MARKER", "Limits", "unpack"]
@@ -146,7 +146,7 @@ def _unpack(archive: Path, folder: Path, partial: Path, limits: Limits, wanted: 
         write_json(partial / MARKER, {"archives": [mark]})
         partial.rename(folder)
         sync_folder(folder.parent)
-    say(f"{folder}: {archive.name} unpacked, {writer.members} files, {megabytes(writer.written)}")
+    say(f"{folder}: {archive.name} unpacked, {plural(writer.members, 'file')}, {megabytes(writer.written)}")
 
 
 class _Writer:

@@ -12,7 +12,7 @@ from hpcdistill.data.fetch.download import Download, fetch_file
 from hpcdistill.data.places import weights_folder
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.models.weights_file import PYTORCH, kind_of
-from hpcdistill.storage import replacing
+from hpcdistill.storage import replacing, user_path
 
 
 @dataclass(frozen=True)
@@ -96,4 +96,4 @@ def _hub_folder() -> Path:
     """torch.hub's own rule, without importing torch."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
-    return Path(home).expanduser() / "hub" / "checkpoints"
+    return user_path(home, "the folder of torch.hub") / "hub" / "checkpoints"

@@ -28,10 +28,11 @@ from typing import TextIO, TypeVar
 from pydantic import TypeAdapter
 
 from hpcdistill.console import say, warn
-from hpcdistill.data.fetch.location import index_at, index_content
+from hpcdistill.data.fetch.location import index_at, index_content, is_remote
 from hpcdistill.data.fetch.shard_copy import Stopped, called, copy_shard, is_whole
 from hpcdistill.data.index import INDEX_NAME, Index, Shard
 from hpcdistill.data.index_check import SHARD_NAME
+from hpcdistill.data.outputs import check_apart
 from hpcdistill.data.progress import Progress, megabytes
 from hpcdistill.errors import UserError
 from hpcdistill.storage import JSON_OBJECT, parse_json, write_bytes, write_json
@@ -85,6 +86,8 @@ def stage(place: str, scratch: Path, stopping: Callable[[], bool] = lambda: Fals
     other bytes than its index says, and when `scratch` cannot be written or has no room; StagingStopped soon after
     `stopping` has become true.
     """
+    if not is_remote(place):
+        check_apart(scratch, [Path(place)], "the data set itself", "staging to")
     index = index_at(place)
     content = index_content(place)
     digest = hashlib.sha256(content).hexdigest()

@@ -30,6 +30,7 @@ from hpcdistill.config import (
     run_config_of,
 )
 from hpcdistill.methods import METHODS
+from hpcdistill.storage import user_path
 
 _OF_A_KEY = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")  # `${data.crop}` and nothing else
 _OF_THE_ENVIRONMENT = re.compile(r"[^$]*\$\{oc\.env:[^${}]*\}[^$]*")
@@ -66,7 +67,7 @@ class CellConfigs:
         layers = [(False, layer) for file in files for layer in self._file(file)]
         layers += [(_adds(override), self._override(override)) for override in overrides]
         config = self._checked(layers)
-        paths = tuple(Path(file) for file in files)
+        paths = tuple(user_path(file) for file in files)
         if config.teacher is None:
             return Loaded(config, paths, overrides)
         shared = [(False, _shared(layer)) for file in files[1:] for layer in self._file(file)]
@@ -80,7 +81,7 @@ class CellConfigs:
 
     def _file(self, file: str) -> list[Values]:
         if file not in self._files:
-            self._files[file] = [layer for _, layer in file_layers(Path(file))]
+            self._files[file] = [layer for _, layer in file_layers(user_path(file))]
         return self._files[file]
 
     def _override(self, text: str) -> Values:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from hpcdistill.console import say, warn
+from hpcdistill.errors import plural
 from hpcdistill.ranks.environment import of_outer_step, unignored
 from hpcdistill.sweep.grids.plan import Plan, PlannedRun
 from hpcdistill.sweep.jobs.arrays import Selection
@@ -117,7 +118,8 @@ class Local:
         if not self.waiting:
             say("nothing to run")
             return self._collect()
-        say(f"{len(self.waiting)} runs on {self.where}; Ctrl-C stops them, saved; watch: python slurm/status.py")
+        runs = plural(len(self.waiting), "run")
+        say(f"{runs} on {self.where}; Ctrl-C stops them, saved; watch: python slurm/status.py")
         interrupts = _Interrupts()
         try:
             ended = _Runner(

@@ -464,7 +464,7 @@ def test_command_line(source: Path, scratch: Path, tmp_path: Path, capsys: pytes
     assert staged(folder) == contents(source)
     release(folder)
     command.main(["--clean", "--to", str(scratch)])
-    assert "1 staged data sets removed" in capsys.readouterr().err
+    assert "1 staged data set removed" in capsys.readouterr().err
     for arguments in ([str(source)], ["--to", str(scratch)], [str(source), "--clean", "--to", str(scratch)]):
         with pytest.raises(SystemExit) as ended:
             command.main(arguments)
