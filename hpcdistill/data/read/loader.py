@@ -113,7 +113,7 @@ class ReadAhead(DataLoader[Batch]):
                 return next(items, None)
             except Exception as error:
                 # A batch that breaks off is the first sign of a worker that dies.
-                lost = _codes(workers, _GRACE if isinstance(error, OSError | EOFError) else 0.0)
+                lost = _codes(workers, _GRACE if workers and isinstance(error, OSError | EOFError) else 0.0)
                 if not lost and not str(error).startswith(_TIMED_OUT):
                     raise
             # Raised out here, so that they do not keep torch's frames.
