@@ -39,7 +39,7 @@ import torch
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 
-from hpcdistill.command import run_command
+from hpcdistill.command import UserPath, run_command
 from hpcdistill.console import Table, out, say
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.images import encode_png
@@ -67,8 +67,10 @@ Row = dict[str, float]
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench/loader.py", description=__doc__)
-    parser.add_argument("--data", type=Path, help="packed training set; default: 48 synthetic images of 480x320")
-    parser.add_argument("--pairs", type=Path, help="packed paired set; default: 48 synthetic AB images of 512x256")
+    parser.add_argument("--data", action=UserPath, help="packed training set; default: 48 synthetic images of 480x320")
+    parser.add_argument(
+        "--pairs", action=UserPath, help="packed paired set; default: 48 synthetic AB images of 512x256"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="length of each of the 5 measurements of a row")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
     options = parser.parse_args(arguments)

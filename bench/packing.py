@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from hpcdistill.command import run_command
+from hpcdistill.command import UserPath, run_command
 from hpcdistill.console import Table, out, say
 from hpcdistill.data.images import encode_png, read_rgb
 from hpcdistill.data.pack.pack_pool import available_cores
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[24, 72], help="sizes of the sets (default: 24 72)")
     parser.add_argument("--pairs", type=int, default=10000, help="JPEG pairs, 0 for none (default: 10000)")
     parser.add_argument("--processes", type=int, default=available_cores(), help="default: all cores")
-    parser.add_argument("--folder", type=Path, help="where the temporary sets go (default: the system's)")
+    parser.add_argument("--folder", action=UserPath, help="where the temporary sets go (default: the system's)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     options = parser.parse_args(arguments)
     if min(*options.images, options.processes, options.pairs + 1) < 1:

@@ -10,11 +10,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpcdistill.console import err
 from hpcdistill.errors import UserError
 from hpcdistill.ranks.environment import adopt_slurm, check_ranks, rank, ranks
+from hpcdistill.storage import user_path
 
 if TYPE_CHECKING:
     from hpcdistill.ranks.watch import RankWatch
@@ -52,7 +53,7 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         sys.stdout.flush()
         _part()
     except UserError as error:
-        fail(str(error))
+        fail(str(error), error.code)
     except BrokenPipeError:  # the reader of a pipe (head, less) has left; silence the flush at exit too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _end_unread()
@@ -95,9 +96,20 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def fail(message: str) -> NoReturn:
-    """Print `error: message` as one line and end with `EXIT_USER_ERROR`."""
-    end(f"error: {message}", EXIT_USER_ERROR, "bold red")
+class UserPath(argparse.Action):
+    """For argparse: a path, or a list of them, read by `user_path`. A `type` could not say its error in one line."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        name = option or ""
+        paths = [user_path(value, name) for value in values] if isinstance(values, list) else values
+        setattr(namespace, self.dest, user_path(paths, name) if isinstance(paths, str) else paths)
+
+
+def fail(message: str, code: int = EXIT_USER_ERROR) -> NoReturn:
+    """Print `error: message` as one line and end with `code`."""
+    end(f"error: {message}", code, "bold red")
 
 
 def crash(error: Exception) -> NoReturn:

@@ -23,7 +23,8 @@ from hpcdistill.data.config import DataConfig
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.methods.settings import MethodConfig, config_class
 from hpcdistill.metrics.config import EvalConfig
-from hpcdistill.settings import LONGEST_NAME, Section, operational
+from hpcdistill.settings import LONGEST_NAME, Section, UserPlace, operational
+from hpcdistill.storage import user_path
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.yaml_values import DEEPEST, dump_yaml, load_yaml
 
@@ -47,9 +48,9 @@ _WRITTEN = {"allow_objects": True}  # OmegaConf's leave for numbers that remembe
 class TeacherConfig(Section):
     """Who fills a role: a run by its configuration (trained first unless it has finished), by its folder, or a file."""
 
-    config: str | None = Field(None, description="a run's configuration file, relative to the file that names it")
-    run: str | None = operational(None, "or the folder of a finished run")
-    weights: str | None = operational(None, "or a .safetensors file that hpcdistill saved")
+    config: UserPlace | None = Field(None, description="a run's configuration file, relative to the file that names it")
+    run: UserPlace | None = operational(None, "or the folder of a finished run")
+    weights: UserPlace | None = operational(None, "or a .safetensors file that hpcdistill saved")
     network: str | None = Field(
         None, description="which of the run's networks; unset = the one called as the role, or the only one"
     )
@@ -74,11 +75,11 @@ class RunConfig(Section):
     method: MethodConfig
     teacher: TeacherConfig | None = operational(None, "who fills the role `teacher`")
     teachers: dict[str, TeacherConfig] = operational({}, "who fills further roles of the method, by role")
-    init: dict[str, str] = operational({}, "generator -> .safetensors file or run folder that it starts from")
+    init: dict[str, UserPlace] = operational({}, "generator -> .safetensors file or run folder that it starts from")
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
-    runs: str = operational("runs", "folder of the run folders")
+    runs: UserPlace = operational("runs", "folder of the run folders")
 
     @property
     def roles(self) -> dict[str, TeacherConfig]:
@@ -103,7 +104,7 @@ def split_runs(arguments: Sequence[str]) -> list[list[str]]:
     runs: list[list[str]] = []
     for argument in arguments:
         begins = not is_override(argument) and any(
-            _has(layer, ("method", "name")) for _, layer in ConfigFiles().layers(Path(argument))
+            _has(layer, ("method", "name")) for _, layer in ConfigFiles().layers(user_path(argument))
         )
         if begins or not runs:
             runs.append([])
@@ -184,9 +185,12 @@ class ConfigFiles:
 
     def _read(self, path: Path, seen: tuple[Path, ...]) -> Iterator[Layer]:
         """`seen` are the files on the way to it."""
+        if path.is_dir():
+            if (path / "config.yaml").is_file():
+                raise UserError(f"{path}: is a run folder; its configuration is {path / 'config.yaml'}")
+            raise UserError(f"{path}: is a folder; name a configuration file, e.g. configs/dssd/x4.yaml")
         if not _is_file(path):
-            others = [entry.name for entry in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-            near = nearest(path.name, others) if others else ""
+            near = nearest(path.name, known) if (known := [entry.name for entry in path.parent.glob("*.yaml")]) else ""
             raise UserError(f"{path}: no such configuration file; {near or 'see configs/'}")
         if path.resolve() in seen:
             raise UserError(f"{path}: extends itself by way of {seen[-1]}")
@@ -205,10 +209,10 @@ class ConfigFiles:
         if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
             raise UserError(f"{path}: extends: expected a file name or a list of file names, got {json.dumps(parents)}")
         for parent in parents:
-            yield from self._read(path.parent / parent, (*seen, path.resolve()))
+            yield from self._read(path.parent / user_path(parent, f"{path}: extends:"), (*seen, path.resolve()))
         for teacher in _teachers(values):
             if isinstance(teacher.get("config"), str):
-                teacher["config"] = str(path.parent / teacher["config"])
+                teacher["config"] = str(path.parent / user_path(teacher["config"], f"{path}: teacher.config:"))
         yield str(path), values
 
     def _resolved(self, value: Any, root: Values) -> Any:
@@ -244,7 +248,7 @@ class ConfigFiles:
 def parse_override(text: str) -> Values:
     """The layer that `key=value` is; UserError when it is none, or its value is not valid YAML."""
     key, _, value = text.partition("=")
-    if not key or not all(part for part in key.split(".")) or key.count(".") > DEEPEST:
+    if not key or key[0] == "[" or not all(key.split(".")) or key.count(".") > DEEPEST:
         raise UserError(f"{text}: not an override; write key=value, e.g. train.batch_size=4")
     try:
         layer = OmegaConf.create({}, flags=_WRITTEN)

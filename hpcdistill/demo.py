@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 
-from hpcdistill.command import run_command
+from hpcdistill.command import UserPath, run_command
 from hpcdistill.console import Table, out, say, warn
 from hpcdistill.errors import UserError
 
@@ -59,6 +59,7 @@ def main(argv: list[str]) -> int:
     say(f"the demo: x{SCALE} super-resolution, a few minutes on two CPU cores; everything goes to {options.out}")
     # Imported only now: --help answers at once.
     from hpcdistill.data.index import load_index
+    from hpcdistill.data.outputs import check_page
     from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, load_test_set
     from hpcdistill.models.registry import load_generator
     from hpcdistill.ranks.signals import EXIT_STOPPED
@@ -67,6 +68,7 @@ def main(argv: list[str]) -> int:
     from hpcdistill.sweep.demos.demo_rows import clock, verdict
     from hpcdistill.sweep.report import write_page
 
+    check_page(options.out / "report" / "index.html")
     runs: dict[str, Trained] = {}
     for number, name in enumerate(CONFIGS, 1):
         what = {"fsrcnn": "plain FSRCNN", "dssd": "DSSD: the teacher, then its student"}[name]
@@ -235,13 +237,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hpcdistill.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
+    parser.add_argument("--out", action=UserPath, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
     parser.add_argument(
         "--steps", type=_positive, metavar="N", help=f"steps of each student; default: as {VARIANT} says (1600)"
     )
     parser.add_argument(
         "--data",
-        type=Path,
+        action=UserPath,
         metavar="DIR",
         help="folder of packed sets, where photos/ lies or will be packed; default: $HPCDISTILL_DATA or data/packed",
     )
@@ -257,9 +259,9 @@ def _positive(text: str) -> int:
 
 def _command(options: argparse.Namespace) -> str:
     """The demo's own command, for the page."""
-    parts = ["python -m hpcdistill.demo"]
-    parts += [f"--{name} {value}" for name, value in vars(options).items() if value not in (None, Path("runs/demo"))]
-    return "make demo" if len(parts) == 1 else " ".join(parts)
+    given = {name: value for name, value in vars(options).items() if value not in (None, Path("runs/demo"))}
+    parts = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    return shlex.join(["python", "-m", "hpcdistill.demo", *parts]) if parts else "make demo"
 
 
 def _from_the_clone(arguments: Sequence[str]) -> list[str]:

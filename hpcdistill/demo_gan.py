@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 
-from hpcdistill.command import positive, run_command
+from hpcdistill.command import UserPath, positive, run_command
 from hpcdistill.console import Table, out, say
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> int:
     started = time.perf_counter()
     say(f"the GAN demo: from edges to photographs, minutes on two CPU cores; everything goes to {options.out}")
     # Imported only now: --help answers at once.
+    from hpcdistill.data.outputs import check_page
     from hpcdistill.data.pack.recipes import load_recipe
     from hpcdistill.demo import read_stage
     from hpcdistill.models.registry import load_generator
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> int:
     from hpcdistill.trainer import train
 
     say("[1/3] drawing edges and packing the pairs", style="bold")
+    check_page(options.out / "report" / "index.html")
     packed = pack_pairs(options.out)
     write_random_vgg16(options.out / VGG)
     say("[2/3] training FESD-Pix2Pix: teacher, student and discriminator together", style="bold")
@@ -188,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help=f"default: {DEFAULT_OUT}")
+    parser.add_argument("--out", action=UserPath, default=DEFAULT_OUT, metavar="DIR", help=f"default: {DEFAULT_OUT}")
     parser.add_argument("--steps", type=positive, metavar="N", help=f"default: as {VARIANT} says")
     return parser
 

@@ -9,12 +9,30 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Something the user can mend; commands print its message as one line and end with exit code 2."""
 
+    code = 2
+
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))  # libraries quote over several lines; one is promised
 
 
+class LostProcess(UserError):
+    """A process that a run needs was killed or hangs, as a rank may be: the same command goes on from the checkpoint.
+
+    Commands end with exit code 71 (`ranks.watch.EXIT_RANK_LOST`), by which a SLURM job is put into the queue again.
+    """
+
+    code = 71
+
+
+def plural(count: int, noun: str, several: str = "") -> str:
+    """`1 image`, `2 images`: a number with its noun, which takes an s in the plural unless `several` is it."""
+    return f"{count} {noun}" if count == 1 else f"{count} {several or noun + 's'}"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint for a misspelt `name`: `did you mean 'x'?`, or the valid names when none is close."""
+    """A hint for a misspelt `name`: `did you mean 'x'?`, or the valid names when none is close, or that none is."""
     names = sorted(valid)
+    if not names:
+        return "there is none to choose"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"valid: {', '.join(names)}"

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.progress import track
 
-from hpcdistill.command import run_command, whole
+from hpcdistill.command import UserPath, run_command, whole
 from hpcdistill.console import Table, err, out, say, warn
-from hpcdistill.errors import UserError, nearest
+from hpcdistill.errors import UserError, nearest, plural
 from hpcdistill.metrics.reference import LEAST, below
+from hpcdistill.models.weights_file import generator_file
 from hpcdistill.ranks.environment import rank, ranks
 from hpcdistill.ranks.launcher import check_launcher
 
@@ -60,14 +61,22 @@ def _run(arguments: argparse.Namespace) -> int:
         model, scale = str(path), _scale_of(generator, path, arguments.scale)
     _refuse_translation_options(arguments)
     # Imported only now: --help and a misspelt path answer at once.
-    from hpcdistill.metrics.sr_evaluation import load_test_set
+    from hpcdistill.data.images import colour
+    from hpcdistill.metrics.sr_evaluation import FolderTestSet, load_test_set
 
-    images = load_test_set(arguments.data, scale)
-    result = _evaluate(generator, images, scale, arguments)
+    background = colour(arguments.flatten) if arguments.flatten is not None else None
+    images = load_test_set(arguments.data, scale, background)
+    if not isinstance(images, FolderTestSet):
+        _refuse_folder_options(arguments)
+    result, skipped = _evaluate(generator, images, scale, arguments)
     if rank() > 0:
         return 0
+    if skipped:
+        warn(f"{plural(len(skipped), 'image')} {'was' if len(skipped) == 1 else 'were'} skipped: {', '.join(skipped)}")
     if arguments.json:
         report = {**result.to_json(), "model": model, "data": str(arguments.data)}
+        if arguments.on_error == "skip":
+            report["skipped"] = skipped
         out.out(json.dumps(report, allow_nan=False), highlight=False)
     else:
         title = f"{model} on {arguments.data}, x{scale}, rule {arguments.rule}"
@@ -84,8 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Super-resolution: PSNR and SSIM on luma, per image and mean, of a trained generator or of bicubic "
         "enlargement. Translation: FID and KID; for pairs also PSNR (RGB) and LPIPS.",
     )
-    parser.add_argument("model", nargs="?", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder or .safetensors")
-    parser.add_argument("--data", type=Path, required=True, help="packed data set, or (SR) folder of HR images")
+    parser.add_argument(
+        "model", nargs="?", action=UserPath, metavar="RUN_OR_CHECKPOINT", help="run folder or .safetensors"
+    )
+    parser.add_argument("--data", action=UserPath, required=True, help="packed data set, or (SR) folder of HR images")
     parser.add_argument("--baseline", metavar="NAME", help="evaluate this instead of a run: bicubic (give --scale)")
     parser.add_argument("--scale", type=whole, help="super-resolution factor; a network knows its own")
     parser.add_argument(
@@ -104,40 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--which", choices=("best", "last"), default="best", help="which of a run's weights")
     parser.add_argument("--generator", metavar="NAME", help="which of a run's networks; default: its student")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--save-images", type=Path, metavar="DIR", help="write the outputs there as PNG")
+    parser.add_argument("--save-images", action=UserPath, metavar="DIR", help="write the outputs there as PNG")
+    folder = parser.add_argument_group("a folder of HR images")
+    folder.add_argument("--flatten", metavar="COLOUR", help="lay transparent pixels over it: white, #808080")
+    folder.add_argument(
+        "--on-error", choices=("stop", "skip"), default="stop", help="what to do with a bad image (default: stop)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
-
-
-def generator_file(model: Path, which: str = "best", name: str | None = None) -> Path:
-    """The .safetensors file that `model` stands for: itself, or RUN/generators/<which>/<name>.safetensors.
-
-    Without a name a run's student is meant, or its only network. Raises UserError when there is no such file.
-    """
-    if not model.is_dir():
-        if not model.exists():
-            raise UserError(f"{model}: no such run folder or checkpoint; train one with `python -m hpcdistill.train`")
-        if name is not None:
-            raise UserError(f"--generator {name}: {model} is one network's file; leave --generator out")
-        return model
-    folder = model / "generators" / which
-    files = {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
-    if not files:
-        other = "last" if which == "best" else "best"
-        if any((model / "generators" / other).glob("*.safetensors")):
-            raise UserError(f"{model}: has no {which} weights yet; use --which {other}, or train it further")
-        if (model / "config.yaml").is_file():
-            raise UserError(f"{model}: has no saved generator yet; train it until its first evaluation or its end")
-        if (model / "manifest.json").is_file():
-            raise UserError(f"{model}: is a training checkpoint; name its run folder, {model.parent.parent}")
-        raise UserError(f"{model}: is not a run folder (no generators/); name a run folder or a .safetensors file")
-    if name is None:
-        name = next(iter(files)) if len(files) == 1 else "student"
-        if name not in files:
-            raise UserError(f"{folder}: has several networks; choose one with --generator: {', '.join(files)}")
-    if name not in files:
-        raise UserError(f"--generator {name}: not in {folder}; {nearest(name, files)}")
-    return files[name]
 
 
 def _baseline(arguments: argparse.Namespace) -> tuple[str, nn.Module, int]:
@@ -178,6 +163,12 @@ def _refuse_translation_options(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name} is for networks that translate images; leave it out for super-resolution")
 
 
+def _refuse_folder_options(arguments: argparse.Namespace) -> None:
+    for option, given in (("--flatten", arguments.flatten is not None), ("--on-error", arguments.on_error != "stop")):
+        if given:
+            raise UserError(f"{option} is for folders of images; {arguments.data} is packed: give it when packing")
+
+
 def _translation(generator: nn.Module, path: Path, arguments: argparse.Namespace) -> int:
     """Evaluate a network that translates images, and print its numbers with how they were made."""
     from hpcdistill.metrics.trained_translation import TranslationOptions, evaluate_translation
@@ -186,6 +177,7 @@ def _translation(generator: nn.Module, path: Path, arguments: argparse.Namespace
         raise UserError(f"--scale {arguments.scale}: {path} translates images and enlarges none; leave --scale out")
     if arguments.size is not None and arguments.size < 1:
         raise UserError(f"--size {arguments.size}: must be 1 pixel or more")
+    _refuse_folder_options(arguments)
     options = TranslationOptions(**{name: getattr(arguments, name) for name in TRANSLATION_OPTIONS})
     device = _device(arguments.device)
     result, about = evaluate_translation(
@@ -210,17 +202,22 @@ def _translation(generator: nn.Module, path: Path, arguments: argparse.Namespace
     return 0
 
 
-def _evaluate(generator: nn.Module, images: SRImages, scale: int, arguments: argparse.Namespace) -> SRResult:
-    """`evaluate_sr` with a progress bar, keeping the enlarged images where they are asked for.
+def _evaluate(
+    generator: nn.Module, images: SRImages, scale: int, arguments: argparse.Namespace
+) -> tuple[SRResult, list[str]]:
+    """`evaluate_sr` with a progress bar, keeping the enlarged images where they are asked for; and what was skipped.
 
     With several ranks each takes its share of the images and gets the same result.
     """
     from accelerate.utils import gather_object
 
+    from hpcdistill.data.outputs import check_images_out, save_image
+    from hpcdistill.metrics.sample_grid import colourise
     from hpcdistill.metrics.shared_work import shared_work
     from hpcdistill.metrics.sr_evaluation import (
         BicubicUpsampler,
         ImageRow,
+        UnusableImageError,
         bicubic_upsampler,
         evaluate_image,
         evaluating,
@@ -228,39 +225,48 @@ def _evaluate(generator: nn.Module, images: SRImages, scale: int, arguments: arg
     )
     from hpcdistill.ranks import watch
 
+    if arguments.save_images:
+        check_images_out(arguments.save_images, images.names, (images.path, images.path / "HR"))
     device = _device(arguments.device)
     generator.to(device)
     rows: list[ImageRow] = []
     bicubic: list[ImageRow] = []  # what every network is to be compared with
     upsampler = None if isinstance(generator, BicubicUpsampler) else bicubic_upsampler(scale)
+    skipped: list[str] = []
     if arguments.save_images:
-        if arguments.save_images.exists() and not arguments.save_images.is_dir():
-            raise UserError(f"--save-images {arguments.save_images}: is a file; name a folder")
         arguments.save_images.mkdir(parents=True, exist_ok=True)
     mine = range(rank(), len(images), ranks())
     hidden = rank() > 0 or not err.moves
     with shared_work(ranks(), device), evaluating(generator) as network:
         for number in track(mine, "evaluating", console=err, transient=True, disable=hidden):
             watch.progress()
-            name, hr, lr = images[number]
-            row, output = evaluate_image(network, name, hr, lr, scale, arguments.rule, device)
+            try:
+                name, hr, lr = images[number]
+                row, output = evaluate_image(network, name, hr, lr, scale, arguments.rule, device)
+            except UnusableImageError as error:
+                if arguments.on_error == "stop":
+                    raise
+                skipped.append(images.names[number])
+                err.print(f"warning: skipped {error}", style="yellow", markup=False, soft_wrap=True)  # by any rank
+                continue
             rows.append(row)
             if upsampler is not None:
                 bicubic.append(evaluate_image(upsampler, name, hr, lr, scale, arguments.rule, device)[0])
             if arguments.save_images:
-                from hpcdistill.data.images import encode_png
-                from hpcdistill.metrics.sample_grid import colourise
-                from hpcdistill.storage import write_bytes
-
-                write_bytes(arguments.save_images / f"{name}.png", encode_png(colourise(output[0], lr, scale)))
+                save_image(arguments.save_images, name, colourise(output[0], lr, scale))
+    if ranks() > 1:
+        rows, skipped = gather_object(rows), gather_object(skipped)
+    rows_of = {row["name"]: row for row in rows}
+    if not rows:
+        raise UserError(f"{arguments.data}: none of its images could be evaluated; see the warnings above")
     if arguments.save_images:
-        say(f"wrote {len(images)} images to {arguments.save_images}")
-    rows_of = {row["name"]: row for row in (gather_object(rows) if ranks() > 1 else rows)}
-    result = summarise([rows_of[name] for name in images.names], scale, arguments.rule)
+        say(f"wrote {plural(len(rows), 'image')} to {arguments.save_images}")
+    left = [name for name in images.names if name in skipped]
+    result = summarise([rows_of[name] for name in images.names if name in rows_of], scale, arguments.rule)
     if upsampler is None:
-        return result
+        return result, left
     means = summarise(gather_object(bicubic) if ranks() > 1 else bicubic, scale, arguments.rule)
-    return replace(result, bicubic={"psnr": means.psnr, "ssim": means.ssim})
+    return replace(result, bicubic={"psnr": means.psnr, "ssim": means.ssim}), left
 
 
 def _device(asked: str) -> str:
@@ -284,7 +290,9 @@ def _device(asked: str) -> str:
 def _metrics_table(result: TranslationResult) -> Table:
     table = Table()
     table.add_column("metric")
-    table.add_column(f"mean of {result.images}" if result.per_image else f"{result.images} images", justify="right")
+    table.add_column(
+        f"mean of {result.images}" if result.per_image else plural(result.images, "image"), justify="right"
+    )
     for metric, value in result.metrics.items():
         table.add_row(metric, f"{value:.4f}")
     return table

@@ -6,8 +6,10 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from hpcdistill.config import RunConfig
 from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.fetch.weights import find_weights
+from hpcdistill.data.outputs import check_apart
 from hpcdistill.data.pack.fetching import is_packed, wanted_at
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError
@@ -102,6 +104,12 @@ def _has(weights: str) -> bool:
     except UserError:
         return False
     return True
+
+
+def check_runs_apart(config: RunConfig) -> None:
+    """UserError when the runs would be put into a data set that they read."""
+    sets = [Path(place) for place in (*config.data.train, *config.data.eval.values()) if not is_remote(place)]
+    check_apart(Path(config.runs), [*sets, *(folder / "HR" for folder in sets)], "a data set of this run", "runs")
 
 
 def check_present(run: Run) -> None:

@@ -31,8 +31,9 @@ from hpcdistill.data.fetch.location import digest_at, is_remote
 from hpcdistill.data.places import data_root
 from hpcdistill.data.test_sets import real_digests, test_set_digest
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.models.weights_file import refuse_other_kinds
 from hpcdistill.settings import identity_values
-from hpcdistill.storage import sha256_file
+from hpcdistill.storage import sha256_file, user_path
 from hpcdistill.training.records import read_environment
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ class Teacher:
     def identity(self) -> list[str]:
         """What the student's identity has of it: the run and which of its weights, or the digest of the file."""
         if self.settings.weights:
+            refuse_other_kinds(self.file)
             return [sha256_file(self.file)]
         short = self.run.short if self.run else _short_of(Path(self.settings.run or ""), self._key)
         return [short, *self._which]
@@ -262,10 +264,11 @@ class Runs:
         return self._loaded[key]
 
     def _load(self, arguments: Sequence[str], origins: Mapping[str, str]) -> Run:
-        files = tuple(Path(argument) for argument in arguments if not is_override(argument))
+        files = tuple(user_path(argument) for argument in arguments if not is_override(argument))
         overrides = tuple(argument for argument in arguments if is_override(argument))
         if not files:
             raise UserError("no configuration file given; e.g. configs/dssd/x4.yaml")
+        data_root()  # the files have the same variable in them: what is wrong with it is said by its name
         laid_over = [layer for file in files[1:] for layer in self.files.layers(file)]
         laid_over += [(origin_of(override, origins), self.files.override(override)) for override in overrides]
         config = self.files.checked([*self.files.layers(files[0]), *laid_over])
@@ -297,18 +300,31 @@ def load_run(arguments: Sequence[str], origins: Mapping[str, str] = MappingProxy
 
 
 def of_another_length(run: Run) -> list[Path]:
-    """Folders of runs of this name that differ from the run in nothing but their length, the newest last."""
-    config = run.config
+    """Folders of runs of this name that differ from the run in nothing but their length, the newest last.
+
+    Their teachers may be of another length, too: what a command line says of steps, it says to all.
+    """
+    near = {role: _alike(teacher) for role, teacher in run.teachers.items()}
     wanted = _without_length(json.loads(json.dumps(run.identity)))
     found = []
-    for file in Path(config.runs).glob(f"{config.name}-{'[0-9a-f]' * IDENTITY_DIGITS}/environment.json"):
+    pattern = f"{run.config.name}-{'[0-9a-f]' * IDENTITY_DIGITS}/environment.json"
+    for file in Path(run.config.runs).glob(pattern):
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))["identity"]
-            if _without_length({key: value for key, value in record.items() if key != "short"}) == wanted:
+            record = read_environment(file.parent)["identity"]
+            taught = {**({"teacher": record["teacher"]} if "teacher" in record else {}), **record.get("teachers", {})}
+            alike = taught.keys() == near.keys() and all(taught[role] in near[role] for role in near)
+            if alike and _without_length(record) == wanted:
                 found.append((file.stat().st_mtime, file.parent))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # whoever asks for that run is told what is wrong with it
     return [folder for _, folder in sorted(found)]
+
+
+def _alike(teacher: Teacher) -> list[list[str]]:
+    """The identities of a teacher that differ in nothing but its length."""
+    own, *which = teacher.identity
+    others = [folder.name[-IDENTITY_DIGITS:] for folder in of_another_length(teacher.run)] if teacher.run else []
+    return [[short, *which] for short in (own, *others)]
 
 
 def weights_file(path: Path, generator: str) -> Path:
@@ -316,6 +332,7 @@ def weights_file(path: Path, generator: str) -> Path:
     file = path / "generators" / "last" / f"{generator}.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"init.{generator}: {file} does not exist; give a .safetensors file or a finished run's folder")
+    refuse_other_kinds(file)
     return file
 
 
@@ -345,7 +362,8 @@ def _digest(record: Mapping[str, Any]) -> str:
 
 
 def _without_length(record: dict[str, Any]) -> dict[str, Any]:
-    """The identity's record without what says how long the run is."""
+    """The identity's record without what says how long the run is, and without its teachers."""
     values = dict(record["values"])
     train = {key: value for key, value in values.pop("train", {}).items() if key not in ("steps", "epochs")}
-    return {**record, "values": {**values, **({"train": train} if train else {})}}
+    rest = {key: value for key, value in record.items() if key not in ("short", "teacher", "teachers", "values")}
+    return rest | {"values": values | ({"train": train} if train else {})}

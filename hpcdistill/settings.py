@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from hpcdistill.storage import user_place
 from hpcdistill.yaml_values import WrittenFloat, WrittenInt, number_of
+
+UserPlace = Annotated[str, AfterValidator(user_place)]  # a file or folder, `~` expanded, or an address as it is
 
 # Bounds of what is counted: far above any run, and far below what an integer, a float or a date can hold.
 MOST_STEPS = 10**12

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, synced, then renamed.
+"""Paths as users write them, and files that are whole or absent: written aside, synced, then renamed.
 
 And our own JSON read back: disks, copies and editors damage it, so what it says is checked before it is used.
 """
@@ -27,6 +27,30 @@ class Damaged(UserError):
     def __init__(self, path: Path, why: str, remedy: str) -> None:
         self.why = " ".join(why.split())
         super().__init__(f"{path}: damaged ({self.why:.200}); {remedy}")
+
+
+def user_path(text: str | os.PathLike[str], name: str = "") -> Path:
+    """The path that a user has written on a command line, in a file or in the environment; `~` is their home folder.
+
+    A shell expands `~` only where a word begins with it; taken as it is, `runs=~/x` would make a folder named `~`.
+    `name` is what messages call the setting. UserError for an empty text, a NUL character, a home that there is not.
+    """
+    return Path(user_place(os.fspath(text), name))
+
+
+def user_place(text: str, name: str = "") -> str:
+    """As `user_path` for what may be an address too; without a `~` at its beginning `text` stays as it is."""
+    called = f"{name} {text!a}".strip()
+    if not text:
+        raise UserError(f"{name or 'a path'}: is empty; name a file or folder")
+    if "\0" in text:
+        raise UserError(f"{called}: has a NUL character, which no path may have; write it again")
+    if not text.startswith("~"):
+        return text
+    expanded = os.path.expanduser(text)  # noqa: PTH111 - Path would lose a slash at the end
+    if expanded.startswith("~"):
+        raise UserError(f"{called}: there is no such home folder; write the whole path, or ./{text} for that very name")
+    return expanded
 
 
 @contextmanager

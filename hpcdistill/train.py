@@ -17,7 +17,10 @@ from rich.text import Text
 from hpcdistill.command import run_command
 from hpcdistill.config import config_files, to_yaml
 from hpcdistill.console import Table, is_main_process, out, warn
+from hpcdistill.errors import plural
 from hpcdistill.metrics.reference import BICUBIC, below_bicubic, bicubic_value
+from hpcdistill.ranks.process_group import leave
+from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
 from hpcdistill.run import load_run
 from hpcdistill.training.progress import NOTHING_MEASURED
 
@@ -52,8 +55,6 @@ def main(arguments: list[str]) -> int:
                 sys.stdout.write(f"# the {teacher.role}'s configuration\n---\n" + to_yaml(teacher.run.config))
         return 0
     # Imported only now: a configuration is printed, and a misspelt one refused, in a third of a second without torch.
-    from hpcdistill.ranks.process_group import leave
-    from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
     from hpcdistill.trainer import train
 
     with StopSignals() as signals:
@@ -86,9 +87,8 @@ def _show(result: dict[str, Any]) -> None:
     """The result as a table, on rank 0."""
     if not is_main_process():
         return
-    title = (
-        f"{result['name']}-{result.get('identity')}: {result.get('steps')} steps, {result.get('seconds') or 0:.0f} s"
-    )
+    steps = plural(result["steps"], "step") if isinstance(result.get("steps"), int) else "None steps"
+    title = f"{result['name']}-{result.get('identity')}: {steps}, {result.get('seconds') or 0:.0f} s"
     measured = {which: result.get(which) or {"step": None, "metrics": {}} for which in ("best", "last")}
     metrics = measured["last"]["metrics"]
     if not metrics:

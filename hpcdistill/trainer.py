@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hpcdistill.models.registry import load_generator, load_weights
 from hpcdistill.ranks import watch
 from hpcdistill.ranks.launcher import check_launcher
 from hpcdistill.ranks.signals import StopSignals, on_any_rank
-from hpcdistill.requirements import check_present, needed_sets
+from hpcdistill.requirements import check_present, check_runs_apart, needed_sets
 from hpcdistill.run import Run, Teacher, of_another_length, weights_file
 from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.loop import Training
@@ -41,6 +42,7 @@ def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None
     with watch.main_first():  # a built-in set is packed once, by rank 0
         pack_missing(place for place in needed_sets(run) if not is_remote(place))
     check_present(run)
+    check_runs_apart(config)
     run.untrained()  # what is wrong with the student is said before its teacher is trained for hours
     identity = {"short": run.short, **run.identity}
     teachers: dict[str, nn.Module] = {}
@@ -55,8 +57,8 @@ def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None
     if result is not None:
         say(f"{config.name}: {folder.path} has finished already")
         for name in config.data.eval.keys() - ((result.get("protocol") or {}).get("test_sets") or {}).keys():
-            place = config.data.eval[name]
-            say(f"{name} was not measured; `python -m hpcdistill.evaluate {folder.path} --data {place}`")
+            command = ["python", "-m", "hpcdistill.evaluate", str(folder.path), "--data", config.data.eval[name]]
+            say(f"{name} was not measured; `{shlex.join(command)}`")
         return result
     if not folder.path.exists() and accelerator.is_main_process:
         _say_what_is_near(run)
@@ -144,6 +146,9 @@ def _train(
     if not outcome.finished:
         folder.release()
         return None
+    images = steps * config.train.batch_size
+    # Of a session that only wrote the result, whose steps had all been made before: the mean over those.
+    rate = outcome.images_per_second or images / max(outcome.position.seconds, 1e-9)
     result = {
         "name": config.name,
         "identity": identity["short"],
@@ -151,13 +156,13 @@ def _train(
         "method": config.method.name,
         "steps": steps,
         "batch_size": config.train.batch_size,
-        "images": steps * config.train.batch_size,
+        "images": images,
         "seed": config.seed,
         "precision": outcome.position.precision,
         "processes": accelerator.num_processes,
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu",
         "seconds": round(outcome.position.seconds, 1),
-        "images_per_second": round(outcome.images_per_second, 1),
+        "images_per_second": round(rate, 1),
         "best": outcome.position.best,
         "last": outcome.position.last,
         "protocol": evaluator.protocol() if evaluator else None,

@@ -52,6 +52,9 @@ class WrittenFloat(float):
         return self.written
 
 
+Word = str | WrittenInt | WrittenFloat  # what may be meant as text
+
+
 def load_yaml(text: str) -> Any:
     """The value of one YAML document; keys of mappings are text, as written, or null.
 

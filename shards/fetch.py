@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 
-from hpcdistill.command import mendable, positive, run_command
+from hpcdistill.command import UserPath, mendable, positive, run_command
 from hpcdistill.console import say
-from hpcdistill.data.images import MAX_PIXELS
+from hpcdistill.data.images import MAX_PIXELS, colour
 from hpcdistill.data.pack.fetching import fetch, obtain
 from hpcdistill.data.pack.recipes import Recipe, load_recipe, recipe_names
 from hpcdistill.data.places import VARIABLE, data_root
@@ -53,14 +52,15 @@ def _get_all(recipes: Mapping[str, Recipe], options: argparse.Namespace) -> None
 
 def _get(name: str, recipe: Recipe, options: argparse.Namespace) -> None:
     """Fetch and, unless told not to, pack one recipe; `name` is what the user calls it."""
-    what = {"origin": options.origin, "mirror": options.mirror, "parts": options.parts}
+    what = {"origin": options.origin, "mirror": options.mirror, "parts": options.parts, "recursive": options.recursive}
     if options.no_pack:
         source = fetch(recipe, **what)
         if source is None:
             say(f"the recipe {recipe.name} ships inside {recipe.builtin}; there is nothing to fetch")
         else:
             official = " --lr official" if "lr" in options.parts else ""
-            say(f"next: python shards/pack.py {name} --source {shlex.quote(str(source))}{official}")
+            command = shlex.join(["python", "shards/pack.py", name, "--source", str(source)])
+            say(f"next: {command}{official}{' --recursive' * options.recursive}")
         return
     obtain(
         recipe,
@@ -68,6 +68,7 @@ def _get(name: str, recipe: Recipe, options: argparse.Namespace) -> None:
         on_error=options.on_error,
         overwrite=options.overwrite,
         max_pixels=options.max_pixels,
+        flatten=colour(options.flatten) if options.flatten is not None else None,
         processes=options.processes,
         **what,
     )
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--from",
         dest="origin",
-        type=Path,
+        action=UserPath,
         metavar="FILE_OR_FOLDER",
         help="your own copy of one: the archive, a folder of its archives, or of the images; nothing is downloaded",
     )
@@ -102,7 +103,10 @@ def _parser() -> argparse.ArgumentParser:
         help="an optional part of one too (div2k: lr, the official LR images, packed in place of computed ones)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help=f"of one recipe: folder of the packed set (default: ${VARIABLE}/RECIPE)"
+        "--out",
+        action=UserPath,
+        metavar="DIR",
+        help=f"of one recipe: folder of the packed set (default: ${VARIABLE}/RECIPE)",
     )
     parser.add_argument("--no-pack", action="store_true", help="stop after unpacking")
     parser.add_argument(
@@ -111,6 +115,8 @@ def _parser() -> argparse.ArgumentParser:
         default="stop",
         help="packing: what to do with a bad image (default: stop)",
     )
+    parser.add_argument("--recursive", action="store_true", help="packing: take the images in folders below, too")
+    parser.add_argument("--flatten", metavar="COLOUR", help="packing: lay transparent pixels over it: white, #808080")
     parser.add_argument("--overwrite", action="store_true", help="packing: replace another data set in --out")
     parser.add_argument(
         "--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="packing: refuse images with more pixels"

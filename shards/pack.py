@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hpcdistill.command import run_command, whole
-from hpcdistill.console import warn
-from hpcdistill.data.images import MAX_PIXELS, other_suffixes
+from hpcdistill.command import UserPath, run_command, whole
+from hpcdistill.data.images import MAX_PIXELS, colour
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import Recipe, load_recipe, recipe_names
 from hpcdistill.data.places import data_root, sources_folder
@@ -29,11 +28,14 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("recipe", metavar="RECIPE", help="one of the recipes below, or the path of a recipe's YAML")
     parser.add_argument(
-        "--source", type=Path, metavar="DIR", help="folder of the images (default: where shards/fetch.py puts them)"
+        "--source",
+        action=UserPath,
+        metavar="DIR",
+        help="folder of the images (default: where shards/fetch.py puts them)",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        action=UserPath,
         metavar="DIR",
         help="folder of the packed data set (default: RECIPE in $HPCDISTILL_DATA, or in data/packed)",
     )
@@ -45,6 +47,10 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "--on-error", choices=["stop", "skip"], default="stop", help="what to do with a bad image (default: stop)"
+    )
+    parser.add_argument("--recursive", action="store_true", help="take the images in folders below, too")
+    parser.add_argument(
+        "--flatten", metavar="COLOUR", help="lay transparent pixels over it: white, #808080 (default: refuse them)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace another data set in --out")
     parser.add_argument(
@@ -67,11 +73,6 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
     recipe = load_recipe(options.recipe)
     source = options.source or fetched(recipe)
-    if recipe.name == "folder" and source is not None and source.is_dir():
-        left = other_suffixes(source)
-        if left:
-            listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left.items()))
-            warn(f"{source}: not read: {listed}; convert them to PNG to have them packed")
     pack(
         recipe,
         source,
@@ -80,6 +81,8 @@ def main(arguments: list[str]) -> None:
         overwrite=options.overwrite,
         max_pixels=options.max_pixels,
         official_lr=options.lr == "official",
+        recursive=options.recursive,
+        flatten=colour(options.flatten) if options.flatten is not None else None,
         processes=options.processes,
     )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hpcdistill.command import run_command
+from hpcdistill.command import UserPath, run_command
 from hpcdistill.console import out, say
 from hpcdistill.data.check.verify import data_sets
 from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.read.staging import clean, stage
+from hpcdistill.errors import plural
+from hpcdistill.storage import user_place
 
 
 def main(arguments: list[str]) -> None:
@@ -22,7 +24,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "places", nargs="*", metavar="DIR", help="packed data sets or folders of their splits; http(s) addresses too"
     )
-    parser.add_argument("--to", type=Path, required=True, metavar="SCRATCH", help="folder on the node's own disk")
+    parser.add_argument("--to", action=UserPath, required=True, metavar="SCRATCH", help="folder on the node's own disk")
     parser.add_argument(
         "--clean", action="store_true", help="remove the staged sets in SCRATCH that no running process uses"
     )
@@ -31,9 +33,9 @@ def main(arguments: list[str]) -> None:
         parser.error("give either data sets to copy, or --clean")
     if options.clean:
         removed = clean(options.to)
-        say(f"{options.to}: {len(removed)} staged data sets removed")
+        say(f"{options.to}: {plural(len(removed), 'staged data set')} removed")
         return
-    for place in options.places:
+    for place in map(user_place, options.places):
         for one in [place] if is_remote(place) else map(str, data_sets(Path(place))):
             out.print(str(stage(one, options.to)), markup=False, soft_wrap=True)
 

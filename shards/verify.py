@@ -7,13 +7,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcdistill.command import run_command
+from hpcdistill.command import UserPath, run_command
 from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.check.duplicates import Duplicate, Findings, find_duplicates
 from hpcdistill.data.check.repair import repair_by_fetching, repair_by_name, repair_index, repair_shards
 from hpcdistill.data.check.verify import Report, data_sets, verify
 from hpcdistill.data.fetch.location import join
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, plural
+from hpcdistill.storage import user_place
 
 EXIT_FAULTS = 1
 LISTED = 20  # duplicates shown in the terminal; --json has all
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
         "--strict, 2 for a usage error or a folder without a readable index.",
     )
     parser.add_argument(
-        "folders", type=Path, nargs="+", metavar="DIR", help="packed data sets, or folders of their splits"
+        "folders", action=UserPath, nargs="+", metavar="DIR", help="packed data sets, or folders of their splits"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the tables")
     parser.add_argument("--strict", action="store_true", help=f"exit with {EXIT_FAULTS} for duplicates too")
@@ -46,6 +47,8 @@ def main(arguments: list[str]) -> int:
         parser.error("--from needs --repair")
     if options.place is not None and len(options.folders) > 1:
         parser.error("--from mends one DIR at a time")
+    if options.place is not None:
+        options.place = user_place(options.place, "--from")
     reports = []
     for folder in _folders(options.folders, options.place, options.repair):
         report = verify(folder)
@@ -106,7 +109,7 @@ def _say_duplicates(duplicates: Sequence[Duplicate]) -> None:
     for duplicate in duplicates[:LISTED]:
         say(duplicate.line(), style="yellow")
     if len(duplicates) > LISTED:
-        say(f"and {len(duplicates) - LISTED} more groups of equal images; --json lists all", style="yellow")
+        say(f"and {plural(len(duplicates) - LISTED, 'more group')} of equal images; --json lists all", style="yellow")
 
 
 def _plain(reports: Sequence[Report], findings: Findings) -> dict[str, object]:

@@ -87,12 +87,30 @@ def test_interpolation(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatc
         ("=4", "not an override"),
         ("train..x=4", "not an override"),
         ("train=[1", "not valid YAML"),
+        ("train=" + "[" * 200, "not valid YAML: nested more than 50 deep"),
+        (".".join("a" * 100) + "=1", "not an override"),
+        ("[=1", "not an override"),
+        ("name=${name}", "name"),
+        ("name=" + "n" * 300, "command line: name: .*at most 200 characters"),
     ],
 )
 def test_a_wrong_override_is_one_line_with_key_and_remedy(base: str, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_run([base, override])
     assert "\n" not in str(caught.value).strip()
+
+
+@pytest.mark.parametrize("text", ["method: [1]", "data: [1]", "train: 5", "method: {optimizer: on}", "teacher: [1]"])
+def test_an_overlay_of_another_type_is_one_line_with_its_name(tmp_path: Path, base: str, text: str) -> None:
+    overlay = write(tmp_path, "overlay.yaml", text)
+    with pytest.raises(UserError, match=r"overlay\.yaml: .*expected"):
+        load_run([base, overlay])
+
+
+def test_what_aliases_share_is_changed_alone(tmp_path: Path) -> None:
+    text = "method: {name: distilled_gan, teacher: &small {ngf: 8, blocks: 2}, student: *small}\n"
+    config = load_run([write(tmp_path, "a.yaml", text), "method.student.ngf=4"]).config.dump()["method"]
+    assert (config["teacher"]["ngf"], config["student"]["ngf"]) == (8, 4)
 
 
 def test_an_error_of_a_whole_section_leaves_its_values_out() -> None:
@@ -114,6 +132,12 @@ def test_the_file_that_set_the_wrong_value_is_named(tmp_path: Path, base: str) -
         ("train: {batch_size: 1}\n", "method.name: missing"),
         ("method: {name: plain_sr}\n", "method.scale: missing"),
         ("a: 1\na: 2\n", "not valid YAML"),
+        ("a: " + "[" * 200 + "]" * 200, "bad.yaml: not valid YAML: nested more than 50 deep"),
+        ("a: &x [*x]", "bad.yaml: not valid YAML: an alias stands for what it is in"),
+        ("method: [1]\n", r"bad.yaml: method: expected keys, such as name, got \[1\]"),
+        ("method: plain_sr\n", "bad.yaml: method: expected keys, such as name"),
+        ("just words\n", "expected `key: value` lines"),
+        ("extends: [[a.yaml]]\n", "extends: expected a file name"),
     ],
 )
 def test_a_damaged_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:

@@ -329,3 +329,83 @@ def test_refusals_of_translation(
 def test_super_resolution_takes_no_translation_options(run: Path, images: Path) -> None:
     with pytest.raises(UserError, match="--real is for networks that translate"):
         main([str(run), "--data", str(images), "--real", "test"])
+
+
+def test_weights_of_another_kind_are_called_by_it(images: Path, tmp_path: Path) -> None:
+    torch.save({"module.weight": torch.ones(2)}, tmp_path / "published.pth")
+    for data in (images, tmp_path / "absent"):
+        with pytest.raises(UserError, match=r"published\.pth: is a PyTorch checkpoint; torch\.load.*docs/training\.md"):
+            main([str(tmp_path / "published.pth"), "--data", str(data)])
+
+
+@pytest.fixture
+def mixed(images: Path) -> Path:
+    """The images, and three more: one of them transparent, one cut off, one too small to be measured."""
+    clear = np.dstack([np.zeros((40, 40, 3), np.uint8), np.full((40, 40), 128, np.uint8)])
+    Image.fromarray(clear).save(images / "clear.png")
+    (images / "cut.png").write_bytes((images / "a.png").read_bytes()[:300])
+    Image.fromarray(noise(9, 9, 1)).save(images / "small.png")
+    return images
+
+
+BICUBIC = ["--baseline", "bicubic", "--scale", "2", "--data"]
+
+
+def test_bad_images_are_skipped_where_that_is_asked_for(
+    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"clear\.png: has an alpha channel"):
+        main([*BICUBIC, str(mixed)])
+    out = tmp_path / "out"
+    assert main([*BICUBIC, str(mixed), "--on-error", "skip", "--json", "--save-images", str(out)]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert (report["images"], report["skipped"]) == (2, ["clear", "cut", "small"])
+    assert sorted(row["name"] for row in report["per_image"]) == ["[b]", "a"]
+    assert "3 images were skipped: clear, cut, small" in captured.err
+    assert captured.err.count("warning: skipped") == 3
+    assert "wrote 2 images" in captured.err
+    assert sorted(path.name for path in out.iterdir()) == ["[b].png", "a.png"]
+    for path in mixed.iterdir():
+        if path.stem in ("a", "[b]"):
+            path.unlink()
+    with pytest.raises(UserError, match="none of its images could be evaluated"):
+        main([*BICUBIC, str(mixed), "--on-error", "skip"])
+
+
+def test_the_singular_of_what_was_skipped(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "cut.png").write_bytes(b"")
+    main([*BICUBIC, str(images), "--on-error", "skip"])
+    assert "1 image was skipped: cut" in capsys.readouterr().err
+
+
+def test_transparent_test_images_are_flattened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = []
+    for name, alpha in (("opaque", 255), ("clear", 0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        Image.fromarray(np.dstack([noise(40, 40, 1), np.full((40, 40), alpha, np.uint8)])).save(folder / "x.png")
+        main([*BICUBIC, str(folder), "--json", "--flatten", "white"])
+        values.append(printed(capsys)["psnr"])
+    assert values[0] != values[1] == 100.0  # a white image is enlarged without an error
+    with pytest.raises(UserError, match="--flatten whiet: is no opaque colour"):
+        main([*BICUBIC, str(tmp_path / "clear"), "--flatten", "whiet"])
+
+
+@pytest.mark.parametrize("option", [["--flatten", "white"], ["--on-error", "skip"]])
+def test_packed_sets_take_no_options_of_folders(tmp_path: Path, option: list[str]) -> None:
+    write_set(tmp_path / "set", "lr-hr", [{"hr.png": noise(24, 24, 1), "lr2.png": noise(12, 12, 2)}], scales=[2])
+    with pytest.raises(UserError, match=rf"{option[0]} is for folders of images; .*set is packed"):
+        main([*BICUBIC, str(tmp_path / "set"), *option])
+
+
+def test_what_is_not_evaluated_is_named(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "x.tiff").write_bytes(b"")
+    (images / "holiday").mkdir()
+    (images / "a.png").rename(images / "holiday" / "a.png")
+    main([*BICUBIC, str(images)])
+    said = capsys.readouterr().err
+    assert f"{images}: not read: holiday/ (1 image), 1 .tiff file; name such a folder by itself, convert" in said
+    (images / "holiday").rename(images / "HR")
+    main([*BICUBIC, str(images)])
+    assert f"{images}: not read: 1 image beside HR/" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from hpcdistill.config import split_runs
 from hpcdistill.data.index import load_index
 from hpcdistill.data.pack import fetching
 from hpcdistill.data.pack import recipes as recipes_module
+from hpcdistill.data.places import data_root
 from hpcdistill.errors import UserError
 from hpcdistill.requirements import check_present, missing_for, needed_sets, needed_weights
 from hpcdistill.run import load_run
@@ -153,10 +154,23 @@ def test_what_is_packed_when_a_run_needs_it_is_not_missing(tmp_path: Path, root:
     assert sorted(weights) == sorted(dict.fromkeys(weights)), "each once"
 
 
-def test_a_tilde_that_the_shell_left_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HPCDISTILL_DATA", "~/data")
-    with pytest.raises(UserError, match="has not expanded the ~"):
-        prefetch.main(["--weights", "vgg16"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("~nobody-here/data", "HPCDISTILL_DATA '~nobody-here/data': there is no such home"), ("~/data", None)],
+)
+def test_a_tilde_that_the_shell_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str, expected: str | None
+) -> None:
+    """It is the home folder, for the data root and for the configurations, which read the same variable."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HPCDISTILL_DATA", value)
+    if expected is not None:
+        with pytest.raises(UserError, match=expected):
+            data_root()
+        return
+    assert data_root() == tmp_path / "data"
+    loaded = load_run([str(CONFIGS / "dssd/x4.yaml")])
+    assert needed_sets(loaded)[0] == f"{tmp_path}/data/div2k/train"
 
 
 def test_the_teacher_s_sets_are_needed_too() -> None:

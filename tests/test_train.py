@@ -114,6 +114,57 @@ def test_a_finished_run_is_not_trained_again(tiny: str, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+def test_a_finished_run_asked_for_more_steps_is_named_with_the_way_on(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (str(CONFIGS / "fsrcnn" / "x2.yaml"), tiny, f"runs={tmp_path}")
+    trained(*arguments)
+    [first] = tmp_path.iterdir()
+    assert "differs from this run only in its length" not in capsys.readouterr().err
+    more = trained(*arguments, "train.steps=3")
+    said = capsys.readouterr().err
+    assert f"{first} differs from this run only in its length (train.steps, train.epochs)" in said
+    assert f"add init.student={first}\n" in said
+    on = trained(*arguments, "train.steps=3", f"init.student={first}")
+    assert on["identity"] != more["identity"]
+    assert "differs from this run only in its length" not in capsys.readouterr().err
+
+
+def test_a_result_that_is_lost_is_written_again_without_training(tiny: str, tmp_path: Path) -> None:
+    """What the message about a damaged one says; also of the teacher of the run that is asked for."""
+    arguments = (str(CONFIGS / "dssd" / "x2.yaml"), tiny, f"runs={tmp_path}")
+    first = trained(*arguments)
+    student, teacher = tmp_path / f"dssd-x2-{first['identity']}", tmp_path / first["teacher"]
+    trained_files = ("metrics.jsonl", "checkpoints/step-00000002/state.json", "generators/last/*.safetensors")
+    for folder in (student, teacher):
+        file = folder / "result.json"
+        whole = json.loads(file.read_text())
+        before = {path: path.stat().st_mtime_ns for name in trained_files[:2] for path in folder.glob(name)}
+        weights = {path: path.read_bytes() for path in folder.glob(trained_files[2])}
+        file.write_bytes(file.read_bytes()[:50])
+        with pytest.raises(
+            UserError, match=rf"{folder.name}/result\.json: damaged \(.*; remove it, and the same command"
+        ):
+            trained(*arguments)
+        file.unlink()
+        assert trained(*arguments)["name"] == "dssd-x2"
+        again = json.loads(file.read_text())
+        assert again.pop("images_per_second") > 0
+        assert whole.pop("images_per_second") > 0
+        assert again == whole
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        assert {path: path.read_bytes() for path in weights} == weights
+
+
+def test_a_run_folder_is_no_configuration(tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"/run: is a run folder; its configuration is .*/run/config\.yaml"):
+        load_run([str(tmp_path / "run"), tiny])
+    with pytest.raises(UserError, match=r": is a folder; name a configuration file"):
+        load_run([str(tmp_path), tiny])
+
+
 def test_the_saved_configuration_is_the_same_run(tiny: str, tmp_path: Path) -> None:
     result = trained(
         str(CONFIGS / "dssd" / "x4.yaml"), str(CONFIGS / "variants" / "encoder-pisr.yaml"), tiny, f"runs={tmp_path}"

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from hpcdistill.settings import MOST_PIXELS, MOST_STEPS, Section, operational
+from hpcdistill.settings import MOST_PIXELS, MOST_STEPS, Section, UserPlace, operational
+from hpcdistill.yaml_values import Word
 
 
 class DataConfig(Section):
@@ -15,10 +16,10 @@ class DataConfig(Section):
     The folders are operational: a run's identity holds the digest of what they contain, not where they lie.
     """
 
-    train: tuple[str, ...] = operational(
+    train: tuple[UserPlace, ...] = operational(
         (), "packed data sets to train on, a folder or a list of folders; several are joined in this order"
     )
-    eval: dict[str, str] = operational(
+    eval: dict[str, UserPlace] = operational(
         {}, "data sets to evaluate on: the name in the report, then a packed data set or a plain folder of images"
     )
     reader: Literal["indexed", "stream"] = Field(
@@ -26,7 +27,7 @@ class DataConfig(Section):
         description="indexed: exact order and resume, from local folders; stream: webdataset, also over http(s), "
         "inexact in order and resume",
     )
-    stage: str | None = operational(
+    stage: UserPlace | None = operational(
         None,
         "folder on node-local scratch that packed sets are copied to, once a node; null = they are read where they lie",
     )
@@ -62,4 +63,4 @@ class DataConfig(Section):
     @field_validator("train", mode="before")
     @classmethod
     def _one_folder(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, Word) else value

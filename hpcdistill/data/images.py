@@ -1,8 +1,8 @@
 """Reading images from anywhere without trusting them, and writing PNG with the same bytes every time.
 
-Only 8-bit gray, palette and RGB images are read: everything else (alpha, 16-bit, CMYK) would need a choice that is
-the user's to make, so it ends in one line that names the file and the remedy. The size in the header is checked
-before a pixel is decoded.
+Only 8-bit gray, palette and RGB images are read: everything else (transparency, 16-bit, CMYK) would need a choice that
+is the user's to make, so it ends in one line that names the file and the remedy. An alpha channel that is opaque
+everywhere needs none. The size in the header is checked before a pixel is decoded.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
+from hpcdistill.data.folders import SUFFIXES, entries, other_suffixes
 from hpcdistill.data.jpeg import decode_plain, read_frame
 from hpcdistill.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 MAX_PIXELS = 80_000_000  # 240 MB as 8-bit RGB; packing one takes less than 1 GiB
+
+Colour = tuple[int, int, int]  # red, green, blue in 0..255
 
 # The limit here is `max_pixels`, checked on the header of every image; Pillow's own would cap it at 179 megapixels.
 Image.MAX_IMAGE_PIXELS = None
@@ -35,8 +38,9 @@ _DAMAGED = (
 _STRIP_PIXELS = 4_000_000
 _PNG_LEVEL = 3  # of 9: within 1 % of the size of 6 (zlib-ng, photographs) in 40 % of its time
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 _REMEDIES = {
-    "alpha": ("has an alpha channel or transparent colours", "flatten it to RGB on a background of your choice"),
+    "alpha": ("has an alpha channel with transparent pixels", "flatten it to RGB, e.g. with --flatten white"),
     "deep": ("has 16 or more bits a channel", "convert it to 8-bit RGB"),
     "CMYK": ("is in CMYK", "convert it to 8-bit sRGB"),
     "F": ("has floating-point pixels", "convert it to 8-bit RGB"),
@@ -44,11 +48,18 @@ _REMEDIES = {
 }
 
 
-def read_rgb(source: Path | bytes, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def read_rgb(
+    source: Path | bytes,
+    name: str | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    background: Colour | None = None,
+) -> NDArray[np.uint8]:
     """Decode a file, or the content of one, to `[H, W, 3]` 8-bit RGB; EXIF orientation is applied.
 
-    8-bit gray and opaque palettes become RGB. `name` is what messages call the image (default: its path).
-    Raises UserError for anything that cannot be read, is larger than `max_pixels`, or is not 8-bit gray or RGB.
+    8-bit gray, palettes and an alpha of 255 everywhere become RGB; transparent pixels are laid over `background`.
+    `name` is what messages call the image (default: its path). Raises UserError for anything that cannot be read, is
+    larger than `max_pixels`, is not 8-bit gray or RGB, or is transparent without a `background`.
     """
     name = name or (str(source) if isinstance(source, Path) else "image")
     content = source if isinstance(source, bytes) else read_file(source, max_pixels=max_pixels)
@@ -59,7 +70,9 @@ def read_rgb(source: Path | bytes, name: str | None = None, *, max_pixels: int =
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             refusal = _refusal(image, max_pixels)
-            pixels = None if refusal else _decode(image)
+            pixels = None if refusal else _decode(image, background)
+            if pixels is None and not refusal:
+                refusal = "; ".join(_REMEDIES["alpha"])
     except _DAMAGED as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
@@ -69,6 +82,23 @@ def read_rgb(source: Path | bytes, name: str | None = None, *, max_pixels: int =
         raise UserError(f"{name}: {refusal}")
     assert pixels is not None
     return pixels
+
+
+def colour(text: str) -> Colour:
+    """The colour that `text` is, by its name or as #rrggbb; UserError for none, and for one that is transparent."""
+    try:
+        found = ImageColor.getrgb(text.strip())
+    except ValueError:
+        found = (0, 0, 0, 0)
+    if len(found) != 3:
+        raise UserError(f"--flatten {text}: is no opaque colour; give a name or #rrggbb, e.g. white or #808080")
+    return found[0], found[1], found[2]
+
+
+def carries_alpha(content: bytes) -> bool:
+    """True when the image that `content` holds has an alpha channel or a transparent colour."""
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        return _has_alpha(image)
 
 
 def read_packed(content: bytes, size: tuple[int, int], name: str, remedy: str) -> NDArray[np.uint8]:
@@ -131,43 +161,35 @@ def header_size(content: bytes) -> tuple[int, int] | None:
     return None
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The images directly in `folder`, in natural order (`img2` before `img10`), the same on every machine.
+def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """The images in `folder`, in natural order (`img2` before `img10`), the same on every machine.
 
-    Hidden files and other suffixes are left out. Raises UserError when there is no such folder or no image in it.
+    `recursive`: those of all folders below it too. Hidden files and folders and other suffixes are left out (see
+    `left_out`). Raises UserError when there is no such folder or no image in it.
     """
     if not folder.is_dir():
         state = "is a file, not a folder of images" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {state}; check the path")
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    named = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
+    found = list(entries(folder, recursive))
+    named = [entry for entry in found if entry.suffix.lower() in SUFFIXES]
     images = [entry for entry in named if entry.is_file()]
     for entry in named:
         if entry.is_symlink() and not entry.exists():
             raise UserError(f"{entry}: is a link to a file that is not there; mend or remove it")
     if not images:
         hint = f"expected files ending in {', '.join(SUFFIXES)}"
-        folders = sorted(entry.name for entry in entries if entry.is_dir() and _has_images(entry))
+        folders = sorted(entry.name for entry in found if entry.is_dir() and _has_images(entry))
         other = other_suffixes(folder)
         if folders:
             hint = f"its folders {', '.join(folders[:5])} have some: name one of them"
         elif other:
             hint = f"{hint}, found {', '.join(sorted(other))}: convert them to PNG"
         raise UserError(f"{folder}: no images in this folder; {hint}")
-    for path in images:
-        if not path.name.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in path.name):
-            raise UserError(f"{folder}: the file name {path.name!a} cannot be written as text; rename the file")
-    return sorted(images, key=lambda path: _natural(path.name))
-
-
-def other_suffixes(folder: Path) -> dict[str, int]:
-    """Suffixes of the files in `folder` that are images to most people but are not read here, with their counts."""
-    counts: dict[str, int] = {}
-    for entry in folder.iterdir():
-        suffix = entry.suffix.lower()
-        if suffix in (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".jp2", ".dng", ".npy"):
-            counts[suffix] = counts.get(suffix, 0) + 1
-    return counts
+    places = {path: path.relative_to(folder).as_posix() for path in images}
+    for place in places.values():
+        if not place.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in place):
+            raise UserError(f"{folder}: the file name {place!a} cannot be written as text; rename the file")
+    return sorted(images, key=lambda path: _natural(places[path]))
 
 
 def count_pixels(path: Path) -> int:
@@ -183,12 +205,18 @@ def count_pixels(path: Path) -> int:
         return 0
 
 
-def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """`[H, W, 3]` 8-bit RGB to PNG; the same bytes for the same pixels and the same Pillow and zlib."""
+def encode_png(image: NDArray[np.uint8], software: str = "") -> bytes:
+    """`[H, W, 3]` 8-bit RGB to PNG; the same bytes for the same pixels and the same Pillow and zlib.
+
+    With `software`, the file says that it was made by that.
+    """
     assert image.dtype == np.uint8
     assert image.shape[2:] == (3,)
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=_PNG_LEVEL)
+    about = PngInfo() if software else None
+    if about:
+        about.add_text("Software", software)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=_PNG_LEVEL, pnginfo=about)
     return buffer.getvalue()
 
 
@@ -208,30 +236,49 @@ def _refusal(image: Image.Image, max_pixels: int) -> str | None:
     if image.width * image.height > max_pixels:
         return _too_large(image.height, image.width, max_pixels)
     reason: str | None = None
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        reason = "alpha"
-    elif image.mode.startswith("I"):
+    if image.mode.startswith("I"):
         reason = "deep"
     elif image.mode in ("CMYK", "F"):
         reason = image.mode
     elif image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
         reason = "animated"
-    elif image.mode not in ("1", "L", "P", "RGB"):
+    elif image.mode not in ("1", "L", "P", "RGB", *_ALPHA_MODES):
         return f"has the colour mode {image.mode}; convert it to 8-bit RGB"
     return "; ".join(_REMEDIES[reason]) if reason else None
 
 
-def _decode(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels, turned as EXIF says; copies only where it must, as an image may have 80 megapixels."""
+def _decode(image: Image.Image, background: Colour | None) -> NDArray[np.uint8] | None:
+    """The pixels, turned as EXIF says, None for transparent ones without a background.
+
+    Copies only where it must, as an image may have 80 megapixels.
+    """
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    pixels = np.empty((rgb.height, rgb.width, 3), np.uint8)
-    strip = max(1, _STRIP_PIXELS // rgb.width)
-    for top in range(0, rgb.height, strip):  # in one go Pillow would hold two more copies
-        bottom = min(top + strip, rgb.height)
-        pixels[top:bottom] = np.asarray(rgb.crop((0, top, rgb.width, bottom)))
+    alpha = _has_alpha(image)
+    image = image if image.mode == ("RGBA" if alpha else "RGB") else image.convert("RGBA" if alpha else "RGB")
+    clear = alpha and image.getchannel("A").getextrema() != (255, 255)
+    if clear and background is None:
+        return None
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    strip = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, strip):  # in one go Pillow would hold two more copies
+        bottom = min(top + strip, image.height)
+        part = image.crop((0, top, image.width, bottom))
+        if clear and background is not None:
+            part = _laid_over(background, part)
+        pixels[top:bottom] = np.asarray(part)[..., :3]
     return pixels
+
+
+def _laid_over(background: Colour, image: Image.Image) -> Image.Image:
+    """The image, RGBA, on that colour."""
+    flat = Image.new("RGBA", image.size, (*background, 255))
+    flat.alpha_composite(image)
+    return flat
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in _ALPHA_MODES or "transparency" in image.info
 
 
 def _too_large(height: int, width: int, max_pixels: int) -> str:

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from hpcdistill.data.index_check import check_index
 from hpcdistill.errors import UserError
 from hpcdistill.storage import write_json
 
@@ -87,12 +89,23 @@ def load_index(folder: Path) -> Index:
         if inside:
             raise UserError(f"{folder}: has the splits {', '.join(inside)}; name one, e.g. {folder / inside[0]}")
         state = "is not a packed data set (no index.json)" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder}: {state}; pack one with `python shards/pack.py RECIPE --source DIR --out {folder}`")
+        raise UserError(f"{folder}: {state}; pack one with `{_packing(folder)}`")
     return parse_index(path.read_bytes(), str(path))
 
 
+def _packing(folder: Path) -> str:
+    """The command that packs what belongs in `folder`: into another, where that holds something already."""
+    if not folder.is_dir() or not any(not path.name.startswith(".") for path in folder.iterdir()):
+        return f"python shards/pack.py RECIPE --source DIR --out {shlex.quote(str(folder))}"
+    packed = folder.absolute().with_name(f"{folder.absolute().name}-packed")
+    return f"python shards/pack.py RECIPE --source {shlex.quote(str(folder))} --out {shlex.quote(str(packed))}"
+
+
 def parse_index(content: bytes, name: str) -> Index:
-    """The index that `content` is; UserError when it is damaged or of another schema. Messages call it `name`."""
+    """The index that `content` is, every value checked; see `index_check`.
+
+    UserError when it is damaged or of another schema. Messages call it `name`.
+    """
     try:
         raw = json.loads(content.decode())
         if raw.pop("schema") != SCHEMA:
@@ -108,12 +121,14 @@ def parse_index(content: bytes, name: str) -> Index:
         scales, skipped = tuple(raw.pop("scales")), tuple(raw.pop("skipped"))
         index = Index(shards=shards, samples=samples, scales=scales, skipped=skipped, **raw)
         if index.kind not in get_args(Kind):
-            raise UserError(f"{name}: holds {index.kind} samples, which this version of hpcdistill does not know")
+            raise UserError(f"{name}: holds {index.kind!a:.60} samples, which this version of hpcdistill does not know")
+        check_index(index, name)
         return index
     except UserError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise UserError(f"{name}: damaged ({type(error).__name__}: {error}); pack the data set again") from None
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{name}: damaged ({why:.200}); copy it again, or pack the data set again") from None
 
 
 def index_digest(folder: Path) -> str:

@@ -9,17 +9,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hpcdistill.errors import UserError
+from hpcdistill.storage import user_path
 
 VARIABLE = "HPCDISTILL_DATA"
 
 
 def data_root() -> Path:
-    """The folder that everything lies in; the configurations read the same variable."""
-    value = os.environ.get(VARIABLE) or "data/packed"
-    if value.startswith("~"):  # the configurations would read another folder
-        raise UserError(f"{VARIABLE}={value}: the shell has not expanded the ~; write the whole path")
-    return Path(value)
+    """The folder that everything lies in. The configurations read the same variable: empty it would be the root `/`."""
+    return user_path(os.environ.get(VARIABLE, "data/packed"), VARIABLE)
 
 
 def sources_folder(recipe: str) -> Path:

@@ -21,6 +21,7 @@ from hpcdistill import torchvision_operators
 from hpcdistill.data.fetch.weights import WEIGHTS, find_weights
 from hpcdistill.data.places import weights_folder
 from hpcdistill.errors import UserError
+from hpcdistill.models.weights_file import PYTORCH, kind_of
 from hpcdistill.storage import sha256_file
 
 
@@ -112,6 +113,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises what zip, pickle and the disk have in store
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if path.is_file() and (kind := kind_of(path)) not in (None, PYTORCH):
+            detail = f"it is {kind}"
         raise UserError(f"{path}: no readable PyTorch weights ({detail[:120]}); fetch or copy the file again") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: holds no state dict; use the published file")

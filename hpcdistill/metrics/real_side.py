@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hpcdistill.console import warn
-from hpcdistill.data.index import INDEX_NAME, Index, Kind, index_digest, load_index
-from hpcdistill.data.index_check import check_index
+from hpcdistill.data.index import Index, Kind, index_digest, load_index
 from hpcdistill.data.places import data_root
 from hpcdistill.data.read.domains import DomainImages
 from hpcdistill.errors import UserError
@@ -32,7 +31,6 @@ _FORMAT = 1  # raise it when features are computed differently
 def load_translation_index(folder: Path, kind: Kind | None, name: str) -> Index:
     """The index of a packed set of images to translate; UserError, by its `name`, when it is of another kind."""
     index = load_index(folder)
-    check_index(index, str(folder / INDEX_NAME))
     if index.kind == "lr-hr" or kind not in (None, index.kind):
         raise UserError(f"{name}: {folder} holds {index.kind} samples, not {kind or 'paired or unpaired'} ones")
     return index
@@ -75,7 +73,8 @@ class RealFeatures:
             features = load_file(self.file)["features"]
         except (OSError, SafetensorError, KeyError):
             return None
-        return features if features.shape == (len(self), self.network.dimensions) else None
+        fits = features.shape == (len(self), self.network.dimensions) and features.dtype == torch.float32
+        return features if fits else None
 
     def keep(self, features: Tensor) -> None:
         """Write them for the next run; where the folder cannot be written, they are computed again."""

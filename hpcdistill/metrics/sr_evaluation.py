@@ -14,8 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hpcdistill.data.images import read_rgb
+from hpcdistill.console import warn
+from hpcdistill.data.folders import beside, left_out
+from hpcdistill.data.images import Colour, read_rgb
 from hpcdistill.data.index import INDEX_NAME, Index, Sample, load_index
+from hpcdistill.data.read.cache import check_member
 from hpcdistill.data.test_sets import hr_files
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.psnr_ssim import Rule, luma_pair, psnr, ssim
@@ -27,6 +30,10 @@ Image = NDArray[np.uint8]  # [H, W, 3] RGB
 
 # An output equal to its reference has an infinite PSNR, which JSON cannot hold and a mean does not survive.
 PSNR_CAP = 100.0
+
+
+class UnusableImageError(UserError):
+    """An image that cannot be read, or is too small to be measured: the network is not to blame."""
 
 
 class ImageRow(TypedDict):
@@ -92,8 +99,13 @@ class SRImages(Sequence[tuple[str, Image, Image]]):
 class FolderTestSet(SRImages):
     """A folder of HR images; LR is computed as MATLAB's `imresize` does, and rounded to 8 bits."""
 
-    def __init__(self, path: Path, scale: int) -> None:
+    def __init__(self, path: Path, scale: int, background: Colour | None = None) -> None:
         self._files = hr_files(path)
+        self._background = background
+        inside = self._files[0].parent
+        for line in (left_out(inside, "name such a folder by itself"), beside(path, inside)):
+            if line:
+                warn(line)
         # Set14 holds ppt3.png, another copy ppt3.bmp: only names that clash keep their suffix.
         stems = [file.stem for file in self._files]
         names = [file.name if stems.count(file.stem) > 1 else file.stem for file in self._files]
@@ -101,7 +113,10 @@ class FolderTestSet(SRImages):
 
     def read(self, index: int) -> tuple[str, Image, Image]:
         file = self._files[index]
-        hr = _cropped(read_rgb(file, str(file)), self.scale, str(file))
+        try:
+            hr = _cropped(read_rgb(file, str(file), background=self._background), self.scale, str(file))
+        except UserError as error:
+            raise UnusableImageError(str(error)) from None
         return self.names[index], hr, downsample_uint8(hr, self.scale)
 
 
@@ -133,9 +148,10 @@ class PackedTestSet(SRImages):
 
     def _member(self, sample: Sample, suffix: str) -> Image:
         place = sample.members.get(suffix)
-        shard = self.path / self._index.shards[sample.shard].name
         if place is None:
             raise UserError(f"{self.path}: {sample.key} has no {suffix}; pack the data set again")
+        check_member(f"{self.path}: {suffix} of {sample.key}", sample, place, self._index)
+        shard = self.path / self._index.shards[sample.shard].name
         if not shard.is_file():
             raise UserError(f"{shard}: no such shard, although {INDEX_NAME} names it; copy or pack the data set again")
         with open(shard, "rb") as file:
@@ -146,15 +162,16 @@ class PackedTestSet(SRImages):
         return read_rgb(content, f"{shard.name}/{sample.key}.{suffix}")
 
 
-def load_test_set(path: Path | str, scale: int) -> SRImages:
+def load_test_set(path: Path | str, scale: int, background: Colour | None = None) -> SRImages:
     """A test set from a packed data set, or from a folder of HR images (also `path/HR`, as benchmarks ship them).
 
-    Only the names are read here. Raises UserError for a missing or empty folder, or a scale that was not packed.
+    Only the names are read here. `background`: what transparent pixels of a folder's images are laid over. Raises
+    UserError for a missing or empty folder, or a scale that was not packed.
     """
     path = Path(path)
     if (path / INDEX_NAME).is_file() or (path.is_dir() and any(path.glob(f"*/{INDEX_NAME}"))):
         return PackedTestSet(path, scale)
-    return FolderTestSet(path, scale)
+    return FolderTestSet(path, scale, background)
 
 
 class BicubicUpsampler(nn.Module):
@@ -369,7 +386,7 @@ def _row(name: str, pair: ImagePair, output: Tensor, scale: int, rule: Rule) -> 
         # One transfer from the device an image.
         decibel, similarity = torch.stack((psnr(produced, expected), ssim(produced, expected))).tolist()
     except UserError as error:
-        raise UserError(f"{name}: {error}") from None
+        raise UnusableImageError(f"{name}: {error}") from None
     if math.isnan(decibel):
         raise UserError(f"{name}: the network's output is not finite; its weights are damaged or its training diverged")
     return {"name": name, "psnr": min(decibel, PSNR_CAP), "ssim": similarity}

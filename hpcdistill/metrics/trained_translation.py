@@ -15,16 +15,15 @@ from rich.progress import track
 from torch import nn
 
 from hpcdistill.console import err, say
-from hpcdistill.data.images import encode_png
+from hpcdistill.data.outputs import check_images_out, save_image
 from hpcdistill.data.test_sets import Real, real_side
-from hpcdistill.errors import UserError
+from hpcdistill.errors import plural
 from hpcdistill.metrics.config import BACKWARDS
 from hpcdistill.metrics.real_side import load_translation_index
 from hpcdistill.metrics.run_evaluators import check_size, features_if_there, lpips_if_there
 from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol, TranslationResult
 from hpcdistill.ranks import watch
-from hpcdistill.storage import write_bytes
 from hpcdistill.yaml_values import load_yaml
 
 DEFAULT_SIZE = 256  # pixels
@@ -86,11 +85,13 @@ def evaluate_translation(
         ranks,
         backwards=backwards,
     )
+    if save_images is not None:
+        check_images_out(save_images, _names(evaluator, backwards), [folder])
     result = evaluator.evaluate(generator, "data", backwards, _at_work)
     if save_images is not None:
         with shared_work(ranks, device):
             _save(evaluator, generator, backwards, save_images)
-        say(f"wrote {result.images} images to {save_images}")
+        say(f"wrote {plural(result.images, 'image')} to {save_images}")
     about = evaluator.describe()
     if "real_images" in about:
         about["real_images"] = len(evaluator.real["data", backwards])
@@ -98,12 +99,13 @@ def evaluate_translation(
 
 
 def run_values(file: Path) -> dict[str, Any]:
-    """The configuration of the run that the generator's file lies in; empty for a file anywhere else."""
+    """The sections of the configuration of the run that the generator's file lies in; empty for a file elsewhere."""
     if file.parent.parent.name != "generators":
         return {}
     with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
         values = load_yaml((file.parents[2] / "config.yaml").read_text(encoding="utf-8"))
-        return values if isinstance(values, dict) else {}
+        if isinstance(values, dict):
+            return {name: section for name, section in values.items() if isinstance(section, dict)}
     return {}
 
 
@@ -113,24 +115,27 @@ def _wanted(asked: bool | None, configured: bool | None) -> bool:
 
 
 def _save(evaluator: TranslationEvaluator, generator: nn.Module, backwards: bool, folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--save-images {folder}: is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    count = evaluator.count("data", backwards)
-    names = _unique([evaluator.name("data", number, backwards) for number in range(count)])
-    mine = range(evaluator.rank, count, evaluator.ranks)
+    names = _names(evaluator, backwards)
+    mine = range(evaluator.rank, len(names), evaluator.ranks)
     hidden = evaluator.rank > 0 or not err.moves
     for number in track(mine, "writing", console=err, transient=True, disable=hidden):
         watch.progress()
         [image] = evaluator.translations(generator, "data", [number], backwards)
         pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
-        write_bytes(folder / f"{names[number]}.png", encode_png(pixels))
+        save_image(folder, names[number], pixels)
 
 
 def _at_work() -> bool:
     """A `stop` that never stops, and shows the other ranks that this one goes on."""
     watch.progress()
     return False
+
+
+def _names(evaluator: TranslationEvaluator, backwards: bool) -> list[str]:
+    """What the translated images are saved as."""
+    count = evaluator.count("data", backwards)
+    return _unique([evaluator.name("data", number, backwards) for number in range(count)])
 
 
 def _unique(names: Sequence[str]) -> list[str]:

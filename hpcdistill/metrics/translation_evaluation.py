@@ -22,7 +22,7 @@ from hpcdistill.data.index import Kind
 from hpcdistill.data.progress import Progress
 from hpcdistill.data.read.domains import DomainImages
 from hpcdistill.data.test_sets import Real, real_folders
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, plural
 from hpcdistill.metrics.feature_networks import FeatureNetwork
 from hpcdistill.metrics.frechet import Moments, frechet, kid, moments
 from hpcdistill.metrics.lpips import LPIPS
@@ -251,7 +251,7 @@ class TranslationEvaluator:
         features = known[0] if known else real.kept() if self.rank == 0 else None
         if not self._from_first(features is not None):
             numbers = self._share(len(real))
-            label = f"features of {len(real)} real images of {test_set}"
+            label = f"features of {plural(len(real), 'real image')} of {test_set}"
             if self.rank == 0:
                 say(f"computing {label} once, for {real.file}")
             with (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.models import GENERATORS
+from hpcdistill.models.weights_file import chosen_file, refuse_other_kinds
 from hpcdistill.storage import write_bytes
 
 METADATA_KEY = "hpcdistill"
@@ -30,10 +32,14 @@ def save_generator(generator: nn.Module, path: Path, notes: dict[str, Any] | Non
 def load_generator(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Rebuild the network saved at `path`, in eval mode on the CPU, and return it with its notes.
 
-    Raises UserError for a file that is missing, damaged, of an unknown class, or whose tensors do not fit.
+    Of a run folder its student is meant, or its only network: the best weights or, where nothing was evaluated, the
+    last. Raises UserError for a file that is missing, damaged, another kind of checkpoint, of an unknown class, or
+    whose tensors do not fit.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such file; give a generator's .safetensors file or a run folder")
+    path = chosen_file(path)
+    refuse_other_kinds(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -47,8 +53,12 @@ def load_generator(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         name, arguments, notes = description["class"], description["arguments"], description["notes"]
         if name not in GENERATORS:
             raise UserError(f"no network is named '{name}', {nearest(name, GENERATORS)}")
-        generator = GENERATORS[name](**arguments)
-    except (KeyError, TypeError, ValueError) as error:
+        if not isinstance(notes, dict):
+            raise UserError("the notes are no JSON object")
+        generator = _rebuilt(GENERATORS[name], arguments, weights, str(path))
+    except _NoFit:
+        raise
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, MemoryError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         raise UserError(
             f"{path}: its metadata does not rebuild a network ({reason}); "
@@ -58,24 +68,50 @@ def load_generator(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     return generator.eval(), notes
 
 
-def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
-    """Load `weights` strictly; what does not fit is one UserError that names `origin` and the first mismatch."""
+def _rebuilt(
+    kind: type[nn.Module], arguments: dict[str, Any], weights: dict[str, torch.Tensor], origin: str
+) -> nn.Module:
+    """The network of a file that holds `weights`, untrained.
+
+    Damaged arguments may ask for any amount of memory: so it is built without any first, and its shapes are compared.
+    """
+    most = max(1024, sum(tensor.numel() for tensor in weights.values()))
+    for key, value in arguments.items():
+        if isinstance(value, int | float) and not abs(value) <= most:
+            raise ValueError(f"{key} is larger than the file has numbers")
+    with torch.device("meta"):
+        _check_shapes(kind(**arguments), weights, origin)
+    return kind(**arguments)
+
+
+class _NoFit(UserError):
+    """Weights of another network."""
+
+
+def _check_shapes(module: nn.Module, weights: dict[str, torch.Tensor], origin: str, absent: Sequence[str] = ()) -> None:
+    """_NoFit when tensors are `absent`, are not part of `module`, or have another shape there."""
     expected = module.state_dict()
-    # safetensors keeps one copy of a tensor that two names share (tie_sdm): its other names may be absent.
-    shared = {tensor.data_ptr() for name, tensor in expected.items() if name in weights and tensor.numel()}
-    missing = [name for name, tensor in expected.items() if name not in weights and tensor.data_ptr() not in shared]
     unexpected = [name for name in weights if name not in expected]
     wrong = [
         f"{name} is {list(tensor.shape)} instead of {list(expected[name].shape)}"
         for name, tensor in weights.items()
         if name in expected and tensor.shape != expected[name].shape
     ]
-    faults = [f"{name} is missing" for name in missing] + [f"{name} is not part of it" for name in unexpected] + wrong
+    faults = [f"{name} is missing" for name in absent] + [f"{name} is not part of it" for name in unexpected] + wrong
     if faults:
-        raise UserError(
+        raise _NoFit(
             f"{origin}: not the weights of this {type(module).__name__}: {faults[0]} ({len(faults)} tensors differ); "
             "use a checkpoint of the same architecture, channels and scale"
         )
+
+
+def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
+    """Load `weights` strictly; what does not fit is one UserError that names `origin` and the first mismatch."""
+    expected = module.state_dict()
+    # safetensors keeps one copy of a tensor that two names share (tie_sdm): its other names may be absent.
+    shared = {tensor.data_ptr() for name, tensor in expected.items() if name in weights and tensor.numel()}
+    missing = [name for name, tensor in expected.items() if name not in weights and tensor.data_ptr() not in shared]
+    _check_shapes(module, weights, origin, missing)
     module.load_state_dict(weights, strict=False)
 
 

@@ -15,8 +15,9 @@ from torch.nn import functional
 from hpcdistill.data.fetch.weights import find_weights
 from hpcdistill.errors import UserError
 from hpcdistill.models import PERCEPTUAL
+from hpcdistill.models.weights_file import PYTORCH, is_safetensors, kind_of
 from hpcdistill.ops.repeatable import largest_of_four, reflection_pad
-from hpcdistill.storage import sha256_file
+from hpcdistill.storage import sha256_file, user_path
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions; pooling after each
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in [0, 1]
@@ -136,7 +137,7 @@ def load_vgg16(
         path = _stlpips_file()
         origin = "stlpips-pytorch trunk"
     else:
-        path = Path(source)
+        path = user_path(source, "VGG16's weights")
         if not path.is_file():
             raise UserError(f"{path}: no such file; VGG16's weights are '{_PLAIN}', '{_SHIFT_TOLERANT}' or a file")
         origin = f"{path.name} (sha256 {sha256_file(path)[:8]})"
@@ -186,12 +187,14 @@ def _weights(path: Path) -> tuple[dict[str, Tensor], bool]:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the readers raise almost anything
-        raise UserError(f"{path}: not a readable file of weights ({type(error).__name__}); copy it again") from None
+        kind = kind_of(path)
+        why = kind if kind and kind != PYTORCH else type(error).__name__
+        raise UserError(f"{path}: not a readable file of weights ({why}); copy it again") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name; give a state_dict")
     return content

@@ -1,12 +1,14 @@
-"""Which rank this process is, from the variables of torchrun, accelerate, submitit or a plain `srun`."""
+"""What a process is told at its start: which rank it is, from the variables of torchrun, accelerate, submitit or a
+plain `srun`; and which signals it is to ignore."""
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import zlib
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 
 from hpcdistill.errors import UserError
 
@@ -40,11 +42,10 @@ def number(name: str, default: int, *, least: int = 0, environment: Mapping[str,
 
 def check_ranks() -> None:
     """UserError where the variables that say who this process is are no numbers, or do not fit together."""
-    port = number("MASTER_PORT", 1)
-    local_rank(), ranks_here()
-    if "WORLD_SIZE" in os.environ and rank() >= ranks():
+    port, own, among, _, _ = number("MASTER_PORT", 1), rank(), ranks(), local_rank(), ranks_here()
+    if "WORLD_SIZE" in os.environ and own >= among:
         raise UserError(
-            f"the environment variable RANK is {rank()} and WORLD_SIZE {ranks()}: ranks are numbered from 0 on; "
+            f"the environment variable RANK is {own} and WORLD_SIZE {among}: ranks are numbered from 0 on; "
             "unset both, or start the run with torchrun, accelerate launch or srun"
         )
     if port >= 1 << 16:
@@ -153,3 +154,11 @@ def job() -> str | None:
 def restart_count() -> int:
     """How often SLURM or torchrun has started this job again."""
     return number("SLURM_RESTART_COUNT", number("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def unignored(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those of `signals` that this process may catch: one that it ignores was to be ignored by whoever started it.
+
+    `nohup` does so with SIGHUP, a script with SIGINT in what it runs in the background.
+    """
+    return [one for one in signals if signal.getsignal(one) is not signal.SIG_IGN]

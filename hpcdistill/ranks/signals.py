@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from hpcdistill.console import err, is_main_process, say
 from hpcdistill.ranks import watch
+from hpcdistill.ranks.environment import unignored
 from hpcdistill.ranks.failure import EXIT_STOPPED as EXIT_STOPPED
 
 EXIT_INTERRUPTED: Final = 130  # command.EXIT_INTERRUPTED, which is above this
@@ -29,7 +30,7 @@ _NOTICE: Final = "\nstopping after this step, with a checkpoint; Ctrl-C again st
 
 
 class StopSignals:
-    """Catches the signals in STOPPING while in use; a second SIGINT stops at once.
+    """Catches the signals in STOPPING while in use, but for those that were ignored; a second SIGINT stops at once.
 
     Python calls a handler when its main thread comes back from whatever it waits in, which may be a collective call
     that nobody answers. So a thread listens, too: it sets the flag, has the watch pass it on to the other ranks, and
@@ -45,7 +46,7 @@ class StopSignals:
         self.restart()
 
     def __enter__(self) -> StopSignals:
-        for number in STOPPING:
+        for number in unignored(STOPPING):
             self._previous[number] = signal.signal(number, self._receive)
         ear, self._mouth = socket.socketpair()
         self._mouth.setblocking(False)

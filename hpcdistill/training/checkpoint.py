@@ -24,6 +24,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -31,10 +32,12 @@ from torch import Tensor
 
 from hpcdistill.console import warn
 from hpcdistill.errors import UserError
-from hpcdistill.storage import sync_file, sync_folder
+from hpcdistill.storage import JSON_OBJECT, parse_json, sync_file, sync_folder
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})|\.step-(\d{8,})\.replaced")
+_FILE = re.compile(r"(?:[A-Za-z0-9_][\w.+-]*/)?[A-Za-z0-9_][\w.+-]*")  # nothing outside the checkpoint
+_DIGESTS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 # These say that the checkpoint is damaged. Others (no permission, too many open files, a stale handle) say nothing
 # about it: to pass over a good checkpoint because of them would lose it.
@@ -248,7 +251,10 @@ class Checkpoints:
         return True
 
     def _read(self, path: Path) -> Checkpoint:
-        digests = json.loads((path / MANIFEST).read_bytes())
+        digests = parse_json((path / MANIFEST).read_bytes(), _DIGESTS)
+        for name in digests:
+            if not _FILE.fullmatch(name):
+                raise ValueError(f"{MANIFEST}: {name!r:.60} is no file of a checkpoint")
         contents = {name: (path / name).read_bytes() for name in digests}
         for name, content in contents.items():
             if hashlib.sha256(content).hexdigest() != digests[name]:
@@ -256,7 +262,7 @@ class Checkpoints:
         for file in path.rglob("*.safetensors"):
             if (name := str(file.relative_to(path))) not in digests:
                 raise ValueError(f"{name} is not in {MANIFEST}")
-        state = json.loads(contents["state.json"])
+        state = parse_json(contents["state.json"], JSON_OBJECT)
         if state["step"] != _step(path):
             raise ValueError(f"state.json is of step {state['step']}")
         tensors = {

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from hpcdistill.settings import MOST_STEPS, Section, operational
+from hpcdistill.settings import MOST_STEPS, Section, UserPlace, operational
 
 MOST_THREADS = 1024  # OpenMP ends the process without a word where the system has no more
 
@@ -28,13 +28,13 @@ class TrainConfig(Section):
     accumulation: int = operational(1, "micro-batches a rank's share of the batch is cut into", gt=0, le=1 << 20)
     device: Literal["auto", "cpu", "cuda"] = operational("auto", "auto takes a GPU when there is one")
     deterministic: bool = operational(False, "repeat bit for bit on one device; slower, see docs/training.md")
-    deepspeed: str | None = operational(
+    deepspeed: UserPlace | None = operational(
         None, "DeepSpeed's configuration file, ZeRO 1, 2 or 3 (configs/deepspeed/zero2.json); unset = DDP"
     )
     channels_last: bool = operational(False, "keep networks and images in channels-last memory; often faster")
     threads: int = operational(0, "CPU threads a process; 0 = PyTorch's default", ge=0, le=MOST_THREADS)
     timeout: int = operational(
-        600, "seconds without a step or a test image after which ranks count as hanging", gt=0, le=10**8
+        600, "seconds without a step, a batch or a test image after which a run hangs", gt=0, le=10**8
     )
     checkpoint_every: int = operational(1000, "steps between checkpoints", gt=0, le=MOST_STEPS)
     log_every: int = operational(100, "steps between lines of metrics.jsonl", gt=0, le=MOST_STEPS)

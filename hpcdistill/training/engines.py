@@ -27,6 +27,7 @@ from torch._C._distributed_c10d import HashStore
 from hpcdistill.console import say
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Group
+from hpcdistill.storage import JSON_OBJECT, parse_json, user_path
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.group import TrainedGroup, _outputs_to_fp32
 
@@ -78,7 +79,7 @@ def requested_settings(config: TrainConfig) -> dict[str, Any] | None:
             )
     if file is None:
         return None
-    settings = _read(Path(file))
+    settings = _read(user_path(file, "train.deepspeed"))
     if config.precision == "fp16":
         raise UserError("train.precision: fp16 is not supported under DeepSpeed; use bf16 or fp32")
     if importlib.util.find_spec("deepspeed") is None:
@@ -342,20 +343,21 @@ class Copies:
 def _read(file: Path) -> dict[str, Any]:
     """DeepSpeed's configuration; UserError for what cannot be used here."""
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = parse_json(file.read_bytes(), JSON_OBJECT)
         stage = settings["zero_optimization"]["stage"]
     except OSError as error:
         raise UserError(f"train.deepspeed: {file}: {error.strerror}; use configs/deepspeed/zero2.json") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"train.deepspeed: {file}: not a DeepSpeed configuration with zero_optimization.stage "
             f"({type(error).__name__}: {error}); start from configs/deepspeed/zero2.json"
         ) from None
-    if stage not in (1, 2, 3):
+    if isinstance(stage, bool) or stage not in (1, 2, 3):
         instead = "leave train.deepspeed out: DDP does the same" if stage == 0 else "use 1, 2 or 3"
         raise UserError(f"train.deepspeed: {file}: ZeRO stage {stage} is not supported; {instead}")
     for key, value in settings["zero_optimization"].items():
-        if key == "offload_param" or (key == "offload_optimizer" and value.get("device") not in ("cpu", "none")):
+        device = value.get("device") if isinstance(value, dict) else value
+        if key == "offload_param" or (key == "offload_optimizer" and device not in ("cpu", "none")):
             raise UserError(
                 f"train.deepspeed: {file}: zero_optimization.{key} {json.dumps(value)} is not supported; of offloading "
                 'only the optimizer to the CPU is: "offload_optimizer": {"device": "cpu"}'
@@ -363,7 +365,6 @@ def _read(file: Path) -> dict[str, Any]:
     for key, ours in _OURS.items():
         if settings.pop(key, "auto") != "auto":
             raise UserError(f"train.deepspeed: {file}: {key} is decided by {ours}; leave it out")
-    assert isinstance(settings, dict)
     return settings
 
 

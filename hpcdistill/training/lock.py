@@ -22,18 +22,21 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from hpcdistill.console import say, warn
 from hpcdistill.errors import UserError
+from hpcdistill.storage import parse_json
 
 HEARTBEAT_S = 30.0
 STALE_S = 300.0  # without a heartbeat
 WATCH_S = 45.0  # more than a heartbeat
 SETTLE_S = 0.5
-_GUARD_S = 2.0
-_SQUEUE_S = 2.0
+_GUARD_S = _SQUEUE_S = 2.0
 _ENDED_PROCESS = -1
 _ENDED_JOB = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"}
 _ENDED_JOB |= {"NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}
@@ -44,7 +47,7 @@ class Holder:
     """A process that trains a run: what lock.json says."""
 
     token: str  # random
-    process: int
+    process: Annotated[int, Field(gt=0, lt=1 << 31)]
     started: int | None  # clock ticks after the host's start; None: not known on this system
     host: str
     boot: str | None  # differs after every start of the host
@@ -80,12 +83,9 @@ class Holder:
     @classmethod
     def read(cls, content: bytes) -> Holder | None:
         """None when `content` is not a whole lock: a crash of the system, or an old version, has left it."""
-        try:
-            found = json.loads(content)
-            holder = cls(**{field.name: found[field.name] for field in fields(cls)})
-            return holder if holder.process > 0 else None
-        except (ValueError, KeyError, TypeError):
-            return None
+        with suppress(ValueError):
+            return parse_json(content, TypeAdapter(cls))
+        return None
 
     def __str__(self) -> str:
         about = []

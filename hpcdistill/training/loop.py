@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hpcdistill.console import say
 from hpcdistill.data.counter import step_seed
 from hpcdistill.data.images import encode_png
+from hpcdistill.data.read.loader import ReadAhead, StopWaiting
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Carry, Method, Phase, Progress
 from hpcdistill.ranks import watch
@@ -113,6 +114,7 @@ class Training:
         """Train to the end or to a signal; `signals` when the caller listens already.
 
         Raises UserError when a loss term stops being finite; the weights are then the last good ones, saved as `last`.
+        However it ends, no process that loads data is left.
         """
         first = self.position.step
         pinned = self.device.type == "cuda"
@@ -123,6 +125,7 @@ class Training:
             _closing(self.checkpoints, self.accelerator),
             listening as self.signals,
             TrainingProgress(self.name, first, self.steps, self.config.batch_size) as self.progress,
+            contextlib.closing(_delivered(loader, self.config.timeout)) as batches,
         ):
             if self.position.due and self.evaluator is not None:
                 self.evaluate()
@@ -130,7 +133,12 @@ class Training:
                     return self.stopped()
             earlier_seconds = self.position.seconds
             self.signals.restart()
-            for step, batch in zip(range(first, self.steps), loader, strict=True):
+            for step, batch in zip(range(first, self.steps), batches, strict=True):
+                if batch is None:  # a signal came first; not with several ranks
+                    if step > first:
+                        self.raise_if_not_finite()
+                        self.save(background=False)
+                    return self.stopped()
                 stretch = next(stretch for stretch in self.stretches if step < stretch.end)
                 if step == stretch.start:
                     self.enter(stretch)
@@ -149,7 +157,6 @@ class Training:
                 if stop or due.checkpoint:
                     self.save(background=not (stop or self.position.step == self.steps))
                 if stop and (self.position.due or self.position.step < self.steps):
-                    self.accelerator.wait_for_everyone()  # nobody leaves before the checkpoint is there
                     return self.stopped()
             return self.finished()
 
@@ -361,6 +368,7 @@ class Training:
 
     def stopped(self) -> Outcome:
         """A signal ended the session."""
+        self.accelerator.wait_for_everyone()  # nobody leaves before the checkpoint is there
         step = self.position.step
         say(f"{self.name}: stopped at step {step} of {self.steps}; the same command goes on from here")
         return Outcome(False, self.position, self.progress.images_per_second)
@@ -380,6 +388,16 @@ class Training:
     def _told_to_stop(self) -> bool:
         watch.progress()
         return self.signals.told()
+
+
+def _delivered(loader: Iterable[Batch], timeout: float) -> Generator[Batch | None]:
+    """The batches; None when a signal to stop comes while one is waited for. Closing it ends the loader's processes."""
+    if isinstance(loader, ReadAhead):
+        loader.patience = timeout
+    try:
+        yield from loader
+    except StopWaiting:
+        yield None
 
 
 @contextlib.contextmanager

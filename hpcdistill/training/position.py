@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Method
 from hpcdistill.models.registry import load_weights, save_generator, unique_state
-from hpcdistill.storage import write_bytes
+from hpcdistill.storage import Damaged, parse_json, write_bytes
 from hpcdistill.training.averaging import Averages
 from hpcdistill.training.checkpoint import Checkpoint, Checkpoints
 from hpcdistill.training.group import TrainedGroup
@@ -37,6 +38,18 @@ class Position:
     def kept(self) -> list[str]:
         """The folders of the best weights that there are."""
         return [*(["best"] if self.best else []), *map(best_of, self.bests)]
+
+
+@dataclass
+class _Saved(Position):
+    """state.json."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+_STATE: TypeAdapter[_Saved] = TypeAdapter(_Saved)
 
 
 def best_of(judged: str | None) -> str:
@@ -126,12 +139,10 @@ def restore_checkpoint(
         load_weights(module, *_tensors(found, f"averages/{name}"))
     for name, module in method.memory.items():
         load_weights(module, *_tensors(found, f"memory/{name}"))
-    state = dict(found.state)
-    scaler = state.pop("scaler")
+    position, scaler = _position(found)
     accelerator = next(iter(groups.values())).accelerator
     if scaler and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(scaler)
-    position = Position(**state)
     if accelerator.is_main_process:
         for name, file in _best_files(position, method, folder).items():
             if (content := found.files.get(name)) is not None:
@@ -139,6 +150,18 @@ def restore_checkpoint(
                 write_bytes(file, content)
     accelerator.wait_for_everyone()
     return position
+
+
+def _position(found: Checkpoint) -> tuple[Position, dict[str, Any]]:
+    """Where the run was, and the state of the scaler; Damaged when state.json says what this version does not write."""
+    try:
+        saved = parse_json(found.files["state.json"], _STATE)
+    except ValueError as error:
+        remedy = f"the run goes on from the checkpoint before it once {found.path} is removed"
+        raise Damaged(found.path / "state.json", str(error), remedy) from None
+    values = dict(vars(saved))
+    scaler = values.pop("scaler")
+    return Position(**values), scaler
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

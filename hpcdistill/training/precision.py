@@ -6,7 +6,6 @@ folder. So a run that goes on elsewhere keeps what it started with, which its ch
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +14,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 
 from hpcdistill.console import say, warn
+from hpcdistill.storage import JSON_OBJECT, parse_json
 
 BF16_CAPABILITY: Final = (8, 0)  # CUDA's of the first devices that compute in bf16; older ones emulate it
 _NAMES: Final = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's name -> ours
@@ -65,10 +65,9 @@ def started_with(folder: Path) -> str | None:
     """
     for path in sorted(folder.glob("checkpoints/step-*/state.json"), reverse=True):
         try:
-            state = json.loads(path.read_bytes())
+            found = parse_json(path.read_bytes(), JSON_OBJECT).get("precision")
         except (OSError, ValueError):
             continue
-        found = state.get("precision") if isinstance(state, dict) else None
         if isinstance(found, str) and found in _NAMES.values():
             return found
     return None

@@ -108,7 +108,7 @@ def code_revision() -> str | None:
     """
     clone = Path(__file__).resolve().parents[2]
     if (copied := clone / "REVISION").is_file():
-        return copied.read_text(encoding="utf-8").strip() or None
+        return copied.read_text(encoding="utf-8", errors="replace").strip() or None
     describe = ["describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
         done = subprocess.run([*git_in(clone), *describe], capture_output=True, text=True, timeout=10)

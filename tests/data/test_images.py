@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpcdistill.data.images import count_pixels, encode_png, header_size, list_images, other_suffixes, read_rgb
+from hpcdistill.data.folders import left_out, other_suffixes
+from hpcdistill.data.images import (
+    carries_alpha,
+    colour,
+    count_pixels,
+    encode_png,
+    header_size,
+    list_images,
+    read_rgb,
+)
 from hpcdistill.data.jpeg import decode_plain
 from hpcdistill.errors import UserError
 
@@ -177,11 +186,12 @@ def test_large_images_are_copied_in_strips(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 RGBA = Image.fromarray(np.dstack([pixels(), pixels()[..., :1]]))
+_FIRST = tuple(pixels()[0, 0].tolist())
 REFUSED = {
     "rgba": (encoded(RGBA, "PNG"), "alpha.*flatten it to RGB"),
     "rgba webp": (encoded(RGBA, "WEBP", lossless=True), "alpha.*flatten"),
     "gray + alpha": (encoded(RGBA.convert("LA"), "PNG"), "alpha.*flatten"),
-    "transparent colour": (encoded(Image.fromarray(pixels()), "PNG", transparency=(1, 2, 3)), "alpha.*flatten"),
+    "transparent colour": (encoded(Image.fromarray(pixels()), "PNG", transparency=_FIRST), "alpha.*flatten"),
     "transparent palette": (encoded(Image.fromarray(pixels()).quantize(8), "PNG", transparency=0), "alpha.*flatten"),
     "16-bit gray": (encoded(Image.fromarray(pixels()[..., 0].astype(np.uint16)), "PNG"), "16 or more bits.*8-bit RGB"),
     "16-bit RGB": (
@@ -290,3 +300,84 @@ def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(UserError, match=r"b\.png: is a link to a file that is not there"):
         list_images(tmp_path)
+
+
+OPAQUE = np.dstack([pixels(), np.full(pixels().shape[:2], 255, np.uint8)])
+PALETTE = Image.fromarray(pixels()).quantize(8)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (encoded(Image.fromarray(OPAQUE), "PNG"), pixels()),
+        (encoded(Image.fromarray(OPAQUE).convert("LA"), "PNG"), np.asarray(Image.fromarray(pixels()).convert("L"))),
+        (encoded(PALETTE, "PNG", transparency=200), np.asarray(PALETTE.convert("RGB"))),  # a colour that no pixel has
+    ],
+)
+def test_an_alpha_that_is_opaque_everywhere_is_dropped(content: bytes, expected: np.ndarray) -> None:
+    assert carries_alpha(content)
+    if expected.ndim == 2:
+        expected = np.stack([expected] * 3, axis=-1)
+    np.testing.assert_array_equal(read_rgb(content), expected)
+    np.testing.assert_array_equal(read_rgb(content, background=(255, 0, 0)), expected)
+
+
+@pytest.mark.parametrize("strip", [4_000_000, 4])
+def test_transparent_pixels_are_laid_over_a_colour(monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
+    monkeypatch.setattr("hpcdistill.data.images._STRIP_PIXELS", strip)
+    image = Image.new("RGBA", (4, 2), (200, 100, 0, 255))
+    image.putpixel((0, 0), (9, 9, 9, 0))
+    image.putpixel((1, 0), (255, 255, 255, 51))  # a fifth
+    flat = read_rgb(encoded(image, "PNG"), background=colour("#0000ff"))
+    assert flat[0, :3].tolist() == [[0, 0, 255], [51, 51, 255], [200, 100, 0]]
+    assert (flat[1] == (200, 100, 0)).all()
+    with pytest.raises(UserError, match=r"x\.png: has an alpha channel with transparent pixels; .*--flatten white"):
+        read_rgb(encoded(image, "PNG"), "x.png")
+
+
+@pytest.mark.parametrize("text", ["", "whiet", "#12", "#11223344", "rgba(1,2,3,4)"])
+def test_what_is_no_colour(text: str) -> None:
+    with pytest.raises(UserError, match=r"is no opaque colour; give a name or #rrggbb, e\.g\. white or #808080"):
+        colour(text)
+
+
+def test_colours() -> None:
+    assert [colour(text) for text in ("white", "#808080", " Red ")] == [(255, 255, 255), (128, 128, 128), (255, 0, 0)]
+
+
+def test_jpegs_by_their_other_names(tmp_path: Path) -> None:
+    content = encoded(Image.fromarray(pixels()), "JPEG")
+    for name in ("a.jfif", "b.JPE", "c.jpeg"):
+        (tmp_path / name).write_bytes(content)
+    images = list_images(tmp_path)
+    assert [path.name for path in images] == ["a.jfif", "b.JPE", "c.jpeg"]
+    assert all((read_rgb(path) == read_rgb(content)).all() for path in images)
+
+
+def test_what_a_folder_holds_besides(tmp_path: Path) -> None:
+    for name in (
+        "a.png",
+        "one/b.png",
+        "two/c.jpg",
+        "two/deep/d.jfif",
+        "notes/e.txt",
+        ".git/f.png",
+        "x.tif",
+        "one/y.nef",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    line = f"{tmp_path}: not read: one/ (1 image), two/ (2 images), 1 .tif file; ask, convert files to PNG"
+    assert left_out(tmp_path, "ask") == line
+    apart = [tmp_path / "two" / "deep"]  # read by itself: what is beside it is no longer certain
+    assert "two" not in str(left_out(tmp_path, "ask", apart=apart))
+    recursive = f"{tmp_path}: not read: 1 .nef file, 1 .tif file; convert files to PNG"
+    assert left_out(tmp_path, "ask", recursive=True) == recursive
+    assert left_out(tmp_path / "notes", "ask") is None
+
+
+def test_saying_what_made_a_png_changes_no_pixel() -> None:
+    plain, told = encode_png(pixels()), encode_png(pixels(), "me")
+    assert plain != told
+    np.testing.assert_array_equal(read_rgb(plain), read_rgb(told))
+    assert "Software" not in Image.open(io.BytesIO(plain)).info

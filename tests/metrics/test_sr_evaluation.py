@@ -195,6 +195,37 @@ def test_bad_packed_sets(tmp_path: Path) -> None:
         load_test_set(split, 2)
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value", "fault"),
+    [
+        ("samples", "shard", 9, "lies in shard 9 of 1"),
+        ("samples", "shard", -1, "no number"),
+        ("samples", "key", "../../x", "has no names"),
+        ("samples", "source", 3, "has no names"),
+        ("members", "length", 10**18, "ends behind the end of"),
+        ("members", "offset", -5, "no such thing"),
+        ("members", "height", 10**12, "no such thing"),
+        ("shards", "name", 3, "no file name"),
+        ("shards", "name", "../../x.tar", "no file name"),
+        ("shards", "length", None, "no number of bytes"),
+    ],
+)
+def test_an_index_is_checked_before_anything_is_read(
+    part: str, key: str, value: object, fault: str, tmp_path: Path
+) -> None:
+    folder = write_packed(tmp_path / "inner" / "packed", {"0": members_of(picture(16, 16, 0))})
+    file = folder / "index.json"
+    index = json.loads(file.read_text())
+    for shard in folder.glob("*.tar"):
+        (tmp_path / "x.tar").write_bytes(shard.read_bytes())
+    inner = index["samples"][0]["members"]["hr.png"] if part == "members" else index[part][0]
+    inner[key] = value
+    file.write_text(json.dumps(index))
+    with pytest.raises(UserError, match=fault) as caught:
+        load_test_set(folder, 2)[0]
+    assert str(folder) in str(caught.value)
+
+
 @pytest.mark.parametrize("rule", ["pisr", "matlab"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_evaluation_by_hand(tmp_path: Path, rule: Rule, channels: int) -> None:

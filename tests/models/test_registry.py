@@ -148,3 +148,31 @@ def test_files_that_are_no_generators(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"{name}: not a readable safetensors file"):
             load_generator(path)
+
+
+def test_a_run_folder_stands_for_its_student(tmp_path: Path) -> None:
+    for which, scale in (("best", 2), ("last", 3)):
+        (tmp_path / "generators" / which).mkdir(parents=True)
+        save_generator(FSRCNN(scale), tmp_path / "generators" / which / "student.safetensors")
+        save_generator(PrivilegedTeacher(4), tmp_path / "generators" / which / "teacher.safetensors")
+    assert load_generator(tmp_path)[0].scale == 2
+    for file in (tmp_path / "generators" / "best").iterdir():  # nothing was evaluated
+        file.unlink()
+    assert load_generator(tmp_path)[0].scale == 3
+    (tmp_path / "generators" / "last" / "student.safetensors").rename(
+        tmp_path / "generators" / "last" / "a.safetensors"
+    )
+    with pytest.raises(UserError, match="has several networks; choose one"):
+        load_generator(tmp_path)
+    with pytest.raises(UserError, match="is not a run folder"):
+        load_generator(tmp_path / "generators")
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"channels": 10**12}, {"scale": 10**9}, {"m": 10**9}, {"d": -1}, {"s": float("inf")}]
+)
+def test_numbers_that_are_damaged_reserve_no_memory(arguments: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "g.safetensors"
+    save_file(FSRCNN(2).state_dict(), path, metadata(arguments={"scale": 2} | arguments))
+    with pytest.raises(UserError, match=r"g\.safetensors: its metadata does not rebuild a network"):
+        load_generator(path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from hpcdistill.command import run_command
 from hpcdistill.ranks.environment import (
     adopt_slurm,
     first_host,
@@ -68,6 +71,49 @@ def test_tasks_a_node(node: int) -> None:
 @pytest.mark.parametrize("environment", [BATCH, SALLOC, NESTED, INTERACTIVE, {}], ids=str)
 def test_one_process(environment: dict[str, str]) -> None:
     assert adopted(environment) == environment
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"RANK": "x"}, "RANK is 'x', not a whole number"),
+        ({"RANK": "-1"}, "RANK is '-1', not a whole number"),
+        ({"RANK": "1.0"}, "RANK is '1.0', not a whole number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', not a whole number from 1 on"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', not a whole number from 1 on"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE 2: ranks are numbered from 0 on"),
+        ({"LOCAL_RANK": "a"}, "LOCAL_RANK is 'a'"),
+        ({"LOCAL_WORLD_SIZE": "a"}, "LOCAL_WORLD_SIZE is 'a'"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is 99999; ports end at 65535"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "two"}, "SLURM_STEP_NUM_TASKS is 'two'"),
+        (STEP | {"SLURM_PROCID": "x"}, "SLURM_PROCID is 'x'"),
+        (STEP | {"SLURM_LOCALID": "x"}, "SLURM_LOCALID is 'x'"),
+        (STEP | {"SLURM_NODEID": "x"}, "SLURM_NODEID is 'x'"),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "some"}, "SLURM_STEP_TASKS_PER_NODE is 'some'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_variable_that_is_no_number_ends_a_command_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variables: dict[str, str], named: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", *STEP):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda _: pytest.fail("the command was started"))
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: the environment variable {named}")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_name_that_is_too_long_for_the_system_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda _: (tmp_path / ("n" * 300)).mkdir())
+    assert ended.value.code == 2
+    assert "longer than the file system takes; choose a shorter one" in capsys.readouterr().err
 
 
 def test_a_launcher_comes_first() -> None:

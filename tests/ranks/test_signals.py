@@ -364,6 +364,20 @@ def test_an_error_does_not_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "run.said" / "rank-0.txt").read_text().endswith("error: the disk is slow\n")
 
 
+@pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
+def test_what_was_ignored_stays_ignored(number: signal.Signals) -> None:
+    """By `nohup`, or by a script in what it runs in the background."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with StopSignals() as listening:
+            os.kill(os.getpid(), number)
+            assert signal.getsignal(number) is signal.SIG_IGN
+            assert not listening.received
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
 def test_a_forked_child_s_signals_are_its_own() -> None:
     """Data workers are forked while the trainer listens."""
     with StopSignals() as listening:

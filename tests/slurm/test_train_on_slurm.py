@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import stat
 import subprocess
@@ -184,7 +185,7 @@ def stand_in(tmp_path: Path) -> Path:
         "    array) echo once >> starts-$SLURM_ARRAY_TASK_ID\n"
         '        if [ $SLURM_ARRAY_TASK_ID = 2 ]; then [ "${SLURM_RESTART_COUNT:-0}" = 0 ] && exit 75; exit 0; fi\n'
         '        for _ in {1..300}; do [ "$(wc -l < starts-2)" = 2 ] && exit 0; sleep 0.1; done; exit 1 ;;\n'
-        "    binds) taskset -cp $$ | sed 's/.*: //' ;;\n"
+        "    binds) env -u OMP_NUM_THREADS nproc ;;\n"
         '    tells) echo "$SLURM_CPUS_PER_TASK $OMP_NUM_THREADS"; printf "<%s>" "$@" ;;\n'
         "esac\n"
     )
@@ -220,12 +221,14 @@ def test_a_job_submitted_inside_another_is_as_from_a_login_node(
     said = []
     for number, around in enumerate(["", outer]):
         log = tmp_path / f"{number}.log"
-        asked = ["--cpus-per-task=2", NO_GPU, "--mem=300", f"--output={log}", "--wait", str(SCRIPT), "binds"]
-        done = cluster.run(*around.split(), "sbatch", *asked, cwd=tmp_path, HPCDISTILL_PYTHON=str(stand_in))
+        # Exclusive: it has a node's first two cores. Further ones the nodes only claim to have.
+        asked = ["--cpus-per-task=2", NO_GPU, "--mem=300", f"--output={log}", "--exclusive", str(SCRIPT), "binds"]
+        command = [*around.split(), "sbatch", "--parsable", *asked]
+        job = int(cluster.ask(*command, cwd=tmp_path, HPCDISTILL_PYTHON=str(stand_in)))
+        ended = cluster.wait_end(job, 150)
         said.append(log.read_text())
-        assert done.returncode == 0, said
-    assert said[0] == said[1]
-    assert len(said[0].split(",")) > 1 or "-" in said[0], "more than one core, or it would not show"
+        assert ended["JobState"] == "COMPLETED", said
+    assert said == [f"{min(2, os.cpu_count() or 1)}\n"] * 2
 
 
 def test_a_job_submitted_inside_an_array_is_none_of_its_tasks(cluster: Cluster, stand_in: Path, tmp_path: Path) -> None:

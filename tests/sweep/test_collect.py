@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_runs import NAME, PSNR, age, grid, plan, run_cell, save_identity, save_run
@@ -14,10 +15,12 @@ from hpcdistill.errors import UserError
 from hpcdistill.run import load_run
 from hpcdistill.sweep.grids.grid import Cell, Metric, load_grid
 from hpcdistill.sweep.grids.plan import make_plan
+from hpcdistill.sweep.jobs.task_folder import finished_run
 from hpcdistill.sweep.results.collect import Summary, best_rows, collect, describe_protocol
 from hpcdistill.sweep.results.run_results import find_results
 from hpcdistill.sweep.results.tables import lay_out, notes
-from hpcdistill.sweep.watch.status import TaskStatus
+from hpcdistill.sweep.watch.slurm_queue import Queue
+from hpcdistill.sweep.watch.status import TaskStatus, task_statuses
 
 
 def status(key: str, state: str, **values: object) -> TaskStatus:
@@ -218,6 +221,33 @@ def test_damaged_results_are_named(tmp_path: Path, content: str, why: str) -> No
     found = find_results(tmp_path)
     assert found.runs == []
     assert why in found.unreadable[0].reason
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"last": 3},
+        {"last": {"metrics": {"m": True}}},
+        {"protocol": []},
+        {"steps": "many"},
+        {"key": 3},
+        {"name": None},
+        {},
+    ],
+    ids=json.dumps,
+)
+def test_status_and_the_tables_agree_on_what_is_damaged(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = save_run(tmp_path / "runs", "k", 31.0, **change)
+    state = {"state": "finished", "run": str(folder), "attempt": 1, "name": "run"}
+    (tmp_path / "tasks" / "k").mkdir(parents=True)
+    (tmp_path / "tasks" / "k" / "state.json").write_text(json.dumps(state))
+    [status] = task_statuses(["k"], tmp_path, tmp_path / "runs", Queue({"PATH": ""}))
+    found = find_results(tmp_path / "runs")
+    assert (status.state == "finished") == bool(found.runs) == (not change)
+    if change:
+        assert status.state == "failed"
+        assert found.unreadable[0].reason in str(status.reason)
+        assert finished_run(tmp_path / "runs", "k") is None
 
 
 def test_not_finite_numbers_survive(tmp_path: Path) -> None:

@@ -222,6 +222,16 @@ def test_names_paths_and_include() -> None:
     assert {grid.name for grid in load_grids(["all"])} == set(TABLES)
 
 
+@pytest.mark.parametrize("label", ["1e-4", "010", "1:30", "1_000", "on", "0.10", "1e5", "7"])
+def test_a_label_is_as_it_is_written(tmp_path: Path, label: str) -> None:
+    text = SMALL.replace("{1: {", f"{{{label}: {{").replace("steps: 2, psnr", f"steps: {label}, psnr")
+    text = text.replace("train.steps=1]", "'train.log_every={steps}']").replace("steps: none", f"steps: x{label}")
+    cells = load_grid(written(tmp_path, text)).cells
+    assert cells[0].labels["steps"] == label
+    assert cells[0].arguments[-1] == f"train.log_every={label}"
+    assert cells[2].printed == {"psnr": 27.5}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

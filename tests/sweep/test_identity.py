@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hpcdistill.data.index import Index
-from hpcdistill.run import load_run
+from hpcdistill.run import load_run, of_another_length
+from hpcdistill.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -108,3 +109,30 @@ def test_a_run_of_the_same_identity_is_found_under_its_other_name(student: list[
     assert folder == tmp_path / "runs" / f"s-{short(student)}"
     folder.mkdir(parents=True)
     assert load_run([*student, "name=renamed"]).folder == folder
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [
+        (("train.steps=7",), True),
+        (("train.epochs=3",), True),
+        (("train.epochs=3", "data.workers=9"), True),
+        (("train.steps=7", "seed=1"), False),
+        (("train.steps=7", "train.batch_size=3"), False),
+        (("train.steps=7", "name=other"), False),
+        (("train.steps=7", "teacher.overrides.train.steps=5"), True),
+        (("train.steps=7", "teacher.overrides.seed=5"), False),
+        (("train.steps=7", "teacher.checkpoint=best"), False),
+    ],
+)
+def test_a_run_of_another_length_is_found(
+    student: list[str], tmp_path: Path, asked: tuple[str, ...], near: bool
+) -> None:
+    first = load_run([*student, "train.steps=5"])
+    assert first.teacher
+    for one in (first, first.teacher):
+        RunFolder(one.folder).create("", {"short": one.short, **one.identity})
+    for name, text in (("s-01234567", "{"), ("s-12345678", "[]"), ("s-23456789", '{"identity": 3}')):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "environment.json").write_text(text)
+    assert of_another_length(load_run([*student, *asked])) == ([first.folder] if near else [])

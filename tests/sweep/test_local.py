@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,48 @@ def test_a_failed_teacher_blocks_its_students_and_nothing_else(here: Here, capsy
     assert {state for _, state in here.by_name()} == {"finished"}
 
 
+@pytest.mark.parametrize("known", ["by its state", "by its configuration"])
+def test_a_damaged_result_is_set_aside_and_written_again(here: Here, known: str) -> None:
+    """Of a teacher and a student; by the state that a sweep has kept of the run, or by the run's configuration."""
+    assert main(["toy.yaml", "--local"]) == 0
+    states = here.states()
+    [plan] = here.folder.glob("sweeps/submissions/*/plan.json")
+    student, teacher = next(
+        (key, run["teacher"]) for key, run in json.loads(plan.read_text())["runs"].items() if run["teacher"]
+    )
+    damaged = [student, teacher]
+    for key in damaged:
+        file = Path(states[key]["run"]) / "result.json"
+        file.write_bytes(file.read_bytes()[:20])
+        if known == "by its configuration":
+            task = here.folder / "sweeps" / "tasks" / key
+            values = json.loads((task / "config.json").read_text())
+            if values["teacher"]:
+                values["teacher"]["config"] = str(task / "teacher.json")
+            (file.parent / "config.yaml").write_text(json.dumps(values))
+            (task / "state.json").unlink()
+    if known == "by its configuration":
+        shutil.rmtree(here.folder / "sweeps" / "submissions")  # made by this process, which lives
+    assert main(["toy.yaml", "--local", "--retry", "all"]) == 0
+    statuses = task_statuses(list(states), Path("sweeps"), Path("runs"), Queue({"PATH": ""}))
+    assert {status.state for status in statuses} == {"finished"}
+    for key in damaged:
+        folder = Path(here.states()[key]["run"])
+        assert json.loads((folder / "result.json").read_text())["key"] == key
+        assert len((folder / "result.json.damaged").read_bytes()) == 20
+    assert len(list(here.folder.glob("runs/*/*.damaged"))) == 2
+
+
+def test_a_teachers_damaged_result_is_written_again_for_itself(here: Here) -> None:
+    """All its students have finished: none of them would have it started."""
+    assert main(["toy.yaml", "--local"]) == 0
+    state = next(state for state in here.states().values() if state["name"] == "teacher")
+    file = Path(state["run"]) / "result.json"
+    file.write_bytes(b"{")
+    assert main(["toy.yaml", "--local", "--retry", "failed"]) == 0
+    assert json.loads(file.read_text())["key"] == state["key"]
+
+
 def test_ctrl_c_saves_and_the_same_command_goes_on(here: Here) -> None:
     process = start(here, "name=waits", "--parallel", "2")
     until(lambda: len(list(here.folder.glob("sweeps/tasks/*/waiting"))) == 2)
@@ -151,6 +194,27 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(here: Here) -> None:
     assert main(["toy.yaml", "--local"]) == 0
     assert len(here.states()) == 7
     assert {state for _, state in here.by_name()} == {"finished"}
+
+
+def test_a_hang_up_under_nohup_ends_nothing(here: Here) -> None:
+    process = start(here, "--parallel", "7", ignoring="HUP", seconds=1.0)
+    until(lambda: list(here.folder.glob("runs/*/environment.json")))
+    process.send_signal(signal.SIGHUP)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, said
+    assert len(here.states()) == 7
+    assert {state for _, state in here.by_name()} == {"finished"}
+
+
+def test_the_background_of_a_script_is_deaf_to_ctrl_c_but_can_be_stopped(here: Here) -> None:
+    """A shell ignores SIGINT there, and what it starts inherits that; the runs are stopped by SIGINT all the same."""
+    process = start(here, "name=waits", ignoring="INT HUP")
+    until(lambda: len(list(here.folder.glob("sweeps/tasks/*/waiting"))) == 1)
+    process.send_signal(signal.SIGINT)  # not heard: one more than the SIGTERM below would stop at once
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert "saved after ['SIGINT']" in here.logs()
 
 
 def test_a_sweep_that_runs_is_not_started_twice(here: Here) -> None:
@@ -195,13 +259,14 @@ def test_scratch_with_an_unset_variable_is_refused_at_once(here: Here, monkeypat
     assert not list(here.folder.glob("sweeps/submissions/*"))
 
 
-def start(here: Here, *words: str) -> subprocess.Popen[str]:
+def start(here: Here, *words: str, ignoring: str = "", seconds: float = 0.0) -> subprocess.Popen[str]:
     code = "import sys; from hpcdistill.command import run_command; from hpcdistill.sweep.jobs.submit import main\n"
     code += "from hpcdistill.sweep.jobs import local; local.visible_gpus = lambda: []; run_command(main)"
+    ignored = ["sh", "-c", f"trap '' {ignoring}; exec \"$@\"", "sh"] if ignoring else []
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", code, "toy.yaml", "--local", *words],
+        [*ignored, sys.executable, "-P", "-c", code, "toy.yaml", "--local", *words],
         cwd=here.folder,
-        env=os.environ | {"PYTHONPATH": str(CLONE)},
+        env=os.environ | {"PYTHONPATH": str(CLONE), "STAND_IN_SECONDS": str(seconds)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -148,6 +148,8 @@ def outcome(load: Callable[[list[str]], Run], arguments: list[str]) -> Run | str
         ["configs/dssd/x5.yaml"],
         ["train.steps=3"],
         [X4, "=3"],
+        *([X4, odd] for odd in ("train.steps=010", "train=[1]", "method=[1]", "data.train=5", "name=1e5", "seed=0x10")),
+        *([X4, odd] for odd in ("train.epochs=.inf", "teacher.overrides.name=1e5", "runs=on", "data.flip=off")),
     ],
 )
 def test_interpolations_are_omegaconf_s(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,16 @@ def test_the_default_profile_names_every_key_with_its_default() -> None:
         ("sbatch: {--ntasks_per_node: 3}\n", "is set by the sweep itself; use the key tasks_per_node"),
         ("- nodes\n", "expected `key: value` lines"),
         ("nodes: [\n", "not valid YAML"),
+        ("hours: 1:30\n", "hours: expected a number in plain digits, like 1.5"),
+        ("hours: .inf\n", "hours: expected a finite number"),
+        ("shapes: {a*: {hours: 1:30}}\n", "shapes.a*.hours: expected a number in plain digits"),
+        ("collect: {memory: 1_000}\n", "collect.memory: expected a number in plain digits"),
+        ("nodes: 010\n", "nodes: expected a number in plain digits"),
+        ("nodes: on\n", "nodes: expected a valid integer"),
+        ("parallel: true\n", "parallel: expected a number, got true"),
+        ("array: 9223372036854775808\n", "array: expected less than or equal to"),
+        ("account: true\n", "account: expected text; put it in quotes, got true"),
+        ("nodes: 1\nnodes: 2\n", "'nodes' is there twice"),
     ],
 )
 def test_mistakes_are_one_line_with_the_file_and_the_key(tmp_path: Path, text: str, said: str) -> None:
@@ -64,6 +74,26 @@ def test_mistakes_are_one_line_with_the_file_and_the_key(tmp_path: Path, text: s
     assert str(caught.value).startswith(f"{path}: ")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["0712", "712", "1:30", "1_000", "1e5", "1.10", "no", "0x10"])
+def test_text_is_as_it_is_written(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"account: {written}\nqos: {written}\nenvironment: {{X: {written}}}\nsetup: [{written}]\n")
+    profile = load_profile(str(path))
+    assert (profile.account, profile.qos, profile.environment, profile.setup) == (
+        written,
+        written,
+        {"X": written},
+        (written,),
+    )
+
+
+def test_options_of_sbatch_are_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("sbatch: {time-min: 1:30, nice: 010, exclusive: true, mincpus: 4, switches: 1@0:30}\n")
+    expected = {"time-min": "1:30", "nice": "010", "exclusive": True, "mincpus": 4, "switches": "1@0:30"}
+    assert load_profile(str(path)).sbatch == expected
 
 
 def test_an_unknown_profile_names_the_nearest(tmp_path: Path) -> None:
@@ -91,7 +121,7 @@ def test_the_first_pattern_gives_a_runs_shape() -> None:
         ({"gpus_per_node": 32}, [], "cannot be cut over 32 ranks"),
         ({"gpus_per_node": 4}, ["train.accumulation=3"], "into 3 equal micro-batches"),
         ({"gpus_per_node": 0}, ["train.device=cuda"], "train.device is cuda and gpus_per_node 0"),
-        ({}, ["train.device=cpu"], "train.device is cpu, and 1 GPUs a node would be idle"),
+        ({}, ["train.device=cpu"], "train.device is cpu, and 1 GPU a node would be idle"),
         ({"shapes": {"dssd-*": {"nodes": 5}}}, [], "over 5 ranks"),
         ({"nodes": 2, "gpus_per_node": 8}, [], None),
         ({"gpus_per_node": 0}, [], None),

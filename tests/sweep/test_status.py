@@ -702,7 +702,7 @@ def test_a_local_runner_s_runs_are_signalled_by_it_alone(
     with monkeypatch.context() as patched:  # the fixture kills its process itself
         patched.setattr(os, "kill", lambda number, what: sent.append((number, what)))
         assert watch_sweep.main([*command(sweep, "--cancel")]) == 0
-        assert sent == [(os.getpid(), signal.SIGINT)]
+        assert sent == [(os.getpid(), signal.SIGTERM)]
         # The runner has other grids' runs, too.
         sent.clear()
         assert watch_sweep.main([*command(sweep, "g", "--cancel")]) == 0

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from toy_sweep import put_grid, put_slurm
 from hpcdistill.command import run_command
 from hpcdistill.errors import UserError
 from hpcdistill.run import load_run
-from hpcdistill.sweep.jobs.submit import collect_command, main
+from hpcdistill.sweep.jobs.submit import _undisturbed, collect_command, main
 from hpcdistill.sweep.jobs.task import Command
 from hpcdistill.sweep.jobs.task_folder import utc
 
@@ -694,3 +695,32 @@ def test_a_grid_from_elsewhere_is_known_by_its_name_afterwards(site: Site) -> No
     assert main(["own", *arguments]) == 0
     assert site.plan()["command"][0] == "own"
     assert Path(site.plan()["grids"]["own"]["path"]) == place
+
+
+def test_ctrl_c_that_was_ignored_interrupts_nothing() -> None:
+    """As in what a script runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with _undisturbed():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_runs_are_not_submitted_into_their_data(site: Site) -> None:
+    with pytest.raises(UserError, match=r"runs data/toy: is a data set of this run; name another folder"):
+        site.submit("--dry-run", "runs=data/toy")
+
+
+def test_the_home_sign_in_a_sweep(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither sh nor zsh expands it in `runs=~/x`; the sweep's own folder and the profile are paths as well."""
+    home = site.folder / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (site.folder / "here.yaml").rename(home / "here.yaml")
+    assert main(["toy.yaml", "--cluster", "~/here.yaml", "--folder", "~/sweeps", "runs=~/runs"]) == 0
+    assert (home / "sweeps" / "submissions").is_dir()
+    assert not (site.folder / "~").exists()
+    task = json.loads(next((home / "sweeps").rglob("config.json")).read_text())
+    assert task["runs"] == str(home / "runs")

@@ -144,20 +144,23 @@ def test_a_run_that_finishes(toy: Toy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "exit_code", "code", "message"),
+    ("name", "requeues", "exit_code", "ended", "code", "message"),
     [
-        ("fails", 2, 2, "error: no such thing; mend it"),
-        ("dies", 137, -9, "killed by SIGKILL"),
+        ("fails", 5, 2, "failed", 2, "error: no such thing; mend it"),
+        ("dies", 5, 75, "stopped", -9, "killed by SIGKILL"),  # as with two ranks: it has a checkpoint to go on from
+        ("dies", 0, 137, "failed", -9, "killed by SIGKILL"),
     ],
 )
-def test_a_run_that_fails(toy: Toy, name: str, exit_code: int, code: int, message: str) -> None:
+def test_a_run_that_fails(
+    toy: Toy, name: str, requeues: int, exit_code: int, ended: str, code: int, message: str
+) -> None:
     task = toy.task(name, "bbb")
-    process = toy.start(task, requeues=5)
+    process = toy.start(task, requeues=requeues)
     process.communicate(timeout=60)
     state = task.state()
     assert state is not None
     assert process.returncode == exit_code
-    assert (state["state"], state["code"]) == ("failed", code)
+    assert (state["state"], state["code"]) == (ended, code)
     assert state["message"].startswith(message)
 
 
@@ -352,6 +355,16 @@ def test_an_unset_variable_in_scratch_is_refused(toy: Toy, monkeypatch: pytest.M
     assert state["state"] == "failed"
     assert state["message"].startswith("error: scratch: ${NOT_THERE}/x: not set on ")
     assert not (toy.folder / "runs").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "environment.json"])
+def test_a_damaged_file_of_the_task_is_one_line(toy: Toy, file: str, capfd: pytest.CaptureFixture[str]) -> None:
+    task = toy.task("finishes", "mmm")
+    (task.path / file).write_text('{"name": ')
+    assert toy.start(task).wait(timeout=60) == 2
+    printed = capfd.readouterr().err
+    assert f"error: {task.path / file}: damaged (" in printed
+    assert "Traceback" not in printed
 
 
 def test_importing_a_task_is_light() -> None:

@@ -35,8 +35,13 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         (f'{{{ZERO_2}, "fp16": {{"enabled": true}}}}', "fp16 is decided by train.precision; leave it out"),
         ('{"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}', "offload_param .* not supported"),
         ('{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}', "only the optimizer to the"),
+        ('{"zero_optimization": {"stage": 2, "offload_optimizer": 3}}', "only the optimizer to the"),
+        ("[" * 100_000, "not a DeepSpeed configuration"),
         ("[]", "not a DeepSpeed configuration"),
         ("{", "not a DeepSpeed configuration"),
+        ('{"zero_optimization": {"stage": true}}', "ZeRO stage True is not supported"),
+        ('{"zero_optimization": {"stage": [2]}}', "is not supported; use 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 2, "offload_optimizer": [1]}}', "only the optimizer to the"),
     ],
 )
 def test_what_is_refused(content: str, message: str, tmp_path: Path, installed: None) -> None:

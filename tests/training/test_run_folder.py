@@ -175,3 +175,31 @@ def test_a_revision_that_git_does_not_tell_is_said_once(clone: Path, capsys: pyt
     shutil.rmtree(clone / ".git")  # a copy without git has nothing to tell
     assert run_folder.code_revision() is None
     assert capsys.readouterr().err == ""
+
+
+HALVES = (b'{"name": "a", "iden', b"", b"\xff\xfe", b"[" * 100_000, b"[3]", b'{"name": "a", "last": 3}')
+
+
+@pytest.mark.parametrize("content", HALVES)
+def test_a_damaged_result_is_one_line_with_the_remedy(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"/result\.json: damaged \(.*without this file it is trained again"):
+        RunFolder(tmp_path).result()
+    (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"/result\.json: damaged \(.*remove it, and the same command writes it again"):
+        RunFolder(tmp_path).result()
+
+
+SESSIONS = (b'{"sessions": 3}', b'{"sessions": [[]]}', b'{"sessions": [{"revision": 3}]}')
+
+
+@pytest.mark.parametrize("content", [*HALVES[:5], *SESSIONS])
+def test_a_damaged_environment_is_written_again(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "environment.json").write_bytes(content)
+    folder = RunFolder(tmp_path)
+    folder.create("seed: 1\n", {"short": "x"})
+    folder.release()
+    assert len(json.loads((tmp_path / "environment.json").read_text())["sessions"]) == 1
+    assert capsys.readouterr().err.count("environment.json: damaged (") == 1

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from hpcdistill.console import say, warn
 from hpcdistill.data.check.verify import Report
-from hpcdistill.data.fetch.location import digest_at, index_at, index_content, join
+from hpcdistill.data.fetch.location import digest_at, index_at, index_content
 from hpcdistill.data.fetch.shard_copy import called, copy_shard
 from hpcdistill.data.index import INDEX_NAME, load_index
-from hpcdistill.data.index_check import check_index
 from hpcdistill.errors import UserError
 from hpcdistill.storage import write_bytes
 
@@ -21,10 +20,10 @@ def repair_index(folder: Path, place: str) -> None:
     Raises UserError when the copy has none either.
     """
     try:
-        check_index(load_index(folder), str(folder / INDEX_NAME))
+        load_index(folder)
         return
     except UserError:
-        check_index(index_at(place), join(place, INDEX_NAME))
+        index_at(place)
     content = index_content(place)
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / INDEX_NAME, content)

@@ -11,9 +11,9 @@ import os
 import tarfile
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 
 from hpcdistill.data.images import MAX_PIXELS, read_rgb
 from hpcdistill.data.index import INDEX_NAME, Index, Kind, Member, Sample, Shard, load_index, role_of
-from hpcdistill.data.index_check import check_index
 from hpcdistill.data.pack.pack_pool import available_cores
 from hpcdistill.data.progress import Progress
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import sha256_file
 
 _REMEDY = "mend it with --repair, or pack the data set again with --overwrite"
@@ -107,13 +106,15 @@ def pixel_digest(image: NDArray[np.uint8]) -> bytes:
 def verify(folder: Path) -> Report:
     """Read every byte of a packed data set. Raises UserError only when there is no readable index."""
     index = load_index(folder)
-    check_index(index, str(folder / INDEX_NAME))
     by_shard: dict[int, list[Sample]] = defaultdict(list)
     for sample in index.samples:
         by_shard[sample.shard].append(sample)
     shards, pixels = [], []
-    with Progress(f"verifying {folder}", total=len(index.shards), unit="shards") as progress:
-        for report, found in _verify_shards(folder, index, by_shard):
+    with (
+        Progress(f"verifying {folder}", total=len(index.shards), unit="shards") as progress,
+        closing(_verify_shards(folder, index, by_shard)) as verified,
+    ):
+        for report, found in verified:
             shards.append(report)
             pixels += found
             progress.advance()
@@ -185,7 +186,7 @@ def _domain_faults(index: Index) -> Iterator[str]:
 
 def _verify_shards(
     folder: Path, index: Index, by_shard: dict[int, list[Sample]]
-) -> Iterator[tuple[ShardReport, list[Pixels]]]:
+) -> Generator[tuple[ShardReport, list[Pixels]]]:
     """A report for each shard, in order; a few shards are worked on at a time, whatever their number."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
         ahead: deque[tuple[Shard, list[Sample], Future[tuple[int, str]], list[Future[_Found]]]] = deque()
@@ -226,7 +227,8 @@ def _report(
         damaged = [fault for part in found for fault in part.damaged]
         names = list(dict.fromkeys(name for name, _ in damaged))
         # One line for a damaged file, not one for each of its thousand images.
-        images = f"; {len(names)} of its {total} images are affected, first {names[0]}" if names else ""
+        are = "is" if len(names) == 1 else "are"
+        images = f"; {len(names)} of its {total} images {are} affected, first {names[0]}" if names else ""
         if length != shard.length:
             faults = [f"{path}: has {length} bytes instead of {shard.length}{images}; {_REMEDY}"]
         elif not whole:
@@ -234,7 +236,7 @@ def _report(
         else:
             faults = [f"{path}: {name}: {fault}; {_REMEDY}" for name, fault in damaged[:_LISTED_FAULTS]]
             if len(damaged) > _LISTED_FAULTS:
-                faults.append(f"{path}: and {len(damaged) - _LISTED_FAULTS} more such faults; {_REMEDY}")
+                faults.append(f"{path}: and {plural(len(damaged) - _LISTED_FAULTS, 'more such fault')}; {_REMEDY}")
     decoded = sum(part.decoded for part in found)
     report = ShardReport(shard.name, len(samples), decoded, shard.length, tuple(faults), whole)
     return report, [pixels for part in found for pixels in part.pixels]

@@ -7,17 +7,39 @@ files for which nobody published one: what came at the first fetch, to be compar
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from hpcdistill.data.fetch.disk import exclusive
-from hpcdistill.errors import UserError
-from hpcdistill.storage import sha256_file, write_json
+from hpcdistill.storage import parse_json, read_json, sha256_file, write_json
 
 RECORDED = "recorded.json"
+
+
+@dataclass(frozen=True)
+class _Verified:
+    """What `.NAME.verified.json` says."""
+
+    bytes: int
+    mtime_ns: int
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _with_digest(entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    if not all(isinstance(entry.get("sha256"), str) for entry in entries.values()):
+        raise ValueError("a sha256 is not text")
+    return entries
+
+
+_VERIFIED: TypeAdapter[_Verified] = TypeAdapter(_Verified)
+_RECORDED: TypeAdapter[dict[str, dict[str, Any]]] = TypeAdapter(
+    Annotated[dict[str, dict[str, Any]], AfterValidator(_with_digest)]
+)
 
 
 def file_digest(path: Path, *, keep: bool = True) -> str:
@@ -26,10 +48,10 @@ def file_digest(path: Path, *, keep: bool = True) -> str:
     `keep` writes the sidecar when there is none; not for a folder that is the user's own.
     """
     state = path.stat()
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        known = json.loads(_sidecar(path).read_text(encoding="utf-8"))
-        if (known["bytes"], known["mtime_ns"]) == (state.st_size, state.st_mtime_ns):
-            return str(known["sha256"])
+    with contextlib.suppress(OSError, ValueError):
+        known = parse_json(_sidecar(path).read_bytes(), _VERIFIED)
+        if (known.bytes, known.mtime_ns) == (state.st_size, state.st_mtime_ns):
+            return known.sha256
     digest = sha256_file(path)
     if keep:
         remember(path, digest)
@@ -51,15 +73,9 @@ def recorded(folder: Path) -> dict[str, dict[str, Any]]:
     """File name -> what was recorded of it in `folder`; UserError when recorded.json is damaged."""
     path = folder / RECORDED
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(entry["sha256"], str) for entry in entries.values()):
-            raise ValueError("a sha256 is not text")
+        return read_json(path, _RECORDED, "restore it, or remove it to have the digests recorded again")
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"damaged ({type(error).__name__}); restore it, or remove it to have the digests recorded again"
-        raise UserError(f"{path}: {problem}") from None
-    return dict(entries)
 
 
 def record(folder: Path, name: str, digest: Mapping[str, Any]) -> None:

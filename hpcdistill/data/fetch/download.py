@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from hpcdistill.console import warn
 from hpcdistill.data.fetch.digests import RECORDED, file_digest, record, recorded, remember
@@ -37,7 +36,7 @@ from hpcdistill.data.fetch.transfer import (
 from hpcdistill.data.progress import BYTES, Progress, megabytes
 from hpcdistill.errors import UserError
 from hpcdistill.settings import LONGEST_NAME, Section
-from hpcdistill.storage import sha256_file, sync_file, sync_folder, write_json
+from hpcdistill.storage import parse_json, sha256_file, sync_file, sync_folder, write_json
 
 __all__ = ["Download", "check_file", "check_scheme", "fetch_bytes", "fetch_file", "open_stream"]
 
@@ -204,6 +203,9 @@ class _Origin:
     total: int | None
 
 
+_ORIGIN: TypeAdapter[_Origin] = TypeAdapter(_Origin)
+
+
 class _Part:
     """`.NAME.part` and its sidecar."""
 
@@ -219,8 +221,8 @@ class _Part:
 
     def origin(self) -> _Origin | None:
         try:
-            return _Origin(**json.loads(self.sidecar.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return parse_json(self.sidecar.read_bytes(), _ORIGIN)
+        except (OSError, ValueError):
             return None
 
     def remove(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
@@ -73,4 +74,4 @@ def _pieces(address: str) -> Generator[bytes]:
 def _remedy(place: str) -> str:
     if is_remote(place):
         return "it was packed again or is damaged on the server; try again, or take another copy"
-    return f"mend it with `python shards/verify.py {place} --repair`"
+    return f"mend it with `python shards/verify.py {shlex.quote(place)} --repair`"

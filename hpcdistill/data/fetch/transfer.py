@@ -170,7 +170,12 @@ def _follow(session: requests.Session, address: str, headers: dict[str, str], ti
     for _ in range(_REDIRECTS + 1):
         host = urlsplit(address).hostname or ""
         session.trust_env = not (host == "localhost" or host == "::1" or host.startswith("127."))
-        response = session.get(address, headers=headers, stream=True, timeout=timeout, allow_redirects=False)
+        try:
+            response = session.get(address, headers=headers, stream=True, timeout=timeout, allow_redirects=False)
+        except (requests.RequestException, UnicodeError):
+            raise
+        except ValueError as error:  # requests looks at the address of a redirect, whether it follows or not
+            raise Failure(f"redirects to a malformed address ({error})") from None
         if not response.is_redirect:
             return response
         response.close()

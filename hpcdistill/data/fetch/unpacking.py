@@ -7,24 +7,48 @@ An archive is unpacked into `.FOLDER.partial` beside its folder and moved into p
 from __future__ import annotations
 
 import filecmp
-import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
 
 from hpcdistill.console import say
 from hpcdistill.data.fetch.archives import PIECE, Entry, Limits, declared_bytes, entries
 from hpcdistill.data.fetch.digests import file_digest
 from hpcdistill.data.fetch.disk import cannot_write, check_space, exclusive, sync_filesystem
 from hpcdistill.data.progress import BYTES, Progress, megabytes
-from hpcdistill.errors import UserError
-from hpcdistill.storage import sync_folder, write_json
+from hpcdistill.errors import UserError, plural
+from hpcdistill.storage import read_json, sync_folder, write_json
 
 __all__ = ["MARKER", "Limits", "unpack"]
 
 MARKER = ".unpacked.json"
+
+
+class _Unpacked(BaseModel):
+    """An archive in the marker, as far as it is asked about."""
+
+    archive: str
+    archive_bytes: int
+    archive_mtime_ns: int
+    sha256: str
+    top: list[Annotated[str, Field(pattern=r"^[^/\x00]+$")]]
+
+
+def _complete(marker: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    if "archives" not in marker:
+        raise ValueError("archives: missing")
+    for entry in marker["archives"]:
+        _Unpacked.model_validate(entry, strict=True)
+    return marker
+
+
+_ARCHIVES: TypeAdapter[dict[str, list[dict[str, Any]]]] = TypeAdapter(
+    Annotated[dict[str, list[dict[str, Any]]], AfterValidator(_complete)]
+)
 
 
 def unpack(
@@ -80,15 +104,9 @@ def _is_unpacked(archive: Path, folder: Path) -> bool:
 def _marker(folder: Path) -> list[dict[str, Any]]:
     path = folder / MARKER
     try:
-        archives = json.loads(path.read_text(encoding="utf-8"))["archives"]
-        keys = {"archive", "archive_bytes", "archive_mtime_ns", "sha256", "top"}
-        if not all(keys <= entry.keys() for entry in archives):
-            raise ValueError("incomplete")
+        return read_json(path, _ARCHIVES, "remove it, and the archives are unpacked again")["archives"]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: damaged; remove it, and the archives are unpacked again") from None
-    return list(archives)
 
 
 def _unpack(archive: Path, folder: Path, partial: Path, limits: Limits, wanted: Callable[[str], bool] | None) -> None:
@@ -128,7 +146,7 @@ def _unpack(archive: Path, folder: Path, partial: Path, limits: Limits, wanted: 
         write_json(partial / MARKER, {"archives": [mark]})
         partial.rename(folder)
         sync_folder(folder.parent)
-    say(f"{folder}: {archive.name} unpacked, {writer.members} files, {megabytes(writer.written)}")
+    say(f"{folder}: {archive.name} unpacked, {plural(writer.members, 'file')}, {megabytes(writer.written)}")
 
 
 class _Writer:

@@ -11,7 +11,8 @@ from hpcdistill.data.fetch.digests import file_digest
 from hpcdistill.data.fetch.download import Download, fetch_file
 from hpcdistill.data.places import weights_folder
 from hpcdistill.errors import UserError, nearest
-from hpcdistill.storage import replacing
+from hpcdistill.models.weights_file import PYTORCH, kind_of
+from hpcdistill.storage import replacing, user_path
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ def find_weights(name: str) -> Path:
         if _is_whole(download, path):
             return path
     if there:
+        kind = kind_of(there[0])
+        found = f" (it is {kind})" if kind not in (None, PYTORCH) else ""
         raise UserError(
-            f"{there[0]}: damaged, its sha256 does not begin with {download.sha256_prefix}; remove it and run "
+            f"{there[0]}: damaged{found}, its sha256 does not begin with {download.sha256_prefix}; remove it and run "
             f"`python -m hpcdistill.prefetch --weights {name}` where there is a network"
         )
     raise UserError(
@@ -93,4 +96,4 @@ def _hub_folder() -> Path:
     """torch.hub's own rule, without importing torch."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
-    return Path(home).expanduser() / "hub" / "checkpoints"
+    return user_path(home, "the folder of torch.hub") / "hub" / "checkpoints"

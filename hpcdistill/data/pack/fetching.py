@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,20 @@ class Wanted:
 
 
 def fetch(
-    recipe: Recipe, *, origin: Path | None = None, mirror: str | None = None, parts: Sequence[str] = ()
+    recipe: Recipe,
+    *,
+    origin: Path | None = None,
+    mirror: str | None = None,
+    parts: Sequence[str] = (),
+    recursive: bool = False,
 ) -> Path | None:
     """The folder of the recipe's images, complete; None for a recipe that ships inside a package.
 
     Archives go to `places.downloads_folder()`, their content to `places.sources_folder(name)`; what is there and whole
     is left alone. `origin` is an archive, a folder of the archives, or a folder of the images themselves (which is
     used where it is). `mirror` is an address to try first, the file's name is added to it. `parts` names optional
-    downloads. Raises UserError for what cannot be had, is not what the recipe says, or is incomplete.
+    downloads; `recursive` counts the images in folders below too. Raises UserError for what cannot be had, is not what
+    the recipe says, or is incomplete.
     """
     for part in parts:
         if part not in recipe.parts:
@@ -54,7 +61,7 @@ def fetch(
             )
         archives = [fetch_file(download, downloads_folder(), mirror=mirror) for download in wanted]
         source = _unpacked(recipe, archives)
-    found = find_sources(recipe, source, official_lr="lr" in parts)
+    found = find_sources(recipe, source, official_lr="lr" in parts, recursive=recursive)
     counts = ", ".join(
         f"{len(samples)}" if split == UNSPLIT else f"{split} {len(samples)}" for split, samples in found.items()
     )
@@ -69,14 +76,15 @@ def obtain(
     origin: Path | None = None,
     mirror: str | None = None,
     parts: Sequence[str] = (),
+    recursive: bool = False,
     **packing: Any,
 ) -> None:
     """`fetch` the recipe's images and `pack` them into `out`; with official LR images when the part `lr` is asked for.
 
     `packing` goes to `pack`.
     """
-    source = fetch(recipe, origin=origin, mirror=mirror, parts=parts)
-    pack(recipe, source, out, official_lr="lr" in parts, **packing)
+    source = fetch(recipe, origin=origin, mirror=mirror, parts=parts, recursive=recursive)
+    pack(recipe, source, out, official_lr="lr" in parts, recursive=recursive, **packing)
 
 
 def refetch(folder: Path) -> None:
@@ -90,7 +98,8 @@ def refetch(folder: Path) -> None:
     if not recipe.downloads and not recipe.builtin:
         raise UserError(
             f"{folder}: the recipe {recipe.name} has no public address; mend it with --from PACKED_COPY, "
-            f"or pack it again: `python shards/pack.py {recipe.name} --source IMAGES --out {out} --overwrite`"
+            f"or pack it again: `python shards/pack.py {recipe.name} --source IMAGES "
+            f"--out {shlex.quote(str(out))} --overwrite`"
         )
     obtain(recipe, out, parts=recipe.parts if official else ())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcdistill.data.images import MAX_PIXELS, encode_png, read_file, read_rgb
+from hpcdistill.data.images import MAX_PIXELS, carries_alpha, encode_png, read_file, read_rgb
 from hpcdistill.data.index import Kind, role_of
 from hpcdistill.data.pack.sidecars import Digest, FileDigest, joined
 from hpcdistill.data.pack.sources import Source
@@ -47,7 +47,7 @@ def pack_image(source: Source, kind: Kind, max_pixels: int = MAX_PIXELS) -> Pack
     """Decode the files of one sample and make its members; UserError when it cannot be used.
 
     `lr-hr`: HR as PNG and its LRs, computed, or the official files when the source has them. `paired` and `unpaired`:
-    the bytes of the files themselves (BMP becomes PNG), once they have been decoded and have the right sizes.
+    the bytes of the files themselves (BMP and what has alpha become PNG), once decoded and found of the right sizes.
     """
     if kind == "lr-hr":
         files, members = _lr_hr(source, max_pixels)
@@ -77,7 +77,7 @@ def _lr_hr(source: Source, max_pixels: int) -> tuple[list[FileDigest], list[Pack
     (role, path), *official = source.files
     content, digest = _read(role, path, max_pixels)
     files = [digest]
-    hr = read_rgb(content, str(path), max_pixels=max_pixels)
+    hr = read_rgb(content, str(path), max_pixels=max_pixels, background=source.background)
     del content  # may be as large as the pixels
     height, width = hr.shape[:2]
     if min(height, width) < MIN_SIDE:
@@ -93,14 +93,15 @@ def _lr_hr(source: Source, max_pixels: int) -> tuple[list[FileDigest], list[Pack
     for role, path in official:
         content, digest = _read(role, path, max_pixels)
         files.append(digest)
-        lr = read_rgb(content, str(path), max_pixels=max_pixels)
+        lr = read_rgb(content, str(path), max_pixels=max_pixels, background=source.background)
         scale = int(role.removeprefix("lr"))
         if lr.shape[:2] != (height // scale, width // scale):
             raise UserError(
                 f"{path}: is {lr.shape[1]} x {lr.shape[0]} pixels, {source.path} of {width} x {height} needs "
                 f"{width // scale} x {height // scale} at 1/{scale}; copy the official image again"
             )
-        plain = _kind_of(content) == "png" and content[24:26] == b"\x08\x02"  # 8 bits, RGB
+        rgb = _kind_of(content) == "png" and content[24:26] == b"\x08\x02"  # 8 bits
+        plain = rgb and not carries_alpha(content)
         members.append((f"{role}.png", content, *lr.shape[:2]) if plain else _as_png(role, lr))
     return files, members
 
@@ -110,8 +111,10 @@ def _translation(source: Source, max_pixels: int) -> tuple[list[FileDigest], lis
     for role, path in source.files:
         content, digest = _read(role, path, max_pixels)
         files.append(digest)
-        rgb = read_rgb(content, str(path), max_pixels=max_pixels)
+        rgb = read_rgb(content, str(path), max_pixels=max_pixels, background=source.background)
         suffix, (height, width) = _kind_of(content), rgb.shape[:2]
+        if suffix in ("png", "webp") and carries_alpha(content):
+            suffix = None
         members.append((f"{role}.{suffix}", content, height, width) if suffix else _as_png(role, rgb))
         if role == "ab" and width % 2:
             raise UserError(

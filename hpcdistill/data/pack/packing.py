@@ -27,8 +27,9 @@ from PIL import features
 
 from hpcdistill.console import say, warn
 from hpcdistill.data.fetch.disk import exclusive
-from hpcdistill.data.images import MAX_PIXELS
+from hpcdistill.data.images import MAX_PIXELS, Colour
 from hpcdistill.data.index import INDEX_NAME, Index, Kind, Member, Sample, Shard, load_index, role_of
+from hpcdistill.data.outputs import check_packing
 from hpcdistill.data.pack.pack_pool import packed_ahead
 from hpcdistill.data.pack.packed_image import SCALES, PackedImage, padded
 from hpcdistill.data.pack.recipes import UNSPLIT, Recipe
@@ -43,9 +44,9 @@ from hpcdistill.data.pack.sidecars import (
     sidecar_path,
     write_sidecar,
 )
-from hpcdistill.data.pack.sources import Source, find_sources
+from hpcdistill.data.pack.sources import Source, find_sources, image_folders, unread
 from hpcdistill.data.progress import Progress
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import replacing, sha256_file
 
 PACKER = 1  # raised when the same sources would give other bytes
@@ -91,6 +92,7 @@ class _Job:
     shard_samples: int
     shard_bytes: int
     official_lr: bool
+    flatten: Colour | None
 
     @property
     def kind(self) -> Kind:
@@ -98,7 +100,7 @@ class _Job:
 
     def settings(self) -> dict[str, Any]:
         """What a finished shard's bytes depend on beside its sources."""
-        return {
+        settings = {
             "packer": PACKER,
             "recipe": self.recipe.name,
             "split": self.split,
@@ -107,6 +109,11 @@ class _Job:
             "shard": [self.shard_samples, self.shard_bytes],
             "encoder": _encoder(),
         }
+        return settings | self.flattened()
+
+    def flattened(self) -> dict[str, Any]:
+        """What transparent pixels were laid over; nothing where they are refused."""
+        return {"flatten": "#{:02x}{:02x}{:02x}".format(*self.flatten)} if self.flatten else {}
 
 
 def pack(
@@ -118,6 +125,8 @@ def pack(
     overwrite: bool = False,
     max_pixels: int = MAX_PIXELS,
     official_lr: bool = False,
+    recursive: bool = False,
+    flatten: Colour | None = None,
     processes: int | None = None,
     shard_samples: int = SHARD_SAMPLES,
     shard_bytes: int = SHARD_BYTES,
@@ -125,16 +134,25 @@ def pack(
     """Pack `recipe` into `out`, or each of its splits into a folder of its own in `out`; return the indices by split.
 
     Goes on where a killed run stopped; a data set that is complete already is left alone. `official_lr` packs the LR
-    images that came with the set in place of computed ones. `processes`: see `pack_pool.packed_ahead`; a training
-    process passes 1. Raises UserError for bad images (unless `on_error` is "skip"), for an `out` that holds something
-    else (unless `overwrite`), for a full disk.
+    images that came with the set in place of computed ones; `recursive` those in folders below, too; `flatten` lays
+    transparent pixels over that colour. `processes`: see `pack_pool.packed_ahead`; a training process passes 1. Raises
+    UserError for bad images (unless `on_error` is "skip"), for an `out` that holds something else (unless `overwrite`)
+    or the images themselves (always), for a full disk.
     """
-    by_split = find_sources(recipe, source, official_lr=official_lr)
-    _check_layout(out, split=list(by_split) != [UNSPLIT])
+    by_split = find_sources(recipe, source, official_lr=official_lr, recursive=recursive, background=flatten)
+    folders = {split: out if split == UNSPLIT else out / split for split in by_split}
+    root, inputs = image_folders(recipe, source, recursive=recursive)
+    check_packing(
+        out, [*folders.values()], [source or root, root, *inputs], splits=UNSPLIT not in folders, overwrite=overwrite
+    )
+    for line in unread(recipe, source, recursive=recursive):
+        warn(line)
     done = {}
     for split, sources in by_split.items():
-        folder = out if split == UNSPLIT else out / split
-        job = _Job(recipe, split, folder, on_error, max_pixels, processes, shard_samples, shard_bytes, official_lr)
+        folder = folders[split]
+        job = _Job(
+            recipe, split, folder, on_error, max_pixels, processes, shard_samples, shard_bytes, official_lr, flatten
+        )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Two first runs of an array both find that a set is missing: the second then finds it whole.
@@ -159,7 +177,8 @@ def _pack_split(job: _Job, sources: list[Source], overwrite: bool) -> Index:
         complete = None if overwrite else _complete(job, sources)
         if complete is not None:
             remove_sidecars(folder)
-            say(f"{folder}: already holds these {len(complete.samples)} images, nothing to do")
+            count = len(complete.samples)
+            say(f"{folder}: already holds {'this image' if count == 1 else f'these {count} images'}, nothing to do")
             return complete
         _clear(folder)
     state = _resume(job, sources, overwrite)
@@ -277,7 +296,10 @@ def _resume(job: _Job, sources: list[Source], overwrite: bool) -> _State:
             break
         state.add(finished)
     if state.shards:
-        say(f"{folder}: going on after {len(state.shards)} finished shards with {len(state.samples)} images")
+        say(
+            f"{folder}: going on after {plural(len(state.shards), 'finished shard')} with "
+            f"{plural(len(state.samples), 'image')}"
+        )
     kept = {shard.name for shard in state.shards}
     for path in folder.glob("shard-*.tar"):
         if path.name not in kept:
@@ -335,6 +357,7 @@ def _notes(job: _Job, sources: list[Source], digests: list[Digest]) -> dict[str,
     notes: dict[str, Any] = {"packer": PACKER}
     if job.kind == "lr-hr":
         notes["resize"] = "official" if job.official_lr else "MATLAB bicubic, antialiased, rounded half up"
+    notes |= job.flattened()
     notes["sources_sha256"] = hashlib.sha256(json.dumps(listing, ensure_ascii=False).encode()).hexdigest()
     return notes
 
@@ -345,15 +368,6 @@ def _scales(sources: list[Source]) -> tuple[int, ...]:
     if roles[0] != "hr":
         return ()
     return tuple(sorted(int(role.removeprefix("lr")) for role in roles[1:])) or SCALES
-
-
-def _check_layout(out: Path, *, split: bool) -> None:
-    """An unsplit data set and splits in the same folder would hide each other."""
-    if split and (out / INDEX_NAME).exists():
-        raise UserError(f"{out}: holds a data set without splits; choose another --out")
-    inside = sorted(path.parent.name for path in out.glob(f"*/{INDEX_NAME}"))
-    if not split and inside:
-        raise UserError(f"{out}: holds the splits {', '.join(inside)} of another data set; choose another --out")
 
 
 def _clear(folder: Path) -> None:
@@ -371,11 +385,12 @@ def _report(index: Index, folder: Path, kept: int, seconds: float) -> None:
     size = sum(shard.length for shard in index.shards) / 1e6
     again = f" ({kept} of them by an earlier run)" if kept else ""
     say(
-        f"{folder}: {len(index.samples)} images{again}, shards: {len(index.shards)}, {size:.1f} MB, {seconds:.1f} s; "
-        f"licence: {index.licence}"
+        f"{folder}: {plural(len(index.samples), 'image')}{again}, shards: {len(index.shards)}, {size:.1f} MB, "
+        f"{seconds:.1f} s; licence: {index.licence}"
     )
     if index.skipped:
-        warn(f"{len(index.skipped)} images were skipped: {', '.join(index.skipped)}")
+        were = "was" if len(index.skipped) == 1 else "were"
+        warn(f"{plural(len(index.skipped), 'image')} {were} skipped: {', '.join(index.skipped)}")
 
 
 def _encoder() -> str:

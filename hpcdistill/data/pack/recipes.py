@@ -16,7 +16,8 @@ from hpcdistill.data.fetch.download import Download
 from hpcdistill.data.index import Kind
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.settings import LONGEST_NAME, Section
-from hpcdistill.yaml_values import load_yaml
+from hpcdistill.storage import user_path
+from hpcdistill.yaml_values import Word, load_yaml
 
 RECIPES = Path(__file__).resolve().parents[3] / "shards" / "recipes"
 UNSPLIT = "all"
@@ -72,7 +73,7 @@ class Recipe(Section):
     @classmethod
     def _lists_of_names(cls, value: Any) -> Any:
         """A name alone stands for a list of one."""
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, Word) else value
 
     @field_validator("layouts", mode="before")
     @classmethod
@@ -101,7 +102,7 @@ class Recipe(Section):
         ]
         names = [name for names in self.files.values() for name in names]
         for path in (*self.roots, *self.members, *folders_of_layouts, *names):
-            if path.startswith("/") or ".." in path.split("/"):
+            if path.startswith(("/", "~")) or ".." in path.split("/"):
                 raise ValueError(f"'{path}' leads out of the source's folder; name a folder or file in it")
         known = {split for layout in self.layouts for split in layout}
         for split in (*self.images, *self.files):
@@ -130,7 +131,7 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str) -> Recipe:
     """A recipe by its name, or by the path of a YAML file; UserError when there is none or it is wrong."""
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        path = Path(name)
+        path = user_path(name)
         if not path.is_file():
             raise UserError(f"{path}: no such recipe file; {nearest(name, recipe_names())}")
     else:
@@ -159,4 +160,4 @@ def load_recipe(name: str) -> Recipe:
 def _lists(folders: Any) -> Any:
     if not isinstance(folders, Mapping):
         return folders
-    return {role: (names,) if isinstance(names, str) else names for role, names in folders.items()}
+    return {role: (names,) if isinstance(names, Word) else names for role, names in folders.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdistill.data.index import Member, Sample, Shard
+from hpcdistill.data.index_check import may_be_whole
 from hpcdistill.data.pack.sources import Source
 from hpcdistill.storage import sha256_file, write_bytes
 
@@ -86,8 +87,8 @@ def remove(paths: Iterable[Path]) -> None:
 
 def _read(path: Path) -> FinishedShard | None:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        return FinishedShard(
+        raw = json.loads(path.read_bytes())
+        finished = FinishedShard(
             settings={"recipe": raw["settings"]["recipe"], "split": raw["settings"]["split"], **raw["settings"]},
             max_pixels=int(raw["max_pixels"]),
             shard=Shard(**raw["shard"]),
@@ -99,8 +100,10 @@ def _read(path: Path) -> FinishedShard | None:
             skipped=tuple(raw["skipped"]),
             following=_digest(raw["following"]) if raw["following"] else None,
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    # The shard's name becomes a path, and the samples go into the index as they are.
+    return finished if may_be_whole(finished.shard, finished.samples) else None
 
 
 def _digest(raw: Any) -> Digest:

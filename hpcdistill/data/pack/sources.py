@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from hpcdistill.data.images import SUFFIXES, list_images
+from hpcdistill.data.folders import SUFFIXES, left_out
+from hpcdistill.data.images import Colour, list_images
 from hpcdistill.data.pack.recipes import OWN, UNSPLIT, Folders, Recipe, Role
 from hpcdistill.errors import UserError
 
-_Images = list[tuple[str, Path]]  # name in the index, file
+
+@dataclass(frozen=True)
+class _Image:
+    name: str  # in the index
+    path: Path
+    place: str  # below its role's folder, without the suffix: what its partners are found by
+
+
+_Images = list[_Image]
 _Listed = dict[Role, _Images]
 
 
@@ -20,6 +30,7 @@ class Source:
 
     name: str  # what the index calls it: a path below the source, without anything of the machine
     files: tuple[tuple[str, Path], ...]  # role -> file; one, or the two of a pair, or HR and its official LRs
+    background: Colour | None = None  # that transparent pixels are laid over; None: they are refused
 
     @property
     def path(self) -> Path:
@@ -32,13 +43,21 @@ class Source:
         return tuple(role for role, _ in self.files)
 
 
-def find_sources(recipe: Recipe, source: Path | None, *, official_lr: bool = False) -> dict[str, list[Source]]:
+def find_sources(
+    recipe: Recipe,
+    source: Path | None,
+    *,
+    official_lr: bool = False,
+    recursive: bool = False,
+    background: Colour | None = None,
+) -> dict[str, list[Source]]:
     """The samples of `recipe` by split (`UNSPLIT` when it has none), in the order they are packed in.
 
-    `official_lr` asks for the LR images that came with the set, beside its HR. An unpaired split lists all of A, then
-    all of B. Raises UserError when a folder, an image, the other half of a pair or the expected number is not there.
+    `official_lr` asks for the LR images that came with the set, beside its HR; `recursive` for the images in folders
+    below the layout's, too. An unpaired split lists all of A, then all of B. Raises
+    UserError when a folder, an image, the other half of a pair or the expected number is not there.
     """
-    root, layout = _layout(recipe, source)
+    root, layout = _layout(recipe, source, recursive)
     found = {}
     for split, roles in layout.items():
         official = any(map(_is_lr, roles))
@@ -46,72 +65,108 @@ def find_sources(recipe: Recipe, source: Path | None, *, official_lr: bool = Fal
             raise UserError(f"the recipe {recipe.name} has no official LR images; leave them out (--lr, --with lr)")
         # HR before its LRs, however the recipe lists them.
         wanted = {role: roles[role] for role in sorted(roles, key=_is_lr) if official_lr or not _is_lr(role)}
-        listed = {role: _images(root, role, folders, recipe, split) for role, folders in wanted.items()}
+        listed = {role: _images(root, role, folders, recipe, split, recursive) for role, folders in wanted.items()}
         _check_counts(recipe, root, split, wanted, listed)
-        found[split] = _samples(recipe, listed)
+        found[split] = _samples(recipe, listed, background)
     return found
 
 
-def _samples(recipe: Recipe, listed: _Listed) -> list[Source]:
+def image_folders(recipe: Recipe, source: Path | None, *, recursive: bool = False) -> tuple[Path, list[Path]]:
+    """Where the recipe's images are: the folder that its layout begins in, and each that it reads images of."""
+    root, layout = _layout(recipe, source, recursive)
+    return root, [root / folder for roles in layout.values() for folders in roles.values() for folder in folders]
+
+
+def unread(recipe: Recipe, source: Path | None, *, recursive: bool = False) -> list[str]:
+    """A line for each folder of the recipe's images that has others, which are not packed: what and why."""
+    root, folders = image_folders(recipe, source, recursive=recursive)
+    if recipe.files:
+        return []
+    lines = [
+        left_out(folder, "take folders too with --recursive", recursive=recursive, apart=folders)
+        for folder in dict.fromkeys(folders)
+        if folder.is_dir()
+    ]
+    if root not in folders:
+        beside = f"folders that {recipe.name} does not know take a recipe of your own, see docs/data.md"
+        lines.append(left_out(root, beside, apart=folders))
+    return [line for line in lines if line]
+
+
+def _samples(recipe: Recipe, listed: _Listed, background: Colour | None) -> list[Source]:
     if recipe.kind == "unpaired":
-        return [Source(name, ((role, path),)) for role, images in listed.items() for name, path in images]
+        return [
+            Source(image.name, ((role, image.path),), background) for role, images in listed.items() for image in images
+        ]
     main, *others = listed
     matched = [_matched(main, listed[main], role, listed[role]) for role in others]
     return [
-        Source(name, ((main, path), *((role, files[number]) for role, files in zip(others, matched, strict=True))))
-        for number, (name, path) in enumerate(listed[main])
+        Source(
+            image.name,
+            ((main, image.path), *((role, files[number]) for role, files in zip(others, matched, strict=True))),
+            background,
+        )
+        for number, image in enumerate(listed[main])
     ]
 
 
 def _matched(main: str, images: _Images, role: str, partners: _Images) -> list[Path]:
-    """The partner of each image: the file of the same name without its suffix, with "x4" added for `lr4`."""
-    tail = f"x{role.removeprefix('lr')}" if _is_lr(role) else ""
-    _by_stem(images)  # refuses two of the same name
-    by_stem = _by_stem(partners)
+    """The partner of each image: the file of the same name without its suffix; of LR images see `_tail`."""
+    _by_place(images)  # refuses two of the same name
+    by_place = _by_place(partners)
+    tail = _tail(role, images, by_place) if _is_lr(role) else ""
     result = []
-    for _, path in images:
-        partner = by_stem.pop(path.stem + tail, None)
+    for image in images:
+        partner = by_place.pop(image.place + tail, None)
         if partner is None:
             raise UserError(
-                f"{path}: has no partner {path.stem}{tail}.* in {partners[0][1].parent} ({main} and {role} belong "
-                "together); add it, or take the image out"
+                f"{image.path}: has no partner {image.path.stem}{tail}.* in {partners[0].path.parent} ({main} and "
+                f"{role} belong together); add it, or take the image out"
             )
         result.append(partner)
-    if by_stem:
-        alone = next(iter(by_stem.values()))
+    if by_place:
+        alone = next(iter(by_place.values()))
         stem = alone.stem.removesuffix(tail)
         raise UserError(
-            f"{alone}: has no partner {stem}.* in {images[0][1].parent} ({main} and {role} belong together); add it, "
+            f"{alone}: has no partner {stem}.* in {images[0].path.parent} ({main} and {role} belong together); add it, "
             "or take the image out"
         )
     return result
 
 
-def _by_stem(images: _Images) -> dict[str, Path]:
+def _tail(role: str, images: _Images, partners: dict[str, Path]) -> str:
+    """What the names of LR images have behind those of their HR: for `lr4` "x4", as DIV2K's, "_x4", or nothing."""
+    usual = f"x{role.removeprefix('lr')}"
+    found = (tail for tail in (usual, f"_{usual}", "") if any(image.place + tail in partners for image in images))
+    return next(found, usual)
+
+
+def _by_place(images: _Images) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for _, path in images:
-        other = found.setdefault(path.stem, path)
-        if other is not path:
-            raise UserError(f"{path}: has the same name as {other}, so its partner cannot be told; take one out")
+    for image in images:
+        other = found.setdefault(image.place, image.path)
+        if other is not image.path:
+            raise UserError(f"{image.path}: has the same name as {other}, so its partner cannot be told; take one out")
     return found
 
 
-def _layout(recipe: Recipe, source: Path | None) -> tuple[Path, dict[str, Folders]]:
+def _layout(recipe: Recipe, source: Path | None, recursive: bool) -> tuple[Path, dict[str, Folders]]:
     """The root and the layout that fit what is below `source`."""
     if recipe.builtin:
         if source is not None:
             raise UserError(f"the recipe {recipe.name} brings its images along; leave --source out")
         return _scikit_image_folder(), recipe.layouts[0]
     if source is None:
-        fetch = f", or `python shards/fetch.py {recipe.name}`" if recipe.downloads else ""
+        fetch = f", or `python shards/fetch.py {shlex.quote(recipe.name)}`" if recipe.downloads else ""
         raise UserError(f"the recipe {recipe.name} needs the folder of its images: --source DIR{fetch}")
     if not source.is_dir():
         list_images(source)  # says what is wrong with it
-    for name in recipe.roots:
-        for layout in recipe.layouts:
-            if all(_has_images(source / name / folder) for folder in _folders(layout)):
-                _check_left_out(recipe, source / name, layout)
-                return source / name, layout
+    for deep in (False, True) if recursive else (False,):
+        for name in recipe.roots:
+            for layout in recipe.layouts:
+                if all(_has_images(source / name / folder, deep) for folder in _folders(layout)):
+                    _check_left_out(recipe, source / name, layout)
+                    return source / name, layout
     raise UserError(_not_found(recipe, source))
 
 
@@ -125,6 +180,7 @@ def _folders(layout: dict[str, Folders]) -> list[str]:
 def _check_left_out(recipe: Recipe, root: Path, chosen: dict[str, Folders]) -> None:
     """Refuse a split that is there by half, which another layout would have taken whole."""
     taken = set(_folders(chosen))
+    taken |= {str(above) for folder in taken for above in PurePosixPath(folder).parents}  # val of val/A
     for layout in recipe.layouts:
         for split, roles in layout.items():
             folders = _folders({split: roles})
@@ -154,7 +210,10 @@ def _not_found(recipe: Recipe, source: Path) -> str:
                 what = f"the recipe {recipe.name}" if split == UNSPLIT else f"the split '{split}' of {recipe.name}"
                 if not all(_has_images(place / folder) for folder in folders):
                     return _half(place, folders, what)
-    known = "; or ".join(dict.fromkeys(" and ".join(map(_called, _folders(layout))) for layout in recipe.layouts))
+    families: dict[tuple[str, ...], dict[str, Folders]] = {}  # one layout for each form of a first split
+    for layout in recipe.layouts:
+        families.setdefault(tuple(_folders(dict([next(iter(layout.items()))]))), layout)
+    known = "; or ".join(" and ".join(map(_called, _folders(layout))) for layout in families.values())
     roots = [root for root in recipe.roots if root != "."]
     inside = f", or the same in its folder {' or '.join(roots)}" if roots else ""
     return f"{source}: no images of {recipe.name}; expected them in the folder's {known}{inside}; check the folder"
@@ -165,6 +224,11 @@ def _half(root: Path, folders: list[str], what: str) -> str:
     wrong = next(folder for folder in folders if not _has_images(root / folder))
     state = "no such folder"
     if (root / wrong).is_dir():
+        if deep := sorted(entry.name for entry in (root / wrong).iterdir() if _has_images(entry)):
+            return (
+                f"{root / wrong}: no images in this folder, only in its folders {', '.join(deep[:5])}; {what} needs "
+                f"{' and '.join(folders)}: call them train, val, test, or take all as one set with --recursive"
+            )
         try:
             list_images(root / wrong)
         except UserError as error:  # names the suffixes that it found in place of images
@@ -174,20 +238,23 @@ def _half(root: Path, folders: list[str], what: str) -> str:
     return f"{root / wrong}: {state}{beside}; {what} needs {' and '.join(folders)}"
 
 
-def _images(root: Path, role: str, folders: tuple[str, ...], recipe: Recipe, split: str) -> _Images:
-    """(name in the index, path) of each image of one role."""
+def _images(root: Path, role: str, folders: tuple[str, ...], recipe: Recipe, split: str, recursive: bool) -> _Images:
+    """The images of one role."""
     if split in recipe.files:
-        return [(name, _named(root / folders[0], name, recipe)) for name in recipe.files[split]]
+        return [_Image(name, _named(root / folders[0], name, recipe), _stem(name)) for name in recipe.files[split]]
     # Where several folders are read, an image is called by its folder too.
     several = len(folders) > 1 or recipe.kind == "unpaired"
     if _is_lr(role) and not all(_has_images(root / folder) for folder in folders):
         fetch = f"fetch them with `python shards/fetch.py {recipe.name} --with lr`, or " if recipe.parts else ""
         raise UserError(f"{root / folders[0]}: no official LR images; {fetch}leave them out")
-    return [
-        (f"{path.parent.name}/{path.name}" if several else path.name, path)
-        for folder in folders
-        for path in list_images(root / folder)
-    ]
+    images = []
+    for folder in folders:
+        # A/train and B/train would both be called train.
+        called = folder if folder.startswith(("A/", "B/")) and recipe.name in OWN.values() else (root / folder).name
+        for path in list_images(root / folder, recursive=recursive):
+            place = path.relative_to(root / folder).as_posix()
+            images.append(_Image(f"{called}/{place}" if several else place, path, _stem(place)))
+    return images
 
 
 def _check_counts(recipe: Recipe, root: Path, split: str, folders: Folders, listed: _Listed) -> None:
@@ -205,10 +272,14 @@ def _check_counts(recipe: Recipe, root: Path, split: str, folders: Folders, list
             )
 
 
-def _has_images(folder: Path) -> bool:
+def _has_images(folder: Path, deep: bool = False) -> bool:
     if not folder.is_dir():
         return False
-    return any(_is_image(entry) for entry in folder.iterdir())
+    return any(_is_image(entry) or (deep and _has_images(entry, deep)) for entry in folder.iterdir())
+
+
+def _stem(place: str) -> str:
+    return str(PurePosixPath(place).with_suffix(""))
 
 
 def _is_image(path: Path) -> bool:

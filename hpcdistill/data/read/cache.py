@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from hpcdistill.data.images import MAX_PIXELS, read_packed
 from hpcdistill.data.index import Index, Member, Sample
 from hpcdistill.data.progress import Progress
 from hpcdistill.data.read.augmentation import Pixels
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, plural
 from hpcdistill.ops.colour import luma_uint8
 from hpcdistill.ranks.environment import ranks_here
 
@@ -99,7 +100,8 @@ class PackedImages:
         place = self.images[image]
         path, source = self.sample(row, image)
         label = f"{path}: {place.role} of sample '{source}'"
-        remedy = f"find the damage with `python shards/verify.py {path.parent}` and pack the data set again"
+        folder = shlex.quote(str(path.parent))
+        remedy = f"find the damage with `python shards/verify.py {folder}` and pack the data set again"
         length = int(place.lengths[row])
         try:
             content = os.pread(self._file(int(place.shards[row])), length, int(place.offsets[row]))
@@ -210,7 +212,7 @@ def check_memory(length: int, images: int) -> None:
     available = psutil.virtual_memory().available
     if needed > available:
         raise UserError(
-            f"data.cache=ram needs {needed / 2**30:.1f} GiB for {images} images"
+            f"data.cache=ram needs {needed / 2**30:.1f} GiB for {plural(images, 'image')}"
             f"{f' on {ranks} ranks' if ranks > 1 else ''}, {available / 2**30:.1f} GiB are free; set data.cache=none"
         )
 
@@ -230,7 +232,7 @@ def _place(role: str, folders: Sequence[Path], indices: Sequence[Index], everywh
         for number, sample in enumerate(index.samples, start=samples_before):
             member = sample.member(role)
             if member:
-                _check_member(f"{folder}: image '{role}' of sample '{sample.source}'", sample, member, index)
+                check_member(f"{folder}: image '{role}' of sample '{sample.source}'", sample, member, index)
                 shard = shards_before + sample.shard
                 rows.append((number, shard, member.offset, member.length, member.height, member.width))
             elif everywhere:
@@ -240,10 +242,8 @@ def _place(role: str, folders: Sequence[Path], indices: Sequence[Index], everywh
     return Placed(role, *np.array(rows, dtype=np.int64).reshape(-1, 6).T.copy())
 
 
-def _check_member(label: str, sample: Sample, member: Member, index: Index) -> None:
+def check_member(label: str, sample: Sample, member: Member, index: Index) -> None:
     """UserError when an index says of an image what no packer writes: memory is reserved by these numbers."""
-    if not 0 <= sample.shard < len(index.shards):
-        raise UserError(f"{label} is in no shard of the index; pack the data set again")
     shard = index.shards[sample.shard]
     if member.offset + member.length > shard.length:
         raise UserError(f"{label} ends behind the end of {shard.name}; pack the data set again")

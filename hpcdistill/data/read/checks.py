@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcdistill.data.index import INDEX_NAME, Index, load_index
-from hpcdistill.data.index_check import check_index as check_values
+from hpcdistill.data.index import Index, load_index
 from hpcdistill.data.needs import Needs
 from hpcdistill.errors import UserError
 
@@ -24,7 +23,6 @@ def load_indices(folders: Sequence[Path], needs: Needs) -> list[Index]:
         raise UserError("data.train: names no data set; give a packed folder, e.g. data.train=packed/bsd/train")
     indices = [load_index(folder) for folder in folders]
     for folder, index in zip(folders, indices, strict=True):
-        check_values(index, str(folder / INDEX_NAME))
         check_index(str(folder), index, needs)
     return indices
 

@@ -1,91 +1,158 @@
-"""Batches step by step, read ahead by processes: what every reader hands to the training loop."""
+"""Batches step by step, read ahead by processes: what every reader hands to the training loop.
+
+The processes end with the loop, however that ends, and a batch that never comes is noticed: its process was killed, has
+no room to hand it over, or hangs; or a signal comes while it is waited for.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
-import os
+import atexit
+import errno
+import itertools
+import shutil
 import signal
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from hpcdistill.errors import UserError
+from hpcdistill.errors import LostProcess, UserError
+from hpcdistill.ranks import watch
 
 Batch = dict[str, Tensor]
 
+_LOOK = 0.5  # seconds between two looks at signals and processes while a batch is waited for
+_GRACE = 1.0  # seconds that processes have to end by themselves
+_END = 5.0  # seconds that a killed one has to be gone
+_TIMED_OUT = "DataLoader timed out"
+_SHM = "/dev/shm"
+_FEWER = "use fewer data.workers (0 reads without processes)"
+_ROOM = f"give it more room (docker run --shm-size=2g), or {_FEWER}"
 
-class StepLoader(DataLoader[Batch]):
-    """The items first .. last - 1 of a reader, in this order, and a UserError where a worker has met one.
+_half_made: list[Exception] = []  # kept: their frames hold iterators of torch, which cannot be freed in peace
 
-    It delivers this rank's share already: do not pass it through `Accelerator.prepare`.
+
+class StopWaiting(Exception):
+    """A signal to stop came while a batch was waited for. Only where this process is alone: ranks stop together."""
+
+
+class ReadAhead(DataLoader[Batch]):
+    """A loader whose iterators raise a worker's UserError and end their workers when they are closed or exhausted.
+
+    It delivers this rank's share already: do not pass it through `Accelerator.prepare`. Iterating raises LostProcess
+    when a worker was killed or, in a process that is alone, no batch came for `patience` seconds; UserError when there
+    is no room in shared memory; StopWaiting.
     """
 
-    def __init__(self, reader: Dataset[Batch], first: int, last: int, workers: int, pin_memory: bool) -> None:
+    patience = 600.0
+
+    def __init__(self, source: Dataset[Batch], workers: int, pin_memory: bool, **options: Any) -> None:
         super().__init__(
-            _ErrorsAsItems(reader),
+            source,
             batch_size=None,
-            sampler=range(first, last),
             num_workers=workers,
             pin_memory=pin_memory,
-            persistent_workers=workers > 0,
+            timeout=_LOOK if workers > 0 else 0,
             worker_init_fn=leave_signals_to_the_trainer,
             multiprocessing_context="fork" if workers > 0 else None,  # shares the cache `ram` without a copy
+            **options,
         )
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        return raised(super().__iter__())
+    def __iter__(self) -> Generator[Batch]:  # type: ignore[override]
+        workers: list[BaseProcess] = []
+        ended = partial(_end, workers)
+        atexit.register(ended)  # a traceback may keep this generator: multiprocessing would wait for its workers then
+        watch.before_exit(partial(_kill, workers))  # the watch ends a process whose main thread is stuck
+        try:
+            items = self._start(workers)
+            while (item := self._next(items, workers)) is not None:
+                if isinstance(item, UserError):
+                    # Not `raise item`: an exception that its own frame names is kept alive by a reference cycle.
+                    raise UserError(str(item)) from None
+                yield item
+        finally:
+            # Torch ends its thread that pins memory, which still takes from the workers, and then waits for these; but
+            # they may wait for a file server that is gone. None lives when this is reached at the program's very end,
+            # where no thread can be started.
+            if any(worker.is_alive() for worker in workers):
+                killing = threading.Timer(_GRACE, _kill, [workers])
+                killing.start()
+                items = iter(())
+                killing.cancel()
+            ended()
+            atexit.unregister(ended)
+
+    def _start(self, workers: list[BaseProcess]) -> Iterator[Any]:
+        """Torch's iterator; its processes are added to `workers`."""
+        before, handler = set(active_children()), signal.getsignal(signal.SIGCHLD)
+        try:
+            return super().__iter__()
+        except OSError as error:
+            _half_made.append(error)
+            reason, full = error.strerror, error.errno in (errno.ENOSPC, errno.EDQUOT)
+        finally:
+            workers += set(active_children()) - before
+            # Torch's handler raises wherever the main thread is, in the middle of a save, say. `_next` looks by itself.
+            if signal.getsignal(signal.SIGCHLD) is not handler:
+                signal.signal(signal.SIGCHLD, handler)
+        if full:
+            raise UserError(_no_room(reason))
+        raise UserError(f"another process that reads data cannot be started ({reason}); {_FEWER}")
+
+    def _next(self, items: Iterator[Any], workers: Sequence[BaseProcess]) -> Any:
+        """The next item, None at the end."""
+        # Counted, not measured: a suspended job has not waited.
+        for looks in itertools.count(1):
+            try:
+                return next(items, None)
+            except Exception as error:
+                # A batch that breaks off is the first sign of a worker that dies.
+                lost = _codes(workers, _GRACE if workers and isinstance(error, OSError | EOFError) else 0.0)
+                if not lost and not str(error).startswith(_TIMED_OUT):
+                    raise
+            # Raised out here, so that they do not keep torch's frames.
+            if lost:
+                raise _lost(lost[0])
+            if watch.active() is not None:  # the ranks stop, and are found hanging, together
+                continue
+            if watch.told_here():
+                raise StopWaiting
+            if looks * _LOOK > self.patience:
+                raise LostProcess(
+                    f"no batch has come from the {len(workers)} processes that read data for {self.patience:.0f} s "
+                    f"(train.timeout); look whether the data's file system answers, or {_FEWER}"
+                )
+        raise AssertionError
 
 
-class StreamLoader(DataLoader[Batch]):
+class StepLoader(ReadAhead):
+    """The items first .. last - 1 of a reader, in this order."""
+
+    def __init__(self, reader: Dataset[Batch], first: int, last: int, workers: int, pin_memory: bool) -> None:
+        super().__init__(_ErrorsAsItems(reader), workers, pin_memory, sampler=range(first, last))
+
+
+class StreamLoader(ReadAhead):
     """The batches of steps first .. last - 1 from workers that each read their own part of a stream.
 
     `batches(steps, worker, workers)` gives those of `steps`, which are every n-th for n workers; the loader asks its
-    workers in turn, so that all come in the order of the steps. Like StepLoader it delivers this rank's share, raises
-    a worker's UserError, and is not for `Accelerator.prepare`.
+    workers in turn, so that all come in the order of the steps.
     """
 
     def __init__(
         self, batches: Callable[[range, int, int], Iterator[Batch]], first: int, last: int, workers: int, pin: bool
     ) -> None:
         self._steps = range(first, last)
-        self._ending = multiprocessing.get_context("fork").RawValue(ctypes.c_bool, False)  # the workers see it, too
-        super().__init__(
-            _StreamedSteps(batches, self._steps),
-            batch_size=None,
-            num_workers=workers,
-            pin_memory=pin,
-            worker_init_fn=self._listen,
-            multiprocessing_context="fork" if workers > 0 else None,
-        )
+        super().__init__(_StreamedSteps(batches, self._steps), workers, pin)
 
     def __len__(self) -> int:
         return len(self._steps)
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self._ending.value = False
-        items = super().__iter__()
-        try:
-            yield from raised(items)
-        finally:
-            self._ending.value = True  # before `items` goes: it waits for its workers a while, then terminates them
-
-    def _listen(self, worker: int) -> None:
-        """Leave signals to the trainer, except when the loader itself ends a worker: it may wait for a dead server."""
-        leave_signals_to_the_trainer(worker)
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if self._ending.value else None)
-
-
-def raised(items: Iterator[Any]) -> Iterator[Batch]:
-    """The items; an item that is a UserError is raised."""
-    for item in items:
-        if isinstance(item, UserError):
-            # Not `raise item`: an exception that its own frame names keeps the workers alive in a reference cycle,
-            # and freeing that takes torch's full time limit, 5 s a worker.
-            raise UserError(str(item)) from None
-        yield item
 
 
 def leave_signals_to_the_trainer(worker: int) -> None:
@@ -102,7 +169,7 @@ class _ErrorsAsItems(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Any:
         try:
-            return self._reader[step]
+            return _handed_over(self._reader[step])
         except UserError as error:
             return error
 
@@ -118,6 +185,67 @@ class _StreamedSteps(IterableDataset[Batch]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         try:
-            yield from self._batches(self._steps[worker::workers], worker, workers)
+            yield from map(_handed_over, self._batches(self._steps[worker::workers], worker, workers))
         except UserError as error:
             yield error
+
+
+def _handed_over(batch: Batch) -> Batch:
+    """Moved to shared memory, in a worker; UserError when there is no room.
+
+    Torch does so in a thread of the worker, which drops a batch that it cannot move: the trainer would wait for ever.
+    """
+    if get_worker_info() is None:
+        return batch
+    try:
+        for tensor in batch.values():
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        text = str(error)
+        if "shared memory" not in text:
+            raise
+        raise UserError(_no_room(text.rpartition(": ")[2])) from None
+    return batch
+
+
+def _no_room(reason: str | None) -> str:
+    room = ""
+    try:
+        usage = shutil.disk_usage(_SHM)
+        room = f"; {usage.free / 2**20:.0f} of {usage.total / 2**20:.0f} MiB are free"
+    except OSError:
+        pass
+    return f"{_SHM}: batches cannot be handed over in shared memory ({reason}{room}); {_ROOM}"
+
+
+def _codes(workers: Sequence[BaseProcess], patience: float) -> list[int]:
+    """The exit codes of workers that have died; waits `patience` seconds for the first."""
+    end = time.monotonic() + patience
+    while not (codes := [worker.exitcode for worker in workers if worker.exitcode]) and time.monotonic() < end:
+        time.sleep(0.05)
+    return codes
+
+
+def _lost(code: int) -> UserError:
+    """What to say of a worker that has ended with `code`, negative: by a signal."""
+    said = f"signal {-code}" if code < 0 else f"exit code {code}"
+    if code == -signal.SIGBUS:
+        return UserError(f"{_SHM}: a process that reads data has died of {said}: shared memory is full; {_ROOM}")
+    if code == -signal.SIGKILL:
+        return LostProcess(
+            "a process that reads data was killed, most likely for want of memory; run the same command again, and "
+            f"{_FEWER}"
+        )
+    return LostProcess(f"a process that reads data has died ({said}); run the same command again, or {_FEWER}")
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    """They only read, and ignore SIGTERM."""
+    for worker in workers:
+        worker.kill()
+
+
+def _end(workers: Sequence[BaseProcess]) -> None:
+    _kill(workers)
+    for worker in workers:
+        worker.join(_END)

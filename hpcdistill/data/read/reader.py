@@ -146,7 +146,8 @@ def usable_samples(
     size = f"{widths[first]}x{heights[first]}"
     if config.on_error == "skip" and usable.size:
         names = ", ".join(sources[sample] for sample in small.tolist())
-        warn(f"data.on_error=skip: {small.size} of {sides.size} images are smaller than the patch, left out: {names}")
+        are = "is" if small.size == 1 else "are"
+        warn(f"data.on_error=skip: {small.size} of {sides.size} images {are} smaller than the patch, left out: {names}")
         return usable
     fitting = int(sides.min()) // grid * grid
     smaller = f"use data.patch={fitting} or less" if fitting else "leave such images out of the data set"

@@ -8,6 +8,7 @@ come: plain files, each of the recorded name, place and length, with the shard's
 from __future__ import annotations
 
 import hashlib
+import shlex
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -49,7 +50,8 @@ class PlacedShard:
     def remedy(self) -> str:
         if is_remote(self.place):
             return "try again; if it stays so, check the folder that is served with `python shards/verify.py DIR`"
-        return f"find the damage with `python shards/verify.py {self.place}`, then fetch or pack the data set again"
+        place = shlex.quote(self.place)
+        return f"find the damage with `python shards/verify.py {place}`, then fetch or pack the data set again"
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,6 @@ def placed_shards(places: Sequence[str], indices: Sequence[Index], usable: Colle
         inside: list[list[Sample]] = [[] for _ in index.shards]
         chosen: list[list[Sample]] = [[] for _ in index.shards]
         for number, sample in enumerate(index.samples, start=samples_before):
-            if not 0 <= sample.shard < len(index.shards):
-                raise UserError(f"{place}: '{sample.source}' is in no shard of the index; pack the data set again")
             inside[sample.shard].append(sample)
             if number in usable:
                 chosen[sample.shard].append(sample)

@@ -21,23 +21,28 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+from pydantic import TypeAdapter
+
 from hpcdistill.console import say, warn
-from hpcdistill.data.fetch.location import index_at, index_content, join
+from hpcdistill.data.fetch.location import index_at, index_content, is_remote
 from hpcdistill.data.fetch.shard_copy import Stopped, called, copy_shard, is_whole
 from hpcdistill.data.index import INDEX_NAME, Index, Shard
-from hpcdistill.data.index_check import SHARD_NAME, check_index
+from hpcdistill.data.index_check import SHARD_NAME
+from hpcdistill.data.outputs import check_apart
 from hpcdistill.data.progress import Progress, megabytes
 from hpcdistill.errors import UserError
-from hpcdistill.storage import write_bytes, write_json
+from hpcdistill.storage import JSON_OBJECT, parse_json, write_bytes, write_json
 
 MARKER = ".staged.json"
 LOCK = ".staged.lock"
 
 _THREADS = 4
 _COPYING, _IN_USE = 0, 1  # bytes of the lock file
+_LOOK = 0.2  # seconds between two looks at a lock that another process holds
 _REMEDY = "choose another folder (data.stage=DIR, or --to DIR), or read the data where they are"
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 _REASONS = {
@@ -54,6 +59,16 @@ _REASONS = {
 T = TypeVar("T")
 Stamps = dict[str, tuple[int, int] | None]  # shard -> size and mtime in ns once verified, None before
 
+
+@dataclass(frozen=True)
+class _Marker:
+    """What `.staged.json` says."""
+
+    index: str  # digest of the index that the shards are of
+    shards: Stamps
+
+
+_MARKER: TypeAdapter[_Marker] = TypeAdapter(_Marker)
 _HELD: dict[Path, TextIO] = {}  # the lock files of the sets that this process uses
 _ONE_THREAD = threading.Lock()  # a file lock is the process's, it keeps no thread out
 
@@ -71,12 +86,13 @@ def stage(place: str, scratch: Path, stopping: Callable[[], bool] = lambda: Fals
     other bytes than its index says, and when `scratch` cannot be written or has no room; StagingStopped soon after
     `stopping` has become true.
     """
+    if not is_remote(place):
+        check_apart(scratch, [Path(place)], "the data set itself", "staging to")
     index = index_at(place)
-    check_index(index, join(place, INDEX_NAME))
     content = index_content(place)
     digest = hashlib.sha256(content).hexdigest()
     folder = scratch / f"{index.recipe}-{index.split}-{digest[:12]}"
-    with _ONE_THREAD, _one_line(scratch, folder), _exclusive(folder):
+    with _ONE_THREAD, _one_line(scratch, folder), _exclusive(folder, stopping):
         stamps = _read_stamps(folder, digest)
         suspects = [shard for shard in index.shards if not _is_unchanged(folder, shard, stamps)]
         if suspects or not _has_bytes(folder / INDEX_NAME, content):
@@ -192,10 +208,10 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
+def _exclusive(folder: Path, stopping: Callable[[], bool]) -> Iterator[None]:
     """Keep other processes out of `folder`, which is made; afterwards this process still counts as its user."""
     before = _HELD.get(_key(folder))
-    handle = _locked(folder)
+    handle = _locked(folder, stopping)
     try:
         fcntl.lockf(handle, fcntl.LOCK_SH, 1, _IN_USE)  # only clean() locks it against this, and only inside
         yield
@@ -208,7 +224,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
             fcntl.lockf(handle, fcntl.LOCK_UN, 1, _COPYING)
 
 
-def _locked(folder: Path) -> TextIO:
+def _locked(folder: Path, stopping: Callable[[], bool]) -> TextIO:
     path, key = folder / LOCK, _key(folder)
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -222,11 +238,14 @@ def _locked(folder: Path) -> TextIO:
             continue
         _HELD[key] = handle
         try:
-            try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _COPYING)
-            except (BlockingIOError, PermissionError):
-                say(f"{folder}: waiting for {_holder(handle)}, which stages it")
-                fcntl.lockf(handle, fcntl.LOCK_EX, 1, _COPYING)
+            waited = False
+            while not _taken(handle):  # not one waiting call, which no signal could end
+                if not waited:
+                    say(f"{folder}: waiting for {_holder(handle)}, which stages it")
+                waited = True
+                if stopping():
+                    raise StagingStopped
+                time.sleep(_LOOK)
             if path.exists() and os.path.samestat(path.stat(), os.fstat(handle.fileno())):
                 handle.seek(0)
                 handle.truncate()
@@ -241,11 +260,20 @@ def _locked(folder: Path) -> TextIO:
         release(folder)  # removed by clean() in the meantime: this is the lock of nothing
 
 
+def _taken(handle: TextIO) -> bool:
+    """Whether this process is now, or was already, the one that copies."""
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _COPYING)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
 def _holder(handle: TextIO) -> str:
     handle.seek(0)
     try:
-        return "process {process} on {host}".format(**json.loads(handle.read()))
-    except (ValueError, KeyError, TypeError):  # it is just being written
+        return "process {process} on {host}".format(**parse_json(handle.read().encode(), JSON_OBJECT))
+    except (ValueError, KeyError):  # it is just being written
         return "another process"
 
 
@@ -295,12 +323,10 @@ def _write_stamps(folder: Path, digest: str, stamps: Stamps) -> None:
 def _read_stamps(folder: Path, digest: str) -> Stamps:
     """What the marker says of the index `digest`; nothing when it is missing, damaged or of another one."""
     try:
-        raw = json.loads((folder / MARKER).read_bytes())
-        if raw["index"] != digest:
-            return {}
-        return {str(name): tuple(stamp) if stamp else None for name, stamp in raw["shards"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        marker = parse_json((folder / MARKER).read_bytes(), _MARKER)
+    except (OSError, ValueError):
         return {}
+    return marker.shards if marker.index == digest else {}
 
 
 def _is_staged(folder: Path) -> bool:
@@ -362,11 +388,11 @@ def _made(folder: Path) -> Iterable[str] | None:
     if not (folder / MARKER).exists():
         return ()
     try:
-        raw = json.loads((folder / MARKER).read_bytes())
-        names = [str(name) for name in raw["shards"]]
-        return names if raw["index"].startswith(folder.name[-12:]) and all(map(SHARD_NAME.fullmatch, names)) else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+        marker = parse_json((folder / MARKER).read_bytes(), _MARKER)
+    except ValueError:
         return None
+    names = list(marker.shards)
+    return names if marker.index.startswith(folder.name[-12:]) and all(map(SHARD_NAME.fullmatch, names)) else None
 
 
 def _unlink(folder: Path, name: str) -> None:

@@ -30,9 +30,8 @@ from webdataset.tariterators import group_by_keys
 from hpcdistill.console import warn
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.counter import STREAM, draw
-from hpcdistill.data.fetch.location import index_at, is_remote, join
-from hpcdistill.data.index import INDEX_NAME, Sample, role_of
-from hpcdistill.data.index_check import check_index as check_values
+from hpcdistill.data.fetch.location import index_at, is_remote
+from hpcdistill.data.index import Sample, role_of
 from hpcdistill.data.needs import Needs
 from hpcdistill.data.read.checks import check_batch_size, check_index
 from hpcdistill.data.read.loader import Batch, StreamLoader
@@ -71,7 +70,6 @@ class StreamReader:
             raise UserError("data.train: names no data set; give a packed folder, e.g. data.train=packed/bsd/train")
         indices = [index_at(place) for place in places]
         for place, index in zip(places, indices, strict=True):
-            check_values(index, join(place, INDEX_NAME))
             check_index(place, index, needs)
         listed = [(place, sample) for place, index in zip(places, indices, strict=True) for sample in index.samples]
         self._maker: BatchMaker = (

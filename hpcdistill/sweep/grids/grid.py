@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.storage import user_path
 from hpcdistill.sweep.grids.grid_file import CellSpec, GridFile, Part, read_grid_file
 
 GRIDS = Path("configs/grids")
@@ -133,7 +134,7 @@ def grid_file(word: str, submitted: Mapping[str, Path] = MappingProxyType({})) -
 
     Raises UserError, with the nearest name, when there is none. `submitted`: files by name, of grids from elsewhere.
     """
-    path = Path(word)
+    path = user_path(word)
     known = {path.stem: path for path in sorted(GRIDS.glob("*.yaml"))}
     named = path.suffix in (".yaml", ".yml")
     if named or path.parent != Path():
@@ -160,7 +161,7 @@ def _included(path: Path, seen: tuple[Path, ...] = ()) -> list[Path]:
         return [path]
     files = []
     for name in content.include:
-        file = path.parent / name
+        file = path.parent / user_path(name, f"{path}: include:")
         if not file.is_file():
             near = nearest(file.name, [entry.name for entry in file.parent.glob("*.yaml") if entry != path])
             raise UserError(f"{path}: include: {file}: no such grid file; {near}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +15,7 @@ from hpcdistill.config import COMMAND_LINE, ConfigFiles, is_override
 from hpcdistill.console import warn
 from hpcdistill.errors import UserError
 from hpcdistill.run import Run, Runs
+from hpcdistill.storage import user_path
 from hpcdistill.sweep.grids.estimates import Estimates, load_estimates
 from hpcdistill.sweep.grids.grid import Cell, Grid
 from hpcdistill.sweep.grids.metric_names import missing_metric
@@ -106,7 +106,7 @@ def _check_for_all(override: str) -> None:
         if override.startswith("seed="):
             raise UserError(f"{override}: the seed is not an override here; give --seeds 0 1 2")
         return
-    for origin, layer in ConfigFiles().layers(Path(override)):
+    for origin, layer in ConfigFiles().layers(user_path(override)):
         if "seed" in layer:
             raise UserError(f"{origin}: seed: not for every run of a sweep; give --seeds 0 1 2")
         method = layer.get("method")

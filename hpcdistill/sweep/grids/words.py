@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.storage import user_path
 from hpcdistill.sweep.grids.grid_file import GridFile
 from hpcdistill.yaml_values import load_yaml
 
@@ -27,7 +28,7 @@ class Words:
 
 def sort_words(words: Sequence[str]) -> Words:
     """`words` as grids and overrides. UserError, in one line, for a YAML file that could be both or is neither."""
-    over = {word for word in words if ("=" in word and not Path(word).is_file()) or is_overlay(Path(word))}
+    over = {word for word in words if ("=" in word and not user_path(word).is_file()) or is_overlay(user_path(word))}
     return Words(tuple(word for word in words if word not in over), tuple(word for word in words if word in over))
 
 

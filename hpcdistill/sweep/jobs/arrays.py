@@ -30,6 +30,8 @@ class Status(Protocol):
     def state(self) -> str: ...
     @property
     def job(self) -> str | None: ...
+    @property
+    def damaged(self) -> bool: ...
 
 
 @dataclass
@@ -79,6 +81,7 @@ def select(plan: Plan, statuses: Mapping[str, Status], retry: Retry, local: bool
         for run in plan.runs.values()
         if run.teacher and (run.key in chosen or statuses[run.key].state not in ("finished", "running", "failed"))
     }
+    needed |= {key for key in chosen if statuses[key].damaged}  # its result is written again, whoever has used it
     for run in plan.runs.values():
         state = statuses[run.key].state
         if run.key not in chosen or run.key not in needed:

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 from hpcdistill.console import say, warn
-from hpcdistill.ranks.environment import of_outer_step
+from hpcdistill.errors import plural
+from hpcdistill.ranks.environment import of_outer_step, unignored
 from hpcdistill.sweep.grids.plan import Plan, PlannedRun
 from hpcdistill.sweep.jobs.arrays import Selection
 from hpcdistill.sweep.jobs.attempt import BEAT_S, EXIT_BLOCKED_LINE, EXIT_STOPPED, Attempt, teacher_run
@@ -39,12 +40,15 @@ class _Slot:
 
 
 class _Interrupts:
-    """Ctrl-C and SIGTERM, noted: the loop passes them on."""
+    """Ctrl-C, SIGTERM and a hang-up, noted: the loop passes them on. What `nohup` or a script ignores stays ignored."""
 
     def __init__(self) -> None:
         self.count = 0
         self._passed = 0
-        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        numbers = unignored((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        if signal.SIGINT not in numbers:  # but not by the runs, which would inherit it: they are stopped by SIGINT
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
@@ -114,7 +118,8 @@ class Local:
         if not self.waiting:
             say("nothing to run")
             return self._collect()
-        say(f"{len(self.waiting)} runs on {self.where}; Ctrl-C stops them, saved; watch: python slurm/status.py")
+        runs = plural(len(self.waiting), "run")
+        say(f"{runs} on {self.where}; Ctrl-C stops them, saved; watch: python slurm/status.py")
         interrupts = _Interrupts()
         try:
             ended = _Runner(

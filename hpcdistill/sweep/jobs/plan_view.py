@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.text import Text
 
 from hpcdistill.console import Table, out, say
+from hpcdistill.errors import plural
 from hpcdistill.sweep.grids.grid import Grid
 from hpcdistill.sweep.grids.plan import Plan, PlannedRun
 from hpcdistill.sweep.jobs.arrays import Array, Retry, Selection, Status
@@ -37,14 +38,15 @@ def show_arrays(plan: Plan, selection: Selection, arrays: Sequence[Array], scrip
         stages.add_row(str(number), str(len(runs)), str(own), str(len(runs) - own), str(to_start), _hours(runs))
     reported = len({use[:2] for use, key in plan.cells.items() if key is None})
     cells = len({use[:2] for use in plan.cells})
+    wanted = sum(key is not None for key in plan.cells.values())
     stages.caption = (
-        f"{cells} cells, {reported} of them reported only; {sum(key is not None for key in plan.cells.values())} "
-        f"trainings wanted, {len(plan.runs)} distinct runs with teachers: {_hours(plan.runs.values())} GPU hours"
+        f"{plural(cells, 'cell')}, {reported} of them reported only; {plural(wanted, 'training')} wanted, "
+        f"{plural(len(plan.runs), 'distinct run')} with teachers: {_hours(plan.runs.values())} GPU hours"
     )
     out.print(stages)
     say_left(selection, None)
     if arrays:
-        table = Table(title=f"{len(selection.chosen)} runs in {len(arrays)} job arrays")
+        table = Table(title=f"{plural(len(selection.chosen), 'run')} in {plural(len(arrays), 'job array')}")
         for head in ("array", "tasks", "at a time", "each asks for", "starts", "GPU hours"):
             table.add_column(head, overflow="fold")
         names = [array.name for array in arrays]

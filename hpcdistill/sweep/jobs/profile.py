@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from hpcdistill.errors import UserError, nearest
+from hpcdistill.errors import UserError, nearest, plural
 from hpcdistill.settings import Section
+from hpcdistill.storage import user_path
 from hpcdistill.yaml_values import load_yaml
 
 if TYPE_CHECKING:
@@ -157,8 +158,8 @@ class Profile(Shape):
             raise UserError("does not fit the profile: train.device is cuda and gpus_per_node 0; give the runs a GPU")
         if train.device == "cpu" and shape.gpus_per_node:
             raise UserError(
-                f"does not fit the profile: train.device is cpu, and {shape.gpus_per_node} GPUs a node would be idle; "
-                "set gpus_per_node: 0, or take a profile for CPUs"
+                f"does not fit the profile: train.device is cpu, and {plural(shape.gpus_per_node, 'GPU')} a node would "
+                "be idle; set gpus_per_node: 0, or take a profile for CPUs"
             )
 
 
@@ -180,7 +181,7 @@ def load_profile(name: str) -> Profile:
 
 
 def _path_of(name: str) -> Path:
-    path = Path(name)
+    path = user_path(name, "--cluster")
     if path.suffix in (".yaml", ".yml") or path.parent != Path():
         if not path.is_file():
             known = [entry.name for entry in path.parent.glob("*.y*ml")] or [f"{CLUSTERS}/default.yaml"]

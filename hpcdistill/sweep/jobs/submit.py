@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcdistill.command import positive, whole
+from hpcdistill.command import UserPath, positive, whole
 from hpcdistill.console import out, say, warn
 from hpcdistill.data.places import VARIABLE, data_root
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, plural
+from hpcdistill.storage import user_path
 from hpcdistill.sweep.grids.grid import EVERYTHING, Grid, grid_file, load_grids
 from hpcdistill.sweep.grids.words import sort_words
 from hpcdistill.sweep.jobs.profile import Profile, load_profile
@@ -117,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         "--no-data-check", action="store_true", help="start runs whose data this machine does not see: the nodes do"
     )
     parser.add_argument("--local", action="store_true", help="run on this machine's GPUs, or its CPU, not on SLURM")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the sweep keeps its files (default: sweeps)")
+    parser.add_argument(
+        "--folder", action=UserPath, default=FOLDER, help="where the sweep keeps its files (default: sweeps)"
+    )
     return parser
 
 
@@ -136,7 +139,11 @@ def check_fits(plan: Plan, profile: Profile, name: str) -> None:
 
 
 def runs_folder(plan: Plan) -> Path:
-    """Where all runs of the plan are put."""
+    """Where all runs of the plan are put. UserError for several folders, and for a data set that the runs read."""
+    from hpcdistill.requirements import check_runs_apart
+
+    for run in plan.runs.values():
+        check_runs_apart(run.loaded.config)
     folders = sorted({run.loaded.config.runs for run in plan.runs.values()})
     if len(folders) > 1:
         raise UserError(f"runs: the cells name different folders ({', '.join(folders)}); name one, e.g. runs=runs")
@@ -271,7 +278,8 @@ def _submit(
             ids.append(tasks[0].partition("_")[0])
             submission.add_array(array.name, ids[-1], dependency, dict(zip(keys, tasks, strict=True)))
         say(
-            f"{array.name}: job {ids[-1]}, {len(tasks)} runs, {array.shape}" + (f", {dependency}" if dependency else "")
+            f"{array.name}: job {ids[-1]}, {plural(len(tasks), 'run')}, {array.shape}"
+            + (f", {dependency}" if dependency else "")
         )
     log = submission.path / "collect.log"
     # The configurations of the copy too, if they are all in it; the words say where things are here. The data
@@ -291,7 +299,7 @@ def _submit(
         )
         submission.note(collector=last)
     say(f"collect: job {last}, after all of them; its log {log}")
-    say(f"submitted {len(selection.chosen)} runs ({submission.path}); watch: python slurm/status.py")
+    say(f"submitted {plural(len(selection.chosen), 'run')} ({submission.path}); watch: python slurm/status.py")
     return 0
 
 
@@ -317,7 +325,7 @@ def _show(plan: Plan, grids: Sequence[Grid], profile: Profile, runs: Path, optio
 
 def _from_here(grid: str) -> str:
     """A grid's name, or its file from the root of the file system."""
-    return str(Path(grid).absolute()) if Path(grid).is_file() else grid
+    return str(user_path(grid).absolute()) if user_path(grid).is_file() else grid
 
 
 @contextlib.contextmanager
@@ -332,7 +340,7 @@ def _undisturbed() -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, handler)
-    if pressed:
+    if pressed and handler is not signal.SIG_IGN:
         raise KeyboardInterrupt
 
 

@@ -23,6 +23,7 @@ from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from hpcdistill.console import err
 from hpcdistill.errors import UserError
 from hpcdistill.ranks.environment import RANK_VARIABLES, port_of, restart_count
 from hpcdistill.storage import read_json, write_json
@@ -82,7 +83,13 @@ class Task:
         here = SlurmJobEnvironment()
         rank, ranks = here.global_rank, here.num_tasks
         folder = TaskFolder(self.folder)
-        os.environ.update(folder.environment())  # teachers are looked up here, too
+        try:
+            os.environ.update(folder.environment())  # teachers are looked up here, too
+            folder.values()
+        except UserError as error:
+            # Into the job's log: there is nothing to write a state with.
+            err.print(f"error: {error}", markup=False, soft_wrap=True)
+            sys.exit(EXIT_MISTAKE)
         number = self._agree(folder, here.job_id, rank, ranks)
         if number is None:
             return "blocked"
@@ -103,8 +110,9 @@ class Task:
         again = stopped and not received.cancelled
         if again and restart_count() >= self.requeues:
             again, message = False, f"stopped, and has been in the queue {restart_count() + 1} times; submit again"
-        # The ranks that are left end with this code, the lost one of a signal, and srun with the larger of them.
-        lost = not stopped and (code == EXIT_RANK_LOST or (ranks > 1 and code < 0))
+        # The ranks that are left end with this code, the lost one of a signal, and srun with the larger of them. A run
+        # of one rank that was killed has its checkpoint, too.
+        lost = not stopped and (code == EXIT_RANK_LOST or code < 0)
         again = again or (lost and restart_count() < self.requeues)
         state = attempt.end(code, bool(received.all), message, again)
         if state == "finished":

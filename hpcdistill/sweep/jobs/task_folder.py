@@ -85,7 +85,7 @@ class TaskFolder:
 
     def read_state(self) -> dict[str, Any]:
         """state.json. Raises Damaged, and OSError where it cannot be read or is not there."""
-        return read_json(self.path / STATE, JSON_OBJECT, "delete it and submit again with --retry failed")
+        return read_json(self.path / STATE, JSON_OBJECT, "submit again with --retry failed, which writes it anew")
 
     def save_state(self, state: Mapping[str, Any]) -> bool:
         """Write state.json; False, and nothing written, when a later attempt has written its own.

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from scipy.stats import kendalltau  # type: ignore[import-untyped]
 
+from hpcdistill.errors import plural
 from hpcdistill.sweep.grids.grid import Cell, Grid, Metric
 from hpcdistill.sweep.grids.plan import Plan
 from hpcdistill.sweep.results.bicubic import below_bicubic, bicubic_of
@@ -221,7 +222,7 @@ def _described(results: Iterable[Mapping[str, Any]]) -> list[str]:
         known = ", ".join(f"{name} {protocol[name]}" for name in ("rule", "scale") if name in protocol)
         said = protocol.get("note") or "; ".join(filter(None, (str(protocol.get("metric", "")), known)))
         images = found.setdefault(str(said) or "nothing was measured", {})
-        images.update({f"{name} ({count} images)": None for name, count in sets.items()})
+        images.update({f"{name} ({plural(count, 'image')})": None for name, count in sets.items()})
     return [f"{said}; {', '.join(images)}" if images else said for said, images in found.items()]
 
 
@@ -328,7 +329,7 @@ def _flags(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
     if len(revisions) > 1:
         flags.append(f"Code of {len(revisions)} revisions: {_counted(revisions)}.")
     if changed := sum(count for revision, count in revisions.items() if revision.endswith("+")):
-        flags.append(f"{_runs(changed)} of code with changes that were not committed (+).")
+        flags.append(f"{plural(changed, 'run')} of code with changes that were not committed (+).")
     for group in dict.fromkeys(row.group for row in rows):
         facts: dict[str, Counter[str]] = {}
         counted = set()
@@ -367,12 +368,8 @@ def _data(run: RunResult) -> dict[str, str]:
 
 
 def _counted(values: Counter[str]) -> str:
-    named = [f"{value} ({_runs(count)})" for value, count in values.most_common(_NAMED)]
+    named = [f"{value} ({plural(count, 'run')})" for value, count in values.most_common(_NAMED)]
     return ", ".join(named) + (f" and {len(values) - _NAMED} more" if len(values) > _NAMED else "")
-
-
-def _runs(count: int) -> str:
-    return f"{count} run" if count == 1 else f"{count} runs"
 
 
 def _apart(values: Sequence[float]) -> bool:

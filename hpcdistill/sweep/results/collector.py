@@ -15,10 +15,11 @@ from pathlib import Path
 
 from rich.text import Text
 
-from hpcdistill.command import whole
+from hpcdistill.command import UserPath, whole
 from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.places import VARIABLE
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, plural
+from hpcdistill.storage import user_path
 from hpcdistill.sweep.grids.grid import load_grids
 from hpcdistill.sweep.grids.plan import Plan
 from hpcdistill.sweep.grids.words import SUFFIXES, sort_words
@@ -39,11 +40,11 @@ def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     options = _parser().parse_intermixed_args(arguments)
     folders = [options.runs] if options.runs else []
-    folders += [Path(word) for word in options.words if _is_folder(word)]
+    folders += [user_path(word) for word in options.words if _is_folder(word)]
     if len(folders) > 1:
         raise UserError(f"{' '.join(map(str, folders))}: one folder of runs is read at a time")
     words = sort_words([word for word in options.words if not _is_folder(word)])
-    folders = folders or [Path(word.removeprefix("runs=")) for word in words.overrides if word.startswith("runs=")]
+    folders = folders or [user_path(word.removeprefix("runs=")) for word in words.overrides if word.startswith("runs=")]
     names = [*words.grids, *(options.grid or ())]
     if options.data_root:
         os.environ[VARIABLE] = str(options.data_root)  # the configurations and the keys read it
@@ -102,7 +103,7 @@ def _planned(
 
 def _is_folder(word: str) -> bool:
     """Whether a word is the folder of the runs: an earlier spelling of --runs."""
-    path = Path(word)
+    path = user_path(word)
     return path.is_dir() or ("=" not in word and path.parent != Path() and path.suffix not in SUFFIXES)
 
 
@@ -196,11 +197,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--grid", nargs="+", metavar="GRID", help="the same as a GRID above")
     parser.add_argument("--with-others", action="store_true", help="show what is shown without a GRID as well")
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of the runs (default: runs)")
+    parser.add_argument("--runs", action=UserPath, metavar="DIR", help="folder of the runs (default: runs)")
     parser.add_argument("--seeds", nargs="+", type=whole, metavar="N", help="seeds of each cell (default: the grid's)")
-    parser.add_argument("--out", type=Path, default=Path("sweeps/report"), help="default: sweeps/report")
-    parser.add_argument("--folder", type=Path, default=Path("sweeps"), help="the sweep's files (default: sweeps)")
-    parser.add_argument("--data-root", type=Path, metavar="DIR", help=f"of the runs (default: ${VARIABLE})")
+    parser.add_argument("--out", action=UserPath, default=Path("sweeps/report"), help="default: sweeps/report")
+    parser.add_argument("--folder", action=UserPath, default=Path("sweeps"), help="the sweep's files (default: sweeps)")
+    parser.add_argument("--data-root", action=UserPath, metavar="DIR", help=f"of the runs (default: ${VARIABLE})")
     parser.add_argument("--strict", action="store_true", help="exit code 1 when a result.json or a grid is damaged")
     return parser
 
@@ -231,4 +232,5 @@ def _show(tables: Sequence[ResultTable], others: Sequence[RunResult]) -> None:
     if tables:
         out.print(shown)
     if others:
-        say(f"{len(others)} finished runs belong to none of these tables; they are listed at the report's end")
+        named = plural(len(others), "finished run")
+        say(f"belong to none of these tables, and are listed at the report's end: {named}")

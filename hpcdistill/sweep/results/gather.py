@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcdistill.errors import UserError
+from hpcdistill.storage import user_path
 from hpcdistill.sweep.grids.grid import EVERYTHING, GRIDS, Grid, grid_files, load_grids
 from hpcdistill.sweep.grids.grid_file import read_grid_file
 from hpcdistill.sweep.grids.plan import Plan, make_plan
@@ -103,7 +104,7 @@ def _source(file: Path, submission: Submission) -> _Source:
 def _plan(source: _Source, overrides: Sequence[str], seeds: Sequence[int] | None) -> Plan:
     """The grid's plan with its own words, or in their place with those given here, whose paths start here."""
     if overrides or seeds is not None:
-        given = [str(Path(word).absolute()) if Path(word).is_file() else word for word in overrides]
+        given = [str(user_path(word).absolute()) if user_path(word).is_file() else word for word in overrides]
         with _inside(source.place):
             return make_plan(load_grids([str(source.file)]), seeds, given)
     with _inside(source.place):

@@ -14,6 +14,7 @@ from pathlib import Path
 from markupsafe import Markup
 from PIL import Image
 
+from hpcdistill.data.outputs import check_page
 from hpcdistill.errors import UserError
 from hpcdistill.storage import write_bytes, write_json
 from hpcdistill.sweep.charts import chart_svg
@@ -294,6 +295,7 @@ def make_folder(folder: Path) -> None:
     """Make the report's folder, before the work is done; UserError when that cannot be."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; give a folder with --out")
+    check_page(folder / "index.html")
     try:
         (folder / "tables").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -61,6 +61,7 @@ class TaskStatus:
     reason: str | None = None  # one line
     log: Path | None = None
     run: Path | None = None  # its folder
+    damaged: bool = False  # it has finished, and its result.json can no longer be read
 
 
 def task_statuses(
@@ -168,7 +169,8 @@ class _Known:
                 task.key, name, "finished", done, done, None, None, metric, task.attempts, task.job, None, log, run
             )
         run_folder = self.run_of(task)
-        if run_folder is not None and run_folder.name in self.results.damaged:
+        damaged = run_folder is not None and run_folder.name in self.results.damaged
+        if run_folder is not None and damaged:
             state: State = "failed"
             reason: str | None = self.results.damaged[run_folder.name]
         else:
@@ -195,6 +197,7 @@ class _Known:
             " ".join(reason.split()) if reason else None,
             log,
             run_folder,
+            damaged,
         )
 
     def _judge(self, task: TaskFiles, log: Path | None) -> tuple[State, str | None]:

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from hpcdistill.console import Table, out
+from hpcdistill.errors import plural
 from hpcdistill.sweep.watch.status import STATES, State, TaskStatus
 from hpcdistill.sweep.watch.submissions import PlacedCell
 from hpcdistill.sweep.watch.tails import log_lines
@@ -100,7 +101,7 @@ def _page(view: View, chosen: Sequence[TaskStatus], rows: int, logs: Sequence[Ta
 
 
 def _summary(view: View) -> Table:
-    table = Table(title=f"{len(view.statuses)} runs, {time.strftime('%H:%M:%S')}", title_justify="left")
+    table = Table(title=f"{plural(len(view.statuses), 'run')}, {time.strftime('%H:%M:%S')}", title_justify="left")
     table.add_column("grid")
     for state in STATES:
         table.add_column(state, justify="right", style=COLOURS[state])

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -18,8 +19,10 @@ from typing import Any
 
 from rich.live import Live
 
+from hpcdistill.command import UserPath
 from hpcdistill.console import out, say, warn
-from hpcdistill.errors import UserError, nearest
+from hpcdistill.errors import UserError, nearest, plural
+from hpcdistill.storage import user_path
 from hpcdistill.sweep.grids.grid import grid_files
 from hpcdistill.sweep.grids.words import SUFFIXES
 from hpcdistill.sweep.watch.slurm_queue import Queue
@@ -63,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
         "grid", nargs="*", metavar="GRID", help="grids that were submitted, by name or file (default: all)"
     )
     parser.add_argument("--grid", nargs="+", dest="more", metavar="GRID", help="the same as a GRID above")
-    parser.add_argument("--folder", type=Path, default=Path("sweeps"), help="the sweep's folder (default: sweeps)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
+    parser.add_argument(
+        "--folder", action=UserPath, default=Path("sweeps"), help="the sweep's folder (default: sweeps)"
+    )
+    parser.add_argument("--runs", action=UserPath, default=Path("runs"), help="where the runs are (default: runs)")
     parser.add_argument("--all", action="store_true", help="every run, not only those that run or have failed")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--watch", action="store_true", help="keep showing it until nothing runs or waits, or Ctrl-C")
@@ -111,7 +116,7 @@ class Sweep:
         if word in known:
             return [word]
         hint = nearest(word, known) if known else "no plan.json can be read"
-        path = Path(word)
+        path = user_path(word)
         if path.suffix in SUFFIXES and not path.is_file() and path.stem in known:
             return [path.stem]  # gone since it was submitted
         try:
@@ -208,7 +213,10 @@ def cancel(sweep: Sweep) -> int:
     if not complaints:
         for job, status in jobs.items():
             say(f"{title(view, status)}: cancelled job {job} ({status.state})")
-    say(f"cancelled {0 if complaints else len(jobs)} jobs, stopped {ended} processes; submit again to go on")
+    say(
+        f"cancelled {plural(0 if complaints else len(jobs), 'job')}, "
+        f"stopped {plural(ended, 'process', 'processes')}; submit again to go on"
+    )
     return EXIT_FAILED if complaints else 0
 
 
@@ -230,7 +238,8 @@ def _stop_runners(sweep: Sweep) -> list[int]:
     for submission in sweep.submissions:
         if submission.local and submission.local[0] == socket.gethostname():
             name = f"the local runner of {submission.name}"
-            if _signal(submission.local[1], submission.time, signal.SIGINT, name):
+            # Not SIGINT, which it may ignore: a script starts so what it runs in the background.
+            if _signal(submission.local[1], submission.time, signal.SIGTERM, name):
                 stopped.append(submission.local[1])
     return stopped
 
@@ -261,14 +270,14 @@ def retry(sweep: Sweep, what: str) -> int:
         if submission.command is None:
             raise UserError(
                 f"{submission.folder / 'plan.json'}: does not say how it was submitted; run your command again, "
-                f"`python slurm/submit_ablations.py {' '.join(sorted(wanted))} --retry {what}`"
+                f"`python slurm/submit_ablations.py {shlex.join(sorted(wanted))} --retry {what}`"
             )
         commands.setdefault(submission.command, submission.name)
     from hpcdistill.sweep.jobs import submit
 
     code = 0
     for command, name in commands.items():
-        say(f"{name}: python slurm/submit_ablations.py {' '.join(command)} --retry {what}")
+        say(f"{name}: python slurm/submit_ablations.py {shlex.join(command)} --retry {what}")
         code = max(code, submit.main([*command, "--retry", what]))
     return code
 

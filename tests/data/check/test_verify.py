@@ -58,7 +58,7 @@ def test_flipped_byte_in_an_image(folder: Path) -> None:
     flip(folder / "shard-00001.tar", member.offset + member.length // 2)
     (fault,) = faults(folder)
     assert "shard-00001.tar: its sha256 differs" in fault
-    assert "1 of its 8 images are affected, first 000003.lr2.png" in fault
+    assert "1 of its 8 images is affected, first 000003.lr2.png" in fault
     assert "mend it with --repair, or pack the data set again" in fault
 
 

@@ -211,6 +211,10 @@ def test_passing_trouble_is_waited_out(
         ({"redirect": "file:///etc/passwd"}, "redirects to file:///etc/passwd, which is neither http nor https", 1),
         ({"redirect": "ftp://127.0.0.1/a"}, "redirects to ftp://127.0.0.1/a, which is neither", 1),
         ({"redirect": "/set.zip"}, "redirects more than 10 times", 11),
+        ({"redirect": "http://[bad"}, r"redirects to a malformed address \(Invalid IPv6 URL\)", 1),
+        ({"redirect": "//host:port/a"}, "redirects to //host:port/a, which is neither http nor https", 1),
+        ({"status": 429, "retry_after": "9" * 5000}, "HTTP 429", 4),
+        ({"status": 429, "retry_after": "Thu, 01 Jan 9999999999 00:00:00 GMT"}, "HTTP 429", 4),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -74,6 +74,9 @@ def test_damaged_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     known(monkeypatch, "http://127.0.0.1:9/nobody")
     there = tmp_path / "data" / "weights" / FILE
     there.parent.mkdir(parents=True)
+    there.write_bytes(b"<html>Sign in</html>")
+    with pytest.raises(UserError, match=r"tiny-.*damaged \(it is a web page: .*\), its sha256 does not begin with"):
+        find_weights("tiny")
     there.write_bytes(CONTENT[:-1])
     with pytest.raises(UserError, match=r"tiny-.*damaged, its sha256 does not begin with .* --weights tiny"):
         find_weights("tiny")

@@ -444,6 +444,31 @@ def test_command_line(source: Path, tmp_path: Path) -> None:
     assert json.loads((out / "index.json").read_text())["schema"] == 1
 
 
+def test_command_line_for_images_as_people_have_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "mine"
+    (source / "holiday").mkdir(parents=True)
+    Image.fromarray(image(0)).save(source / "a.png")
+    Image.fromarray(image(1)).save(source / "b.jfif", "JPEG")
+    (source / "c.tif").write_bytes(b"")
+    Image.fromarray(np.dstack([image(2), image(2)[..., :1]])).save(source / "holiday" / "d.png")
+    arguments = ["folder", "--source", str(source), "--processes", "1", "--out"]
+    script("pack").main([*arguments, str(tmp_path / "flat")])
+    assert [sample.source for sample in load_index(tmp_path / "flat").samples] == ["a.png", "b.jfif"]
+    line = (
+        f"{source}: not read: holiday/ (1 image), 1 .tif file; take folders too with --recursive, convert files to PNG"
+    )
+    assert line in capsys.readouterr().err
+    options = ["--recursive", "--flatten", "white"]
+    for command, name in (("pack", "deep"), ("fetch", "fetched")):
+        given = arguments if command == "pack" else ["folder", "--from", str(source), "--processes", "1", "--out"]
+        script(command).main([*given, str(tmp_path / name), *options])
+        names = [sample.source for sample in load_index(tmp_path / name).samples]
+        assert names == ["a.png", "b.jfif", "holiday/d.png"]
+        assert "holiday/ (1" not in capsys.readouterr().err
+    script("pack").main([*arguments, str(tmp_path / "skip"), "--recursive", "--on-error", "skip"])
+    assert "1 image was skipped: holiday/d.png" in capsys.readouterr().err
+
+
 def test_real_sets(test_data: Path, tmp_path: Path) -> None:
     pack(load_recipe("set5"), test_data / "sr_test" / "Set5", tmp_path / "set5")
     index = load_index(tmp_path / "set5")

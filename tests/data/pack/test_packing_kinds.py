@@ -280,3 +280,71 @@ def test_real_pairs(test_data: Path, tmp_path: Path) -> None:
     for sample, members in zip(index.samples, contents(tmp_path / "shoes" / "test", index), strict=True):
         assert members == {"ab.jpg": (source / "val" / sample.source).read_bytes()}
         assert (sample.members["ab.jpg"].height, sample.members["ab.jpg"].width) == (256, 512)
+
+
+def with_alpha(path: Path, seed: int, alpha: int) -> np.ndarray:
+    """A PNG of noise, its upper half of this alpha, the rest opaque; its colours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rgb = noise(16, 24, seed)
+    planes = np.full((16, 24, 1), 255, np.uint8)
+    planes[:8] = alpha
+    Image.fromarray(np.concatenate([rgb, planes], axis=2)).save(path)
+    return rgb
+
+
+@pytest.mark.parametrize("recipe", [FOLDER, PAIRED, UNPAIRED])
+def test_opaque_alpha_is_packed_as_rgb(recipe: Recipe, tmp_path: Path) -> None:
+    """Whoever reads the shards finds three channels; what has no alpha keeps its bytes."""
+    source, folders = tmp_path / "in", ("A", "B") if recipe is not FOLDER else (".",)
+    plain = [save(source / folder / "1.png", 1) for folder in folders]
+    rgb = [with_alpha(source / folder / "2.png", 2 + number, 255) for number, folder in enumerate(folders)]
+    pack(recipe, source, tmp_path / "out", processes=1)
+    index = load_index(tmp_path / "out")
+    packed = [
+        content
+        for members in contents(tmp_path / "out", index)
+        for suffix, content in members.items()
+        if not suffix.startswith("lr")
+    ]
+    decoded = [Image.open(io.BytesIO(content)) for content in packed]
+    assert {image.mode for image in decoded} == {"RGB"}
+    for expected in rgb:
+        assert any(np.array_equal(np.asarray(image), expected) for image in decoded)
+    if recipe is not FOLDER:
+        assert set(plain) <= set(packed)
+
+
+@pytest.mark.parametrize("recipe", [FOLDER, PAIRED])
+def test_transparent_images_need_a_colour(recipe: Recipe, tmp_path: Path) -> None:
+    source, folders = tmp_path / "in", ("A", "B") if recipe is PAIRED else (".",)
+    rgb = [with_alpha(source / folder / "1.png", number, 0) for number, folder in enumerate(folders)]
+    with pytest.raises(UserError, match=r"1\.png: has an alpha channel with transparent pixels; .* --flatten white"):
+        pack(recipe, source, tmp_path / "out", processes=1)
+    pack(recipe, source, tmp_path / "out", processes=1, flatten=(255, 0, 128))
+    index = load_index(tmp_path / "out")
+    assert index.notes["flatten"] == "#ff0080"
+    role = "hr.png" if recipe is FOLDER else "a.png"
+    hr = np.asarray(Image.open(io.BytesIO(contents(tmp_path / "out", index)[0][role])))
+    assert (hr[:8] == (255, 0, 128)).all()
+    np.testing.assert_array_equal(hr[8:], rgb[0][8:])
+    with pytest.raises(UserError, match="holds another data set"):  # another colour, another set
+        pack(recipe, source, tmp_path / "out", processes=1, flatten=(0, 0, 0))
+
+
+def test_a_colour_that_nobody_gave_is_in_no_index(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "1.png", 1)
+    pack(FOLDER, tmp_path / "in", tmp_path / "out", processes=1)
+    assert set(load_index(tmp_path / "out").notes) == {"packer", "resize", "sources_sha256"}
+
+
+def test_lr_images_of_the_names_of_their_hr(tmp_path: Path) -> None:
+    recipe = Recipe(**{**OFFICIAL.model_dump(), "layouts": ({"all": {"hr": ("HR",), "lr2": ("LR",)}},)})
+    save(tmp_path / "in" / "HR" / "0.png", 1)
+    lr = save(tmp_path / "in" / "LR" / "0.png", 2, (8, 12))
+    pack(recipe, tmp_path / "in", tmp_path / "out", official_lr=True, processes=1)
+    assert contents(tmp_path / "out", load_index(tmp_path / "out"))[0]["lr2.png"] == lr
+    with_alpha(tmp_path / "in" / "LR" / "0.png", 3, 255)
+    Image.open(tmp_path / "in" / "LR" / "0.png").resize((12, 8)).save(tmp_path / "in" / "LR" / "0.png")
+    pack(recipe, tmp_path / "in", tmp_path / "again", official_lr=True, processes=1)
+    content = contents(tmp_path / "again", load_index(tmp_path / "again"))[0]["lr2.png"]
+    assert Image.open(io.BytesIO(content)).mode == "RGB"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hpcdistill.data.pack.recipes import Recipe, load_recipe
-from hpcdistill.data.pack.sources import find_sources
+from hpcdistill.data.pack.sources import find_sources, unread
 from hpcdistill.errors import UserError
 
 PAIRED, UNPAIRED = load_recipe("paired"), load_recipe("unpaired")
@@ -253,3 +253,121 @@ def test_real_sets(test_data: Path) -> None:
     apart = find_sources(PAIRED, test_data / "i2i" / "facades" / "test")["all"]
     assert len(apart) == 50
     assert apart[0].roles == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        ("A/train A/val A/test B/train B/val B/test", ["train", "val", "test"]),
+        ("A/train A/test B/train B/test", ["train", "test"]),
+        ("A/train A/val B/train B/val", ["train", "test"]),  # as side by side: what there is to test on
+        ("A/train B/train", ["train"]),
+        ("train/A train/B val/A val/B test/A test/B", ["train", "val", "test"]),
+        ("train/A train/B val/A val/B", ["train", "test"]),
+        ("train/A train/B", ["train"]),
+        ("trainA trainB valA valB testA testB", ["train", "val", "test"]),
+        ("trainA trainB valA valB", ["train", "test"]),
+    ],
+)
+def test_splits_of_two_domains(tmp_path: Path, folders: str, splits: list[str]) -> None:
+    for folder in folders.split():
+        fill(tmp_path, **{folder.replace("/", "__"): "1.png 2.png"})
+    for recipe, samples in ((PAIRED, 2), (UNPAIRED, 4)):
+        assert {split: len(listed) for split, listed in find_sources(recipe, tmp_path).items()} == dict.fromkeys(
+            splits, samples
+        )
+        assert unread(recipe, tmp_path) == []
+
+
+def test_names_of_two_domains_with_splits_inside(tmp_path: Path) -> None:
+    root = fill(tmp_path, A__train="1.png", B__train="1.png")
+    assert [name for name, _ in found(UNPAIRED, root)["train"]] == ["A/train/1.png", "B/train/1.png"]
+
+
+def test_the_remedy_for_unknown_splits_works(tmp_path: Path) -> None:
+    root = fill(tmp_path, A__training="1.png", B__training="1.png")
+    line = r"A: no images in this folder, only in its folders training; .*train, val, test, or take all .* --recursive"
+    with pytest.raises(UserError, match=line):
+        find_sources(PAIRED, root)
+    assert found(PAIRED, root, recursive=True)["all"] == [
+        ("training/1.png", {"a": "A/training/1.png", "b": "B/training/1.png"})
+    ]
+    for side in "AB":
+        (root / side / "training").rename(root / side / "train")
+    assert list(find_sources(PAIRED, root)) == ["train"]
+
+
+def official(root: Path, *names: str) -> Recipe:
+    fill(root, HR=" ".join(f"{name}.png" for name in names))
+    return changed("folder", layouts=({"all": {"hr": ("HR",), "lr4": ("LR",)}},))
+
+
+@pytest.mark.parametrize("form", ["{}.png", "{}x4.png", "{}_x4.png", "{}.jpg"])
+def test_names_of_lr_images(tmp_path: Path, form: str) -> None:
+    recipe = official(tmp_path, "0", "a.b")
+    fill(tmp_path, LR=" ".join(form.format(name) for name in ("0", "a.b")))
+    assert [files["lr4"] for _, files in found(recipe, tmp_path, official_lr=True)["all"]] == [
+        f"LR/{form.format(name)}" for name in ("0", "a.b")
+    ]
+
+
+def test_one_form_of_lr_names_is_taken_in_a_folder(tmp_path: Path) -> None:
+    """Where some have the official name, one without it may be anything."""
+    recipe = official(tmp_path, "0", "1")
+    fill(tmp_path, LR="0x4.png 1.png")
+    with pytest.raises(UserError, match=r"HR/1\.png: has no partner 1x4\.\* in .*/LR"):
+        find_sources(recipe, tmp_path, official_lr=True)
+
+
+def test_folders_inside_are_taken_with_recursive(tmp_path: Path) -> None:
+    root = fill(tmp_path / "mine", here="b.png", holiday="a.png", holiday__deep="b.png", **{".hidden": "x.png"})
+    for old, new in (("a.png", "c.jfif"), ("deep/b.png", "deep/b.JPE")):
+        (root / "holiday" / new).write_bytes((root / "holiday" / old).read_bytes())
+    (root / "holiday" / "deep" / "b.png").unlink()
+    (root / "holiday" / "again").symlink_to(root)  # leads around
+    assert [name for name, _ in found(load_recipe("folder"), root)["all"]] == ["b.png"]
+    names = [name for name, _ in found(load_recipe("folder"), root, recursive=True)["all"]]
+    assert names == ["b.png", "holiday/a.png", "holiday/c.jfif", "holiday/deep/b.JPE"]
+    pairs = fill(tmp_path / "pairs", A__x="1.png", A__y="1.png", B__x="1.png", B__y="1.jpg")
+    assert [files["b"] for _, files in found(PAIRED, pairs, recursive=True)["all"]] == ["B/x/1.png", "B/y/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "folders", "lines"),
+    [
+        (
+            "folder",
+            {"here": "a.png", "holiday": "c.png", "notes": ""},
+            ["{}: not read: holiday/ (1 image); take folders"],
+        ),
+        (
+            "folder",
+            {"here": "a.png", "x": "1.png 2.png", "y__z": "1.png"},
+            ["x/ (2 images), y/ (1 image); take folders"],
+        ),
+        ("paired", {"A": "1.png", "B": "1.png", "A__more": "2.png"}, ["{}/A: not read: more/ (1 image); take folders"]),
+        (
+            "paired",
+            {"A": "1.png", "B": "1.png", "C": "1.png"},
+            ["{}: not read: C/ (1 image); folders that paired does"],
+        ),
+        ("unpaired", {"trainA": "1.png", "trainB": "1.png"}, []),
+        ("bsd", {"BSDS500_train": "1.png", "BSDS500_test": "2.png"}, []),
+    ],
+)
+def test_what_is_left_out_is_named_and_counted(
+    tmp_path: Path, recipe: str, folders: dict[str, str], lines: list[str]
+) -> None:
+    said = unread(changed(recipe, images={}), fill(tmp_path, **folders))
+    assert len(said) == len(lines)
+    assert all(line.format(tmp_path) in found for line, found in zip(lines, said, strict=True))
+
+
+@pytest.mark.parametrize("recipe", ["folder", "set5", "paired"])
+def test_formats_that_are_not_read_are_named_by_every_recipe(tmp_path: Path, recipe: str) -> None:
+    fill(tmp_path, here="1.png")
+    for name in ("2.tif", "3.TIF", "4.cr2", "readme.txt", ".5.tif"):
+        (tmp_path / name).write_bytes(b"")
+    assert unread(changed(recipe, images={}), tmp_path) == [
+        f"{tmp_path}: not read: 1 .cr2 file, 2 .tif files; convert files to PNG"
+    ]

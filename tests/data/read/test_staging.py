@@ -25,7 +25,7 @@ from serving import Faults, Server
 from hpcdistill.data.fetch import shard_copy
 from hpcdistill.data.fetch.location import digest_at
 from hpcdistill.data.read import staging
-from hpcdistill.data.read.staging import LOCK, MARKER, clean, release, stage
+from hpcdistill.data.read.staging import LOCK, MARKER, StagingStopped, clean, release, stage
 from hpcdistill.errors import UserError
 
 SHARDS = 5
@@ -210,6 +210,26 @@ def test_two_processes_copy_once(source: Path, scratch: Path) -> None:
     assert f"staging {SHARDS} of {SHARDS} shards" in outputs[0][1]
     assert "stag" not in outputs[1][1]
     assert staged(folder) == whole
+
+
+def test_a_signal_is_heard_while_another_process_stages(source: Path, scratch: Path) -> None:
+    folder = stage(str(source), scratch)
+    staging.release(folder)
+    code = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX, 1, 0); print(flush=True)"
+    looks: list[int] = []
+
+    def stopping() -> bool:
+        looks.append(0)
+        return len(looks) == 3
+
+    with contextlib.ExitStack() as stack:
+        other = started(stack, "-c", f"{code}; input()", folder / LOCK)
+        other.stdout.readline()
+        with pytest.raises(StagingStopped):
+            stage(str(source), scratch, stopping)
+        assert folder not in staging._HELD
+        other.communicate("\n", timeout=60)
+    assert stage(str(source), scratch) == folder
 
 
 def opened_for_writing(pipe: Path) -> int:
@@ -444,7 +464,7 @@ def test_command_line(source: Path, scratch: Path, tmp_path: Path, capsys: pytes
     assert staged(folder) == contents(source)
     release(folder)
     command.main(["--clean", "--to", str(scratch)])
-    assert "1 staged data sets removed" in capsys.readouterr().err
+    assert "1 staged data set removed" in capsys.readouterr().err
     for arguments in ([str(source)], ["--to", str(scratch)], [str(source), "--clean", "--to", str(scratch)]):
         with pytest.raises(SystemExit) as ended:
             command.main(arguments)
@@ -452,7 +472,7 @@ def test_command_line(source: Path, scratch: Path, tmp_path: Path, capsys: pytes
 
 
 def test_a_signal_stops_it_and_the_next_one_goes_on(source: Path, scratch: Path, copied: list[str]) -> None:
-    with pytest.raises(staging.StagingStopped):
+    with pytest.raises(StagingStopped):
         stage(str(source), scratch, lambda: len(copied) == 3)
     (folder,) = scratch.iterdir()
     assert not (folder / "index.json").exists()
