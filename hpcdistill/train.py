@@ -19,8 +19,6 @@ from hpcdistill.config import config_files, to_yaml
 from hpcdistill.console import Table, is_main_process, out, warn
 from hpcdistill.errors import plural
 from hpcdistill.metrics.reference import BICUBIC, below_bicubic, bicubic_value
-from hpcdistill.ranks.process_group import leave
-from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
 from hpcdistill.run import load_run
 from hpcdistill.training.progress import NOTHING_MEASURED
 
@@ -55,6 +53,8 @@ def main(arguments: list[str]) -> int:
                 sys.stdout.write(f"# the {teacher.role}'s configuration\n---\n" + to_yaml(teacher.run.config))
         return 0
     # Imported only now: a configuration is printed, and a misspelt one refused, in a third of a second without torch.
+    from hpcdistill.ranks.process_group import leave
+    from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
     from hpcdistill.trainer import train
 
     with StopSignals() as signals:

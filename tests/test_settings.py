@@ -18,6 +18,7 @@ from hpcdistill.config import RunConfig
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
+from hpcdistill.methods.settings import config_class
 from hpcdistill.run import load_run
 from hpcdistill.settings import Section, identity_values
 from hpcdistill.sweep.grids.estimates import Estimates, load_estimates
@@ -48,7 +49,7 @@ def leaves(section: type[Section], before: str = "") -> Iterator[str]:
 
 
 CASES = [("plain_sr", key) for key in leaves(RunConfig)]
-CASES += [(name, key) for name, method in METHODS.items() for key in leaves(method.Config, "method.")]
+CASES += [(name, key) for name in METHODS for key in leaves(config_class(name), "method.")]
 
 
 @pytest.fixture(scope="module")
