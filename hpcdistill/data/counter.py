@@ -1,15 +1,20 @@
 """Counter-based random numbers: draw n is a function of (seed, stream, n), whatever was drawn before it.
 
 Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). It is written out here so that
-the order of the data and its augmentation can never change with a version of NumPy or torch.
+the order of the data and its augmentation can never change with a version of NumPy or torch: both have a Philox, but
+neither promises its stream of words for ever, and torch's cannot be asked for draw n. The same lines compute with NumPy
+arrays and with torch tensors of any device, on which nothing is read by the host.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The streams: what is drawn under one of them is independent of the others. Never renumber them.
 ORDER: Final = 1  # permutations of the samples
@@ -19,50 +24,43 @@ ORDER_OF_TARGETS: Final = 4  # permutations of an unpaired set's second domain
 STREAM: Final = 5  # the reader `stream`: its shards and its shuffle buffer
 SHARED: Final = 6  # what all ranks draw alike in a training step
 
+Words = TypeVar("Words", NDArray[np.int64], "Tensor")  # [N], of 64-bit integers
+Word = Any  # the same, or a Python integer
+
 _ROUNDS = 10
-_LOW = np.uint64(0xFFFFFFFF)
-_HALF = np.uint64(32)
-_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
+_LOW = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 # What each round adds to the key: multiples of the golden ratio and of sqrt(3) - 1, as 32-bit fractions.
-_KEY_STEPS = np.arange(_ROUNDS, dtype=np.uint64)[:, None] * np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
-    """Philox4x32-10 of each row of `counter` [N, 4] under `key` (two 32-bit words): uint32 [N, 4]."""
-    # Words 0 and 2 are multiplied, words 1 and 3 are mixed in: two rows of N each, in 64 bits for the full product.
-    even = np.ascontiguousarray(counter[:, 0::2].T, dtype=np.uint64)
-    odd = np.ascontiguousarray(counter[:, 1::2].T, dtype=np.uint64)
-    keys = ((np.array(key, dtype=np.uint64) + _KEY_STEPS) & _LOW)[:, :, None]
-    for round_key in keys:
-        product = (even * _MULTIPLIERS)[::-1]
-        even = product >> _HALF
-        even ^= odd
-        even ^= round_key
-        odd = product & _LOW
-    result = np.empty((counter.shape[0], 4), dtype=np.uint32)
-    result[:, 0::2] = even.T
-    result[:, 1::2] = odd.T
-    return result
-
-
-def draw(seed: int, stream: int, counter: NDArray[np.integer], part: int = 0) -> NDArray[np.uint32]:
-    """Four uniform 32-bit words for each non-negative 64-bit `counter` [N]: uint32 [N, 4].
+def draw(seed: int, stream: int, counter: Words, part: int = 0) -> tuple[Words, Words, Words, Words]:
+    """Four uniform 32-bit words for each non-negative 64-bit `counter` [N]: four arrays or tensors [N] like `counter`.
 
     `stream` is one of this module's constants; `part` (32 bits) divides a stream further (an epoch, a rank).
     """
     assert 0 <= part < 2**32
-    wide = counter.astype(np.uint64)
-    words = np.empty((len(wide), 4), dtype=np.uint32)
-    words[:, 0] = wide & _LOW
-    words[:, 1] = wide >> _HALF
-    words[:, 2] = part
-    words[:, 3] = stream
-    return philox(words, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
+    return philox((counter & _LOW, counter >> 32 & _LOW, part, stream), (seed & _LOW, seed >> 32 & _LOW))
 
 
-def below(words: NDArray[np.uint32], bound: NDArray[np.int64] | int) -> NDArray[np.int64]:
-    """Uniform integers in [0, bound) from uniform words, by multiply and shift; bias below bound / 2^32."""
-    return ((words.astype(np.uint64) * np.asarray(bound, dtype=np.uint64)) >> _HALF).astype(np.int64)
+def philox(words: tuple[Words, Words, Word, Word], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
+    """Philox4x32-10 of N counters under `key` (two 32-bit words); a counter has four words, each [N] or all equal."""
+    a: Any
+    a, b, c, d = words
+    for number in range(_ROUNDS):
+        low, high = ((word + number * step) & _LOW for word, step in zip(key, _KEY_STEPS, strict=True))
+        # 64-bit integers wrap: the product's bits are right, but a signed one's shift fills up with the sign.
+        first, second = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
+        a, b, c, d = second >> 32 & _LOW ^ b ^ low, second & _LOW, first >> 32 & _LOW ^ d ^ high, first & _LOW
+    return a, b, c, d
+
+
+def below(words: Words, bound: Words | int) -> Words:
+    """Uniform integers in [0, bound) from uniform words, by multiply and shift; bias below bound / 2^32.
+
+    `bound` is below 2^31, for arrays one or one for each word.
+    """
+    return words * bound >> 32
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -76,5 +74,5 @@ def shared_seed(seed: int, step: int) -> int:
 
 
 def _seed(seed: int, stream: int, step: int, part: int) -> int:
-    low, high = draw(seed, stream, np.array([step]), part=part)[0, :2].tolist()
-    return (int(high) << 32 | int(low)) & (2**63 - 1)
+    low, high, *_ = draw(seed, stream, np.array([step]), part)
+    return (int(high[0]) << 32 | int(low[0])) & (2**63 - 1)

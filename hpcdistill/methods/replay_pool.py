@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import gather
 from torch import Tensor, nn
 
-from hpcdistill.ops.philox import below, draw
+from hpcdistill.data.counter import below, draw
 
 STREAM: Final = 6  # of data.counter's streams
 
@@ -65,12 +65,12 @@ class ReplayPool(nn.Module):
 
     def _passed(self, new: Tensor, numbers: Tensor) -> Tensor:
         """`new` [N, C, H, W] pass the pool in this order, all at once."""
-        words = draw(self.seed, STREAM, numbers, self.part)
+        turns, slots, *_ = draw(self.seed, STREAM, numbers, self.part)
         turn = torch.arange(len(new), device=new.device)
         place = self.filled + turn
         full = place >= self.size
-        slot = torch.where(full, below(words[:, 1], self.size), place)
-        exchanges = full & (below(words[:, 0], 2) == 1)
+        slot = torch.where(full, below(slots, self.size), place)
+        exchanges = full & (below(turns, 2) == 1)
         # written[i, j]: image j goes to the slot that image i looks at.
         written = (slot[:, None] == slot) & (exchanges | ~full)
         kept = self.images.index_select(0, slot)

@@ -1,6 +1,13 @@
+"""Draws are Philox's published words, in NumPy's arrays and in torch's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from hpcdistill.data.counter import AUGMENTATION, ORDER, TRAINING, below, draw, philox, step_seed
 
@@ -16,13 +23,20 @@ def words(text: str) -> list[int]:
     return [int(word, 16) for word in text.split()]
 
 
+def rows(seed: int, stream: int, numbers: np.ndarray, part: int = 0) -> np.ndarray:
+    """The four words of each draw, side by side: uint32 [N, 4]."""
+    return np.stack(draw(seed, stream, numbers, part), axis=1).astype(np.uint32)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
 @pytest.mark.parametrize(("counter", "key", "result"), KNOWN)
-def test_philox_gives_the_published_answers(counter: str, key: str, result: str) -> None:
+def test_philox_gives_the_published_answers(
+    counter: str, key: str, result: str, kind: Callable[..., np.ndarray | Tensor]
+) -> None:
     low, high = words(key)
     # Three equal rows: a row's result must not depend on its neighbours.
-    found = philox(np.array([words(counter)] * 3, dtype=np.uint32), (low, high))
-    assert found.dtype == np.uint32
-    assert found.tolist() == [words(result)] * 3
+    found = philox(tuple(kind([word] * 3) for word in words(counter)), (low, high))
+    assert [word.tolist() for word in found] == [[word] * 3 for word in words(result)]
 
 
 def test_draw_places_seed_counter_part_and_stream() -> None:
@@ -31,31 +45,41 @@ def test_draw_places_seed_counter_part_and_stream() -> None:
     number = counter[1] << 32 | counter[0]
     seed = key[1] << 32 | key[0]
     found = draw(seed, counter[3], np.array([5, number], dtype=np.uint64), part=counter[2])
-    assert found[1].tolist() == result
+    assert [int(word[1]) for word in found] == result
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**40 + 5, 2**63 - 1])
+@pytest.mark.parametrize("part", [0, 3, 2**32 - 1])
+def test_a_device_draws_what_the_host_draws(seed: int, part: int) -> None:
+    numbers = np.array([0, 1, 2, 1000, 2**32 - 1, 2**32, 2**40 + 17, 2**63 - 1])
+    for host, device in zip(draw(seed, 6, numbers, part), draw(seed, 6, torch.from_numpy(numbers), part), strict=True):
+        assert device.tolist() == host.tolist()
+        for bound in (1, 2, 50, 2**31 - 1):
+            assert below(device, bound).tolist() == below(host, bound).tolist()
 
 
 def test_draws_do_not_depend_on_what_is_drawn_with_them() -> None:
-    together = draw(3, ORDER, np.arange(1000))
-    assert np.array_equal(together[137:139], draw(3, ORDER, np.array([137, 138])))
+    together = rows(3, ORDER, np.arange(1000))
+    assert np.array_equal(together[137:139], rows(3, ORDER, np.array([137, 138])))
 
 
 def test_streams_seeds_and_parts_differ() -> None:
     numbers = np.arange(64)
     variants = [
-        draw(7, ORDER, numbers),
-        draw(7, AUGMENTATION, numbers),
-        draw(7, TRAINING, numbers),
-        draw(8, ORDER, numbers),
-        draw(7 + (1 << 32), ORDER, numbers),
-        draw(7, ORDER, numbers, part=1),
-        draw(7, ORDER, numbers + (1 << 32)),
+        rows(7, ORDER, numbers),
+        rows(7, AUGMENTATION, numbers),
+        rows(7, TRAINING, numbers),
+        rows(8, ORDER, numbers),
+        rows(7 + (1 << 32), ORDER, numbers),
+        rows(7, ORDER, numbers, part=1),
+        rows(7, ORDER, numbers + (1 << 32)),
     ]
     assert len({variant.tobytes() for variant in variants}) == len(variants)
     assert len(np.unique(np.concatenate(variants))) > 0.999 * 64 * 4 * len(variants)
 
 
 def test_words_are_uniform() -> None:
-    found = draw(0, AUGMENTATION, np.arange(50_000))
+    found = rows(0, AUGMENTATION, np.arange(50_000))
     counts = np.bincount(found.ravel() >> 24, minlength=256)
     expected = counts.sum() / 256
     chi_square = ((counts - expected) ** 2 / expected).sum()
@@ -64,10 +88,10 @@ def test_words_are_uniform() -> None:
 
 
 def test_below_covers_its_range_evenly() -> None:
-    extremes = np.array([0, 2**32 - 1], dtype=np.uint32)
+    extremes = np.array([0, 2**32 - 1], dtype=np.int64)
     assert below(extremes, 7).tolist() == [0, 6]
     assert below(extremes, np.array([1, 1])).tolist() == [0, 0]
-    counts = np.bincount(below(draw(1, ORDER, np.arange(70_000))[:, 0], 7), minlength=7)
+    counts = np.bincount(below(draw(1, ORDER, np.arange(70_000))[0], 7), minlength=7)
     assert np.abs(counts - 10_000).max() < 500  # 5 standard deviations
 
 

@@ -37,8 +37,8 @@ class LoopPool:
                 self.images.append(fake)
                 continue
             words = counter.draw(self.seed, STREAM, numbers[place : place + 1].numpy(), self.part)
-            if counter.below(words[:, 0], 2)[0]:
-                slot = counter.below(words[:, 1], self.size)[0]
+            if counter.below(words[0], 2)[0]:
+                slot = counter.below(words[1], self.size)[0]
                 returned[place] = self.images[slot]
                 self.images[slot] = fake
                 self.exchanged += 1

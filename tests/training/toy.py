@@ -38,8 +38,8 @@ class Killed(BaseException):
 
 def uniform(numbers: NDArray[np.int64], count: int) -> NDArray[np.float64]:
     """[N, count] numbers in [0, 1), a function of the sample's number alone."""
-    parts = [draw(SEED, DATA_STREAM, numbers, part) for part in range(math.ceil(count / 4))]
-    return np.concatenate(parts, axis=1)[:, :count] / 2.0**32
+    words = [word for part in range(math.ceil(count / 4)) for word in draw(SEED, DATA_STREAM, numbers, part)]
+    return np.stack(words[:count], axis=1) / 2.0**32
 
 
 class ToyReader:
@@ -301,8 +301,8 @@ class ReplayPool(nn.Module):
                 self.filled += 1
                 continue
             words = draw(SEED, POOL_STREAM, all_numbers[place : place + 1].numpy())
-            if below(words[:, 0], 2).item():
-                slot = int(below(words[:, 1], POOL_SIZE).item())
+            if below(words[0], 2).item():
+                slot = int(below(words[1], POOL_SIZE).item())
                 everything[place] = self.images[slot]
                 self.images[slot] = fake
         return everything[torch.isin(all_numbers, numbers)]

@@ -48,8 +48,9 @@ class SampleOrder:
         """Block `number` of the epoch's permutations, one after the other: int64 [block_passes * size]."""
         if self._cached != (epoch, number):
             draws = self._block_passes * self.size
-            words = draw(self.seed, self.stream, np.arange(number * draws, (number + 1) * draws), part=epoch)
-            keys = words[:, 0].astype(np.uint64) << np.uint64(32) | words[:, 1]
+            numbers = np.arange(number * draws, (number + 1) * draws)
+            high, low, *_ = draw(self.seed, self.stream, numbers, part=epoch)
+            keys = high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64)
             passes = np.argsort(keys.reshape(self._block_passes, self.size), axis=1, kind="stable")
             self._block = passes.ravel().astype(np.int64, copy=False)
             self._cached = (epoch, number)

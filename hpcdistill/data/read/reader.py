@@ -107,9 +107,9 @@ class PatchReader(Dataset[dict[str, Tensor]]):
     def _draw(self, first: int, count: int) -> Table:
         samples = self._usable[self.order.indices(first, count)]
         words = draw(self.seed, AUGMENTATION, np.arange(first, first + count))
-        tops = below(words[:, 0], self._rows[samples]) * self._grid
-        lefts = below(words[:, 1], self._columns[samples]) * self._grid
-        operations = self._operations[below(words[:, 2], len(self._operations))]
+        tops = below(words[0], self._rows[samples]) * self._grid
+        lefts = below(words[1], self._columns[samples]) * self._grid
+        operations = self._operations[below(words[2], len(self._operations))]
         return np.stack((samples, tops, lefts, operations))
 
     def loader(self, first: int, last: int, workers: int = 0, pin_memory: bool = False) -> StepLoader:

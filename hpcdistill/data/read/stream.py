@@ -133,7 +133,7 @@ class _Domain:
         count = len(self.shards)
         # Keyed by the first step, too: jobs that never get to the end of a pass would else see its beginning only.
         words = draw(self._seed, STREAM, start * count + np.arange(count), part=4 * number + self._number)
-        order = np.argsort(words[:, 0], kind="stable").tolist()
+        order = np.argsort(words[0], kind="stable").tolist()
         if count >= slots:
             return [Share(self.shards[shard]) for shard in order[slot::slots]]
         sharing = len(range(slot % count, slots, count))
@@ -144,7 +144,7 @@ class _Domain:
 
     def _word(self, number: int, start: int, slot: int) -> int:
         words = draw(self._seed, STREAM, np.array([start << 24 | slot]), part=4 * number + 2 + self._number)
-        return int(words[0, 0]) << 32 | int(words[0, 1])
+        return int(words[0][0]) << 32 | int(words[1][0])
 
     def _one_pass(self, shares: list[Share], rng: random.Random) -> Iterator[Taken]:
         return iter(

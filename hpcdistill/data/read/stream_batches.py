@@ -80,9 +80,9 @@ class PatchMaker:
         words = draw(self._seed, AUGMENTATION, np.arange(first, first + len(samples)))
         sizes = np.array([self._size(one.shard.place, one.sample) for one in samples], np.int64)
         starts = (sizes - self._side) // self._grid + 1
-        tops = (below(words[:, 0], starts[:, 0]) * self._grid).tolist()
-        lefts = (below(words[:, 1], starts[:, 1]) * self._grid).tolist()
-        operations = [self._operations[n] for n in below(words[:, 2], len(self._operations)).tolist()]
+        tops = (below(words[0], starts[:, 0]) * self._grid).tolist()
+        lefts = (below(words[1], starts[:, 1]) * self._grid).tolist()
+        operations = [self._operations[n] for n in below(words[2], len(self._operations)).tolist()]
         batch: Batch = {}
         for name, scale in zip(self._names, self._scales, strict=True):
             side = self._side // scale
@@ -141,8 +141,8 @@ class CropMaker:
             # A pair is cropped and mirrored together, two unpaired images each for itself.
             words = draw(self._seed, AUGMENTATION, np.arange(first, first + count), part=0 if self._paired else part)
             starts = self._load_size - self._crop + 1
-            tops, lefts = below(words[:, 0], starts).tolist(), below(words[:, 1], starts).tolist()
-            flips = below(words[:, 2], self._flips).tolist()
+            tops, lefts = below(words[0], starts).tolist(), below(words[1], starts).tolist()
+            flips = below(words[2], self._flips).tolist()
             batch[name] = torch.empty(count, 3, self._crop, self._crop)
             for target, rgb, top, left, flip in zip(batch[name].numpy(), images[part], tops, lefts, flips, strict=True):
                 place_crop(resized(rgb, self._load_size), top, left, bool(flip), target)

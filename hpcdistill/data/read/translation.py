@@ -99,8 +99,8 @@ class TranslationReader(Dataset[dict[str, Tensor]]):
     def _augmentation(self, first: int, count: int, part: int) -> Table:
         """Top, left and flip: int64 [3, count]."""
         words = draw(self.seed, AUGMENTATION, np.arange(first, first + count), part=part)
-        flips = below(words[:, 2], 2 if self._flip else 1)
-        return np.stack((below(words[:, 0], self._starts), below(words[:, 1], self._starts), flips))
+        flips = below(words[2], 2 if self._flip else 1)
+        return np.stack((below(words[0], self._starts), below(words[1], self._starts), flips))
 
     def loader(self, first: int, last: int, workers: int = 0, pin_memory: bool = False) -> StepLoader:
         """The batches of steps first .. last - 1, in this order; see `StepLoader`."""
