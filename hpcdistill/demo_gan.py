@@ -160,7 +160,7 @@ def printed_networks() -> dict[str, Cost]:
     from hpcdistill.methods.distillation_settings import DistilledGANConfig
     from hpcdistill.methods.gan_settings import FAMILIES, GeneratorSettings
     from hpcdistill.metrics.cost import image_cost
-    from hpcdistill.models.generators import build_generator
+    from hpcdistill.models.image_generator import build_generator
     from hpcdistill.run import load_run
 
     method = load_run(_from_the_clone([CONFIG])).config.method

@@ -16,7 +16,7 @@ from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import load_generator, save_generator
-from hpcdistill.models.super_resolution import build_network
+from hpcdistill.models.sr_network import build_network
 from hpcdistill.run import Run, load_run
 from hpcdistill.trainer import train
 
@@ -33,7 +33,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from hpcdistill.losses.supervision import l1
+from hpcdistill.losses import l1
 from hpcdistill.methods.base import NO_TEACHERS, Role, constant, weigh
 from hpcdistill.methods.sr import SuperResolution
 from hpcdistill.methods.sr_settings import SuperResolutionConfig

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hpcdistill.errors import UserError
 from hpcdistill.methods.distillation_settings import ShiftSettings
+from hpcdistill.models.discriminator import Projection
 from hpcdistill.models.image_generator import ImageGenerator
-from hpcdistill.models.projection import Projection
 from hpcdistill.ops.channel_shift import channel_shift, check_shift
 from hpcdistill.ops.repeatable import resize
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hpcdistill.losses.supervision import l1
+from hpcdistill.losses import l1
 from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Progress, Teachers, Terms
 from hpcdistill.methods.gan_settings import FAMILIES, CycleGANConfig
 from hpcdistill.methods.translation_gan import TranslationGAN, is_batch_free, leave

@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hpcdistill import losses
 from hpcdistill.console import say, warn
 from hpcdistill.errors import UserError
-from hpcdistill.losses import discriminator_distillation, perceptual
 from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Group, Phase, Progress, Segment, Teachers, Terms
 from hpcdistill.methods.compared_maps import ComparedMaps, check_maps
 from hpcdistill.methods.cyclegan import cycle_terms
@@ -21,8 +21,7 @@ from hpcdistill.methods.pix2pix import paired_terms
 from hpcdistill.methods.translation_gan import Maps, TranslationGAN, Translators, is_batch_free, leave, one_batch
 from hpcdistill.models import VGG_LAYERS
 from hpcdistill.models.discriminator import PatchDiscriminator
-from hpcdistill.models.generators import build_generator
-from hpcdistill.models.image_generator import ImageGenerator
+from hpcdistill.models.image_generator import ImageGenerator, build_generator
 from hpcdistill.models.vgg import VGG16Features, load_vgg16
 from hpcdistill.ops.radial_spectrum import radial_spectrum
 
@@ -214,8 +213,8 @@ class DistilledGAN(TranslationGAN):
         maps = self.vgg(student)
         terms: Terms = {}
         for name, distance, layers in (
-            ("style", perceptual.style, self.config.style_layers),
-            ("feature", perceptual.feature, self.config.feature_layers),
+            ("style", losses.style, self.config.style_layers),
+            ("feature", losses.feature, self.config.feature_layers),
         ):
             if self.uses(name):
                 chosen = ({layer: found[layer] for layer in layers} for found in (maps, targets))
@@ -231,8 +230,8 @@ class DistilledGAN(TranslationGAN):
         terms: Terms = {}
         batch_free = is_batch_free(self.judges.discriminators)
         for name, distance, look, exact in (
-            ("dcd", discriminator_distillation.dcd, self._activation, batch_free),
-            ("spectral", discriminator_distillation.spectral, self._opinion, True),
+            ("dcd", losses.dcd, self._activation, batch_free),
+            ("spectral", losses.spectral, self._opinion, True),
         ):
             if self.uses(name):
                 students, teachers = (_looked_at(found, partial(look, direction.name), exact) for found in seen)

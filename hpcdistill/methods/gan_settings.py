@@ -8,13 +8,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from hpcdistill.data.index import Kind
-from hpcdistill.losses import Adversarial
 from hpcdistill.methods.settings import LARGEST_RATE, Beta, MethodConfig, OptimizerSettings
 from hpcdistill.models import IMAGE_GENERATORS, GeneratorName
 from hpcdistill.settings import LARGEST_WEIGHT, MOST_PIXELS, Section
 
 MOST_CHANNELS = 4096  # of a base width
 MOST_REMEMBERED = 100_000  # generated images in a pool
+
+Adversarial = Literal["lsgan", "hinge", "vanilla"]  # `losses.ADVERSARIAL`, named here without importing torch
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from hpcdistill.errors import UserError, nearest
-from hpcdistill.losses.supervision import l1
+from hpcdistill.losses import l1
 from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Group, Progress, Role, Teachers, Terms, constant, weigh
 from hpcdistill.methods.sr import SuperResolution
 from hpcdistill.methods.sr_settings import SuperResolutionConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpcdistill.losses.supervision import l1
+from hpcdistill.losses import l1
 from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Progress, Teachers, Terms
 from hpcdistill.methods.gan_settings import A2B, FAMILIES, Pix2PixConfig
 from hpcdistill.methods.translation_gan import TranslationGAN, leave

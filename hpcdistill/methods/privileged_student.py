@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcdistill.errors import UserError, nearest
-from hpcdistill.losses import variational
-from hpcdistill.losses.supervision import l1
+from hpcdistill.losses import gaussian, l1, laplace
 from hpcdistill.methods.base import (
     NO_TEACHERS,
     Batch,
@@ -24,8 +23,7 @@ from hpcdistill.methods.base import (
 )
 from hpcdistill.methods.sr import SuperResolution
 from hpcdistill.methods.sr_settings import PrivilegedStudentConfig
-from hpcdistill.models.estimator import VIDEstimator
-from hpcdistill.models.privileged import PrivilegedTeacher
+from hpcdistill.models.privileged import PrivilegedTeacher, VIDEstimator
 from hpcdistill.models.sr_network import SRNetwork
 
 
@@ -80,7 +78,7 @@ class PrivilegedStudent(SuperResolution):
         if self.config.vid != "none":
             with torch.no_grad():
                 target = self.teacher.features(batch["hr"] if self.teacher.takes == "hr" else lr, self.layer)
-            distance = variational.laplace if self.config.vid == "laplace" else variational.gaussian
+            distance = laplace if self.config.vid == "laplace" else gaussian
             terms["vid"] = weigh(self.weight_vid, distance(output.mu, output.b, target))
         return terms
 

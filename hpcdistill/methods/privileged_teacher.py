@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hpcdistill.data.needs import Needs
-from hpcdistill.losses.supervision import l1
+from hpcdistill.losses import l1
 from hpcdistill.methods.base import (
     NO_TEACHERS,
     Batch,

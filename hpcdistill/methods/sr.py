@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hpcdistill.data.needs import Needs
-from hpcdistill.losses.supervision import l1
+from hpcdistill.losses import l1
 from hpcdistill.methods.base import (
     NO_TEACHERS,
     Batch,
@@ -19,7 +19,7 @@ from hpcdistill.methods.base import (
     Teachers,
     Terms,
 )
-from hpcdistill.models.super_resolution import build_network
+from hpcdistill.models.sr_network import build_network
 
 
 class SuperResolution(Method):

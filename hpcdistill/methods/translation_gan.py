@@ -11,14 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpcdistill.data.needs import Needs
 from hpcdistill.errors import UserError
-from hpcdistill.losses.adversarial import discriminator_loss, generator_loss
+from hpcdistill.losses import discriminator_loss, generator_loss
 from hpcdistill.methods.base import Batch, Carry, Group, Method, Phase, Progress, Terms, constant, weigh
 from hpcdistill.methods.gan_settings import A2B, B2A, Direction, Family, GANConfig, GeneratorSettings
 from hpcdistill.methods.replay_pool import ReplayPool
-from hpcdistill.models.discriminator import PatchDiscriminator
-from hpcdistill.models.generators import build_generator
-from hpcdistill.models.image_generator import ImageGenerator
-from hpcdistill.models.spectral_classifier import SpectralClassifier
+from hpcdistill.models.discriminator import PatchDiscriminator, SpectralClassifier
+from hpcdistill.models.image_generator import ImageGenerator, build_generator
 from hpcdistill.ops.radial_spectrum import radial_spectrum, ring_count
 from hpcdistill.ops.repeatable import resize
 

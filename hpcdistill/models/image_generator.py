@@ -1,4 +1,4 @@
-"""What every image-to-image generator has in common: an image in, one of the same size out, and named maps between."""
+"""What image-to-image generators have in common: images of one size in and out, named maps between, first weights."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.models import IMAGE_GENERATORS
+
+DEVIATION = 0.02  # of the weights that CycleGAN and Pix2Pix start from
+POWER_ITERATIONS = 15  # what torch takes when it puts a spectral norm on
 
 
 class ImageGenerator(nn.Module):
@@ -73,6 +80,53 @@ class ImageGenerator(nn.Module):
 
     def _other_remedy(self, height: int, width: int) -> str:
         return ""
+
+
+def build_generator(name: str, **arguments: Any) -> ImageGenerator:
+    """A new generator; `arguments` are its class's (ngf, channels_in, channels_out; blocks, separable | levels).
+
+    Raises UserError for an unknown name, and for arguments that the class does not take.
+    """
+    kind = IMAGE_GENERATORS[name]
+    try:
+        generator: ImageGenerator = kind(**arguments)
+    except TypeError as error:
+        raise UserError(f"generator '{name}': {str(error).removeprefix(f'{kind.__name__}.__init__() ')}") from None
+    return generator
+
+
+def init_gan(module: nn.Module) -> None:
+    """What CycleGAN and Pix2Pix start from: N(0, 0.02) in convolutions and linear layers, N(1, 0.02) in BatchNorm.
+
+    Every bias is 0. Draws from torch's default generator in the order of `module.modules()`. A spectrally normalised
+    weight is drawn before its normalisation, and its singular vectors are brought up to it.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            if parametrize.is_parametrized(layer, "weight"):
+                _draw_behind_parametrization(layer)
+            else:
+                nn.init.normal_(layer.weight, 0.0, DEVIATION)
+        elif isinstance(layer, _BatchNorm) and layer.affine:
+            nn.init.normal_(layer.weight, 1.0, DEVIATION)
+        else:
+            continue
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def _draw_behind_parametrization(layer: nn.Module) -> None:
+    assert isinstance(layer.parametrizations, nn.ModuleDict)
+    chain = layer.parametrizations["weight"]
+    assert isinstance(chain, parametrize.ParametrizationList)
+    assert isinstance(chain.original, Tensor)
+    nn.init.normal_(chain.original, 0.0, DEVIATION)
+    training = chain.training
+    chain.train()
+    for _ in range(POWER_ITERATIONS):
+        chain()  # in training mode each pass is one power iteration
+    chain.train(training)
 
 
 def check_positive(network: str, arguments: dict[str, Any]) -> None:

@@ -1,21 +1,25 @@
-"""The teacher with privileged information: it sees the HR image, makes its own LR image of it and enlarges that.
+"""The networks of DSSD and PISR: the teacher with privileged information, and the estimator of its feature map.
 
-Y -> encoder -> X^ -> F -> Y^ -> degradation -> D^. DSSD's encoder (HFRM) and degradation (SDM) go down in steps of 2,
-with the same weights at every step; PISR's encoder goes down at once and has no degradation.
+The teacher sees the HR image, makes its own LR image of it and enlarges that: Y -> encoder -> X^ -> F -> Y^ ->
+degradation -> D^. DSSD's encoder (HFRM) and degradation (SDM) go down in steps of 2, with the same weights at every
+step; PISR's encoder goes down at once and has no degradation.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.models import NETWORKS
 from hpcdistill.models.fsrcnn import conv, conv_prelu
-from hpcdistill.models.super_resolution import build_network
+from hpcdistill.models.sr_network import build_network
 from hpcdistill.models.upsampling import Upsampling
 from hpcdistill.ops.bicubic import downsample
 
@@ -26,6 +30,9 @@ Degradation = Literal["sdm", "cnn", "bicubic", "none"]
 STRIDES = {2: (2,), 3: (3,), 4: (2, 2)}
 WIDTH = 56
 NARROW = 12
+
+SCALE_FACTOR = 0.1  # of the estimator's b
+SMALLEST_SCALE = 1e-8  # keeps ln b and 1/b finite
 
 
 class HFRM(nn.Module):
@@ -128,7 +135,7 @@ class PrivilegedTeacher(nn.Module):
                 "set it to false"
             )
         strides = STRIDES[scale]
-        factors = tuple(_product(strides[: level + 1]) for level in range(len(strides)))
+        factors = tuple(math.prod(strides[: level + 1]) for level in range(len(strides)))
         encoded = {"hfrm": factors, "pisr": (scale,), "bicubic": ()}[encoder]
         degraded = () if degradation == "none" else factors
         most = max(len(encoded), len(degraded))
@@ -237,6 +244,30 @@ class PrivilegedTeacher(nn.Module):
         return images
 
 
+class VIDEstimator(nn.Module):
+    """q(t | student's map) of variational information distillation; used in training only, 12,770 parameters at 56.
+
+    Two branches Conv1x1-PReLU-Conv1x1 with their own weights; the second ends in 0.1 softplus(.) + 1e-8.
+    """
+
+    def __init__(self, channels: int = 56) -> None:
+        super().__init__()
+        self.mu = nn.Sequential(conv_prelu(channels, channels, 1), conv(channels, channels, 1))
+        self.b = nn.Sequential(conv_prelu(channels, channels, 1), conv(channels, channels, 1))
+
+    def forward(self, student_map: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B, C, H, W]` -> location `mu` and scale `b` > 0 of the teacher's map, both `[B, C, H, W]` float32.
+
+        Autocast is switched off here: the loss divides by b, which half precision would round to a few values.
+        """
+        weight = next(self.parameters())
+        with torch.autocast(student_map.device.type, enabled=False):
+            inputs = student_map.to(weight.dtype)
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            mu, b = self.mu(inputs).to(dtype), self.b(inputs).to(dtype)
+            return mu, SCALE_FACTOR * functional.softplus(b) + SMALLEST_SCALE
+
+
 def _check_names(scale: int, encoder: str, degradation: str, network: str, upsampling: str) -> None:
     if scale not in STRIDES:
         raise UserError(f"the privileged teacher has no scale {scale}; valid: {', '.join(map(str, STRIDES))}")
@@ -249,10 +280,3 @@ def _check_names(scale: int, encoder: str, degradation: str, network: str, upsam
     for key, (value, valid) in choices.items():
         if value not in valid:
             raise UserError(f"{key} is '{value}'; {nearest(value, valid)}")
-
-
-def _product(factors: tuple[int, ...]) -> int:
-    product = 1
-    for factor in factors:
-        product *= factor
-    return product

@@ -1,4 +1,4 @@
-"""Networks by name, and saving one so that it can be rebuilt without a configuration."""
+"""Saving a network so that it can be rebuilt without a configuration, and rebuilding it."""
 
 from __future__ import annotations
 

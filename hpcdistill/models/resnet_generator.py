@@ -6,12 +6,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
-from hpcdistill.models.image_generator import ImageGenerator
-from hpcdistill.models.initialisation import init_gan
-from hpcdistill.models.reflected import ReflectedConv2d
+from hpcdistill.models.image_generator import ImageGenerator, init_gan
+from hpcdistill.ops.repeatable import reflection_pad
 
 BLOCKS = 9
+
+
+class ReflectedConv2d(nn.Conv2d):
+    """nn.Conv2d with `padding_mode="reflect"`: the same names, weights, values and MACs.
+
+    Its backward pass can be repeated bit for bit, see `ops.repeatable`.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, groups: int = 1) -> None:
+        """An odd `kernel` at stride 1, padded by half of it."""
+        assert kernel % 2 == 1
+        super().__init__(channels_in, channels_out, kernel, padding=kernel // 2, groups=groups, padding_mode="reflect")
+
+    def forward(self, input: Tensor) -> Tensor:
+        side = self.kernel_size[0] // 2
+        padded = reflection_pad(input, side, side, side, side)
+        return functional.conv2d(padded, self.weight, self.bias, groups=self.groups)
 
 
 class ResidualBlock(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 from torch import Tensor, nn
 
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.models import NETWORKS
 from hpcdistill.models.upsampling import TransposedUpsampling, Upsampling
 
 
@@ -82,3 +83,12 @@ class SRNetwork(nn.Module):
         if name not in self.MAPS:
             raise UserError(f"{type(self).__name__} has no feature map '{name}'; valid: {', '.join(self.MAPS)}")
         return name
+
+
+def build_network(name: str, scale: int, channels: int = 1, upsampling: Upsampling = "transposed") -> SRNetwork:
+    """A new F by its name (`method.network`), in its training form or, with `upsampling` "subpixel", for inference.
+
+    UserError for an unknown name.
+    """
+    network: SRNetwork = NETWORKS[name](scale, channels)
+    return network if upsampling == "transposed" else network.deploy().train()

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpcdistill.errors import UserError
-from hpcdistill.models.image_generator import ImageGenerator
-from hpcdistill.models.initialisation import init_gan
+from hpcdistill.models.image_generator import ImageGenerator, init_gan
 
 LEVELS = 8
 FEWEST_LEVELS = 2

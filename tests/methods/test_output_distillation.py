@@ -12,7 +12,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Carry, Progress
 from hpcdistill.methods.output_distillation import OutputDistillation
 from hpcdistill.models.privileged import PrivilegedTeacher
-from hpcdistill.models.super_resolution import build_network
+from hpcdistill.models.sr_network import build_network
 
 START = Progress.at(0, 1)
 WEIGHTS = {"weight_reconstruction": 0.5, "weight_output": 2.0, "weight_feature": 0.25}

@@ -10,13 +10,10 @@ import torch
 from torch import nn
 
 from hpcdistill.errors import UserError
-from hpcdistill.models.discriminator import PatchDiscriminator
-from hpcdistill.models.generators import build_generator
-from hpcdistill.models.initialisation import init_gan
-from hpcdistill.models.projection import Projection
+from hpcdistill.models.discriminator import PatchDiscriminator, Projection, SpectralClassifier
+from hpcdistill.models.image_generator import build_generator, init_gan
 from hpcdistill.models.registry import load_generator, load_weights, save_generator
 from hpcdistill.models.resnet_generator import ResNetGenerator
-from hpcdistill.models.spectral_classifier import SpectralClassifier
 from hpcdistill.models.unet_generator import UNetGenerator
 from hpcdistill.training.freezing import Freezer
 

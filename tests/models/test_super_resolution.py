@@ -15,8 +15,7 @@ from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.idn import IDN
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.registry import METADATA_KEY, load_generator, save_generator
-from hpcdistill.models.sr_network import SRNetwork
-from hpcdistill.models.super_resolution import build_network
+from hpcdistill.models.sr_network import SRNetwork, build_network
 
 ALL = sorted(NETWORKS)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpcdistill.models.reflected import ReflectedConv2d
+from hpcdistill.models.resnet_generator import ReflectedConv2d
 from hpcdistill.ops.repeatable import largest_of_four, reflection_pad, resize
 
 

@@ -15,18 +15,17 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))  # small methods and their batches
+sys.path.insert(0, str(Path(__file__).parent / "methods"))  # small methods and their batches
 
 from translation import BATCH, Phases, batch_of, cyclegan, distilled, pix2pix, write_vgg
 
-from hpcdistill.losses import adversarial, discriminator_distillation, perceptual, supervision, variational
+from hpcdistill import losses
 from hpcdistill.methods.base import Method
 from hpcdistill.methods.plain_sr import PlainSR
 from hpcdistill.methods.privileged_student import PrivilegedStudent
 from hpcdistill.methods.privileged_teacher import PrivilegedTeacherTraining
 from hpcdistill.methods.translation_gan import mixed
 from hpcdistill.models.privileged import PrivilegedTeacher
-from hpcdistill.ops.gram import gram
 from hpcdistill.ops.radial_spectrum import radial_spectrum
 
 HALF = (torch.bfloat16, torch.float16)
@@ -79,21 +78,21 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
         f"{kind}-{what}": (call, (map_of(1), *rest, kind))
         for kind in ("lsgan", "hinge", "vanilla")
         for what, call, rest in (
-            ("generator", adversarial.generator_loss, ()),
-            ("real", adversarial.discriminator_loss, (True,)),
-            ("fake", adversarial.discriminator_loss, (False,)),
+            ("generator", losses.generator_loss, ()),
+            ("real", losses.discriminator_loss, (True,)),
+            ("fake", losses.discriminator_loss, (False,)),
         )
     },
-    "l1": (supervision.l1, (map_of(1), map_of(2))),
-    "style": (perceptual.style, (maps(1), maps(2))),
+    "l1": (losses.l1, (map_of(1), map_of(2))),
+    "style": (losses.style, (maps(1), maps(2))),
     # Sums of squares of which are above fp16's largest number, 65504.
-    "style-large": (perceptual.style, (maps(1, 300.0), maps(2, 300.0))),
-    "feature": (perceptual.feature, (maps(1), maps(2))),
-    "dcd": (discriminator_distillation.dcd, (maps(1), maps(2))),
-    "spectral": (discriminator_distillation.spectral, (maps(1), maps(2))),
-    "laplace": (variational.laplace, (map_of(1), map_of(2).abs() + 0.01, map_of(3))),
-    "gaussian": (variational.gaussian, (map_of(1), map_of(2).abs() + 0.01, map_of(3))),
-    "gram": (gram, (map_of(1),)),
+    "style-large": (losses.style, (maps(1, 300.0), maps(2, 300.0))),
+    "feature": (losses.feature, (maps(1), maps(2))),
+    "dcd": (losses.dcd, (maps(1), maps(2))),
+    "spectral": (losses.spectral, (maps(1), maps(2))),
+    "laplace": (losses.laplace, (map_of(1), map_of(2).abs() + 0.01, map_of(3))),
+    "gaussian": (losses.gaussian, (map_of(1), map_of(2).abs() + 0.01, map_of(3))),
+    "gram": (losses.gram, (map_of(1),)),
     "spectrum": (radial_spectrum, (map_of(1),)),
     "mixed": (mixed, (map_of(1)[:, :1], map_of(2)[:, 0, :1, 0])),
 }
