@@ -184,7 +184,7 @@ def file_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str, 
 
     `seen` are the files on the way to it. Raises UserError for what is missing, damaged or extends itself.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - as in _is_file
         if (path / "config.yaml").is_file():
             raise UserError(f"{path}: is a run folder; its configuration is {path / 'config.yaml'}")
         raise UserError(f"{path}: is a folder; name a configuration file, e.g. configs/dssd/x4.yaml")
