@@ -46,9 +46,8 @@ from hpcdistill.data.images import encode_png
 from hpcdistill.data.index import Index, Kind, Member, Sample, Shard, load_index
 from hpcdistill.data.needs import Needs
 from hpcdistill.data.read.cache import PackedImages
-from hpcdistill.data.read.reader import PatchReader
+from hpcdistill.data.read.reader import PatchReader, TranslationReader
 from hpcdistill.data.read.stream import StreamReader
-from hpcdistill.data.read.translation import TranslationReader
 from hpcdistill.ops.colour import luma_uint8
 from hpcdistill.storage import sha256_file
 
@@ -214,12 +213,10 @@ class Stopwatch:
         data = "hpcdistill.data"
         stages = {
             "reading": ("os.pread",),
-            "decoding": (f"{data}.read.cache.read_packed", f"{data}.read.stream_batches.read_packed"),
+            "decoding": (f"{data}.read.cache.read_packed", f"{data}.read.stream.read_packed"),
             "augmenting": (
-                *(f"{data}.read.{module}.luma_uint8" for module in ("cache", "stream_batches")),
-                *(f"{data}.read.{module}.resized" for module in ("domains", "stream_batches")),
-                *(f"{data}.read.{module}.place_patch" for module in ("reader", "stream_batches")),
-                *(f"{data}.read.{module}.place_crop" for module in ("translation", "stream_batches")),
+                f"{data}.read.domains.resized",
+                *(f"{data}.read.augmentation.{f}" for f in ("luma_uint8", "resized", "place_patch", "place_crop")),
             ),
         }
         with ExitStack() as stack:

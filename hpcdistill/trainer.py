@@ -17,7 +17,7 @@ from hpcdistill.console import say, warn
 from hpcdistill.data.counter import step_seed
 from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.pack.builtin import pack_missing
-from hpcdistill.data.read.readers import open_reader
+from hpcdistill.data.read.reader import open_reader
 from hpcdistill.data.read.staging import StagingStopped
 from hpcdistill.methods.base import Method
 from hpcdistill.metrics.reference import BICUBIC

@@ -19,7 +19,7 @@ from hpcdistill.data.needs import Needs
 from hpcdistill.data.pack.fetching import fetch
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
-from hpcdistill.data.read.readers import open_reader
+from hpcdistill.data.read.reader import open_reader
 from hpcdistill.errors import UserError
 
 EACH = 100

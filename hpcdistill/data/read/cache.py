@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from hpcdistill.data.images import MAX_PIXELS, read_packed
 from hpcdistill.data.index import Index, Member, Sample
 from hpcdistill.data.progress import Progress
-from hpcdistill.data.read.augmentation import Pixels
+from hpcdistill.data.read.augmentation import Pixels, Rgb, pixels_of
 from hpcdistill.errors import UserError, plural
-from hpcdistill.ops.colour import luma_uint8
 from hpcdistill.ranks.environment import ranks_here
 
 _SHOW_PROGRESS_FROM = 1 << 26  # pixels; decoding fewer is over before anybody wonders
@@ -61,13 +60,8 @@ class PackedImages:
         indices: Sequence[Index],
         roles: Sequence[str],
         channels: int,
-        *,
-        everywhere: bool = True,
     ) -> None:
-        """`roles` are the images that are read, all of them of each sample or, if not `everywhere`, what it has.
-
-        UserError when a shard is missing or cut off, or a sample lacks an image.
-        """
+        """`roles` are the images that are read, where a sample has them. UserError for a shard missing or cut off."""
         self.channels = channels
         self.paths: list[Path] = []
         for folder, index in zip(folders, indices, strict=True):
@@ -75,27 +69,24 @@ class PackedImages:
                 _check_shard(folder / shard.name, shard.length)
                 self.paths.append(folder / shard.name)
         self.sources = [sample.source for index in indices for sample in index.samples]
-        self.images = [_place(role, folders, indices, everywhere) for role in roles]
+        self.images = [_place(role, folders, indices) for role in roles]
         self._files: dict[int, int] = {}
         self._lock = threading.Lock()
 
     def patch(self, image: int, sample: int, top: int, left: int, size: int) -> Pixels:
         """Read, decode and cut; see `PatchSource`."""
-        return self._pixels(self.decode(image, sample)[top : top + size, left : left + size])
+        return pixels_of(self.decode(image, sample)[top : top + size, left : left + size], self.channels)
 
     def load(self, image: int, sample: int) -> Pixels:
         """A whole image: [C, H, W]."""
-        return self._pixels(self.decode(image, sample))
+        return pixels_of(self.decode(image, sample), self.channels)
 
     def sample(self, row: int, image: int = 0) -> tuple[Path, str]:
         """The shard of an image, by its row in `images[image]`, and the name of what its sample was made from."""
         place = self.images[image]
         return self.paths[int(place.shards[row])], self.sources[int(place.samples[row])]
 
-    def _pixels(self, rgb: NDArray[np.uint8]) -> Pixels:
-        return luma_uint8(rgb)[None] if self.channels == 1 else rgb.transpose(2, 0, 1)
-
-    def decode(self, image: int, row: int) -> NDArray[np.uint8]:
+    def decode(self, image: int, row: int) -> Rgb:
         """The image in a row of `images[image]`: 8-bit RGB [H, W, 3], of the size that the index says."""
         place = self.images[image]
         path, source = self.sample(row, image)
@@ -225,7 +216,7 @@ def _check_shard(path: Path, length: int) -> None:
         raise UserError(f"{path}: {path.stat().st_size} bytes instead of the index's {length}; {remedy}")
 
 
-def _place(role: str, folders: Sequence[Path], indices: Sequence[Index], everywhere: bool) -> Placed:
+def _place(role: str, folders: Sequence[Path], indices: Sequence[Index]) -> Placed:
     rows = []
     shards_before = samples_before = 0
     for folder, index in zip(folders, indices, strict=True):
@@ -235,8 +226,6 @@ def _place(role: str, folders: Sequence[Path], indices: Sequence[Index], everywh
                 check_member(f"{folder}: image '{role}' of sample '{sample.source}'", sample, member, index)
                 shard = shards_before + sample.shard
                 rows.append((number, shard, member.offset, member.length, member.height, member.width))
-            elif everywhere:
-                raise UserError(f"{folder}: sample '{sample.source}' has no image '{role}'; pack the data set again")
         shards_before += len(index.shards)
         samples_before += len(index.samples)
     return Placed(role, *np.array(rows, dtype=np.int64).reshape(-1, 6).T.copy())

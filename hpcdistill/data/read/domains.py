@@ -13,12 +13,11 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcdistill.data.index import Index, Kind
-from hpcdistill.data.read.augmentation import resized
+from hpcdistill.data.fetch.location import join
+from hpcdistill.data.index import Index, Kind, Sample, Shard
+from hpcdistill.data.read.augmentation import Rgb, resized
 from hpcdistill.data.read.cache import PackedImages, check_memory, load_all
 from hpcdistill.errors import UserError
-
-Rgb = NDArray[np.uint8]  # [H, W, 3]
 
 _ROLES = ("a", "b", "ab")
 _A, _B, _AB = range(3)
@@ -54,13 +53,11 @@ class DomainImages:
         self, folders: Sequence[Path], indices: Sequence[Index], kind: Kind, direction: str, load_size: int
     ) -> None:
         """`direction` BtoA exchanges the domains. UserError when one is empty or what should be a pair is none."""
-        self.packed = PackedImages(folders, indices, _ROLES, channels=3, everywhere=False)
+        check_sides([str(folder) for folder in folders], indices, kind)
+        self.packed = PackedImages(folders, indices, _ROLES, channels=3)
         self.load_size = load_size
         self.paired = kind == "paired"
         one, other = _pairs(self.packed) if self.paired else (_whole(self.packed, "a"), _whole(self.packed, "b"))
-        if not len(one) or not len(other):
-            names = ", ".join(map(str, folders))
-            raise UserError(f"{names}: no images of domain {'a' if not len(one) else 'b'}; pack the data set again")
         self.domains = (one, other) if direction == "AtoB" else (other, one)
 
     def both(self, first: int, second: int) -> tuple[Rgb, Rgb]:
@@ -81,8 +78,7 @@ class DomainImages:
 
     def _side(self, domain: Domain, place: tuple[int, int], pixels: Rgb) -> Rgb:
         if place[0] == _AB:
-            half = pixels.shape[1] // 2
-            pixels = pixels[:, :half] if domain.role == "a" else pixels[:, half:]
+            pixels = half(pixels, domain.role)
         return resized(pixels, self.load_size)
 
 
@@ -116,6 +112,12 @@ class ResizedImages:
         return self._views[0][first], self._views[1][second]
 
 
+def half(pixels: Rgb, role: str) -> Rgb:
+    """The side `role` ("a" or "b") of a pair that is one image, side by side."""
+    middle = pixels.shape[1] // 2
+    return pixels[:, :middle] if role == "a" else pixels[:, middle:]
+
+
 def _whole(packed: PackedImages, role: Literal["a", "b"]) -> Domain:
     image = _ROLES.index(role)
     rows = np.arange(packed.images[image].samples.size)
@@ -123,11 +125,10 @@ def _whole(packed: PackedImages, role: Literal["a", "b"]) -> Domain:
 
 
 def _pairs(packed: PackedImages) -> tuple[Domain, Domain]:
-    """Both sides of each sample; UserError where one is missing or they do not show the same place."""
+    """Both sides of each sample."""
     rows = np.full((3, len(packed.sources)), -1)
     for image, place in enumerate(packed.images):
         rows[image, place.samples] = np.arange(place.samples.size)
-    _check_pairs(packed, rows)
     joined = rows[_AB] >= 0
     return (
         Domain("a", np.where(joined, _AB, _A), np.where(joined, rows[_AB], rows[_A])),
@@ -135,20 +136,27 @@ def _pairs(packed: PackedImages) -> tuple[Domain, Domain]:
     )
 
 
-def _check_pairs(packed: PackedImages, rows: NDArray[np.int64]) -> None:
+def check_sides(places: Sequence[str], indices: Sequence[Index], kind: Kind) -> None:
+    """UserError when a domain of an unpaired set is empty, or what should be a pair is none."""
+    if kind == "paired":
+        for place, index in zip(places, indices, strict=True):
+            for sample in index.samples:
+                _check_pair(place, index.shards[sample.shard], sample)
+        return
+    for role in ("a", "b"):
+        if not any(sample.member(role) for index in indices for sample in index.samples):
+            raise UserError(f"{', '.join(places)}: no images of domain {role}; pack the data set again")
+
+
+def _check_pair(place: str, shard: Shard, sample: Sample) -> None:
     remedy = "take it out of the source and pack the data set again"
-    a, b, ab = packed.images
-    for row in np.flatnonzero(ab.widths % 2).tolist():
-        path, source = packed.sample(row, _AB)
-        size = f"{ab.widths[row]}x{ab.heights[row]}"
-        raise UserError(f"{path}: pair '{source}' is {size}, an odd width that has no two halves; {remedy}")
-    for sample in np.flatnonzero(rows[_AB] < 0).tolist():
-        one, other = int(rows[_A, sample]), int(rows[_B, sample])
-        source = packed.sources[sample]
-        if one < 0 or other < 0:
-            missing = "a" if one < 0 else "b"
-            raise UserError(f"{packed.paths[0].parent}: sample '{source}' has no image '{missing}'; {remedy}")
-        sizes = [f"{place.widths[row]}x{place.heights[row]}" for place, row in ((a, one), (b, other))]
-        if sizes[0] != sizes[1]:
-            path, source = packed.sample(one, _A)
-            raise UserError(f"{path}: pair '{source}' has a of {sizes[0]} and b of {sizes[1]}; {remedy}")
+    label = f"{join(place, shard.name)}: pair '{sample.source}'"
+    a, b, both = (sample.member(role) for role in _ROLES)
+    if both:
+        if both.width % 2:
+            size = f"{both.width}x{both.height}"
+            raise UserError(f"{label} is {size}, an odd width that has no two halves; {remedy}")
+    elif not a or not b:
+        raise UserError(f"{place}: sample '{sample.source}' has no image '{'b' if a else 'a'}'; {remedy}")
+    elif (a.width, a.height) != (b.width, b.height):
+        raise UserError(f"{label} has a of {a.width}x{a.height} and b of {b.width}x{b.height}; {remedy}")

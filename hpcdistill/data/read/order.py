@@ -1,20 +1,53 @@
-"""The order of the samples: a function of (seed, epoch) alone, the same for any number of ranks and workers."""
+"""Which draws a step of one rank takes, and which sample each draw takes: the same for any number of ranks and workers.
+
+Both are functions of numbers alone: of the step, and of (seed, epoch). Nothing is replayed to get to a draw.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpcdistill.data.counter import ORDER, draw
+from hpcdistill.errors import UserError
 
 _PASSES_AT_ONCE = 1 << 16  # draws whose permutations are computed together: small sets need many passes an epoch
+
+
+@dataclass(frozen=True)
+class BatchShare:
+    """One rank's contiguous slice of each global batch: step k is draws k * batch_size up to (k + 1) * batch_size."""
+
+    batch_size: int  # of all ranks together
+    rank: int
+    ranks: int
+
+    def __post_init__(self) -> None:
+        """UserError, with the nearest valid value, when the global batch cannot be cut evenly over the ranks."""
+        assert 0 <= self.rank < self.ranks
+        if self.batch_size % self.ranks:
+            raise UserError(
+                f"train.batch_size={self.batch_size} is global and cannot be cut over {self.ranks} ranks; "
+                f"use {max(1, self.count) * self.ranks}"
+            )
+
+    @property
+    def count(self) -> int:
+        """Draws of this rank in each step."""
+        return self.batch_size // self.ranks
+
+    def first(self, step: int) -> int:
+        """The first of this rank's draws in a step."""
+        return step * self.batch_size + self.rank * self.count
 
 
 class SampleOrder:
     """Which sample each draw takes; draws are numbered through the whole run.
 
     Epoch e is draws e * samples_per_epoch up to (e + 1) * samples_per_epoch. It consists of as many permutations of
-    the samples as it needs, the last one cut. Nothing is replayed to get to a draw; the object only caches.
+    the samples as it needs, the last one cut. The object only caches.
     """
 
     def __init__(self, size: int, seed: int, samples_per_epoch: int | None = None, stream: int = ORDER) -> None:

@@ -1,42 +1,115 @@
-"""The indexed reader: item k is this rank's batch of optimizer step k, whatever was read before.
+"""The readers: batches by optimizer step, of what a configuration and a method ask for.
 
-The order of the samples and the augmentation of a draw are functions of the seed and the draw's number. So any number
-of ranks and workers sees the same global batches, and a resumed run replays nothing.
+Of an indexed reader item k is this rank's batch of step k, whatever was read before: the order of the samples and the
+augmentation of a draw are functions of the seed and the draw's number. So any number of ranks and workers sees the same
+global batches, and a resumed run replays nothing. The reader `stream` is less exact, see `data.read.stream`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from hpcdistill.console import warn
 from hpcdistill.data.config import DataConfig
-from hpcdistill.data.counter import AUGMENTATION, below, draw
-from hpcdistill.data.needs import Needs
-from hpcdistill.data.read.augmentation import OPERATIONS, place_patch, scratch
+from hpcdistill.data.counter import ORDER_OF_TARGETS
+from hpcdistill.data.fetch.location import is_remote
+from hpcdistill.data.fetch.transfer import shown
+from hpcdistill.data.needs import Needs, load_indices
+from hpcdistill.data.read.augmentation import Crops, Draws, Patches
 from hpcdistill.data.read.cache import DecodedImages, PackedImages, PatchSource
-from hpcdistill.data.read.checks import check_batch_size, load_indices
-from hpcdistill.data.read.draws import DrawTable, Table
-from hpcdistill.data.read.loader import StepLoader
-from hpcdistill.data.read.order import SampleOrder
+from hpcdistill.data.read.domains import DomainImages, DomainSource, ResizedImages
+from hpcdistill.data.read.loader import Batch, StepLoader
+from hpcdistill.data.read.order import BatchShare, SampleOrder
+from hpcdistill.data.read.staging import stage
+from hpcdistill.data.read.stream import StreamReader
 from hpcdistill.errors import UserError
 
-Draws = tuple[list[int], list[int], list[int], list[int]]
+# Draws whose numbers are computed together: those of a batch of 16 alone take 110 us, a fifth of copying its patches.
+_AT_ONCE = 512
 
 
-class PatchReader(Dataset[dict[str, Tensor]]):
-    """Training batches of augmented patches from packed data sets.
+class Reader(Protocol):
+    """Batches by optimizer step; `samples` draws are one pass over the data."""
 
-    `reader[k]` is a dict of float32 tensors `[batch_size / ranks, C, H, W]` in [0, 1], as `needs` describes. It holds
-    this rank's contiguous slice of draws `k * batch_size` to `(k + 1) * batch_size - 1`. One channel is luma computed
-    from the 8-bit RGB without rounding (`ops.colour`), three are RGB.
+    samples: int
+
+    def loader(self, first: int, last: int, workers: int = 0, pin_memory: bool = False) -> Iterable[Batch]:
+        """This rank's batches of the steps first .. last - 1."""
+        ...
+
+
+def open_reader(
+    places: Sequence[str],
+    needs: Needs,
+    config: DataConfig,
+    seed: int,
+    batch_size: int,
+    rank: int = 0,
+    ranks: int = 1,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Reader:
+    """The reader of the data sets at `places` (folders, or http(s) addresses) that `config` and `needs` ask for.
+
+    With `data.stage` they are copied to node-local scratch first and read from there. `batch_size` is global.
+    Raises StagingStopped when `stopping` says so while they are copied, UserError for an address that the indexed
+    reader cannot read, and what the readers raise.
+    """
+    if config.stage is not None:
+        places = [str(stage(place, Path(config.stage), stopping)) for place in places]
+    if config.reader == "stream":
+        return StreamReader(places, needs, config, seed, batch_size, rank, ranks)
+    for place in places:
+        if is_remote(place):
+            raise UserError(
+                f"{shown(place)}: data.reader=indexed reads folders only; use data.reader=stream, or copy it here "
+                "first with data.stage=FOLDER or `python shards/stage.py ADDRESS --to FOLDER`"
+            )
+    kind = PatchReader if needs.kind == "lr-hr" else TranslationReader
+    return kind([Path(place) for place in places], needs, config, seed, batch_size, rank, ranks)
+
+
+class IndexedReader(Dataset[Batch]):
+    """`reader[k]` is this rank's slice of step k's batch: draws `k * batch_size` up to `(k + 1) * batch_size`."""
+
+    samples: int
+
+    def __init__(self, share: BatchShare) -> None:
+        self._share = share
+        self._block_start = -1  # of the draws that `_block` holds: a cache, the reader has no other state
+        self._block: Draws = np.empty((0, 0), np.int64)
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._batch(self.draws(self._share.first(step), self._share.count))
+
+    def draws(self, first: int, count: int) -> Draws:
+        """What draws first .. first + count - 1 take and do: int64, a row for each number of a draw."""
+        block = first - first % _AT_ONCE
+        if first + count > block + _AT_ONCE:
+            return self._draws(first, count)
+        if self._block_start != block:
+            self._block_start, self._block = block, self._draws(block, _AT_ONCE)
+        return self._block[:, first - block : first - block + count]
+
+    def loader(self, first: int, last: int, workers: int = 0, pin_memory: bool = False) -> StepLoader:
+        """The batches of steps first .. last - 1, in this order; see `StepLoader`."""
+        return StepLoader(self, first, last, workers, pin_memory)
+
+    def _draws(self, first: int, count: int) -> Draws:
+        raise NotImplementedError
+
+    def _batch(self, draws: Draws) -> Batch:
+        raise NotImplementedError
+
+
+class PatchReader(IndexedReader):
+    """Batches of augmented patches from packed `lr-hr` sets: float32 `[batch_size / ranks, C, H, W]` in [0, 1].
+
+    One channel is luma computed from the 8-bit RGB without rounding (`ops.colour`), three are RGB. A draw is a sample,
+    top and left (HR pixels), and an operation of the square's symmetry group.
     """
 
     def __init__(
@@ -53,105 +126,66 @@ class PatchReader(Dataset[dict[str, Tensor]]):
 
         `batch_size` is global. UserError when ranks do not divide it, a patch does not fit, or a shard is missing.
         """
-        assert 0 <= rank < ranks
-        check_batch_size(batch_size, ranks)
-        indices = load_indices(folders, needs)
-        self.size_of_patch = config.patch
-        self._grid = math.lcm(needs.scale, *needs.lr_scales)
-        check_patch(config.patch, self._grid)
-
-        self.names = ("hr", *(f"lr{scale}" for scale in needs.lr_scales))
-        self._scales = (1, *needs.lr_scales)
-        packed = PackedImages(folders, indices, self.names, needs.channels)
-        heights = np.min([p.heights * s for p, s in zip(packed.images, self._scales, strict=True)], axis=0)
-        widths = np.min([p.widths * s for p, s in zip(packed.images, self._scales, strict=True)], axis=0)
-        self._usable = usable_samples(
-            lambda sample: str(packed.sample(sample)[0].parent), packed.sources, heights, widths, config, self._grid
-        )
-        self.samples = len(self._usable)
-        # How many places on the grid a patch can start at; the grid keeps HR and every LR patch at the same place.
-        self._rows = (heights - config.patch) // self._grid + 1
-        self._columns = (widths - config.patch) // self._grid + 1
-
-        self.order = SampleOrder(self.samples, seed, config.samples_per_epoch)
-        self.seed = seed
-        self.batch_size = batch_size
-        self._rank = rank
-        self._share = batch_size // ranks
-        self._channels = needs.channels
-        self._operations = np.array(OPERATIONS[config.flip, config.rotate])
+        super().__init__(BatchShare(batch_size, rank, ranks))
+        places = [str(folder) for folder in folders]
+        indices = load_indices(places, needs)
+        self._patches = Patches(places, indices, needs, config, seed)
+        packed = PackedImages(folders, indices, self._patches.names, needs.channels)
+        self.samples = len(self._patches.usable)
+        self._order = SampleOrder(self.samples, seed, config.samples_per_epoch)
         self._images: PatchSource = DecodedImages(packed) if config.cache == "ram" else packed
-        self._table = DrawTable()
-        self._scratch = scratch(needs.channels, config.patch)
 
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
-        first = step * self.batch_size + self._rank * self._share
-        samples, tops, lefts, operations = self.draws(first, self._share)
-        batch: dict[str, Tensor] = {}
-        for image, (name, scale) in enumerate(zip(self.names, self._scales, strict=True)):
-            side = self.size_of_patch // scale
-            batch[name] = torch.empty(self._share, self._channels, side, side)
-            space = self._scratch[:, :side, :side]
-            for target, sample, top, left, operation in zip(
-                batch[name].numpy(), samples, tops, lefts, operations, strict=True
-            ):
-                patch = self._images.patch(image, sample, top // scale, left // scale, side)
-                place_patch(patch, operation, space, target)
-        return batch
+    def _draws(self, first: int, count: int) -> Draws:
+        samples = self._patches.usable[self._order.indices(first, count)]
+        return np.stack((samples, *self._patches.draws(first, self._patches.sizes[samples])))
 
-    def draws(self, first: int, count: int) -> Draws:
-        """Sample, top and left (HR pixels) and symmetry operation of draws first .. first + count - 1."""
-        samples, tops, lefts, operations = self._table.rows(first, count, self._draw).tolist()
-        return samples, tops, lefts, operations
-
-    def _draw(self, first: int, count: int) -> Table:
-        samples = self._usable[self.order.indices(first, count)]
-        words = draw(self.seed, AUGMENTATION, np.arange(first, first + count))
-        tops = below(words[0], self._rows[samples]) * self._grid
-        lefts = below(words[1], self._columns[samples]) * self._grid
-        operations = self._operations[below(words[2], len(self._operations))]
-        return np.stack((samples, tops, lefts, operations))
-
-    def loader(self, first: int, last: int, workers: int = 0, pin_memory: bool = False) -> StepLoader:
-        """The batches of steps first .. last - 1, in this order; see `StepLoader`."""
-        return StepLoader(self, first, last, workers, pin_memory)
+    def _batch(self, draws: Draws) -> Batch:
+        return self._patches.batch(draws, self._images.patch)
 
 
-def check_patch(patch: int, grid: int) -> None:
-    """UserError unless the HR patch is a whole number of pixels in every image that is read."""
-    if patch % grid:
-        valid = max(1, round(patch / grid)) * grid
-        raise UserError(f"data.patch={patch} is not a multiple of {grid} (the scales of the images read); use {valid}")
+class TranslationReader(IndexedReader):
+    """Batches from packed sets of pairs, or of two domains without pairs: `{"a": ..., "b": ...}`.
 
+    Each is float32 `[batch_size / ranks, 3, crop, crop]` in [-1, 1]. Images are resized to `load_size` square
+    (antialiased bicubic), cropped at random and mirrored at random; a pair is cropped and mirrored together.
 
-def usable_samples(
-    place: Callable[[int], str],
-    sources: Sequence[str],
-    heights: NDArray[np.int64],
-    widths: NDArray[np.int64],
-    config: DataConfig,
-    grid: int,
-) -> NDArray[np.int64]:
-    """The samples that a patch fits into; the others end the run, or are left out and named (`data.on_error`).
-
-    `place` tells the data set of a sample, `sources` the image it was made from; heights and widths are HR pixels.
+    An epoch is every pair once. Without pairs it is every image of the larger domain once, beside images of the
+    smaller, which are repeated until they suffice; the two are in random order independently of each other. A draw is
+    the position in the domain, top, left (pixels of the resized image) and flip of image a, then of image b.
     """
-    sides = np.minimum(heights, widths)
-    small = np.flatnonzero(sides < config.patch)
-    usable = np.flatnonzero(sides >= config.patch)
-    if not small.size:
-        return usable
-    first = int(small[0])
-    others = f" (and {small.size - 1} more)" if small.size > 1 else ""
-    size = f"{widths[first]}x{heights[first]}"
-    if config.on_error == "skip" and usable.size:
-        names = ", ".join(sources[sample] for sample in small.tolist())
-        are = "is" if small.size == 1 else "are"
-        warn(f"data.on_error=skip: {small.size} of {sides.size} images {are} smaller than the patch, left out: {names}")
-        return usable
-    fitting = int(sides.min()) // grid * grid
-    smaller = f"use data.patch={fitting} or less" if fitting else "leave such images out of the data set"
-    remedy = f"{smaller}, or data.on_error=skip to train without them" if usable.size else smaller
-    raise UserError(
-        f"{place(first)}: image '{sources[first]}' is {size}{others}, smaller than data.patch={config.patch}; {remedy}"
-    )
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        needs: Needs,
+        config: DataConfig,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        """Join `folders`, check that they can deliver `needs`, and fill the cache that `config` asks for.
+
+        `batch_size` is global. UserError when ranks do not divide it, the crop does not fit, a shard is missing, a
+        domain is empty, or what should be a pair is none.
+        """
+        super().__init__(BatchShare(batch_size, rank, ranks))
+        self._crops = Crops(config, seed, paired=needs.kind == "paired")
+        indices = load_indices([str(folder) for folder in folders], needs)
+        images = DomainImages(folders, indices, needs.kind, config.direction, config.load_size)
+        a, b = (len(domain) for domain in images.domains)
+        self.samples = max(a, b)
+        epoch = config.samples_per_epoch or self.samples
+        self._order = SampleOrder(a, seed, epoch)
+        self._order_of_targets = None if images.paired else SampleOrder(b, seed, epoch, stream=ORDER_OF_TARGETS)
+        self._images: DomainSource = ResizedImages(images) if config.cache == "ram" else images
+
+    def _draws(self, first: int, count: int) -> Draws:
+        a, b = self._crops.draws(first, count)
+        samples = self._order.indices(first, count)
+        targets = samples if self._order_of_targets is None else self._order_of_targets.indices(first, count)
+        return np.stack((samples, *a, targets, *b))
+
+    def _batch(self, draws: Draws) -> Batch:
+        pairs = (self._images.both(a, b) for a, b in zip(draws[0].tolist(), draws[4].tolist(), strict=True))
+        return self._crops.batch(pairs, draws[1:4], draws[5:])

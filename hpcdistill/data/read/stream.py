@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,14 +31,32 @@ from webdataset.tariterators import group_by_keys
 from hpcdistill.console import warn
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.counter import STREAM, draw
-from hpcdistill.data.fetch.location import index_at, is_remote
-from hpcdistill.data.index import Sample, role_of
-from hpcdistill.data.needs import Needs
-from hpcdistill.data.read.checks import check_batch_size, check_index
+from hpcdistill.data.fetch.location import is_remote
+from hpcdistill.data.images import read_packed
+from hpcdistill.data.index import Index, Sample, role_of
+from hpcdistill.data.needs import Needs, load_indices
+from hpcdistill.data.read.augmentation import Crops, Patches, Pixels, Rgb, pixels_of
+from hpcdistill.data.read.domains import check_sides, half
 from hpcdistill.data.read.loader import Batch, StreamLoader
+from hpcdistill.data.read.order import BatchShare
 from hpcdistill.data.read.shard_stream import PlacedShard, Share, placed_shards, read_files
-from hpcdistill.data.read.stream_batches import BatchMaker, CropMaker, PatchMaker, Taken
 from hpcdistill.errors import UserError
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A sample as it came in: the files of the roles that are needed, not decoded yet."""
+
+    sample: Sample
+    shard: PlacedShard
+    contents: dict[str, bytes]  # by role
+
+    def image(self, role: str) -> Rgb:
+        """Decode one; UserError when it cannot be, or has another size than in the index."""
+        member = self.sample.member(role)
+        assert member is not None
+        label = f"{self.shard.label}: {role} of sample '{self.sample.source}'"
+        return read_packed(self.contents[role], (member.height, member.width), label, self.shard.remedy)
 
 
 class StreamReader:
@@ -62,56 +81,100 @@ class StreamReader:
         `batch_size` is global. UserError when ranks do not divide it, an address has another scheme than http(s), an
         index cannot be had, or a patch does not fit.
         """
-        assert 0 <= rank < ranks
-        check_batch_size(batch_size, ranks)
+        self._share = BatchShare(batch_size, rank, ranks)
         if config.cache != "none":
             raise UserError(f"data.cache={config.cache} is for data.reader=indexed; a stream needs data.cache=none")
-        if not places:
-            raise UserError("data.train: names no data set; give a packed folder, e.g. data.train=packed/bsd/train")
-        indices = [index_at(place) for place in places]
-        for place, index in zip(places, indices, strict=True):
-            check_index(place, index, needs)
-        listed = [(place, sample) for place, index in zip(places, indices, strict=True) for sample in index.samples]
-        self._maker: BatchMaker = (
-            PatchMaker(listed, needs, config, seed) if needs.kind == "lr-hr" else CropMaker(listed, needs, config, seed)
-        )
-        self._domains = []
-        for number, (roles, usable) in enumerate(self._maker.domains):
-            shards = placed_shards(places, indices, usable)
-            self._domains.append(_Domain(number, shards, roles, seed, config.shuffle_buffer))
-        self.samples = max(domain.size for domain in self._domains)
-        self.batch_size = batch_size
-        self._share = batch_size // ranks
-        self._rank, self._ranks = rank, ranks
+        indices = load_indices(places, needs)
+        make = _PatchBatches if needs.kind == "lr-hr" else _CropBatches
+        self._batch_of = make(places, indices, needs, config, seed)
+        self._streams = [
+            _SampleStream(number, placed_shards(places, indices, usable), roles, seed, config.shuffle_buffer)
+            for number, (roles, usable) in enumerate(self._batch_of.streams)
+        ]
+        self.samples = max(stream.size for stream in self._streams)
 
     def loader(self, first: int, last: int, workers: int = 0, pin_memory: bool = False) -> StreamLoader:
         """The batches of steps first .. last - 1, in this order; see `StreamLoader`."""
-        slots = self._ranks * max(1, workers)
-        for domain in self._domains:
-            if len(domain.shards) < slots and domain.is_remote:
+        slots = self._share.ranks * max(1, workers)
+        for stream in self._streams:
+            if len(stream.shards) < slots and stream.is_remote:
                 warn(
-                    f"{len(domain.shards)} shards for {slots} readers: some are sent several times a pass; "
+                    f"{len(stream.shards)} shards for {slots} readers: some are sent several times a pass; "
                     "fewer data.workers or smaller shards send less"
                 )
         return StreamLoader(self._batches, first, last, workers, pin_memory)
 
     def _batches(self, steps: range, worker: int, workers: int) -> Iterator[Batch]:
         """The batches of `steps`, which are those of one worker of this rank."""
-        slot, slots = self._rank * workers + worker, self._ranks * workers
+        slot, slots = self._share.rank * workers + worker, self._share.ranks * workers
         start = steps.start - worker  # of the loader: the same on all ranks and workers
-        passes = [domain.samples(slot, slots, start, start * self.batch_size) for domain in self._domains]
+        passes = [stream.samples(slot, slots, start, start * self._share.batch_size) for stream in self._streams]
         for step in steps:
-            taken = [[next(samples) for _ in range(self._share)] for samples in passes]
-            yield self._maker.batch(step * self.batch_size + self._rank * self._share, taken)
+            taken = [[next(samples) for _ in range(self._share.count)] for samples in passes]
+            yield self._batch_of(self._share.first(step), taken)
 
 
-class _Domain:
+class _PatchBatches:
+    """lr-hr: the patches that `PatchReader` cuts, of the samples as they come in."""
+
+    def __init__(
+        self, places: Sequence[str], indices: Sequence[Index], needs: Needs, config: DataConfig, seed: int
+    ) -> None:
+        self._patches = Patches(places, indices, needs, config, seed)
+        # Of each stream that is read side by side: the roles that are needed, and the samples by position.
+        self.streams = [(frozenset(self._patches.names), frozenset(self._patches.usable.tolist()))]
+
+    def __call__(self, first: int, taken: Sequence[Sequence[Taken]]) -> Batch:
+        """Draws `first`, `first` + 1, ... made of `taken`, one sequence for each of `streams`."""
+        (samples,) = taken
+        sizes = np.array([self._patches.size(one.shard.place, one.sample) for one in samples], np.int64)
+
+        def cut(image: int, number: int, top: int, left: int, side: int) -> Pixels:
+            rgb = samples[number].image(self._patches.names[image])
+            return pixels_of(rgb[top : top + side, left : left + side], self._patches.channels)
+
+        return self._patches.batch(np.stack((np.arange(len(samples)), *self._patches.draws(first, sizes))), cut)
+
+
+class _CropBatches:
+    """paired, unpaired: the crops that `TranslationReader` cuts, of the samples as they come in."""
+
+    def __init__(
+        self, places: Sequence[str], indices: Sequence[Index], needs: Needs, config: DataConfig, seed: int
+    ) -> None:
+        self._crops = Crops(config, seed, paired=needs.kind == "paired")
+        check_sides(places, indices, needs.kind)
+        self._roles = ("a", "b") if config.direction == "AtoB" else ("b", "a")
+        samples = [sample for index in indices for sample in index.samples]
+        if needs.kind == "paired":
+            self.streams = [(frozenset(("a", "b", "ab")), frozenset(range(len(samples))))]
+        else:
+            self.streams = [
+                (frozenset((role,)), frozenset(n for n, sample in enumerate(samples) if sample.member(role)))
+                for role in self._roles
+            ]
+
+    def __call__(self, first: int, taken: Sequence[Sequence[Taken]]) -> Batch:
+        """As `_PatchBatches`: of unpaired sets one sequence for each domain."""
+        images = (self._images(one, other) for one, other in zip(taken[0], taken[-1], strict=True))
+        return self._crops.batch(images, *self._crops.draws(first, len(taken[0])))
+
+    def _images(self, one: Taken, other: Taken) -> tuple[Rgb, Rgb]:
+        """What is translated and what it is translated to; of a pair `one` and `other` are the same."""
+        source, target = self._roles
+        if "ab" not in one.contents:
+            return one.image(source), other.image(target)
+        both = one.image("ab")
+        return half(both, source), half(both, target)
+
+
+class _SampleStream:
     """An endless stream of samples: all of a set, or one of the two domains of an unpaired set."""
 
     def __init__(
         self, number: int, shards: Sequence[PlacedShard], roles: Collection[str], seed: int, shuffle_buffer: int
     ) -> None:
-        """`roles` are the images that are read; `number` tells the domains apart."""
+        """`roles` are the images that are read; `number` tells the streams apart."""
         self._number = number
         self._roles = roles
         self._seed = seed

@@ -215,9 +215,8 @@ def test_each_image_once_in_an_epoch(tmp_path: Path) -> None:
 def test_draws_are_the_same_one_by_one_and_together(packed: Path) -> None:
     together = reader(packed).draws(0, 1500)
     loader = reader(packed)
-    for first in (0, 1, 511, 512, 1499, 3):
-        assert loader.draws(first, 1) == tuple([numbers[first]] for numbers in together)
-    assert loader.draws(500, 100) == tuple(numbers[500:600] for numbers in together)
+    for first, count in ((0, 1), (1, 1), (511, 1), (512, 1), (1499, 1), (3, 1), (500, 100)):
+        assert np.array_equal(loader.draws(first, count), together[:, first : first + count])
 
 
 def test_samples_per_epoch_gives_several_crops_of_each(packed: Path) -> None:
@@ -227,7 +226,7 @@ def test_samples_per_epoch_gives_several_crops_of_each(packed: Path) -> None:
 
 def test_seed_changes_order_and_augmentation(packed: Path) -> None:
     first, second = reader(packed, seed=0).draws(0, 64), reader(packed, seed=1).draws(0, 64)
-    assert all(a != b for a, b in zip(first, second, strict=True))
+    assert all((a != b).any() for a, b in zip(first, second, strict=True))
 
 
 # What the user did wrong.

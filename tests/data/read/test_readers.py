@@ -13,10 +13,8 @@ from serving import Server
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.index import Kind
 from hpcdistill.data.needs import Needs
-from hpcdistill.data.read.reader import PatchReader
-from hpcdistill.data.read.readers import Reader, open_reader
+from hpcdistill.data.read.reader import PatchReader, Reader, TranslationReader, open_reader
 from hpcdistill.data.read.stream import StreamReader
-from hpcdistill.data.read.translation import TranslationReader
 from hpcdistill.errors import UserError
 
 SUFFIXES: dict[Kind, tuple[tuple[str, ...], ...]] = {

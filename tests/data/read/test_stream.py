@@ -25,9 +25,8 @@ from streams import LUMA, PAIRED, RGB, SIDE, UNPAIRED, fails, lr_hr, numbers, sa
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.index import load_index
 from hpcdistill.data.needs import Needs
-from hpcdistill.data.read.reader import PatchReader
+from hpcdistill.data.read.reader import PatchReader, TranslationReader
 from hpcdistill.data.read.stream import StreamReader
-from hpcdistill.data.read.translation import TranslationReader
 
 
 def unpaired(a: int, b: int) -> list[dict[str, Rgb]]:
@@ -141,7 +140,7 @@ def test_each_sample_comes_once_in_each_pass(tmp_path: Path, shards: int, ranks:
     write_set(tmp_path, "lr-hr", lr_hr(images), scales=(2, 4), shard_samples=2 if shards > 1 else 5)
     assert len(load_index(tmp_path).shards) == shards
     slots = slots_of(partial(stream, tmp_path), ranks, workers, 2 * count)
-    domain = stream(tmp_path)._domains[0]
+    domain = stream(tmp_path)._streams[0]
     ends = [0] * len(slots)
     for number in range(2):
         seen: Counter[int] = Counter()

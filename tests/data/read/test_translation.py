@@ -22,7 +22,7 @@ from hpcdistill.data.config import DataConfig
 from hpcdistill.data.counter import AUGMENTATION, ORDER, ORDER_OF_TARGETS
 from hpcdistill.data.index import Kind, load_index
 from hpcdistill.data.needs import Needs
-from hpcdistill.data.read.translation import TranslationReader
+from hpcdistill.data.read.reader import TranslationReader
 from hpcdistill.errors import UserError
 
 LOAD, CROP = 20, 12
@@ -170,12 +170,12 @@ def test_a_pair_is_cropped_and_flipped_together(tmp_path: Path) -> None:
         for step in range(10):
             batch = found[step]
             assert torch.allclose(batch["a"], -batch["b"], atol=2e-7, rtol=0)
-            flips |= {flip for _, _, _, flip, *_ in found.draws(4 * step, 4)}
+            flips |= set(found.draws(4 * step, 4)[3].tolist())
         assert flips == {0, 1}
 
 
 def test_unpaired_images_are_cropped_and_flipped_on_their_own(sets: dict[str, Path]) -> None:
-    draws = np.array(reader(sets["unpaired"], "unpaired").draws(0, 20_000))
+    draws = reader(sets["unpaired"], "unpaired").draws(0, 20_000).T
     starts = LOAD - CROP + 1
     cells = np.zeros((starts, starts, 2, 2), int)
     np.add.at(cells, (draws[:, 1], draws[:, 5], draws[:, 3], draws[:, 7]), 1)
@@ -186,12 +186,12 @@ def test_unpaired_images_are_cropped_and_flipped_on_their_own(sets: dict[str, Pa
 
 def test_no_flip_on_request_and_no_crop_where_the_image_is_loaded_at_its_size(sets: dict[str, Path]) -> None:
     found = reader(sets["unpaired"], "unpaired", flip=False)
-    assert not any(flip or other for _, _, _, flip, _, _, _, other in found.draws(0, 200))
+    assert not found.draws(0, 200)[[3, 7]].any()
     for draw in range(7):
         expected = by_hand(sets["unpaired"], "unpaired", draw, flip=False)
         assert all(torch.equal(found[draw][name][0], expected[name]) for name in "ab")
     whole = reader(sets["ab"], load_size=CROP)
-    assert all(draw[1:3] == (0, 0) for draw in whole.draws(0, 100))
+    assert not whole.draws(0, 100)[1:3].any()
     assert torch.equal(whole[2]["b"][0], by_hand(sets["ab"], "paired", 2, load=CROP)["b"])
 
 
@@ -206,7 +206,7 @@ def test_direction_exchanges_the_domains(sets: dict[str, Path], name: str) -> No
             assert torch.equal(one["a"], other["b"])
             assert torch.equal(one["b"], other["a"])
         return
-    draws = back.draws(0, 14)
+    draws = back.draws(0, 14).T.tolist()
     for epoch in (draws[:7], draws[7:]):  # what is translated has 3 images now, the other domain 7
         assert sorted(np.bincount([draw[0] for draw in epoch])) == [2, 2, 3]
         assert sorted(draw[4] for draw in epoch) == list(range(7))
@@ -273,16 +273,16 @@ def test_a_run_resumes_at_any_step(sets: dict[str, Path], name: str, cache: str)
 
 def test_samples_per_epoch_and_seed(sets: dict[str, Path]) -> None:
     draws = reader(sets["unpaired"], "unpaired", samples_per_epoch=21).draws(21, 21)
-    assert np.bincount([draw[0] for draw in draws]).tolist() == [3] * 7
-    assert np.bincount([draw[4] for draw in draws]).tolist() == [7] * 3
+    assert np.bincount(draws[0]).tolist() == [3] * 7
+    assert np.bincount(draws[4]).tolist() == [7] * 3
     first, second = (reader(sets["unpaired"], "unpaired", seed=seed).draws(0, 64) for seed in (0, 1))
-    assert all(one != other for one, other in zip(zip(*first, strict=True), zip(*second, strict=True), strict=True))
+    assert all((one != other).any() for one, other in zip(first, second, strict=True))
 
 
 def test_several_folders_are_joined(sets: dict[str, Path], tmp_path: Path) -> None:
     found = reader([sets["ab"], sets["pairs"]])
     assert found.samples == 14
-    assert sorted(draw[0] for draw in found.draws(0, 14)) == list(range(14))
+    assert sorted(found.draws(0, 14)[0].tolist()) == list(range(14))
     # The domains may lie in sets of their own.
     for domain, count in (("a", 2), ("b", 3)):
         images = [{f"{domain}.png": numbered(16, 16, 10 * number)} for number in range(count)]
@@ -316,7 +316,7 @@ def test_original_jpeg_bytes_gray_and_turned_ones_too(tmp_path: Path) -> None:
     for cache in ("none", "ram"):
         found = reader(tmp_path, "unpaired", cache=cache, flip=False)
         for step in range(4):
-            number, top, left, *_, b_top, b_left, _ = found.draws(step, 1)[0]
+            number, top, left, *_, b_top, b_left, _ = found.draws(step, 1)[:, 0].tolist()
             upright = Image.open(io.BytesIO(samples[4]["b.jpg"])).transpose(Image.Transpose.ROTATE_270)
             for name, image, y, x in (
                 ("a", Image.open(io.BytesIO(files[number])).convert("RGB"), top, left),
