@@ -226,7 +226,7 @@ class Stopwatch:
                     original = getattr(importlib.import_module(module), function)
                     stack.enter_context(patch(name, self._timed(stage, original)))
             pipeline = importlib.import_module(f"{data}.read.stream")
-            stack.enter_context(patch(f"{data}.read.stream.read_files", self._timed_items(pipeline.read_files)))
+            stack.enter_context(patch(f"{data}.read.stream.read_samples", self._timed_items(pipeline.read_samples)))
             yield
 
     def _timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,8 +1,9 @@
 """A shard read from its first byte to its last and compared with the index on the way, from a folder or an address.
 
 Webdataset's own tar reader is not used for this: it unpacks what is compressed and fills what is sparse before anybody
-can ask how large that is, takes a damaged header for the end, and rewrites the text of errors. Ours knows what must
-come: plain files, each of the recorded name, place and length, with the shard's length and sha256 in the end.
+can ask how large that is, takes a damaged header for the end, and rewrites the text of errors (its tests would fail:
+`test_a_shard_made_to_harm_is_refused_whatever_its_checksum`). Ours knows what must come: plain files, each of the
+recorded name, place and length, with the shard's length and sha256 in the end.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from __future__ import annotations
 import hashlib
 import shlex
 import tarfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import BinaryIO, NoReturn, cast
 
 from hpcdistill.data.fetch.download import open_stream
 from hpcdistill.data.fetch.location import is_remote, join
 from hpcdistill.data.fetch.transfer import shown
-from hpcdistill.data.images import MAX_PIXELS
+from hpcdistill.data.images import MAX_PIXELS, read_packed
 from hpcdistill.data.index import Index, Sample, Shard, role_of
+from hpcdistill.data.read.augmentation import Rgb
 from hpcdistill.errors import UserError
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -67,6 +70,22 @@ class Share:
         return self.shard.usable[self.first :: self.stride]
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A sample as it came in: the files of the roles that are needed, not decoded yet."""
+
+    sample: Sample
+    shard: PlacedShard
+    contents: dict[str, bytes]  # by role
+
+    def image(self, role: str) -> Rgb:
+        """Decode one; UserError when it cannot be, or has another size than in the index."""
+        member = self.sample.member(role)
+        assert member is not None
+        label = f"{self.shard.label}: {role} of sample '{self.sample.source}'"
+        return read_packed(self.contents[role], (member.height, member.width), label, self.shard.remedy)
+
+
 def placed_shards(places: Sequence[str], indices: Sequence[Index], usable: Collection[int]) -> list[PlacedShard]:
     """The shards that hold one of the `usable` samples, numbered through all data sets.
 
@@ -91,26 +110,36 @@ def placed_shards(places: Sequence[str], indices: Sequence[Index], usable: Colle
     return placed
 
 
-def read_files(shares: Iterable[Share], roles: Collection[str]) -> Iterator[dict[str, Any]]:
-    """A stage of a webdataset pipeline: the files of `roles` of each share's samples, and {} behind each shard.
+def read_samples(shares: Iterable[Share], roles: Collection[str]) -> Iterator[Taken]:
+    """The samples of each share, with their files of `roles`, in the shard's order.
 
-    A file is {"fname": its name in the tar, "data": its content, "__url__": the shard's address}. UserError when the
-    shard is not what the index says; only behind its last byte is the checksum known.
+    UserError when the shard is not what the index says; only behind its last byte is the checksum known, and its last
+    sample is given after that.
     """
     for share in shares:
         with closing(_Reading(share.shard)) as reading:
-            for name, content in _files(reading, share, roles):
-                yield {"fname": name, "data": content, "__url__": share.shard.address}
+            last: Taken | None = None
+            for taken in _samples(reading, share, roles):
+                if last:
+                    yield last
+                last = taken
             reading.finish()
-        yield {}
+        if last:
+            yield last
 
 
-def _files(reading: _Reading, share: Share, roles: Collection[str]) -> Iterator[tuple[str, bytes]]:
+def _samples(reading: _Reading, share: Share, roles: Collection[str]) -> Iterator[Taken]:
     samples = share.shard.samples
     listed = {f"{sample.key}.{suffix}": member for sample in samples for suffix, member in sample.members.items()}
     notes = {f"{sample.key}.json" for sample in samples}  # written by the packer, not in the index and not read
-    wanted = {f"{s.key}.{suffix}" for s in share.samples for suffix in s.members if role_of(suffix) in roles}
+    wanted: dict[str, tuple[Sample, str]] = {}
+    for sample in share.samples:
+        first = {role_of(suffix): suffix for suffix in reversed(sample.members)}  # of a role, as `Sample.member` says
+        wanted |= {f"{sample.key}.{suffix}": (sample, role) for role, suffix in first.items() if role in roles}
+    needed = Counter(sample.key for sample, _ in wanted.values())
     seen = 0
+    begun: Sample | None = None  # what `contents` are of
+    contents: dict[str, bytes] = {}
     while (block := reading.read(_BLOCK)).strip(b"\0"):
         name, length = _header(reading, block)
         member = listed.get(name)
@@ -120,10 +149,17 @@ def _files(reading: _Reading, share: Share, roles: Collection[str]) -> Iterator[
             seen += 1
         elif name not in notes:
             reading.fail(f"holds {name!a:.80}, which the index does not know")
-        if member and name in wanted:
+        if name in wanted:
+            sample, role = wanted[name]
+            if begun and sample is not begun:
+                reading.fail(f"holds the files of {begun.key!a:.80} apart, not side by side as webdataset asks for")
             if length > _MAX_LENGTH:
                 reading.fail(f"{name!a:.80} is far too large for an image")
-            yield name, reading.read(length)
+            contents[role] = reading.read(length)
+            begun = sample
+            if len(contents) == needed[sample.key]:
+                yield Taken(sample, share.shard, contents)
+                begun, contents = None, {}
         else:
             reading.skip(length)
         reading.skip(-length % _BLOCK)

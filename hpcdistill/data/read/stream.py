@@ -1,4 +1,4 @@
-"""The reader `stream`: a webdataset pipeline over the shards of local folders and of http(s) addresses.
+"""The reader `stream`: webdataset's shards, of local folders and of http(s) addresses, through its shuffle buffer.
 
 For sets that are far away or too large for random access: each shard is read once from front to back by one process.
 The order of the samples and the point where a run resumes are therefore NOT exact, unlike the indexed reader's:
@@ -20,43 +20,22 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
-from webdataset import DataPipeline, shuffle
-from webdataset.tariterators import group_by_keys
+from webdataset import shuffle
 
 from hpcdistill.console import warn
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.counter import STREAM, draw
 from hpcdistill.data.fetch.location import is_remote
-from hpcdistill.data.images import read_packed
-from hpcdistill.data.index import Index, Sample, role_of
+from hpcdistill.data.index import Index
 from hpcdistill.data.needs import Needs, load_indices
 from hpcdistill.data.read.augmentation import Crops, Patches, Pixels, Rgb, pixels_of
 from hpcdistill.data.read.domains import check_sides, half
 from hpcdistill.data.read.loader import Batch, StreamLoader
 from hpcdistill.data.read.order import BatchShare
-from hpcdistill.data.read.shard_stream import PlacedShard, Share, placed_shards, read_files
+from hpcdistill.data.read.shard_stream import PlacedShard, Share, Taken, placed_shards, read_samples
 from hpcdistill.errors import UserError
-
-
-@dataclass(frozen=True)
-class Taken:
-    """A sample as it came in: the files of the roles that are needed, not decoded yet."""
-
-    sample: Sample
-    shard: PlacedShard
-    contents: dict[str, bytes]  # by role
-
-    def image(self, role: str) -> Rgb:
-        """Decode one; UserError when it cannot be, or has another size than in the index."""
-        member = self.sample.member(role)
-        assert member is not None
-        label = f"{self.shard.label}: {role} of sample '{self.sample.source}'"
-        return read_packed(self.contents[role], (member.height, member.width), label, self.shard.remedy)
 
 
 class StreamReader:
@@ -189,7 +168,8 @@ class _SampleStream:
         for number in itertools.count(draws // self.size):
             shares = self._shares(number, slot, slots, start)
             if shares:
-                yield from self._one_pass(shares, random.Random(self._word(number, start, slot)))
+                rng = random.Random(self._word(number, start, slot))
+                yield from shuffle(self._buffer, rng=rng)(read_samples(shares, self._roles))
 
     def _shares(self, number: int, slot: int, slots: int, start: int) -> list[Share]:
         """What `slot` takes in pass `number`: no sample twice, and each is some slot's."""
@@ -208,31 +188,3 @@ class _SampleStream:
     def _word(self, number: int, start: int, slot: int) -> int:
         words = draw(self._seed, STREAM, np.array([start << 24 | slot]), part=4 * number + 2 + self._number)
         return int(words[0][0]) << 32 | int(words[1][0])
-
-    def _one_pass(self, shares: list[Share], rng: random.Random) -> Iterator[Taken]:
-        return iter(
-            DataPipeline(
-                partial(read_files, shares, self._roles),
-                partial(group_by_keys, lcase=False),
-                partial(self._known, shares),
-                shuffle(self._buffer, rng=rng),
-            )
-        )
-
-    def _known(self, shares: list[Share], groups: Iterator[dict[str, Any]]) -> Iterator[Taken]:
-        """Webdataset's groups of files as samples of the index; unneeded ones are not among them."""
-        waiting = iter(shares)
-        shard: PlacedShard | None = None
-        samples: dict[str, Sample] = {}
-        for group in groups:
-            while shard is None or shard.address != group["__url__"]:
-                shard = next(waiting).shard
-                samples = {sample.key: sample for sample in shard.samples}
-            sample = samples.get(group["__key__"])
-            # The first of a role, as `Sample.member` says.
-            files = {role_of(suffix): suffix for suffix in reversed(sample.members)} if sample else {}
-            needed = {role: suffix for role, suffix in files.items() if role in self._roles}
-            if sample is None or not group.keys() >= set(needed.values()):
-                fault = f"holds the files of {group['__key__']!a:.80} apart, not side by side as webdataset asks for"
-                raise UserError(f"{shard.label}: this shard {fault}; {shard.remedy}")
-            yield Taken(sample, shard, {role: group[suffix] for role, suffix in needed.items()})
