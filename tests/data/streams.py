@@ -1,4 +1,4 @@
-"""Opening streams of small sets in tests, and telling what they delivered."""
+"""Opening small sets in tests, what they delivered, and the order of their samples from its definition."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from packed_sets import Rgb
 
 from hpcdistill.data.config import DataConfig
+from hpcdistill.data.counter import ORDER
 from hpcdistill.data.needs import Needs
 from hpcdistill.data.read.stream import StreamReader
 from hpcdistill.errors import UserError
@@ -42,11 +43,12 @@ def numbers(batch: Batch, name: str = "hr") -> list[int]:
     return [high << 8 | low for high, low in zip(red, green, strict=True)]
 
 
+def same_batch(one: Batch, other: Batch) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def same(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
-    return len(one) == len(other) and all(
-        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-        for a, b in zip(one, other, strict=True)
-    )
+    return len(one) == len(other) and all(map(same_batch, one, other))
 
 
 def what_fails(build: Callable[[], object]) -> str | None:
@@ -65,3 +67,22 @@ def fails(build: Callable[[], object], *parts: str) -> None:
     del caught  # it would hold the frames, and with them a loader's workers
     assert "\n" not in message
     assert all(part in message for part in parts), message
+
+
+def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
+    """Philox4x32-10 in plain integers, an independent reference."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        first, second = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        c = [second >> 32 ^ c[1] ^ k[0], second & 0xFFFFFFFF, first >> 32 ^ c[3] ^ k[1], first & 0xFFFFFFFF]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c
+
+
+def epoch_order(size: int, draws: int, epoch: int, seed: int, stream: int = ORDER) -> list[int]:
+    """The samples of an epoch: permutations by 64-bit keys, one after the other, the last one cut."""
+    result: list[int] = []
+    while len(result) < draws:
+        keys = [philox([len(result) + i, 0, epoch, stream], [seed, 0]) for i in range(size)]
+        result += sorted(range(size), key=lambda i: (keys[i][0] << 32) | keys[i][1])
+    return result[:draws]

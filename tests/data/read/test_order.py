@@ -1,34 +1,15 @@
 import numpy as np
 import pytest
+from streams import epoch_order
 
 from hpcdistill.data.read import order as order_module
 from hpcdistill.data.read.order import SampleOrder
 
 
-def scalar_philox(counter: list[int], key: list[int]) -> list[int]:
-    """Philox4x32-10 in plain integers, an independent reference."""
-    c, k = list(counter), list(key)
-    for _ in range(10):
-        first, second = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
-        c = [second >> 32 ^ c[1] ^ k[0], second & 0xFFFFFFFF, first >> 32 ^ c[3] ^ k[1], first & 0xFFFFFFFF]
-        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
-    return c
-
-
-def reference_epoch(size: int, seed: int, epoch: int, draws: int) -> list[int]:
-    """The definition: permutations by 64-bit keys, one after the other, the last one cut."""
-    result: list[int] = []
-    while len(result) < draws:
-        start = len(result)
-        keys = [scalar_philox([start + i, 0, epoch, 1], [seed, 0]) for i in range(size)]
-        result += sorted(range(size), key=lambda i: (keys[i][0] << 32) | keys[i][1])
-    return result[:draws]
-
-
 @pytest.mark.parametrize(("size", "samples_per_epoch"), [(7, None), (7, 7), (7, 18), (7, 4), (1, 3), (30, 61)])
 def test_order_follows_its_definition(size: int, samples_per_epoch: int | None) -> None:
     draws = samples_per_epoch or size
-    expected = [sample for epoch in range(3) for sample in reference_epoch(size, 5, epoch, draws)]
+    expected = [sample for epoch in range(3) for sample in epoch_order(size, draws, epoch, 5)]
     assert SampleOrder(size, 5, samples_per_epoch).indices(0, 3 * draws).tolist() == expected
 
 

@@ -1,19 +1,25 @@
-import hashlib
-import io
-import tarfile
-from collections.abc import Callable, Sequence
+"""Batches of patches against the images they are cut from, their order, and the choice of the reader."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from packed_sets import Rgb, noise, write_set
+from serving import Server
+from streams import fails
+from streams import same_batch as same
 
 from hpcdistill.data.config import DataConfig
-from hpcdistill.data.index import Index, Member, Sample, Shard
+from hpcdistill.data.index import Kind
 from hpcdistill.data.needs import Needs
-from hpcdistill.data.read.reader import PatchReader
+from hpcdistill.data.read.reader import PatchReader, Reader, TranslationReader, open_reader
+from hpcdistill.data.read.stream import StreamReader
 from hpcdistill.errors import UserError
 
 LUMA = Needs(kind="lr-hr", scale=4, lr_scales=(2, 4))
@@ -21,29 +27,10 @@ RGB = Needs(kind="lr-hr", scale=4, lr_scales=(2, 4), channels=3)
 SIZES = ((24, 32), (20, 28), (16, 16), (40, 24), (16, 20), (28, 20), (24, 24))
 
 
-def pack(folder: Path, images: Sequence[np.ndarray], scales: Sequence[int] = (2, 4), shard_size: int = 3) -> Path:
-    """A packed set whose LR images are every s-th pixel of HR; members lie where tarfile says they lie."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shards, samples = [], []
-    for number in range(0, len(images), shard_size):
-        path = folder / f"part-{len(shards):06d}.tar"
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for at, image in enumerate(images[number : number + shard_size], start=number):
-                for suffix, scale in (("hr.png", 1), *((f"lr{s}.png", s) for s in scales)):
-                    content = io.BytesIO()
-                    Image.fromarray(image[::scale, ::scale]).save(content, "PNG")
-                    entry = tarfile.TarInfo(f"{at:04d}.{suffix}")
-                    entry.size = len(content.getvalue())
-                    tar.addfile(entry, io.BytesIO(content.getvalue()))
-        with tarfile.open(path) as tar:
-            places = {entry.name: (entry.offset_data, entry.size) for entry in tar}
-        for at, image in enumerate(images[number : number + shard_size], start=number):
-            members = {}
-            for suffix, scale in (("hr.png", 1), *((f"lr{s}.png", s) for s in scales)):
-                members[suffix] = Member(*places[f"{at:04d}.{suffix}"], *image[::scale, ::scale].shape[:2])
-            samples.append(Sample(f"{at:04d}", f"photo{at}.png", len(shards), members))
-        shards.append(Shard(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()))
-    Index("test", "train", "lr-hr", tuple(scales), "none", "test", tuple(shards), tuple(samples)).save(folder)
+def pack(folder: Path, images: Sequence[Rgb], scales: Sequence[int] = (2, 4)) -> Path:
+    """A packed set whose LR images are every s-th pixel of HR."""
+    samples = [{"hr.png": image} | {f"lr{s}.png": image[::s, ::s] for s in scales} for image in images]
+    write_set(folder, "lr-hr", samples, scales=scales)
     return folder
 
 
@@ -68,10 +55,6 @@ def reader(folders: Path | Sequence[Path], needs: Needs = LUMA, **options: objec
     config = DataConfig(**{"patch": 8, **options})
     folders = [folders] if isinstance(folders, Path) else list(folders)
     return PatchReader(folders, needs, config, **{"seed": 0, "batch_size": 8, **loop})
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def dihedral(image: np.ndarray) -> list[np.ndarray]:
@@ -232,20 +215,11 @@ def test_seed_changes_order_and_augmentation(packed: Path) -> None:
 # What the user did wrong.
 
 
-def fails(build: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(UserError) as caught:
-        build()
-    message = str(caught.value)
-    del caught  # it would hold the frames, and with them a loader's workers, in a cycle that only slowly ends
-    assert "\n" not in message
-    assert all(part in message for part in parts), message
-
-
 def test_wrong_numbers_are_named_with_a_valid_one(packed: Path) -> None:
     fails(lambda: reader(packed, batch_size=10, ranks=4), "train.batch_size=10", "4 ranks", "use 8")
     fails(lambda: reader(packed, batch_size=3, ranks=8), "use 8")
     fails(lambda: reader(packed, patch=10), "data.patch=10", "multiple of 4", "use 8")
-    fails(lambda: reader(packed, patch=20), "'photo2.png' is 16x16", "(and 1 more)", "data.patch=16 or less")
+    fails(lambda: reader(packed, patch=20), "'image2' is 16x16", "(and 1 more)", "data.patch=16 or less")
     three = Needs(kind="lr-hr", scale=3, lr_scales=(3,))
     fails(lambda: reader(packed, three, patch=9), str(packed), "scale 3", "it has: 2, 4")
     fails(lambda: reader([]), "data.train")
@@ -259,7 +233,7 @@ def test_small_images_are_left_out_and_named_on_request(
     loader = reader(packed, RGB, patch=20, on_error="skip", cache=cache, batch_size=5)
     said = capsys.readouterr().err
     assert "2 of 7 images" in said
-    assert "photo2.png, photo4.png" in said
+    assert "image2, image4" in said
     samples, tops, lefts, _ = loader.draws(0, 5)
     assert sorted(samples) == [0, 1, 3, 5, 6]
     for found, sample, top, left in zip(loader[0]["hr"].numpy(), samples, tops, lefts, strict=True):
@@ -270,14 +244,14 @@ def test_small_images_are_left_out_and_named_on_request(
 
 def test_missing_and_damaged_shards_are_named(images: list[np.ndarray], tmp_path: Path) -> None:
     folder = pack(tmp_path, images)
-    shard = folder / "part-000001.tar"
+    shard = folder / "shard-00001.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[:-512])
     fails(lambda: reader(folder), str(shard), "instead of the index's", "pack the data set again")
     shard.unlink()
     fails(lambda: reader(folder), str(shard), "missing")
     shard.write_bytes(b"\0" * len(content))  # right length, no images: found when it is decoded
-    parts = (str(shard), "of sample 'photo", "cannot be decoded", "shards/verify.py")
+    parts = (str(shard), "of sample 'image", "cannot be decoded", "shards/verify.py")
     fails(lambda: reader(folder, cache="ram"), *parts)
     broken = reader(folder)
     fails(lambda: [broken[step] for step in range(3)], *parts)
@@ -289,7 +263,7 @@ def test_image_of_another_size_than_recorded_is_refused(images: list[np.ndarray]
     index = (folder / "index.json").read_text()
     assert '"height": 40' in index
     (folder / "index.json").write_text(index.replace('"height": 40', '"height": 44'))
-    fails(lambda: reader(folder, cache="ram"), "photo3.png", "instead of the index's")
+    fails(lambda: reader(folder, cache="ram"), "'image3'", "instead of the index's")
 
 
 def test_ram_that_does_not_suffice_is_said_before_decoding(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,3 +283,65 @@ def test_ram_that_does_not_suffice_is_said_before_decoding(packed: Path, monkeyp
 def test_config_takes_one_folder_or_several() -> None:
     assert DataConfig(train="a").train == ("a",)
     assert DataConfig(train=["a", "b"]).train == ("a", "b")
+
+
+# The reader that a configuration asks for, and where it reads.
+
+SUFFIXES: dict[Kind, tuple[tuple[str, ...], ...]] = {
+    "lr-hr": (("hr.png",), ("hr.png",)),
+    "paired": (("a.png", "b.png"), ("ab.png",)),
+    "unpaired": (("a.png",), ("b.png",)),
+}
+
+
+@pytest.fixture(params=list(SUFFIXES))
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return request.param
+
+
+@pytest.fixture
+def small_set(tmp_path: Path, kind: Kind) -> Path:
+    """Four samples of random images, in a folder of the kind's name."""
+    samples = [{name: noise(16, 16, n) for name in SUFFIXES[kind][n // 2]} for n in range(4)]
+    write_set(tmp_path / kind, kind, samples, shard_samples=1)
+    return tmp_path / kind
+
+
+def opened(place: object, kind: Kind, **options: Any) -> Reader:
+    config = DataConfig(**{"patch": 8, "load_size": 12, "crop": 8, **options})
+    return open_reader([str(place)], Needs(kind=kind, channels=3), config, seed=3, batch_size=4, rank=1, ranks=2)
+
+
+def test_reader_and_kind_choose(small_set: Path, kind: Kind) -> None:
+    indexed = opened(small_set, kind)
+    assert type(indexed) is (PatchReader if kind == "lr-hr" else TranslationReader)
+    streamed = opened(small_set, kind, reader="stream")
+    assert type(streamed) is StreamReader
+    assert indexed.samples == streamed.samples == (2 if kind == "unpaired" else 4)
+    for reader in (indexed, streamed):
+        batches = list(reader.loader(0, 3, workers=1))
+        assert len(batches) == 3
+        assert [tuple(tensor.shape) for tensor in batches[0].values()] == [(2, 3, 8, 8)] * len(batches[0])
+        assert batches[0].keys() == ({"hr"} if kind == "lr-hr" else {"a", "b"})
+
+
+@pytest.mark.parametrize("reader", ["indexed", "stream"])
+def test_a_staged_set_gives_the_same_batches(small_set: Path, kind: Kind, reader: str, tmp_path: Path) -> None:
+    expected = list(opened(small_set, kind, reader=reader).loader(0, 4))
+    with Server(small_set) as server:
+        staged = opened(server.address(), kind, reader=reader, stage=str(tmp_path / "scratch"))
+        asked = len(server.requests)
+        found = list(staged.loader(0, 4))
+        assert len(server.requests) == asked  # all is read from the copy
+    for one, other in zip(expected, found, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_address_needs_the_stream(small_set: Path, kind: Kind) -> None:
+    with Server(small_set) as server, pytest.raises(UserError) as caught:
+        opened(server.address(), kind)
+    message = str(caught.value)
+    for part in (server.address(), "data.reader=stream", "data.stage=FOLDER", "shards/stage.py ADDRESS --to FOLDER"):
+        assert part in message
+    with pytest.raises(UserError, match="http"):
+        opened("s3://bucket/set", kind)

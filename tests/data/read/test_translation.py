@@ -16,6 +16,8 @@ import pytest
 import torch
 from packed_sets import Rgb, noise, numbered, write_set
 from PIL import Image
+from streams import epoch_order, fails, philox
+from streams import same_batch as same
 
 from hpcdistill.data import images as images_module
 from hpcdistill.data.config import DataConfig
@@ -74,28 +76,7 @@ def reader(folders: Path | Sequence[Path], kind: Kind = "paired", **options: Any
     return TranslationReader(folders, Needs(kind=kind), config, **{"seed": 3, "batch_size": 1, **loop})
 
 
-def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-# An independent reference: Philox in plain integers, tarfile, Pillow.
-
-
-def philox(counter: list[int], seed: int) -> list[int]:
-    c, k = list(counter), [seed, 0]
-    for _ in range(10):
-        first, second = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
-        c = [second >> 32 ^ c[1] ^ k[0], second & 0xFFFFFFFF, first >> 32 ^ c[3] ^ k[1], first & 0xFFFFFFFF]
-        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
-    return c
-
-
-def order(size: int, draws: int, epoch: int, seed: int, stream: int) -> list[int]:
-    result: list[int] = []
-    while len(result) < draws:
-        keys = [philox([len(result) + i, 0, epoch, stream], seed) for i in range(size)]
-        result += sorted(range(size), key=lambda i: (keys[i][0] << 32) | keys[i][1])
-    return result[:draws]
+# An independent reference: Philox in plain integers (`epoch_order`), tarfile, Pillow.
 
 
 def domains_by_hand(folder: Path) -> tuple[list[Image.Image], list[Image.Image]]:
@@ -124,11 +105,11 @@ def by_hand(
     one, other = domains_by_hand(folder)
     epoch, place = divmod(draw, max(len(one), len(other)))
     length = max(len(one), len(other))
-    a = order(len(one), length, epoch, seed, ORDER)[place]
-    b = a if kind == "paired" else order(len(other), length, epoch, seed, ORDER_OF_TARGETS)[place]
+    a = epoch_order(len(one), length, epoch, seed, ORDER)[place]
+    b = a if kind == "paired" else epoch_order(len(other), length, epoch, seed, ORDER_OF_TARGETS)[place]
     result = {}
     for name, image, part in (("a", one[a], 0), ("b", other[b], 0 if kind == "paired" else 1)):
-        words = philox([draw, 0, part, AUGMENTATION], seed)
+        words = philox([draw, 0, part, AUGMENTATION], [seed, 0])
         top, left = (word * (load - crop + 1) >> 32 for word in words[:2])
         cut = image.resize((load, load), Image.Resampling.BICUBIC).crop((left, top, left + crop, top + crop))
         if flip and words[2] >> 31:
@@ -337,15 +318,6 @@ def test_real_pairs(test_data: Path, tmp_path: Path) -> None:
 
 
 # What is wrong with the configuration or the data.
-
-
-def fails(build: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(UserError) as caught:
-        build()
-    message = str(caught.value)
-    del caught  # it would hold the frames, and with them a loader's workers
-    assert "\n" not in message
-    assert all(part in message for part in parts), message
 
 
 def test_wrong_numbers_and_sets_are_named_with_a_remedy(sets: dict[str, Path], tmp_path: Path) -> None:
