@@ -1,15 +1,17 @@
-"""The PatchGAN: parameters and function by hand, activations, and what it refuses."""
+"""The PatchGAN, the spectral classifier and the projection: functions by hand, activations, what is refused."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.cost import image_cost
-from hpcdistill.models.discriminator import PatchDiscriminator
+from hpcdistill.models.discriminator import PatchDiscriminator, Projection, SpectralClassifier
+from hpcdistill.training.freezing import Freezer
 
 
 def visible(network: torch.nn.Module) -> torch.nn.Module:
@@ -142,3 +144,75 @@ def test_what_it_refuses() -> None:
         PatchDiscriminator(norm="batchnorm")
     with pytest.raises(UserError, match="ndf is 0; give 1 or more"):
         PatchDiscriminator(ndf=0)
+
+
+# The spectral classifier and the projection.
+
+
+def test_spectral_classifier_by_hand() -> None:
+    torch.manual_seed(2)
+    classifier = SpectralClassifier(43).double()
+    with torch.no_grad():
+        classifier.linear.bias.fill_(0.7)
+        classifier.linear.parametrizations.weight.original.mul_(9)
+    profile = np.random.default_rng(0).random((5, 43))
+    weight = classifier.linear.parametrizations.weight.original.detach().numpy()
+    assert weight.shape == (1, 43)
+    expected = profile @ (weight / np.linalg.norm(weight)).T + 0.7
+    result = classifier(torch.from_numpy(profile))
+    np.testing.assert_allclose(result.detach().numpy(), expected, rtol=1e-10)
+    assert sum(parameter.numel() for parameter in classifier.parameters()) == 44
+
+
+def test_spectral_classifier_stays_in_float32_and_passes_gradients() -> None:
+    classifier = SpectralClassifier(8)
+    profile = torch.rand(2, 8, requires_grad=True)
+    plain = classifier.eval()(profile)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = classifier(profile)
+        from_half = classifier(profile.bfloat16())
+    assert result.dtype == from_half.dtype == torch.float32
+    assert torch.equal(result, plain)
+    result.sum().backward()
+    # the gradient of a linear function is its weight, of length 1
+    assert profile.grad[0].norm().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_a_frozen_pass_moves_no_spectral_state() -> None:
+    torch.manual_seed(0)
+    modules = {"other": nn.Linear(2, 2), "discriminator": SpectralClassifier(9)}
+    classifier = modules["discriminator"]
+    with torch.no_grad():
+        classifier.linear.parametrizations.weight.original.normal_()  # the singular vectors are behind now
+    freezer = Freezer(modules)
+    profile = torch.rand(3, 9)
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    freezer.only("other")
+    classifier(profile)
+    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+    freezer.only("discriminator")
+    classifier(profile)
+    assert any(not torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_projection_by_hand(training: bool) -> None:
+    torch.manual_seed(4)
+    projection = Projection(5, 3).double().train(training)
+    for parameter in projection.parameters():
+        nn.init.normal_(parameter)
+    nn.init.uniform_(projection.body[1].running_var, 0.5, 2)
+    features = np.random.default_rng(1).normal(size=(2, 5, 4, 3))
+    state = {name: value.clone().numpy() for name, value in projection.state_dict().items()}
+    with torch.no_grad():
+        result = projection(torch.from_numpy(features))
+    mixed = np.einsum("oi,bihw->bohw", state["body.0.weight"][:, :, 0, 0], features)
+    mean, variance = state["body.1.running_mean"], state["body.1.running_var"]
+    if training:
+        mean, variance = mixed.mean((0, 2, 3)), mixed.var((0, 2, 3))
+    column = (slice(None), None, None)
+    scaled = (mixed - mean[column]) / np.sqrt(variance[column] + 1e-5) * state["body.1.weight"][column]
+    expected = np.maximum(scaled + state["body.1.bias"][column], 0)
+    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-10, atol=1e-12)
+    assert (expected > 0).any()
+    assert sum(parameter.numel() for parameter in projection.parameters()) == 5 * 3 + 2 * 3

@@ -1,4 +1,4 @@
-"""FSRCNN: its published size, its function against loops in NumPy, its maps and its inference form."""
+"""FSRCNN: its published size, its function against loops in NumPy; what it shares with the others: test_sr_network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from hpcdistill.errors import UserError
 from hpcdistill.models.fsrcnn import FSRCNN
 
 
@@ -67,41 +66,6 @@ def test_forward_equals_loops(scale: int) -> None:
     np.testing.assert_allclose(result[0].numpy(), expected, rtol=1e-12, atol=1e-11)
 
 
-def test_maps_are_what_the_plain_forward_computes() -> None:
-    network = randomised(FSRCNN(3))
-    image = torch.rand(2, 1, 6, 7)
-    result, maps = network(image, maps=("expanding",))
-    assert list(maps) == ["expanding"]
-    assert maps["expanding"].shape == (2, 56, 6, 7)
-    assert torch.equal(result, network(image))
-    assert torch.equal(maps["expanding"], network.features(image, "expanding"))
-    assert maps["expanding"].requires_grad
-    _, all_maps = network(image, maps=FSRCNN.MAPS)
-    assert {name: map_.shape[1] for name, map_ in all_maps.items()} == network.map_channels
-    for name, map_ in all_maps.items():
-        assert torch.equal(map_, network.features(image, name))
-
-
-def test_features_stops_before_the_deconvolution() -> None:
-    network = FSRCNN(2)
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("the deconvolution was computed")
-
-    network.upsampling.register_forward_pre_hook(refuse)
-    assert network.features(torch.rand(1, 1, 4, 4), "expanding").shape == (1, 56, 4, 4)
-
-
-def test_unknown_map_names_the_valid_ones() -> None:
-    network = FSRCNN(2)
-    for call in (
-        lambda: network(torch.rand(1, 1, 4, 4), maps=("expand",)),
-        lambda: network.features(torch.rand(1, 1, 4, 4), "expand"),
-    ):
-        with pytest.raises(ValueError, match="'expand'; valid: feature, shrinking, mapping, expanding"):
-            call()
-
-
 def test_initial_values() -> None:
     torch.manual_seed(0)
     network = FSRCNN(2, channels=3)
@@ -110,56 +74,3 @@ def test_initial_values() -> None:
         assert not stage[0].bias.any()
         assert stage[1].weight.tolist() == [0.25]
     assert network.upsampling.conv.weight.std().item() == pytest.approx(0.001, rel=0.05)
-
-
-@pytest.mark.parametrize("scale", [2, 3, 4])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("size", [(11, 17), (8, 8)])
-def test_deploy_is_the_same_function(scale: int, dtype: torch.dtype, tolerance: float, size: tuple[int, int]) -> None:
-    network = FSRCNN(scale).to(dtype).train()
-    torch.nn.init.normal_(network.upsampling.conv.weight)
-    torch.nn.init.normal_(network.upsampling.conv.bias)
-    deployed = network.deploy()
-    image = torch.rand(2, 1, *size, dtype=dtype)
-    with torch.no_grad():
-        expected, result = network(image), deployed(image)
-    assert (result - expected).abs().max() <= tolerance * expected.abs().max()
-    assert network.training
-    assert not deployed.training
-    assert not any(isinstance(module, torch.nn.ConvTranspose2d) for module in deployed.modules())
-
-
-def test_deployed_copy_can_be_rebuilt_and_leaves_the_original_alone() -> None:
-    network = randomised(FSRCNN(4, channels=3))
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    deployed = network.deploy()
-    assert deployed.arguments["upsampling"] == "subpixel"
-    assert network.arguments["upsampling"] == "transposed"
-    rebuilt = FSRCNN(**deployed.arguments)
-    rebuilt.load_state_dict(deployed.state_dict())
-    image = torch.rand(1, 3, 5, 6)
-    assert torch.equal(rebuilt(image), deployed(image))
-    assert torch.equal(deployed.deploy()(image), deployed(image))
-    with torch.no_grad():
-        for parameter in deployed.parameters():
-            parameter.zero_()
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
-def test_every_parameter_gets_a_gradient() -> None:
-    network = randomised(FSRCNN(2))
-    network(torch.rand(1, 1, 6, 6)).abs().mean().backward()
-    assert [name for name, parameter in network.named_parameters() if not parameter.grad.abs().sum()] == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"scale": 0}, "scale is 0"),
-        ({"scale": 2, "channels": 0}, "channels is 0"),
-        ({"scale": 2, "upsampling": "transpose"}, "did you mean 'transposed'"),
-    ],
-)
-def test_impossible_arguments(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        FSRCNN(**arguments)

@@ -200,22 +200,6 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("separable", [False, True])
-def test_channels_last_and_half_precision(separable: bool) -> None:
-    torch.manual_seed(0)
-    network = ResNetGenerator(8, 2, separable)
-    image = torch.rand(2, 3, 16, 16) * 2 - 1
-    expected = network(image)
-    last = network.to(memory_format=torch.channels_last)(image.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(last, expected, rtol=1e-3, atol=1e-4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half, maps = network(image, maps=("down2",))
-        loss = half.float().square().mean() + maps["down2"].float().mean()
-    loss.backward()
-    assert (half.float() - expected).abs().mean() < 0.05
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
-
-
 @pytest.mark.parametrize(("size", "nearest"), [((10, 16), "8x16 or 12x16"), ((3, 9), "8x8 or 8x12"), ((4, 8), "8x8")])
 def test_sizes_that_do_not_fit(size: tuple[int, int], nearest: str) -> None:
     network = ResNetGenerator(2, 1)
@@ -224,20 +208,3 @@ def test_sizes_that_do_not_fit(size: tuple[int, int], nearest: str) -> None:
         with pytest.raises(UserError) as caught:
             refused()
         assert str(caught.value).endswith(f"multiples of 4 of at least 8, not {size[0]}x{size[1]}; nearest: {nearest}")
-
-
-@pytest.mark.parametrize("key", ["ngf", "blocks", "channels_in", "channels_out"])
-def test_impossible_arguments(key: str) -> None:
-    with pytest.raises(UserError, match=f"ResNetGenerator: {key} is 0; give 1 or more"):
-        ResNetGenerator(**{key: 0})
-
-
-def test_deploy_is_a_copy_in_eval_mode() -> None:
-    network = ResNetGenerator(2, 1).train()
-    deployed = network.deploy()
-    image = torch.rand(1, 3, 8, 8)
-    assert torch.equal(deployed(image), network(image))
-    assert network.training
-    assert not deployed.training
-    assert not {id(parameter) for parameter in network.parameters()} & {id(p) for p in deployed.parameters()}
-    assert deployed.arguments == network.arguments

@@ -184,21 +184,6 @@ def test_gradients_are_numerically_right() -> None:
     assert torch.autograd.gradcheck(everything, (image,))
 
 
-def test_channels_last_and_half_precision() -> None:
-    torch.manual_seed(0)
-    network = UNetGenerator(8, 4)
-    image = torch.rand(2, 3, 32, 32) * 2 - 1
-    expected = network(image)
-    last = network.to(memory_format=torch.channels_last)(image.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(last, expected, rtol=1e-3, atol=1e-4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half, maps = network(image, maps=("up2",))
-        loss = half.float().square().mean() + maps["up2"].float().mean()
-    loss.backward()
-    assert (half.float() - expected).abs().mean() < 0.05
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
-
-
 @pytest.mark.parametrize(
     ("levels", "size", "message"),
     [
@@ -216,11 +201,3 @@ def test_sizes_that_do_not_fit(levels: int, size: tuple[int, int], message: str)
             refused()
         assert str(caught.value).startswith(f"UNetGenerator with {levels} levels takes images")
         assert str(caught.value).endswith(message)
-
-
-def test_impossible_arguments() -> None:
-    for key in ("ngf", "levels", "channels_in", "channels_out"):
-        with pytest.raises(UserError, match=f"UNetGenerator: {key} is 0; give 1 or more"):
-            UNetGenerator(**{key: 0})
-    with pytest.raises(UserError, match="levels is 1; give 2 or more"):
-        UNetGenerator(levels=1)

@@ -92,16 +92,22 @@ def test_unknown_map_names_the_network_and_the_valid_ones(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_deploy_is_the_same_function_in_a_copy(name: str, scale: int, channels: int) -> None:
-    network = build(name, scale, channels).train()
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_deploy_is_the_same_function_in_a_copy(
+    name: str, scale: int, channels: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    network = build(name, scale, channels).to(dtype).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     deployed = network.deploy()
     assert (network.training, deployed.training) == (True, False)
     assert not any(isinstance(module, torch.nn.ConvTranspose2d) for module in deployed.modules())
-    image = torch.rand(2, channels, 11, 9)
+    image = torch.rand(2, channels, 11, 9, dtype=dtype)
     with torch.no_grad():
         expected, result = network(image), deployed(image)
-    assert (result - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert torch.equal(deployed.deploy()(image), result)
+    assert (result - expected).abs().max() <= tolerance * expected.abs().max()
+    if name != "vdsr":
+        assert (network.arguments["upsampling"], deployed.arguments["upsampling"]) == ("transposed", "subpixel")
     with torch.no_grad():
         for parameter in deployed.parameters():
             parameter.zero_()
@@ -185,6 +191,8 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     ("name", "arguments", "message"),
     [
         ("vdsr", {"scale": 0}, "VDSR: scale is 0; give 1 or more"),
+        ("fsrcnn", {"scale": 2, "channels": 0}, "FSRCNN: channels is 0"),
+        ("fsrcnn", {"scale": 2, "upsampling": "transpose"}, "did you mean 'transposed'"),
         ("idn", {"scale": 2, "channels": -1}, "IDN: channels is -1"),
         ("idn", {"scale": 2, "upsampling": "subpixels"}, "IDN: upsampling is 'subpixels'; did you mean 'subpixel'"),
     ],

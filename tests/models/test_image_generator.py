@@ -1,8 +1,9 @@
-"""Initial weights, projection, spectral classifier, building by name, saving: what the GAN networks share."""
+"""What holds for every image-to-image generator: building by name, first weights, memory formats, copies, saving."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,11 @@ import torch
 from torch import nn
 
 from hpcdistill.errors import UserError
-from hpcdistill.models.discriminator import PatchDiscriminator, Projection, SpectralClassifier
-from hpcdistill.models.image_generator import build_generator, init_gan
+from hpcdistill.models.discriminator import PatchDiscriminator, Projection
+from hpcdistill.models.image_generator import ImageGenerator, build_generator, init_gan
 from hpcdistill.models.registry import load_generator, load_weights, save_generator
 from hpcdistill.models.resnet_generator import ResNetGenerator
 from hpcdistill.models.unet_generator import UNetGenerator
-from hpcdistill.training.freezing import Freezer
 
 
 def fresh(kind: str) -> nn.Module:
@@ -75,81 +75,6 @@ def test_a_spectral_weight_is_drawn_before_its_normalisation() -> None:
     assert not layer.bias.any()
 
 
-# --- spectral classifier ---------------------------------------------------------------------------------------------
-
-
-def test_spectral_classifier_by_hand() -> None:
-    torch.manual_seed(2)
-    classifier = SpectralClassifier(43).double()
-    with torch.no_grad():
-        classifier.linear.bias.fill_(0.7)
-        classifier.linear.parametrizations.weight.original.mul_(9)
-    profile = np.random.default_rng(0).random((5, 43))
-    weight = classifier.linear.parametrizations.weight.original.detach().numpy()
-    assert weight.shape == (1, 43)
-    expected = profile @ (weight / np.linalg.norm(weight)).T + 0.7
-    result = classifier(torch.from_numpy(profile))
-    np.testing.assert_allclose(result.detach().numpy(), expected, rtol=1e-10)
-    assert sum(parameter.numel() for parameter in classifier.parameters()) == 44
-
-
-def test_spectral_classifier_stays_in_float32_and_passes_gradients() -> None:
-    classifier = SpectralClassifier(8)
-    profile = torch.rand(2, 8, requires_grad=True)
-    plain = classifier.eval()(profile)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = classifier(profile)
-        from_half = classifier(profile.bfloat16())
-    assert result.dtype == from_half.dtype == torch.float32
-    assert torch.equal(result, plain)
-    result.sum().backward()
-    # the gradient of a linear function is its weight, of length 1
-    assert profile.grad[0].norm().item() == pytest.approx(1, rel=1e-5)
-
-
-def test_a_frozen_pass_moves_no_spectral_state() -> None:
-    torch.manual_seed(0)
-    modules = {"other": nn.Linear(2, 2), "discriminator": SpectralClassifier(9)}
-    classifier = modules["discriminator"]
-    with torch.no_grad():
-        classifier.linear.parametrizations.weight.original.normal_()  # the singular vectors are behind now
-    freezer = Freezer(modules)
-    profile = torch.rand(3, 9)
-    before = {name: value.clone() for name, value in classifier.state_dict().items()}
-    freezer.only("other")
-    classifier(profile)
-    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
-    freezer.only("discriminator")
-    classifier(profile)
-    assert any(not torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
-
-
-# --- projection ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_projection_by_hand(training: bool) -> None:
-    torch.manual_seed(4)
-    projection = Projection(5, 3).double().train(training)
-    for parameter in projection.parameters():
-        nn.init.normal_(parameter)
-    nn.init.uniform_(projection.body[1].running_var, 0.5, 2)
-    features = np.random.default_rng(1).normal(size=(2, 5, 4, 3))
-    state = {name: value.clone().numpy() for name, value in projection.state_dict().items()}
-    with torch.no_grad():
-        result = projection(torch.from_numpy(features))
-    mixed = np.einsum("oi,bihw->bohw", state["body.0.weight"][:, :, 0, 0], features)
-    mean, variance = state["body.1.running_mean"], state["body.1.running_var"]
-    if training:
-        mean, variance = mixed.mean((0, 2, 3)), mixed.var((0, 2, 3))
-    column = (slice(None), None, None)
-    scaled = (mixed - mean[column]) / np.sqrt(variance[column] + 1e-5) * state["body.1.weight"][column]
-    expected = np.maximum(scaled + state["body.1.bias"][column], 0)
-    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-10, atol=1e-12)
-    assert (expected > 0).any()
-    assert sum(parameter.numel() for parameter in projection.parameters()) == 5 * 3 + 2 * 3
-
-
 # --- by name, saved and loaded ---------------------------------------------------------------------------------------
 
 
@@ -195,3 +120,57 @@ def test_weights_of_another_depth_are_refused() -> None:
         load_weights(
             build_generator("unet", ngf=2, levels=4), build_generator("unet", ngf=2, levels=3).state_dict(), "x"
         )
+
+
+# --- whatever its layers are -----------------------------------------------------------------------------------------
+
+NETWORKS = [
+    (ResNetGenerator, {"blocks": 2, "separable": False}),
+    (ResNetGenerator, {"blocks": 2, "separable": True}),
+    (UNetGenerator, {"levels": 4}),
+]
+
+
+@pytest.mark.parametrize(("kind", "arguments"), NETWORKS)
+def test_channels_last_and_half_precision(kind: type[ImageGenerator], arguments: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    network = kind(ngf=8, **arguments)
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    expected = network(image)
+    last = network.to(memory_format=torch.channels_last)(image.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(last, expected, rtol=1e-3, atol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half, maps = network(image, maps=network.MAPS[-1:])
+        loss = half.float().square().mean() + maps[network.MAPS[-1]].float().mean()
+    loss.backward()
+    assert (half.float() - expected).abs().mean() < 0.05
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(("kind", "arguments"), NETWORKS)
+def test_deploy_is_a_copy_in_eval_mode(kind: type[ImageGenerator], arguments: dict[str, Any]) -> None:
+    network = kind(ngf=2, **arguments).train()
+    deployed = network.deploy()
+    image = torch.rand(1, 3, 16, 16)
+    assert network.training
+    assert not deployed.training
+    assert torch.equal(deployed(image), network.eval()(image))
+    assert not {id(parameter) for parameter in network.parameters()} & {id(p) for p in deployed.parameters()}
+    assert deployed.arguments == network.arguments
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        *((ResNetGenerator, key) for key in ("ngf", "blocks", "channels_in", "channels_out")),
+        *((UNetGenerator, key) for key in ("ngf", "levels", "channels_in", "channels_out")),
+    ],
+)
+def test_impossible_arguments(kind: type[ImageGenerator], key: str) -> None:
+    with pytest.raises(UserError, match=f"{kind.__name__}: {key} is 0; give 1 or more"):
+        kind(**{key: 0})
+
+
+def test_a_single_level_is_refused() -> None:
+    with pytest.raises(UserError, match="levels is 1; give 2 or more"):
+        UNetGenerator(levels=1)
