@@ -1,9 +1,9 @@
 """Staging: a packed data set on node-local scratch, copied and verified once a node.
 
 A staged set is the folder `<recipe>-<split>-<12 hex digits of the index digest>` with the shards and, written last, an
-index.json with the bytes of the source's. `.staged.json` holds size and modification time of each shard as they were
-when its sha256 was right: while both are the same, nothing is read again. `.staged.lock` is locked in two places:
-its first byte by the one process that copies, its second by every process that uses the set, until that ends.
+index.json with the bytes of the source's. `.staged.json` holds the size and modification time that each shard had when
+its sha256 was right: while both are the same, the shard is not read again. Of `.staged.lock`, the one process that
+copies locks the first byte; each process that uses the set locks the second byte until it ends.
 """
 
 from __future__ import annotations
@@ -156,7 +156,10 @@ def _complete(
         missing = [shard for shard in suspects if stamps[shard.name] is None]
         needed = sum(shard.length for shard in missing) + len(content)
         if missing:
-            _check_space(folder, needed)
+            free = shutil.disk_usage(folder).free
+            if needed > free:
+                room = f"staging needs {megabytes(needed)}, {megabytes(free)} are free"
+                raise UserError(f"{folder}: {room}; free some space, {_REMEDY}")
             size = f"{len(missing)} of {len(index.shards)} shards, {megabytes(needed)}"
             say(f"{folder}: staging {size}, from {called(place)}")
         with closing(_in_threads(copy, missing, stop, f"staging {folder.name}")) as copied:
@@ -198,13 +201,6 @@ def _in_threads(work: Callable[[Shard], T], shards: Sequence[Shard], stop: threa
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        room = f"staging needs {megabytes(needed)}, {megabytes(free)} are free"
-        raise UserError(f"{folder}: {room}; free some space, {_REMEDY}")
 
 
 @contextmanager
