@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from hpcdistill.errors import UserError, nearest
 
-Maps = Mapping[str, Tensor]  # layer -> [B, C, H, W]
+LayerMaps = Mapping[str, Tensor]  # layer -> [B, C, H, W]
 
 ADVERSARIAL = ("lsgan", "hinge", "vanilla")  # CycleGAN's, Pix2Pix's, and equation 8 as printed
 
@@ -32,7 +32,7 @@ def l1(image: Tensor, target: Tensor) -> Tensor:
 # Perceptual distillation, on VGG16's maps of two images: sums over the layers of mean absolute differences.
 
 
-def style(maps_student: Maps, maps_teacher: Maps) -> Tensor:
+def style(maps_student: LayerMaps, maps_teacher: LayerMaps) -> Tensor:
     """Sum over layers of mean |Gram(S) - Gram(T)| (0-dim), equation 10; the same layers in both."""
     distances = []
     for student, teacher in _pairs(maps_student, maps_teacher):
@@ -41,7 +41,7 @@ def style(maps_student: Maps, maps_teacher: Maps) -> Tensor:
     return torch.stack(distances).sum()
 
 
-def feature(maps_student: Maps, maps_teacher: Maps) -> Tensor:
+def feature(maps_student: LayerMaps, maps_teacher: LayerMaps) -> Tensor:
     """Sum over layers of mean |S - T| (0-dim), equation 11; the same layers in both."""
     return torch.stack([l1(student, teacher) for student, teacher in _pairs(maps_student, maps_teacher)]).sum()
 
@@ -61,12 +61,12 @@ def gram(x: Tensor) -> Tensor:
 # frozen networks make of the shifted and projected maps h(f(G_i)).
 
 
-def dcd(activations_student: Maps, activations_teacher: Maps) -> Tensor:
+def dcd(activations_student: LayerMaps, activations_teacher: LayerMaps) -> Tensor:
     """Sum over layers of mean |D_k(h(f(G_i^S))) - D_k(h(f(G_i^T)))| (0-dim), equation 12; D's k-th activations."""
     return feature(activations_student, activations_teacher)
 
 
-def spectral(logits_student: Maps, logits_teacher: Maps) -> Tensor:
+def spectral(logits_student: LayerMaps, logits_teacher: LayerMaps) -> Tensor:
     """Sum over layers of mean |SC(phi(h(f(G_i^S)))) - SC(phi(h(f(G_i^T))))| (0-dim), equation 13; layer -> `[B, 1]`.
 
     SC's logits of the maps' radial spectra. The equation's outer sum runs over D's layers k, on which nothing in it
@@ -126,7 +126,7 @@ def _check_same_shape(first: Tensor, *others: Tensor) -> None:
             )
 
 
-def _pairs(maps_student: Maps, maps_teacher: Maps) -> list[tuple[Tensor, Tensor]]:
+def _pairs(maps_student: LayerMaps, maps_teacher: LayerMaps) -> list[tuple[Tensor, Tensor]]:
     """(student's, teacher's) of each layer; ValueError unless both have the same layers, one at least."""
     if not maps_student or maps_student.keys() != maps_teacher.keys():
         raise ValueError(

@@ -1,6 +1,6 @@
 """Crops, flips and rotations: what a draw's random words make of images, and the batches that come of it.
 
-`Patches` cuts those of `lr-hr` sets, `Crops` those of image-to-image sets, for the indexed readers and for the stream:
+`Patches` are those of `lr-hr` sets, `PairCrops` those of image-to-image sets, for the indexed readers and the stream:
 what a draw does depends on the seed and its number alone, and not on how its images are read.
 """
 
@@ -25,7 +25,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.ops.colour import luma_uint8
 
 Rgb = NDArray[np.uint8]  # [H, W, 3]
-Pixels = NDArray[Any]  # [C, H, W]: float32 luma (C = 1) or uint8 RGB (C = 3)
+Planes = NDArray[Any]  # [C, H, W]: float32 luma (C = 1) or uint8 RGB (C = 3)
 Draws = NDArray[np.int64]  # [numbers of a draw, draws]
 
 # An element of the square's symmetry group: transpose first, then reverse rows, then reverse columns.
@@ -88,7 +88,7 @@ class Patches:
         tops, lefts = below(rows, starts[:, 0]) * self._grid, below(columns, starts[:, 1]) * self._grid
         return np.stack((tops, lefts, self._operations[below(operations, len(self._operations))]))
 
-    def batch(self, draws: Draws, cut: Callable[[int, int, int, int, int], Pixels]) -> dict[str, Tensor]:
+    def batch(self, draws: Draws, cut: Callable[[int, int, int, int, int], Planes]) -> dict[str, Tensor]:
         """Patches `[N, C, P, P]` of each of `names`, in [0, 1]; `draws` are the sample, top, left and operation.
 
         `cut(image, sample, top, left, side)` gives the pixels of image number `image` of `names`.
@@ -125,7 +125,7 @@ class Patches:
         )
 
 
-class Crops:
+class PairCrops:
     """Random crops of images that are resized to a square; a pair is cropped and mirrored together."""
 
     def __init__(self, config: DataConfig, seed: int, paired: bool) -> None:
@@ -160,19 +160,19 @@ class Crops:
         return batch
 
 
-def pixels_of(rgb: Rgb, channels: int) -> Pixels:
+def planes_of(rgb: Rgb, channels: int) -> Planes:
     """`[H, W, 3]` as what patches are cut from: luma without rounding (`ops.colour`) for 1 channel, RGB for 3."""
     return luma_uint8(rgb)[None] if channels == 1 else rgb.transpose(2, 0, 1)
 
 
-def _scratch(channels: int, side: int) -> Pixels:
+def _scratch(channels: int, side: int) -> Planes:
     """Space for one patch; its rows are an odd number of cache lines apart, so that a column spreads over the cache."""
     dtype = np.dtype(np.float32 if channels == 1 else np.uint8)
     lines = math.ceil(side * dtype.itemsize / 64) | 1
     return np.empty((channels, side, lines * 64 // dtype.itemsize), dtype)
 
 
-def place_patch(pixels: Pixels, operation: int, scratch: Pixels, target: NDArray[np.float32]) -> None:
+def place_patch(pixels: Planes, operation: int, scratch: Planes, target: NDArray[np.float32]) -> None:
     """Write `pixels` [C, P, P], turned by `operation` and scaled to [0, 1], to `target` [C, P, P].
 
     `scratch` is [C, P, P], of the pixels' type.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from hpcdistill.data.images import MAX_PIXELS, read_packed
 from hpcdistill.data.index import Index, Member, Sample
 from hpcdistill.data.progress import Progress
-from hpcdistill.data.read.augmentation import Pixels, Rgb, pixels_of
+from hpcdistill.data.read.augmentation import Planes, Rgb, planes_of
 from hpcdistill.errors import UserError, plural
 from hpcdistill.ranks.environment import ranks_here
 
@@ -32,7 +32,7 @@ _SHOW_PROGRESS_FROM = 1 << 26  # pixels; decoding fewer is over before anybody w
 
 
 @dataclass(frozen=True)
-class Placed:
+class ImageTable:
     """The images of one role ("hr", "lr4", "a"): arrays of length N instead of objects, for large sets."""
 
     role: str
@@ -47,7 +47,7 @@ class Placed:
 class PatchSource(Protocol):
     """Cuts patches out of a data set's images."""
 
-    def patch(self, image: int, sample: int, top: int, left: int, size: int) -> Pixels:
+    def patch(self, image: int, sample: int, top: int, left: int, size: int) -> Planes:
         """The square patch of image number `image` (in `PackedImages.images`) of `sample`: [C, size, size]."""
 
 
@@ -73,13 +73,13 @@ class PackedImages:
         self._files: dict[int, int] = {}
         self._lock = threading.Lock()
 
-    def patch(self, image: int, sample: int, top: int, left: int, size: int) -> Pixels:
+    def patch(self, image: int, sample: int, top: int, left: int, size: int) -> Planes:
         """Read, decode and cut; see `PatchSource`."""
-        return pixels_of(self.decode(image, sample)[top : top + size, left : left + size], self.channels)
+        return planes_of(self.decode(image, sample)[top : top + size, left : left + size], self.channels)
 
-    def load(self, image: int, sample: int) -> Pixels:
+    def load(self, image: int, sample: int) -> Planes:
         """A whole image: [C, H, W]."""
-        return pixels_of(self.decode(image, sample), self.channels)
+        return planes_of(self.decode(image, sample), self.channels)
 
     def sample(self, row: int, image: int = 0) -> tuple[Path, str]:
         """The shard of an image, by its row in `images[image]`, and the name of what its sample was made from."""
@@ -146,7 +146,7 @@ class DecodedImages:
         self._item = np.dtype(self._type).itemsize
         pixels = sum(int((place.heights * place.widths).sum()) for place in packed.images)
         check_memory(pixels * packed.channels * self._item, len(packed.sources))
-        self._flat: list[Pixels] = []
+        self._flat: list[Planes] = []
         self._starts: list[NDArray[np.int64]] = []  # first element of each sample
         self._heights = [place.heights for place in packed.images]
         self._widths = [place.widths for place in packed.images]
@@ -166,7 +166,7 @@ class DecodedImages:
         load_all(load, len(packed.sources), sum(flat.size for flat in self._flat) // self._channels)
         packed.close()
 
-    def patch(self, image: int, sample: int, top: int, left: int, size: int) -> Pixels:
+    def patch(self, image: int, sample: int, top: int, left: int, size: int) -> Planes:
         """A view into the kept image, no copy; see `PatchSource`."""
         height, width = int(self._heights[image][sample]), int(self._widths[image][sample])
         start = int(self._starts[image][sample]) + top * width + left
@@ -216,7 +216,7 @@ def _check_shard(path: Path, length: int) -> None:
         raise UserError(f"{path}: {path.stat().st_size} bytes instead of the index's {length}; {remedy}")
 
 
-def _place(role: str, folders: Sequence[Path], indices: Sequence[Index]) -> Placed:
+def _place(role: str, folders: Sequence[Path], indices: Sequence[Index]) -> ImageTable:
     rows = []
     shards_before = samples_before = 0
     for folder, index in zip(folders, indices, strict=True):
@@ -228,7 +228,7 @@ def _place(role: str, folders: Sequence[Path], indices: Sequence[Index]) -> Plac
                 rows.append((number, shard, member.offset, member.length, member.height, member.width))
         shards_before += len(index.shards)
         samples_before += len(index.samples)
-    return Placed(role, *np.array(rows, dtype=np.int64).reshape(-1, 6).T.copy())
+    return ImageTable(role, *np.array(rows, dtype=np.int64).reshape(-1, 6).T.copy())
 
 
 def check_member(label: str, sample: Sample, member: Member, index: Index) -> None:

@@ -19,7 +19,7 @@ from hpcdistill.data.counter import ORDER_OF_TARGETS
 from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.fetch.transfer import shown
 from hpcdistill.data.needs import Needs, load_indices
-from hpcdistill.data.read.augmentation import Crops, Draws, Patches
+from hpcdistill.data.read.augmentation import Draws, PairCrops, Patches
 from hpcdistill.data.read.cache import DecodedImages, PackedImages, PatchSource
 from hpcdistill.data.read.domains import DomainImages, DomainSource, ResizedImages
 from hpcdistill.data.read.loader import Batch, StepLoader
@@ -170,7 +170,7 @@ class TranslationReader(IndexedReader):
         domain is empty, or what should be a pair is none.
         """
         super().__init__(BatchShare(batch_size, rank, ranks))
-        self._crops = Crops(config, seed, paired=needs.kind == "paired")
+        self._crops = PairCrops(config, seed, paired=needs.kind == "paired")
         indices = load_indices([str(folder) for folder in folders], needs)
         images = DomainImages(folders, indices, needs.kind, config.direction, config.load_size)
         a, b = (len(domain) for domain in images.domains)

@@ -58,7 +58,7 @@ class PlacedShard:
 
 
 @dataclass(frozen=True)
-class Share:
+class ShardPart:
     """The part of a shard that one slot takes in one pass: every `stride`-th usable sample from number `first` on."""
 
     shard: PlacedShard
@@ -71,7 +71,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Taken:
+class EncodedSample:
     """A sample as it came in: the files of the roles that are needed, not decoded yet."""
 
     sample: Sample
@@ -110,30 +110,30 @@ def placed_shards(places: Sequence[str], indices: Sequence[Index], usable: Colle
     return placed
 
 
-def read_samples(shares: Iterable[Share], roles: Collection[str]) -> Iterator[Taken]:
-    """The samples of each share, with their files of `roles`, in the shard's order.
+def read_samples(parts: Iterable[ShardPart], roles: Collection[str]) -> Iterator[EncodedSample]:
+    """The samples of each part, with their files of `roles`, in the shard's order.
 
     UserError when the shard is not what the index says; only behind its last byte is the checksum known, and its last
     sample is given after that.
     """
-    for share in shares:
-        with closing(_Reading(share.shard)) as reading:
-            last: Taken | None = None
-            for taken in _samples(reading, share, roles):
+    for part in parts:
+        with closing(_Reading(part.shard)) as reading:
+            last: EncodedSample | None = None
+            for sample in _samples(reading, part, roles):
                 if last:
                     yield last
-                last = taken
+                last = sample
             reading.finish()
         if last:
             yield last
 
 
-def _samples(reading: _Reading, share: Share, roles: Collection[str]) -> Iterator[Taken]:
-    samples = share.shard.samples
+def _samples(reading: _Reading, part: ShardPart, roles: Collection[str]) -> Iterator[EncodedSample]:
+    samples = part.shard.samples
     listed = {f"{sample.key}.{suffix}": member for sample in samples for suffix, member in sample.members.items()}
     notes = {f"{sample.key}.json" for sample in samples}  # written by the packer, not in the index and not read
     wanted: dict[str, tuple[Sample, str]] = {}
-    for sample in share.samples:
+    for sample in part.samples:
         first = {role_of(suffix): suffix for suffix in reversed(sample.members)}  # of a role, as `Sample.member` says
         wanted |= {f"{sample.key}.{suffix}": (sample, role) for role, suffix in first.items() if role in roles}
     needed = Counter(sample.key for sample, _ in wanted.values())
@@ -158,7 +158,7 @@ def _samples(reading: _Reading, share: Share, roles: Collection[str]) -> Iterato
             contents[role] = reading.read(length)
             begun = sample
             if len(contents) == needed[sample.key]:
-                yield Taken(sample, share.shard, contents)
+                yield EncodedSample(sample, part.shard, contents)
                 begun, contents = None, {}
         else:
             reading.skip(length)

@@ -30,11 +30,11 @@ from hpcdistill.data.counter import STREAM, draw
 from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.index import Index
 from hpcdistill.data.needs import Needs, load_indices
-from hpcdistill.data.read.augmentation import Crops, Patches, Pixels, Rgb, pixels_of
+from hpcdistill.data.read.augmentation import PairCrops, Patches, Planes, Rgb, planes_of
 from hpcdistill.data.read.domains import check_sides, half
 from hpcdistill.data.read.loader import Batch, StreamLoader
 from hpcdistill.data.read.order import BatchShare
-from hpcdistill.data.read.shard_stream import PlacedShard, Share, Taken, placed_shards, read_samples
+from hpcdistill.data.read.shard_stream import EncodedSample, PlacedShard, ShardPart, placed_shards, read_samples
 from hpcdistill.errors import UserError
 
 
@@ -103,14 +103,14 @@ class _PatchBatches:
         # Of each stream that is read side by side: the roles that are needed, and the samples by position.
         self.streams = [(frozenset(self._patches.names), frozenset(self._patches.usable.tolist()))]
 
-    def __call__(self, first: int, taken: Sequence[Sequence[Taken]]) -> Batch:
+    def __call__(self, first: int, taken: Sequence[Sequence[EncodedSample]]) -> Batch:
         """Draws `first`, `first` + 1, ... made of `taken`, one sequence for each of `streams`."""
         (samples,) = taken
         sizes = np.array([self._patches.size(one.shard.place, one.sample) for one in samples], np.int64)
 
-        def cut(image: int, number: int, top: int, left: int, side: int) -> Pixels:
+        def cut(image: int, number: int, top: int, left: int, side: int) -> Planes:
             rgb = samples[number].image(self._patches.names[image])
-            return pixels_of(rgb[top : top + side, left : left + side], self._patches.channels)
+            return planes_of(rgb[top : top + side, left : left + side], self._patches.channels)
 
         return self._patches.batch(np.stack((np.arange(len(samples)), *self._patches.draws(first, sizes))), cut)
 
@@ -121,7 +121,7 @@ class _CropBatches:
     def __init__(
         self, places: Sequence[str], indices: Sequence[Index], needs: Needs, config: DataConfig, seed: int
     ) -> None:
-        self._crops = Crops(config, seed, paired=needs.kind == "paired")
+        self._crops = PairCrops(config, seed, paired=needs.kind == "paired")
         check_sides(places, indices, needs.kind)
         self._roles = ("a", "b") if config.direction == "AtoB" else ("b", "a")
         samples = [sample for index in indices for sample in index.samples]
@@ -133,12 +133,12 @@ class _CropBatches:
                 for role in self._roles
             ]
 
-    def __call__(self, first: int, taken: Sequence[Sequence[Taken]]) -> Batch:
+    def __call__(self, first: int, taken: Sequence[Sequence[EncodedSample]]) -> Batch:
         """As `_PatchBatches`: of unpaired sets one sequence for each domain."""
         images = (self._images(one, other) for one, other in zip(taken[0], taken[-1], strict=True))
         return self._crops.batch(images, *self._crops.draws(first, len(taken[0])))
 
-    def _images(self, one: Taken, other: Taken) -> tuple[Rgb, Rgb]:
+    def _images(self, one: EncodedSample, other: EncodedSample) -> tuple[Rgb, Rgb]:
         """What is translated and what it is translated to; of a pair `one` and `other` are the same."""
         source, target = self._roles
         if "ab" not in one.contents:
@@ -163,27 +163,27 @@ class _SampleStream:
         assert self.size
         self.is_remote = any(is_remote(shard.place) for shard in shards)
 
-    def samples(self, slot: int, slots: int, start: int, draws: int) -> Iterator[Taken]:
+    def samples(self, slot: int, slots: int, start: int, draws: int) -> Iterator[EncodedSample]:
         """What `slot` of `slots` takes, from the pass that `draws` draws before step `start` have reached."""
         for number in itertools.count(draws // self.size):
-            shares = self._shares(number, slot, slots, start)
-            if shares:
+            parts = self._parts(number, slot, slots, start)
+            if parts:
                 rng = random.Random(self._word(number, start, slot))
-                yield from shuffle(self._buffer, rng=rng)(read_samples(shares, self._roles))
+                yield from shuffle(self._buffer, rng=rng)(read_samples(parts, self._roles))
 
-    def _shares(self, number: int, slot: int, slots: int, start: int) -> list[Share]:
+    def _parts(self, number: int, slot: int, slots: int, start: int) -> list[ShardPart]:
         """What `slot` takes in pass `number`: no sample twice, and each is some slot's."""
         count = len(self.shards)
         # Keyed by the first step, too: jobs that never get to the end of a pass would else see its beginning only.
         words = draw(self._seed, STREAM, start * count + np.arange(count), part=4 * number + self._number)
         order = np.argsort(words[0], kind="stable").tolist()
         if count >= slots:
-            return [Share(self.shards[shard]) for shard in order[slot::slots]]
+            return [ShardPart(self.shards[shard]) for shard in order[slot::slots]]
         sharing = len(range(slot % count, slots, count))
         # Another place among the sharing slots in each pass, or a slot could go without samples for ever.
         first = (slot // count + number) % sharing
-        share = Share(self.shards[order[slot % count]], first, sharing)
-        return [share] if share.samples else []
+        part = ShardPart(self.shards[order[slot % count]], first, sharing)
+        return [part] if part.samples else []
 
     def _word(self, number: int, start: int, slot: int) -> int:
         words = draw(self._seed, STREAM, np.array([start << 24 | slot]), part=4 * number + 2 + self._number)

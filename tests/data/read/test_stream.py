@@ -145,7 +145,7 @@ def test_each_sample_comes_once_in_each_pass(tmp_path: Path, shards: int, ranks:
     for number in range(2):
         seen: Counter[int] = Counter()
         for slot, ((taken,), end) in enumerate(zip(slots, ends, strict=True)):
-            size = sum(len(share.samples) for share in domain._shares(number, slot, len(slots), 0))
+            size = sum(len(part.samples) for part in domain._parts(number, slot, len(slots), 0))
             assert 2 * count >= end + size
             seen.update(taken[end : end + size])
             ends[slot] += size
