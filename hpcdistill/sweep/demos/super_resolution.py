@@ -163,10 +163,8 @@ def measure(name: str, generator: nn.Module, images: SRImages, steps: int, secon
             row, output = evaluate_image(network, image, hr, lr, SCALE, RULE)
             measured.append(row)
             pictures.append(bicubic_image(lr, SCALE) if name == "bicubic" else colourise(output[0], lr, SCALE))
-    result = summarise(measured, SCALE, RULE)
-    metrics = {"psnr": result.psnr, "ssim": result.ssim}
     cost = Cost(0, 0, 0) if name == "bicubic" else super_resolution_cost(generator)
-    return Enlarged(name, *METHODS[name], metrics, measured, cost, steps, seconds, tuple(pictures))
+    return Enlarged(name, *METHODS[name], summarise(measured).metrics, measured, cost, steps, seconds, tuple(pictures))
 
 
 def trained_steps(notes: Mapping[str, Any]) -> int:
