@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 import torch
 from phone import needs_chromium, sideways
 
-from hpcdistill import demo
+from hpcdistill import demo, demo_gan
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.cost import Cost
 from hpcdistill.models.fsrcnn import FSRCNN
@@ -150,7 +150,7 @@ def test_fewer_steps_shorten_the_teacher_in_proportion(tmp_path: Path) -> None:
     assert short.config.data.train == (str(tmp_path / "photos/train"),)
 
 
-@pytest.mark.parametrize("name", ["123", "true", "1e5", "a: b", "runs/demo", "with space/x"])
+@pytest.mark.parametrize("name", ["123", "true", "1e5", "a: b", "runs/demo", "with space/x", "x/y.yaml"])
 def test_any_folder_may_be_the_output(name: str) -> None:
     loaded = resolve(training_arguments("fsrcnn", Path(name), None, None))
     assert loaded.config.runs == name
@@ -206,10 +206,13 @@ def test_numbers_are_rounded_to_what_they_are_worth() -> None:
     assert [clock(seconds) for seconds in (None, 42.4, 65, 3725)] == ["-", "42 s", "1 min 05 s", "1 h 02 min"]
 
 
+@pytest.mark.parametrize("main", [demo.main, demo_gan.main])
 @pytest.mark.parametrize("steps", ["0", "-1", "many"])
-def test_an_impossible_number_of_steps_is_refused(steps: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_number_of_steps_is_refused(
+    main: Callable[[list[str]], int], steps: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
-        demo.main(["--steps", steps])
+        main(["--steps", steps])
     assert stopped.value.code == 2
     assert "--steps" in capsys.readouterr().err
 

@@ -1,8 +1,11 @@
-"""What the GAN demo is made from: edge drawings of scikit-image's photographs, and a VGG16 that was never trained."""
+"""What the GAN demo is made from: edge drawings of scikit-image's photographs, and two networks without training.
+
+One is the baseline, a flat colour; the other the VGG16 of the style and feature losses.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from hpcdistill.console import say
 from hpcdistill.data.images import encode_png, read_rgb
@@ -112,6 +115,26 @@ def pack_pairs(out: Path) -> dict[str, Index]:
     there = any((packed / split / INDEX_NAME).exists() for split in TILE)
     say(f"{pairs}: {'made' if changed else 'holds'} the pairs, edges left and photograph right")
     return pack(load_recipe(PAIRS), pairs, packed, overwrite=changed and there, processes=1)
+
+
+class FlatColour(nn.Module):
+    """The generator that learns nothing: one colour, RGB in [-1, 1], whatever it is given."""
+
+    colour: Tensor
+
+    def __init__(self, colour: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("colour", colour.reshape(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`[B, 3, H, W]` of that colour."""
+        return self.colour.expand_as(image)
+
+
+def mean_colour(pictures: Sequence[Image]) -> Tensor:
+    """The mean over the pixels of all photographs, RGB in [-1, 1]."""
+    pixels = np.concatenate([image.reshape(-1, 3) for image in pictures])
+    return torch.from_numpy(pixels.mean(axis=0, dtype=np.float64) / 127.5 - 1).float()
 
 
 def write_random_vgg16(path: Path) -> bool:

@@ -26,32 +26,12 @@ from hpcdistill.metrics.sr_evaluation import (
 from hpcdistill.models.registry import load_generator
 from hpcdistill.ranks.signals import EXIT_STOPPED
 from hpcdistill.sweep.charts import Chart, Line
-from hpcdistill.sweep.demos.base import (
-    CLONE,
-    Box,
-    Measured,
-    Stage,
-    by_photograph,
-    cards,
-    clock,
-    compared,
-    cut,
-    digits,
-    gain_over,
-    own_command,
-    psnr_chart,
-    publish,
-    read_stage,
-    resolve,
-    shortened,
-    train_stage,
-    view,
-    yaml_path,
-)
+from hpcdistill.sweep.demos import base
+from hpcdistill.sweep.demos.base import Box, Measured, Stage
 from hpcdistill.sweep.report import Charts, Commands, Crops, Facts, Image, Page, Row, Section, Table, Text
 
 # The student trained longer that the rows of the demo stand beside; a card of the same name lies beside it.
-PRETRAINED = CLONE / "hpcdistill/pretrained/dssd-x4-bsd-t91.safetensors"
+PRETRAINED = base.CLONE / "hpcdistill/pretrained/dssd-x4-bsd-t91.safetensors"
 VARIANT = "configs/variants/demo.yaml"
 CONFIGS = {"fsrcnn": "configs/fsrcnn/x4.yaml", "dssd": "configs/dssd/x4.yaml"}
 # Title and colour of each method all over the page.
@@ -98,12 +78,12 @@ def run_demo(options: argparse.Namespace) -> int:
         {"fsrcnn": "plain FSRCNN", "dssd": "DSSD: the teacher, then its student"}.items(), 1
     ):
         say(f"[{number}/3] training {what}", style="bold")
-        trained = train_stage(training_arguments(name, options.out, options.steps, options.data))
+        trained = base.train_stage(training_arguments(name, options.out, options.steps, options.data))
         if trained is None:
             return EXIT_STOPPED
         run, stages[name] = trained
     assert run.teacher is not None
-    stages["teacher"] = read_stage(run.teacher)
+    stages["teacher"] = base.read_stage(run.teacher)
 
     config = stages["fsrcnn"].config
     photos = config.data.eval["photos"]
@@ -130,24 +110,24 @@ def run_demo(options: argparse.Namespace) -> int:
         "data": {"train": list(config.data.train), "test": photos},
         "teacher": {"steps": teacher["steps"], "seconds": teacher["seconds"], **teacher["last"]["metrics"]},
     }
-    story = Story(rows, stages, images, notes, own_command("demo", options, Path("runs/demo")))
-    publish(options.out, results, demo_page(story), results_table(rows), verdict(rows))
+    story = Story(rows, stages, images, notes, base.own_command("demo", options, Path("runs/demo")))
+    base.publish(options.out, results, demo_page(story), results_table(rows), verdict(rows))
     return 0
 
 
 def training_arguments(name: str, folder: Path, steps: int | None, data: Path | None) -> tuple[str, ...]:
     """What `python -m hpcdistill.train` is called with. With `steps` the teacher is shortened in proportion."""
-    arguments = [CONFIGS[name], VARIANT, f"runs={yaml_path(folder)}"]
+    arguments = [CONFIGS[name], VARIANT, f"runs={base.yaml_path(folder)}"]
     if data is not None:
-        train, test = (yaml_path(data / "photos" / split) for split in ("train", "test"))
+        train, test = (base.yaml_path(data / "photos" / split) for split in ("train", "test"))
         arguments += [f"data.train={train}", f"data.eval.photos={test}"]
     if steps is not None:
-        full = resolve([CONFIGS["dssd"], VARIANT])
+        full = base.resolve([CONFIGS["dssd"], VARIANT])
         assert full.teacher is not None
         student, teacher = full.config, full.teacher.config
         assert student.train.steps is not None
         assert teacher.train.steps is not None
-        arguments += shortened(student, steps)
+        arguments += base.shortened(student, steps)
         if name == "dssd":
             shorter = max(1, round(teacher.train.steps * steps / student.train.steps))
             arguments += [f"teacher.overrides.train.steps={shorter}", f"teacher.overrides.eval.every={shorter}"]
@@ -179,7 +159,7 @@ def trained_steps(notes: Mapping[str, Any]) -> int:
 
 def paper_steps() -> int:
     """A stage's steps by the paper's recipe, as the configurations without any variant have it."""
-    config = resolve([CONFIGS["dssd"]]).config
+    config = base.resolve([CONFIGS["dssd"]]).config
     assert config.data.samples_per_epoch is not None
     return round(config.train.epochs * config.data.samples_per_epoch / config.train.batch_size)
 
@@ -188,11 +168,12 @@ def verdict(rows: Sequence[Enlarged]) -> list[str]:
     """What the numbers say, and what they do not: one sentence each."""
     bicubic, plain, distilled, *further = rows
     lines = [
-        f"After {plain.steps:,} steps, plain FSRCNN is {compared(plain, bicubic)} and the DSSD student "
-        f"{compared(distilled, bicubic)}, on {len(bicubic.per_image)} photographs.",
+        f"After {plain.steps:,} steps, plain FSRCNN is {base.compared(plain, bicubic)} and the DSSD student "
+        f"{base.compared(distilled, bicubic)}, on {len(bicubic.per_image)} photographs.",
     ]
     lines += [
-        f"The same student network trained for {trained.steps:,} steps on other images is {compared(trained, bicubic)}."
+        f"The same student network trained for {trained.steps:,} steps on other images is "
+        f"{base.compared(trained, bicubic)}."
         for trained in further
     ]
     lines.append(
@@ -213,9 +194,9 @@ def demo_page(story: Story) -> Page:
     if story.trained_notes:
         lead += " A third was trained for longer and comes with the code."
     crops = (_photograph(story, number) for number in range(len(story.images)))
-    measured = (results_table(story.rows), by_photograph(story.rows, "PSNR of each photograph [dB]"))
+    measured = (results_table(story.rows), base.by_photograph(story.rows, "PSNR of each photograph [dB]"))
     charts = (
-        psnr_chart(
+        base.psnr_chart(
             [(row, story.stages[row.name], "student/photos/psnr") for row in story.rows[1:3]],
             [story.rows[0], *story.rows[3:]],
         ),
@@ -226,7 +207,7 @@ def demo_page(story: Story) -> Page:
         kicker=f"hpcdistill demo: x{SCALE} super-resolution",
         lead=lead,
         sections=(
-            Section("", (cards(story.rows), Text(_caution(story), tone="caution"))),
+            Section("", (base.cards(story.rows), Text(_caution(story), tone="caution"))),
             Section("The same place, enlarged by each", (Text((_PLACES,)), *crops)),
             Section("What was measured", measured),
             Section("How the training went", (Charts(charts), *_gradients(story.stages["dssd"]))),
@@ -249,7 +230,7 @@ def _caution(story: Story) -> tuple[str, ...]:
     by_photo = [row["psnr"] for row in story.rows[0].per_image]
     return (
         " ".join(verdict(story.rows)),
-        f"The paper's recipe has {full:,} steps; {steps:,} are {digits(100 * steps / full, 2)} % of them. "
+        f"The paper's recipe has {full:,} steps; {steps:,} are {base.digits(100 * steps / full, 2)} % of them. "
         f"From one of these photographs to another, bicubic alone changes by {max(by_photo) - min(by_photo):.1f} dB. "
         "And the DSSD student had the longer training: it starts from its teacher's weights, which took "
         f"{story.stages['teacher'].steps:,} steps more. For measurements on the literature's test sets see "
@@ -268,7 +249,7 @@ def results_table(rows: Sequence[Enlarged]) -> Table:
         columns=("Method", "PSNR [dB]", "to bicubic", "SSIM", "Parameters", "MACs", "Steps"),
         rows=tuple(
             Row(
-                (row.title, f"{row.psnr:.2f}", gain_over(row, rows[0]), f"{row.metrics['ssim']:.4f}", *cells),
+                (row.title, f"{row.psnr:.2f}", base.gain_over(row, rows[0]), f"{row.metrics['ssim']:.4f}", *cells),
                 row.series,
             )
             for row, cells in zip(rows, network, strict=True)
@@ -296,7 +277,12 @@ def _photograph(story: Story, number: int) -> Crops:
             ("Original", hr, f"{width} x {height} pixels", None),
         ]
         views.append(
-            view(name, place, box, [(label, cut(image, box), note, series) for label, image, note, series in pictures])
+            base.view(
+                name,
+                place,
+                box,
+                [(label, base.cut(image, box), note, series) for label, image, note, series in pictures],
+            )
         )
     size = f"{lr.shape[1]} x {lr.shape[0]} pixels, enlarged to {hr.shape[1]} x {hr.shape[0]}"
     return Crops(name, hr, f"The photograph {name}; boxes mark the two crops below", tuple(views), size)
@@ -337,8 +323,8 @@ def _gradients(stage: Stage) -> tuple[Text, ...]:
             (
                 f"At step {last['step']:,} the gradient of the distillation term (weight 1e-6, as the paper sets it) "
                 f"was {distillation:.1e} long, that of the reconstruction {reconstruction:.1e}: "
-                f"{digits(reconstruction / distillation, 1)} times as long. So in a run as short as this, what sets "
-                "the student apart from plain FSRCNN is above all its start from the teacher's weights.",
+                f"{base.digits(reconstruction / distillation, 1)} times as long. So in a run as short as this, what "
+                "sets the student apart from plain FSRCNN is above all its start from the teacher's weights.",
             )
         ),
     )
@@ -353,7 +339,7 @@ def _facts(story: Story) -> Facts:
     if notes:
         said = [str(notes[key]) for key in ("data", "licence") if notes.get(key)]
         trained = story.rows[3]
-        took = f" in {clock(trained.seconds)}" if trained.seconds is not None else ""
+        took = f" in {base.clock(trained.seconds)}" if trained.seconds is not None else ""
         longer = f"{trained.steps:,} steps{took}; {'; '.join([*said, file])}, with its card beside it"
     return Facts(
         (
@@ -368,8 +354,8 @@ def _facts(story: Story) -> Facts:
             ),
             (
                 "Time",
-                f"{clock(first.result['seconds'])} FSRCNN, {clock(teacher.result['seconds'])} DSSD teacher, "
-                f"{clock(student.result['seconds'])} DSSD student",
+                f"{base.clock(first.result['seconds'])} FSRCNN, {base.clock(teacher.result['seconds'])} DSSD teacher, "
+                f"{base.clock(student.result['seconds'])} DSSD student",
             ),
             ("Seed", ", ".join(map(str, sorted({stage.result["seed"] for stage in story.stages.values()})))),
             *first.facts(),
@@ -394,4 +380,4 @@ def _names(index: Index) -> str:
 
 
 def _in_the_clone(path: Path) -> str:
-    return str(path.relative_to(CLONE)) if path.is_relative_to(CLONE) else path.name
+    return str(path.relative_to(base.CLONE)) if path.is_relative_to(base.CLONE) else path.name

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hpcdistill.console import say
 from hpcdistill.data.pack.recipes import load_recipe
@@ -23,32 +23,16 @@ from hpcdistill.models.generators import build_generator
 from hpcdistill.models.registry import load_generator
 from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
 from hpcdistill.sweep.charts import Chart, Line
-from hpcdistill.sweep.demos.base import (
-    Box,
-    Measured,
-    Stage,
-    by_photograph,
-    cards,
-    clock,
-    compared,
-    cut,
-    digits,
-    gain_over,
-    own_command,
-    psnr_chart,
-    publish,
-    resolve,
-    shortened,
-    train_stage,
-    view,
-    yaml_path,
-)
+from hpcdistill.sweep.demos import base
+from hpcdistill.sweep.demos.base import Box, Measured, Stage
 from hpcdistill.sweep.demos.edge_pairs import (
     OF_SCIENCE,
     PHOTOGRAPHS,
     SHORT_SIDES,
     TILE,
+    FlatColour,
     Pair,
+    mean_colour,
     pack_pairs,
     pairs_of,
     photographs,
@@ -65,20 +49,6 @@ GENERATORS = {"flat": ("One flat colour", 0), "teacher": ("Teacher", 3), "studen
 PAPERS = ("Pix2Pix's generator", "The paper's student")
 TRAINED_SHOWN = 2  # photographs trained on that are shown, the first ones
 PLACES = ("all of it", "the tile with the most edges", "the tile with the fewest")
-
-
-class FlatColour(nn.Module):
-    """The generator that learns nothing: one colour, RGB in [-1, 1], whatever it is given."""
-
-    colour: Tensor
-
-    def __init__(self, colour: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("colour", colour.reshape(1, 3, 1, 1))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """`[B, 3, H, W]` of that colour."""
-        return self.colour.expand_as(image)
 
 
 @dataclass(frozen=True)
@@ -111,7 +81,7 @@ def run_demo(options: argparse.Namespace) -> int:
     write_random_vgg16(options.out / VGG)
     say("[2/3] training FESD-Pix2Pix: teacher, student and discriminator together", style="bold")
     with StopSignals() as signals:
-        trained = train_stage(training_arguments(options.out, options.steps), signals)
+        trained = base.train_stage(training_arguments(options.out, options.steps), signals)
     if trained is None:
         return EXIT_STOPPED
     _, stage = trained
@@ -141,8 +111,8 @@ def run_demo(options: argparse.Namespace) -> int:
         "tiles": tiles,
         "photographs": {split: [source.name for source in found] for split, found in photographs().items()},
     }
-    story = Story(rows, stage, generators, pairs, tiles, own_command("demo_gan", options, Path("runs/demo-gan")))
-    publish(options.out, results, demo_page(story), results_table(rows), verdict(rows, stage.steps, story.names))
+    story = Story(rows, stage, generators, pairs, tiles, base.own_command("demo_gan", options, Path("runs/demo-gan")))
+    base.publish(options.out, results, demo_page(story), results_table(rows), verdict(rows, stage.steps, story.names))
     return 0
 
 
@@ -152,13 +122,13 @@ def training_arguments(folder: Path, steps: int | None) -> tuple[str, ...]:
     arguments = [
         CONFIG,
         VARIANT,
-        f"runs={yaml_path(folder)}",
-        f"data.train={yaml_path(packed / 'train')}",
-        f"method.vgg={yaml_path(folder / VGG)}",
+        f"runs={base.yaml_path(folder)}",
+        f"data.train={base.yaml_path(packed / 'train')}",
+        f"method.vgg={base.yaml_path(folder / VGG)}",
         f"data.eval={json.dumps({TEST_SET: str(packed / 'test')})}",
     ]
     if steps is not None:
-        arguments += shortened(resolve([CONFIG, VARIANT]).config, steps)
+        arguments += base.shortened(base.resolve([CONFIG, VARIANT]).config, steps)
     return tuple(arguments)
 
 
@@ -169,15 +139,9 @@ def measure(name: str, generator: nn.Module, evaluator: TranslationEvaluator) ->
     return Measured(name, *GENERATORS[name], found.metrics, found.per_image, cost)
 
 
-def mean_colour(pictures: Sequence[Image]) -> Tensor:
-    """The mean over the pixels of all photographs, RGB in [-1, 1]."""
-    pixels = np.concatenate([image.reshape(-1, 3) for image in pictures])
-    return torch.from_numpy(pixels.mean(axis=0, dtype=np.float64) / 127.5 - 1).float()
-
-
 def paper_costs() -> tuple[Cost, Cost]:
     """What the generators of the paper's own experiment cost, for scale: Pix2Pix's and the student."""
-    method = resolve([CONFIG]).config.method
+    method = base.resolve([CONFIG]).config.method
     assert isinstance(method, DistilledGANConfig)
 
     def counted(settings: GeneratorSettings) -> Cost:
@@ -192,9 +156,9 @@ def verdict(rows: Sequence[Measured], steps: int, names: Mapping[str, Sequence[s
     """What the numbers say, and what they do not; `names`: the photographs by split."""
     flat, teacher, student = rows
     return [
-        f"After {steps:,} steps the teacher is {compared(teacher, flat)} and the student {compared(student, flat)}, "
-        f"on {len(flat.per_image)} tiles of {len(names['test'])} photographs; the flat colour is the mean of those "
-        "trained on.",
+        f"After {steps:,} steps the teacher is {base.compared(teacher, flat)} and the student "
+        f"{base.compared(student, flat)}, on {len(flat.per_image)} tiles of {len(names['test'])} photographs; the flat "
+        "colour is the mean of those trained on.",
         f"So short a training on {len(names['train'])} photographs proves nothing: neither that the method works nor "
         "that it does not. It shows the way from pictures to a student, no more.",
     ]
@@ -203,7 +167,7 @@ def verdict(rows: Sequence[Measured], steps: int, names: Mapping[str, Sequence[s
 def demo_page(story: Story) -> Page:
     """The demo's page."""
     teacher, student = (row.cost.params for row in story.rows[1:])
-    times = digits(teacher / student, 2)
+    times = base.digits(teacher / student, 2)
     smaller = Card("Smaller", f"{times}x", "", f"{teacher:,} parameters against {student:,}")
     learned = story.names["train"]
     seen = (
@@ -214,7 +178,9 @@ def demo_page(story: Story) -> Page:
     trained = [smallest[name] for name in learned[:TRAINED_SHOWN]]
     measured = (
         results_table(story.rows),
-        by_photograph(story.rows, "PSNR by photograph, the mean of its tiles [dB]", _photograph_of),
+        base.by_photograph(
+            story.rows, "PSNR by photograph, the mean of its tiles [dB]", lambda tile: tile.split("-")[0]
+        ),
     )
     return Page(
         title="Photographs from their edges",
@@ -224,7 +190,7 @@ def demo_page(story: Story) -> Page:
         "the discriminator that judges both. The command that made this page trained them for "
         f"{story.stage.steps:,} steps.",
         sections=(
-            Section("", (cards(story.rows, smaller), Text(_caution(story), tone="caution"))),
+            Section("", (base.cards(story.rows, smaller), Text(_caution(story), tone="caution"))),
             Section(
                 "Photographs that were not trained on",
                 (Text((_VIEWS,)), *(_crops(story, pair, PLACES) for pair in story.pairs["test"])),
@@ -276,7 +242,7 @@ def results_table(rows: Sequence[Measured]) -> Table:
         rows=(
             Row((flat.title, f"{flat.psnr:.2f}", "-", "-", "-", "-"), flat.series),
             *(
-                Row((row.title, f"{row.psnr:.2f}", gain_over(row, flat), *cells(row.cost)), row.series)
+                Row((row.title, f"{row.psnr:.2f}", base.gain_over(row, flat), *cells(row.cost)), row.series)
                 for row in trained
             ),
             *(Row((title, "-", "-", *cells(cost))) for title, cost in zip(PAPERS, paper_costs(), strict=True)),
@@ -293,19 +259,19 @@ def _crops(story: Story, pair: Pair, places: Sequence[str]) -> Crops:
     """A photograph and its places: what is given, what teacher and student make of it, and what it was."""
     size = TILE["test"]
     tile_of = {box: name for name, box in pair.tiles(size)}
-    by_ink = sorted(tile_of, key=lambda box: int(cut(pair.edges, box).sum(dtype=np.int64)))
+    by_ink = sorted(tile_of, key=lambda box: int(base.cut(pair.edges, box).sum(dtype=np.int64)))
     boxes = dict(zip(PLACES, (_around(by_ink), by_ink[0], by_ink[-1]), strict=True))
     views = []
     for place in places:
         box = boxes[place]
-        edges, photograph = cut(pair.edges, box), cut(pair.photograph, box)
+        edges, photograph = base.cut(pair.edges, box), base.cut(pair.photograph, box)
         pictures: list[tuple[str, Image, str, int | None]] = [("Edges", edges, f"{box[3]} x {box[2]} pixels", None)]
         for row in story.rows[1:]:
             decibels = [tile["psnr"] for tile in row.per_image if tile["name"] == tile_of.get(box)]
             note = f"{decibels[0]:.2f} dB" if decibels else ""
             pictures.append((row.title, translated(story.generators[row.name], edges), note, row.series))
         pictures.append(("Photograph", photograph, "what it was", None))
-        views.append(view(pair.name, place, box, pictures))
+        views.append(base.view(pair.name, place, box, pictures))
     height, width = pair.photograph.shape[:2]
     note = f"shrunk to {width} x {height} pixels; {len(tile_of)} tiles of {size} x {size}"
     return Crops(
@@ -328,66 +294,51 @@ def _around(boxes: Sequence[Box]) -> Box:
     return top, left, bottom - top, right - left
 
 
-def _photograph_of(tile: str) -> str:
-    return tile.split("-")[0]
-
-
 def _charts(story: Story) -> tuple[Chart, ...]:
     """PSNR and every term of the losses; a term that the configuration leaves out has no curve."""
-    (_, teacher_row, student_row), method, curve = story.rows, story.method, story.stage.curve
-    teacher, student = teacher_row.series, student_row.series
-    judged = (
-        ("real", "photographs", 1),
-        ("fake", "the teacher's", teacher),
-        ("fake_student", "the student's", student),
-    )
+    method, (_, teacher, student) = story.method, story.rows
 
-    def losses(title: str, note: str, *terms: tuple[str, str, int], log_y: bool = False) -> Chart:
-        lines = tuple(Line(label, series, points) for key, label, series in terms if (points := curve(key)))
+    def losses(title: str, terms: Sequence[tuple[str, str, int]], note: str, log_y: bool = False) -> Chart:
+        """`terms`: key in the log, label, colour."""
+        curves = (Line(label, series, story.stage.curve(key)) for key, label, series in terms)
+        lines = tuple(line for line in curves if line.points)
         return Chart(title, "step", "loss", lines, log_y=log_y, digits=4, note=note)
 
+    def judged(prefix: str) -> list[tuple[str, str, int]]:
+        labels = (("real", "photographs", 1), ("fake", "the teacher's", 3), ("fake_student", "the student's", 2))
+        return [(f"discriminator/{prefix}{name}", label, series) for name, label, series in labels]
+
     charts = (
-        psnr_chart(
-            [(row, story.stage, f"{row.name}/{TEST_SET}/psnr") for row in story.rows[1:]],
-            story.rows[:1],
+        base.psnr_chart(
+            [(row, story.stage, f"{row.name}/{TEST_SET}/psnr") for row in (teacher, student)], story.rows[:1]
         ),
         losses(
             "The teacher's distance from the photograph",
+            [("teacher/reconstruction", "reconstruction", teacher.series)],
             f"Mean absolute error, weight {method.weight_reconstruction:g}. The student is never shown a photograph.",
-            ("teacher/reconstruction", "reconstruction", teacher),
         ),
         losses(
             "Fooling the discriminator",
-            "The adversarial loss of each generator (hinge: below zero, the discriminator takes its pictures for "
-            "photographs).",
-            ("teacher/gan", teacher_row.title, teacher),
-            ("student/gan", student_row.title, student),
+            [(f"{row.name}/gan", row.title, row.series) for row in (teacher, student)],
+            "Hinge loss: below zero, the discriminator takes pictures for photographs.",
         ),
         losses(
             "The student's picture and the teacher's",
+            [("student/style", "L_sty", 5), ("student/feature", "L_feat", 6)],
             f"In the eyes of the untrained VGG16: style (weight {method.weight_style:g}) and feature (weight "
             f"{method.weight_feature:g}).",
-            ("student/style", "L_sty", 5),
-            ("student/feature", "L_feat", 6),
         ),
         losses(
             "The student's feature maps and the teacher's",
+            [("student/dcd", "L_dcd", student.series), ("student/spectral", "L_spectral", 4)],
             f"In the eyes of the discriminator (L_dcd, weight {method.weight_dcd:g}) and of the spectral classifier "
             f"(L_spectral, weight {method.weight_spectral:g}), after the partial channel shift.",
-            ("student/dcd", "L_dcd", student),
-            ("student/spectral", "L_spectral", 4),
             log_y=True,
         ),
         losses(
-            "The discriminator's loss",
-            "On photographs and on what the generators make of the same edges.",
-            *((f"discriminator/{key}", label, series) for key, label, series in judged),
+            "The discriminator's loss", judged(""), "On photographs and on what the generators make of the same edges."
         ),
-        losses(
-            "The spectral classifier's loss",
-            "The same, judged by the radial spectrum alone.",
-            *((f"discriminator/spectral_{key}", label, series) for key, label, series in judged),
-        ),
+        losses("The spectral classifier's loss", judged("spectral_"), "The same, judged by the radial spectrum alone."),
     )
     return tuple(chart for chart in charts if chart.lines)
 
@@ -416,20 +367,9 @@ def _facts(story: Story) -> Facts:
                 f"{method.discriminator_strides} strided layers",
             ),
             (
-                "Losses",
-                f"adversarial (hinge, weight of the student {method.weight_student:g}); teacher: L1 x "
-                f"{method.weight_reconstruction:g}; student: L_sty x {method.weight_style:g}, L_feat x "
-                f"{method.weight_feature:g}, L_dcd x {method.weight_dcd:g}, L_spectral x {method.weight_spectral:g}",
-            ),
-            (
-                "Partial channel shift",
-                f"{method.shift.mode}, rate {method.shift.rate:g}, step {method.shift.step}, {method.shift.place} the "
-                "projection",
-            ),
-            (
                 "Training",
                 f"{story.stage.steps:,} steps of {result['batch_size']} crops of {crop} x {crop} pixels; "
-                f"Adam, learning rate {method.optimizer.learning_rate:g}; {clock(result['seconds'])}",
+                f"Adam, learning rate {method.optimizer.learning_rate:g}; {base.clock(result['seconds'])}",
             ),
             ("Seed", str(result["seed"])),
             *story.stage.facts(),
