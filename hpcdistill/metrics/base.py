@@ -41,10 +41,10 @@ class ImageMetric:
         return function
 
 
-SR_METRICS = (
+SR_METRICS = [
     ImageMetric("psnr", "PSNR [dB]", 3, "higher", "hpcdistill.metrics.psnr_ssim:psnr"),
     ImageMetric("ssim", "SSIM", 4, "higher", "hpcdistill.metrics.psnr_ssim:ssim"),
-)
+]
 PSNR_OF_PAIRS = ImageMetric(
     "psnr",
     "PSNR [dB]",
@@ -54,7 +54,7 @@ PSNR_OF_PAIRS = ImageMetric(
     "RGB, 8 bits, mean over pairs (dB)",
 )
 LPIPS_OF_PAIRS = ImageMetric("lpips", "LPIPS", 4, "lower", "", "AlexNet, version 0.1, mean over pairs")
-PAIR_METRICS = (PSNR_OF_PAIRS, LPIPS_OF_PAIRS)
+PAIR_METRICS = [PSNR_OF_PAIRS, LPIPS_OF_PAIRS]
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from hpcdistill.metrics.base import PSNR_OF_PAIRS, SR_METRICS, ImageRow
 from hpcdistill.metrics.config import BACKWARDS, EvalConfig
 from hpcdistill.metrics.feature_networks import FeatureNetwork, missing, open_features
 from hpcdistill.metrics.lpips import LPIPS, open_lpips
-from hpcdistill.metrics.sample_grid import Image, sample_grid, sample_row
+from hpcdistill.metrics.sample_grid import sample_grid, sample_row
 from hpcdistill.metrics.shared_work import shared_work
-from hpcdistill.metrics.sr_evaluation import SREvaluator
+from hpcdistill.metrics.sr_evaluation import Image, SREvaluator
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol
 from hpcdistill.training.evaluation import Evaluation, Evaluator, never
 

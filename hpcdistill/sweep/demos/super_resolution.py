@@ -61,7 +61,7 @@ class Enlarged(Measured):
 
 
 @dataclass(frozen=True)
-class Story:
+class SRStory:
     """Everything the page is made of."""
 
     rows: Sequence[Enlarged]  # bicubic, fsrcnn, dssd and, where its file is, dssd-trained
@@ -110,7 +110,7 @@ def run_demo(options: argparse.Namespace) -> int:
         "data": {"train": list(config.data.train), "test": photos},
         "teacher": {"steps": teacher["steps"], "seconds": teacher["seconds"], **teacher["last"]["metrics"]},
     }
-    story = Story(rows, stages, images, notes, base.own_command("demo", options, Path("runs/demo")))
+    story = SRStory(rows, stages, images, notes, base.own_command("demo", options, Path("runs/demo")))
     base.publish(options.out, results, demo_page(story), results_table(rows), verdict(rows))
     return 0
 
@@ -183,7 +183,7 @@ def verdict(rows: Sequence[Enlarged]) -> list[str]:
     return lines
 
 
-def demo_page(story: Story) -> Page:
+def demo_page(story: SRStory) -> Page:
     """The demo's page."""
     plain = story.rows[1]
     lead = (
@@ -224,7 +224,7 @@ _PLACES = (
 )
 
 
-def _caution(story: Story) -> tuple[str, ...]:
+def _caution(story: SRStory) -> tuple[str, ...]:
     """What such numbers are worth, in the numbers' own terms."""
     steps, full = story.rows[1].steps, paper_steps()
     by_photo = [row["psnr"] for row in story.rows[0].per_image]
@@ -261,7 +261,7 @@ def results_table(rows: Sequence[Enlarged]) -> Table:
     )
 
 
-def _photograph(story: Story, number: int) -> Crops:
+def _photograph(story: SRStory, number: int) -> Crops:
     """One photograph and its two crops, by every method."""
     name, hr, lr = story.images[number]
     given = lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
@@ -330,7 +330,7 @@ def _gradients(stage: Stage) -> tuple[Text, ...]:
     )
 
 
-def _facts(story: Story) -> Facts:
+def _facts(story: SRStory) -> Facts:
     first, teacher, student = (story.stages[name] for name in ("fsrcnn", "teacher", "dssd"))
     data = first.config.data
     train_set, test_set = load_index(Path(data.train[0])), load_index(Path(data.eval["photos"]))
@@ -364,7 +364,7 @@ def _facts(story: Story) -> Facts:
     )
 
 
-def _commands(story: Story) -> Commands:
+def _commands(story: SRStory) -> Commands:
     return Commands(
         (
             ("This page", story.command),

@@ -52,7 +52,7 @@ PLACES = ("all of it", "the tile with the most edges", "the tile with the fewest
 
 
 @dataclass(frozen=True)
-class Story:
+class GANStory:
     """Everything the page is made of."""
 
     rows: Sequence[Measured]  # flat, teacher, student
@@ -111,7 +111,9 @@ def run_demo(options: argparse.Namespace) -> int:
         "tiles": tiles,
         "photographs": {split: [source.name for source in found] for split, found in photographs().items()},
     }
-    story = Story(rows, stage, generators, pairs, tiles, base.own_command("demo_gan", options, Path("runs/demo-gan")))
+    story = GANStory(
+        rows, stage, generators, pairs, tiles, base.own_command("demo_gan", options, Path("runs/demo-gan"))
+    )
     base.publish(options.out, results, demo_page(story), results_table(rows), verdict(rows, stage.steps, story.names))
     return 0
 
@@ -164,7 +166,7 @@ def verdict(rows: Sequence[Measured], steps: int, names: Mapping[str, Sequence[s
     ]
 
 
-def demo_page(story: Story) -> Page:
+def demo_page(story: GANStory) -> Page:
     """The demo's page."""
     teacher, student = (row.cost.params for row in story.rows[1:])
     times = base.digits(teacher / student, 2)
@@ -214,7 +216,7 @@ _VIEWS = (
 )
 
 
-def _caution(story: Story) -> tuple[str, ...]:
+def _caution(story: GANStory) -> tuple[str, ...]:
     """What such numbers and pictures are worth."""
     stage, crop = story.stage, story.stage.config.data.crop
     full = round(load_recipe("edges2shoes").images["train"]["ab"] * stage.config.train.epochs)
@@ -255,7 +257,7 @@ def results_table(rows: Sequence[Measured]) -> Table:
     )
 
 
-def _crops(story: Story, pair: Pair, places: Sequence[str]) -> Crops:
+def _crops(story: GANStory, pair: Pair, places: Sequence[str]) -> Crops:
     """A photograph and its places: what is given, what teacher and student make of it, and what it was."""
     size = TILE["test"]
     tile_of = {box: name for name, box in pair.tiles(size)}
@@ -294,7 +296,7 @@ def _around(boxes: Sequence[Box]) -> Box:
     return top, left, bottom - top, right - left
 
 
-def _charts(story: Story) -> tuple[Chart, ...]:
+def _charts(story: GANStory) -> tuple[Chart, ...]:
     """PSNR and every term of the losses; a term that the configuration leaves out has no curve."""
     method, (_, teacher, student) = story.method, story.rows
 
@@ -343,7 +345,7 @@ def _charts(story: Story) -> tuple[Chart, ...]:
     return tuple(chart for chart in charts if chart.lines)
 
 
-def _facts(story: Story) -> Facts:
+def _facts(story: GANStory) -> Facts:
     config, method, result = story.stage.config, story.method, story.stage.result
     recipe, crop = load_recipe(PHOTOGRAPHS), config.data.crop
     where = {split: f"{story.tiles[split]} tiles of {', '.join(names)}" for split, names in story.names.items()}
@@ -377,7 +379,7 @@ def _facts(story: Story) -> Facts:
     )
 
 
-def _commands(story: Story) -> Commands:
+def _commands(story: GANStory) -> Commands:
     return Commands(
         (
             ("This page", story.command),
