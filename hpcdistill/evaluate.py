@@ -55,7 +55,9 @@ def _run(arguments: argparse.Namespace) -> int:
         model, generator, scale = _baseline(arguments)
     else:
         path = generator_file(arguments.model, arguments.which, arguments.generator)
-        generator = _load(path)
+        from hpcdistill.models.registry import load_generator
+
+        generator = load_generator(path)[0]
         if generator.takes == "image":
             return _translation(generator, path, arguments)
         model, scale = str(path), _scale_of(generator, path, arguments.scale)
@@ -150,12 +152,6 @@ def _baseline(arguments: argparse.Namespace) -> tuple[str, nn.Module, int]:
     from hpcdistill.metrics.sr_evaluation import bicubic_upsampler
 
     return name, bicubic_upsampler(scale), scale
-
-
-def _load(path: Path) -> nn.Module:
-    from hpcdistill.models.registry import load_generator
-
-    return load_generator(path)[0]
 
 
 def _scale_of(generator: nn.Module, path: Path, scale: int | None) -> int:

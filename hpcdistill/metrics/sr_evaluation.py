@@ -218,7 +218,8 @@ class ImagePair:
 
 def super_resolve(generator: nn.Module, pair: ImagePair, autocast: torch.dtype | None = None) -> Tensor:
     """The generator's float32 output `[1, c, H, W]`, nominally in [0, 1]; it takes luma or RGB of LR or HR."""
-    source: Tensor = pair.lr if _takes(generator) == "lr" else pair.hr
+    assert generator.takes in ("lr", "hr")
+    source: Tensor = pair.lr if generator.takes == "lr" else pair.hr
     image = source.float() / 255
     if _channels(generator) == 1:
         image = luma(image)
@@ -351,12 +352,6 @@ def _row(name: str, pair: ImagePair, output: Tensor, scale: int, rule: Rule) -> 
 def _as_tensors(hr: Image, lr: Image, device: torch.device | str) -> ImagePair:
     planes = (torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(device) for image in (hr, lr))
     return ImagePair(*planes)
-
-
-def _takes(generator: nn.Module) -> str:
-    takes = generator.takes
-    assert takes in ("lr", "hr")
-    return str(takes)
 
 
 def _channels(generator: nn.Module) -> int:

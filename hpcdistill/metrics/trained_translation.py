@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,13 +133,8 @@ def _at_work() -> bool:
 
 
 def _names(evaluator: TranslationEvaluator, backwards: bool) -> list[str]:
-    """What the translated images are saved as."""
-    count = evaluator.count("data", backwards)
-    return _unique([evaluator.name("data", number, backwards) for number in range(count)])
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """The names or, where two images share one, their numbers before them."""
+    """What the translated images are saved as: with their numbers before them where two share a name."""
+    names = [evaluator.name("data", number, backwards) for number in range(evaluator.count("data", backwards))]
     if len(set(names)) == len(names):
-        return list(names)
+        return names
     return [f"{number:06d}-{name}" for number, name in enumerate(names)]

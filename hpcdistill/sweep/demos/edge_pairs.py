@@ -102,7 +102,9 @@ def write_pairs(folder: Path) -> bool:
         for path in sorted((folder / split).iterdir()):
             if path not in wanted and not path.name.startswith("."):
                 raise UserError(f"{path}: is none of the demo's images; take it away, or choose another --out")
-    changed = {path: content for path, content in wanted.items() if not _holds(path, content)}
+    changed = {
+        path: content for path, content in wanted.items() if not (path.is_file() and path.read_bytes() == content)
+    }
     for path, content in changed.items():
         write_bytes(path, content)
     return bool(changed)
@@ -163,7 +165,3 @@ def _shrunk(rgb: Image, side: int) -> Image:
     factor = side / min(height, width)
     size = (round(width * factor), round(height * factor))
     return np.asarray(PillowImage.fromarray(rgb).resize(size, PillowImage.Resampling.LANCZOS))
-
-
-def _holds(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == content

@@ -202,6 +202,14 @@ def demo_page(story: SRStory) -> Page:
         ),
         _losses(story.stages),
     )
+    commands = Commands(
+        (
+            ("This page", story.command),
+            ("FSRCNN alone", story.stages["fsrcnn"].command),
+            ("DSSD's teacher and student alone", story.stages["dssd"].command),
+            ("The literature's evaluation of any run", "python -m hpcdistill.evaluate RUN --data SET_OR_FOLDER"),
+        )
+    )
     return Page(
         title="Small networks, large pictures",
         kicker=f"hpcdistill demo: x{SCALE} super-resolution",
@@ -211,7 +219,7 @@ def demo_page(story: SRStory) -> Page:
             Section("The same place, enlarged by each", (Text((_PLACES,)), *crops)),
             Section("What was measured", measured),
             Section("How the training went", (Charts(charts), *_gradients(story.stages["dssd"]))),
-            Section("How it was made", (_facts(story), _commands(story))),
+            Section("How it was made", (_facts(story), commands)),
         ),
         footer=f"Made by `{story.command}` of hpcdistill. This page needs no network and no other file.",
     )
@@ -360,17 +368,6 @@ def _facts(story: SRStory) -> Facts:
             ("Seed", ", ".join(map(str, sorted({stage.result["seed"] for stage in story.stages.values()})))),
             *first.facts(),
             ("Longer training", longer),
-        )
-    )
-
-
-def _commands(story: SRStory) -> Commands:
-    return Commands(
-        (
-            ("This page", story.command),
-            ("FSRCNN alone", story.stages["fsrcnn"].command),
-            ("DSSD's teacher and student alone", story.stages["dssd"].command),
-            ("The literature's evaluation of any run", "python -m hpcdistill.evaluate RUN --data SET_OR_FOLDER"),
         )
     )
 

@@ -184,6 +184,13 @@ def demo_page(story: GANStory) -> Page:
             story.rows, "PSNR by photograph, the mean of its tiles [dB]", lambda tile: tile.split("-")[0]
         ),
     )
+    commands = Commands(
+        (
+            ("This page", story.command),
+            ("The training alone, once the pairs are made", story.stage.command),
+            ("The paper's own experiment, on one GPU", f"python -m hpcdistill.train {CONFIG}"),
+        )
+    )
     return Page(
         title="Photographs from their edges",
         kicker="hpcdistill demo: paired image translation, FESD-Pix2Pix in miniature",
@@ -203,7 +210,7 @@ def demo_page(story: GANStory) -> Page:
             ),
             Section("What was measured", measured),
             Section("How the training went", (Charts(_charts(story)),)),
-            Section("How it was made", (_facts(story), _commands(story))),
+            Section("How it was made", (_facts(story), commands)),
         ),
         footer=f"Made by `{story.command}` of hpcdistill. This page needs no network and no other file.",
     )
@@ -375,15 +382,5 @@ def _facts(story: GANStory) -> Facts:
             ),
             ("Seed", str(result["seed"])),
             *story.stage.facts(),
-        )
-    )
-
-
-def _commands(story: GANStory) -> Commands:
-    return Commands(
-        (
-            ("This page", story.command),
-            ("The training alone, once the pairs are made", story.stage.command),
-            ("The paper's own experiment, on one GPU", f"python -m hpcdistill.train {CONFIG}"),
         )
     )
