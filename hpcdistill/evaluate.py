@@ -217,7 +217,30 @@ def _evaluate(
     """
     from accelerate.utils import gather_object
 
-    from hpcdistill.data.outputs import check_images_out, save_image
+    from hpcdistill.data.outputs import check_images_out
+    from hpcdistill.metrics.sr_evaluation import summarise
+
+    if arguments.save_images:
+        check_images_out(arguments.save_images, images.names, (images.path, images.path / "HR"))
+    rows, bicubic, skipped = _evaluate_share(generator, images, scale, arguments)
+    if ranks() > 1:
+        rows, bicubic, skipped = gather_object(rows), gather_object(bicubic), gather_object(skipped)
+    if not rows:
+        raise UserError(f"{arguments.data}: none of its images could be evaluated; see the warnings above")
+    if arguments.save_images:
+        say(f"wrote {plural(len(rows), 'image')} to {arguments.save_images}")
+    by_name = {row["name"]: row for row in rows}
+    result = summarise([by_name[name] for name in images.names if name in by_name])
+    if bicubic:
+        result = replace(result, bicubic=summarise(bicubic).metrics)
+    return result, [name for name in images.names if name in skipped]
+
+
+def _evaluate_share(
+    generator: nn.Module, images: SRImages, scale: int, arguments: argparse.Namespace
+) -> tuple[list[ImageRow], list[ImageRow], list[str]]:
+    """This rank's rows, bicubic's of the same images (unless it is what is evaluated), and the images it skipped."""
+    from hpcdistill.data.outputs import save_image
     from hpcdistill.metrics.sample_grid import colourise
     from hpcdistill.metrics.shared_work import shared_work
     from hpcdistill.metrics.sr_evaluation import (
@@ -226,12 +249,9 @@ def _evaluate(
         bicubic_upsampler,
         evaluate_image,
         evaluating,
-        summarise,
     )
     from hpcdistill.ranks import watch
 
-    if arguments.save_images:
-        check_images_out(arguments.save_images, images.names, (images.path, images.path / "HR"))
     device = _device(arguments.device)
     generator.to(device)
     rows: list[ImageRow] = []
@@ -259,18 +279,7 @@ def _evaluate(
                 bicubic.append(evaluate_image(upsampler, name, hr, lr, scale, arguments.rule, device)[0])
             if arguments.save_images:
                 save_image(arguments.save_images, name, colourise(output[0], lr, scale))
-    if ranks() > 1:
-        rows, skipped = gather_object(rows), gather_object(skipped)
-    rows_of = {row["name"]: row for row in rows}
-    if not rows:
-        raise UserError(f"{arguments.data}: none of its images could be evaluated; see the warnings above")
-    if arguments.save_images:
-        say(f"wrote {plural(len(rows), 'image')} to {arguments.save_images}")
-    left = [name for name in images.names if name in skipped]
-    result = summarise([rows_of[name] for name in images.names if name in rows_of])
-    if upsampler is None:
-        return result, left
-    return replace(result, bicubic=summarise(gather_object(bicubic) if ranks() > 1 else bicubic).metrics), left
+    return rows, bicubic, skipped
 
 
 def _device(asked: str) -> str:
