@@ -19,6 +19,7 @@ from rich.progress import track
 from hpcdistill.command import UserPath, run_command, whole
 from hpcdistill.console import Table, err, out, say, warn
 from hpcdistill.errors import UserError, nearest, plural
+from hpcdistill.metrics.base import SR_METRICS, ImageRow, SetResult
 from hpcdistill.metrics.reference import LEAST, below
 from hpcdistill.models.weights_file import generator_file
 from hpcdistill.ranks.environment import rank, ranks
@@ -27,8 +28,7 @@ from hpcdistill.ranks.launcher import check_launcher
 if TYPE_CHECKING:
     from torch import nn
 
-    from hpcdistill.metrics.sr_evaluation import SRImages, SRResult
-    from hpcdistill.metrics.translation_evaluation import TranslationResult
+    from hpcdistill.metrics.sr_evaluation import SRImages
 
 BASELINES = ("bicubic",)
 BASELINE_SCALES = (2, 3, 4, 8)
@@ -55,7 +55,9 @@ def _run(arguments: argparse.Namespace) -> int:
         model, generator, scale = _baseline(arguments)
     else:
         path = generator_file(arguments.model, arguments.which, arguments.generator)
-        generator = _load(path)
+        from hpcdistill.models.registry import load_generator
+
+        generator = load_generator(path)[0]
         if generator.takes == "image":
             return _translation(generator, path, arguments)
         model, scale = str(path), _scale_of(generator, path, arguments.scale)
@@ -74,7 +76,16 @@ def _run(arguments: argparse.Namespace) -> int:
     if skipped:
         warn(f"{plural(len(skipped), 'image')} {'was' if len(skipped) == 1 else 'were'} skipped: {', '.join(skipped)}")
     if arguments.json:
-        report = {**result.to_json(), "model": model, "data": str(arguments.data)}
+        report = {
+            **result.metrics,
+            "images": result.images,
+            "scale": scale,
+            "rule": arguments.rule,
+            "per_image": result.per_image,
+            "bicubic": result.bicubic,
+            "model": model,
+            "data": str(arguments.data),
+        }
         if arguments.on_error == "skip":
             report["skipped"] = skipped
         out.out(json.dumps(report, allow_nan=False), highlight=False)
@@ -82,8 +93,9 @@ def _run(arguments: argparse.Namespace) -> int:
         title = f"{model} on {arguments.data}, x{scale}, rule {arguments.rule}"
         out.print(title, markup=False, emoji=False, soft_wrap=True)
         out.print(_table(result))
-        if result.bicubic and result.bicubic["psnr"] - result.psnr >= LEAST:
-            warn(below(result.psnr, result.bicubic["psnr"]))
+        first = SR_METRICS[0].name
+        if result.bicubic and result.bicubic[first] - result.metrics[first] >= LEAST:
+            warn(below(result.metrics[first], result.bicubic[first]))
     return 0
 
 
@@ -142,12 +154,6 @@ def _baseline(arguments: argparse.Namespace) -> tuple[str, nn.Module, int]:
     return name, bicubic_upsampler(scale), scale
 
 
-def _load(path: Path) -> nn.Module:
-    from hpcdistill.models.registry import load_generator
-
-    return load_generator(path)[0]
-
-
 def _scale_of(generator: nn.Module, path: Path, scale: int | None) -> int:
     own = getattr(generator, "scale", None)
     if not isinstance(own, int):
@@ -204,29 +210,48 @@ def _translation(generator: nn.Module, path: Path, arguments: argparse.Namespace
 
 def _evaluate(
     generator: nn.Module, images: SRImages, scale: int, arguments: argparse.Namespace
-) -> tuple[SRResult, list[str]]:
-    """`evaluate_sr` with a progress bar, keeping the enlarged images where they are asked for; and what was skipped.
+) -> tuple[SetResult, list[str]]:
+    """The result over all images, and which of them were skipped; keeps the enlarged images where they are asked for.
 
     With several ranks each takes its share of the images and gets the same result.
     """
     from accelerate.utils import gather_object
 
-    from hpcdistill.data.outputs import check_images_out, save_image
+    from hpcdistill.data.outputs import check_images_out
+    from hpcdistill.metrics.sr_evaluation import summarise
+
+    if arguments.save_images:
+        check_images_out(arguments.save_images, images.names, (images.path, images.path / "HR"))
+    rows, bicubic, skipped = _evaluate_share(generator, images, scale, arguments)
+    if ranks() > 1:
+        rows, bicubic, skipped = gather_object(rows), gather_object(bicubic), gather_object(skipped)
+    if not rows:
+        raise UserError(f"{arguments.data}: none of its images could be evaluated; see the warnings above")
+    if arguments.save_images:
+        say(f"wrote {plural(len(rows), 'image')} to {arguments.save_images}")
+    by_name = {row["name"]: row for row in rows}
+    result = summarise([by_name[name] for name in images.names if name in by_name])
+    if bicubic:
+        result = replace(result, bicubic=summarise(bicubic).metrics)
+    return result, [name for name in images.names if name in skipped]
+
+
+def _evaluate_share(
+    generator: nn.Module, images: SRImages, scale: int, arguments: argparse.Namespace
+) -> tuple[list[ImageRow], list[ImageRow], list[str]]:
+    """This rank's rows, bicubic's of the same images (unless it is what is evaluated), and the images it skipped."""
+    from hpcdistill.data.outputs import save_image
     from hpcdistill.metrics.sample_grid import colourise
     from hpcdistill.metrics.shared_work import shared_work
     from hpcdistill.metrics.sr_evaluation import (
         BicubicUpsampler,
-        ImageRow,
         UnusableImageError,
         bicubic_upsampler,
         evaluate_image,
         evaluating,
-        summarise,
     )
     from hpcdistill.ranks import watch
 
-    if arguments.save_images:
-        check_images_out(arguments.save_images, images.names, (images.path, images.path / "HR"))
     device = _device(arguments.device)
     generator.to(device)
     rows: list[ImageRow] = []
@@ -254,19 +279,7 @@ def _evaluate(
                 bicubic.append(evaluate_image(upsampler, name, hr, lr, scale, arguments.rule, device)[0])
             if arguments.save_images:
                 save_image(arguments.save_images, name, colourise(output[0], lr, scale))
-    if ranks() > 1:
-        rows, skipped = gather_object(rows), gather_object(skipped)
-    rows_of = {row["name"]: row for row in rows}
-    if not rows:
-        raise UserError(f"{arguments.data}: none of its images could be evaluated; see the warnings above")
-    if arguments.save_images:
-        say(f"wrote {plural(len(rows), 'image')} to {arguments.save_images}")
-    left = [name for name in images.names if name in skipped]
-    result = summarise([rows_of[name] for name in images.names if name in rows_of], scale, arguments.rule)
-    if upsampler is None:
-        return result, left
-    means = summarise(gather_object(bicubic) if ranks() > 1 else bicubic, scale, arguments.rule)
-    return replace(result, bicubic={"psnr": means.psnr, "ssim": means.ssim}), left
+    return rows, bicubic, skipped
 
 
 def _device(asked: str) -> str:
@@ -287,7 +300,7 @@ def _device(asked: str) -> str:
     return device
 
 
-def _metrics_table(result: TranslationResult) -> Table:
+def _metrics_table(result: SetResult) -> Table:
     table = Table()
     table.add_column("metric")
     table.add_column(
@@ -298,17 +311,17 @@ def _metrics_table(result: TranslationResult) -> Table:
     return table
 
 
-def _table(result: SRResult) -> Table:
+def _table(result: SetResult) -> Table:
+    """A row for each image; the means, and bicubic's, below."""
     table = Table(show_footer=True)
-    means = [(f"mean of {result.images}", result.psnr, result.ssim)]
-    if result.bicubic:
-        means.append(("bicubic", result.bicubic["psnr"], result.bicubic["ssim"]))
-    names, psnrs, ssims = zip(*((name, f"{psnr:.3f}", f"{ssim:.4f}") for name, psnr, ssim in means), strict=True)
-    table.add_column("image", footer="\n".join(names))
-    table.add_column(escape("PSNR [dB]"), footer="\n".join(psnrs), justify="right")
-    table.add_column("SSIM", footer="\n".join(ssims), justify="right")
+    footer = {f"mean of {result.images}": result.metrics, **({"bicubic": result.bicubic} if result.bicubic else {})}
+    table.add_column("image", footer="\n".join(footer))
+    for metric in SR_METRICS:
+        means = "\n".join(f"{values[metric.name]:.{metric.digits}f}" for values in footer.values())
+        table.add_column(escape(metric.label), footer=means, justify="right")
     for row in result.per_image:
-        table.add_row(escape(row["name"]), f"{row['psnr']:.3f}", f"{row['ssim']:.4f}")
+        values = (f"{row[metric.name]:.{metric.digits}f}" for metric in SR_METRICS)
+        table.add_row(escape(row["name"]), *values)
     return table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,14 @@ import pytest
 import torch
 from phone import needs_chromium, sideways
 
-from hpcdistill import demo
+from hpcdistill import demo, demo_gan
 from hpcdistill.errors import UserError
+from hpcdistill.metrics.cost import Cost
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.registry import save_generator
-from hpcdistill.run import load_run
-from hpcdistill.sweep.demos.demo_report import _middle, _percent, _round
-from hpcdistill.sweep.demos.demo_rows import Measured, clock, compared, verdict
+from hpcdistill.sweep.demos import super_resolution
+from hpcdistill.sweep.demos.base import clock, compared, digits, resolve
+from hpcdistill.sweep.demos.super_resolution import METHODS, Enlarged, middle, training_arguments, verdict
 
 STEPS = 3
 
@@ -33,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     save_generator(FSRCNN(4), file, {"steps": 20000, "data": "images <of a test>", "licence": "none"})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(demo, "PRETRAINED", file)
+        patch.setattr(super_resolution, "PRETRAINED", file)
         assert demo.main(["--out", "out/demo", "--steps", str(STEPS), "--data", "packed"]) == 0
         yield folder
 
@@ -118,7 +119,7 @@ def test_the_same_command_again_uses_what_is_finished(finished: Path, capsys: py
 def test_a_clone_without_the_trained_student_warns_and_leaves_its_row_out(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "PRETRAINED", finished / "absent.safetensors")
+    monkeypatch.setattr(super_resolution, "PRETRAINED", finished / "absent.safetensors")
     shutil.copytree(finished / "out/demo", finished / "without/out/demo")
     capsys.readouterr()
     assert demo.main(["--out", "without/out/demo", "--steps", str(STEPS), "--data", "packed"]) == 0
@@ -131,14 +132,14 @@ def test_a_clone_without_the_trained_student_warns_and_leaves_its_row_out(
 
 
 def test_a_trained_student_that_does_not_say_its_steps_is_refused() -> None:
-    assert demo.trained_steps({"steps": 7}) == 7
+    assert super_resolution.trained_steps({"steps": 7}) == 7
     with pytest.raises(UserError, match="how many steps"):
-        demo.trained_steps({"data": "x"})
+        super_resolution.trained_steps({"data": "x"})
 
 
 def test_fewer_steps_shorten_the_teacher_in_proportion(tmp_path: Path) -> None:
-    full = load_run(demo._from_the_clone(demo.training_arguments("dssd", Path("runs/demo"), None, None)))
-    short = load_run(demo._from_the_clone(demo.training_arguments("dssd", tmp_path / "a b", 100, tmp_path)))
+    full = resolve(training_arguments("dssd", Path("runs/demo"), None, None))
+    short = resolve(training_arguments("dssd", tmp_path / "a b", 100, tmp_path))
     assert full.teacher is not None
     assert short.teacher is not None
     assert full.config.train.steps is not None
@@ -149,24 +150,24 @@ def test_fewer_steps_shorten_the_teacher_in_proportion(tmp_path: Path) -> None:
     assert short.config.data.train == (str(tmp_path / "photos/train"),)
 
 
-@pytest.mark.parametrize("name", ["123", "true", "1e5", "a: b", "runs/demo", "with space/x"])
+@pytest.mark.parametrize("name", ["123", "true", "1e5", "a: b", "runs/demo", "with space/x", "x/y.yaml"])
 def test_any_folder_may_be_the_output(name: str) -> None:
-    loaded = load_run(demo._from_the_clone(demo.training_arguments("fsrcnn", Path(name), None, None)))
+    loaded = resolve(training_arguments("fsrcnn", Path(name), None, None))
     assert loaded.config.runs == name
 
 
 def test_the_students_have_as_many_steps_as_each_other_and_the_papers_recipe_a_million() -> None:
     steps = {
-        load_run(demo._from_the_clone(demo.training_arguments(name, Path("runs/demo"), None, None))).config.train.steps
-        for name in demo.CONFIGS
+        resolve(training_arguments(name, Path("runs/demo"), None, None)).config.train.steps
+        for name in super_resolution.CONFIGS
     }
     assert len(steps) == 1
-    assert demo.paper_steps() == 1_000_000
+    assert super_resolution.paper_steps() == 1_000_000
 
 
-def row(name: str, psnr: float, steps: int = 10) -> Measured:
+def row(name: str, psnr: float, steps: int = 10) -> Enlarged:
     image = {"name": "a", "psnr": psnr, "ssim": 0.5}
-    return Measured(name, psnr, 0.5, 1, 2, 1, steps, 1.0, (image,), ())  # type: ignore[arg-type]
+    return Enlarged(name, *METHODS[name], {"psnr": psnr, "ssim": 0.5}, (image,), Cost(1, 2, 1), steps, 1.0, ())
 
 
 @pytest.mark.parametrize(
@@ -194,20 +195,24 @@ def test_the_verdict_claims_nothing_about_the_methods() -> None:
 
 
 def test_the_middle_of_a_photograph_begins_with_a_whole_lr_pixel() -> None:
-    assert _middle(np.zeros((300, 448, 3), np.uint8), 72, 4) == (112, 188, 72, 72)
-    assert _middle(np.zeros((40, 200, 3), np.uint8), 72, 4) == (0, 64, 40, 72)
+    assert middle(np.zeros((300, 448, 3), np.uint8), 72, 4) == (112, 188, 72, 72)
+    assert middle(np.zeros((40, 200, 3), np.uint8), 72, 4) == (0, 64, 40, 72)
 
 
 def test_numbers_are_rounded_to_what_they_are_worth() -> None:
-    assert [_percent(share) for share in (0.002, 0.0000234, 0.5)] == ["0.2 %", "0.0023 %", "50 %"]
-    assert [_round(ratio) for ratio in (61234.0, 7.4, 0.25)] == ["60,000", "7", "0.2"]
+    assert [digits(percent, 2) for percent in (0.2, 0.00234, 50)] == ["0.2", "0.0023", "50"]
+    assert [digits(ratio, 2) for ratio in (16, 4_170_000 / 1_020_000, 3 / 2)] == ["16", "4.1", "1.5"]
+    assert [digits(ratio, 1) for ratio in (61234.0, 7.4, 0.25)] == ["60,000", "7", "0.2"]
     assert [clock(seconds) for seconds in (None, 42.4, 65, 3725)] == ["-", "42 s", "1 min 05 s", "1 h 02 min"]
 
 
+@pytest.mark.parametrize("main", [demo.main, demo_gan.main])
 @pytest.mark.parametrize("steps", ["0", "-1", "many"])
-def test_an_impossible_number_of_steps_is_refused(steps: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_number_of_steps_is_refused(
+    main: Callable[[list[str]], int], steps: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
-        demo.main(["--steps", steps])
+        main(["--steps", steps])
     assert stopped.value.code == 2
     assert "--steps" in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from hpcdistill.data.index import Kind
+from hpcdistill.metrics.base import LPIPS_OF_PAIRS, PAIR_METRICS, SR_METRICS
 from hpcdistill.settings import MOST_PIXELS, MOST_STEPS, Section, operational
 
 BACKWARDS = "_b2a"  # of the names of generators that translate b to a
@@ -45,12 +46,12 @@ class EvalConfig(Section):
     def metrics(self, kind: Kind) -> list[str]:
         """The names of what is measured of each generator and test set; the selected metric is the first."""
         if kind == "lr-hr":
-            return ["psnr", "ssim"]
+            return [metric.name for metric in SR_METRICS]
         inception = self.features == "inception"
         suffix = self.features.replace("-", "_")
         names = ["fid" if inception else f"frechet_{suffix}"]
         if self.kid:
             names.append("kid" if inception else f"kernel_{suffix}")
         if kind == "paired":
-            names += ["psnr", *(["lpips"] if self.lpips else [])]
+            names += [metric.name for metric in PAIR_METRICS if metric is not LPIPS_OF_PAIRS or self.lpips]
         return names

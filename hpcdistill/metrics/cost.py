@@ -35,10 +35,12 @@ def cost(module: nn.Module, input_shape: Sequence[int], **options: Any) -> Cost:
     """
     shadow = copy.deepcopy(module).to("meta").eval()
     image = torch.empty(tuple(input_shape), device="meta")
+    flops = _convolution_count(shadow, image, options, {})
+    assert flops % 2 == 0  # FlopCounterMode counts a multiplication and an addition for each
     return Cost(
         params=sum(parameter.numel() for parameter in module.parameters()),
         macs=_convolution_count(shadow, image, options, {torch.ops.aten.convolution: _literature_macs}),
-        true_macs=_exact_half(_convolution_count(shadow, image, options, {})),
+        true_macs=flops // 2,
     )
 
 
@@ -92,8 +94,3 @@ def _literature_macs(
     for side in weight_shape[2:]:
         area *= side
     return elements * (image_shape[1] // groups) * area
-
-
-def _exact_half(flops: int) -> int:
-    assert flops % 2 == 0  # FlopCounterMode counts a multiplication and an addition for each
-    return flops // 2

@@ -28,7 +28,7 @@ from hpcdistill.storage import sha256_file
 class FeatureNetwork(Protocol):
     """What the evaluation asks of a network of features."""
 
-    frechet_name: str  # the metric that `frechet_distance` of its features is, "fid"
+    frechet_name: str  # the metric that `frechet` of its features is, "fid"
     kernel_name: str  # the metric that `kid` of them is, "kid"
     origin: str  # network and weights, for results
     digest: str  # sha256 of the weights

@@ -44,11 +44,6 @@ def frechet(one: Moments, other: Moments) -> float:
     return float((one.mean - other.mean).square().sum() + variances - 2 * roots)
 
 
-def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """`frechet` of two sets of features, [N, D] and [M, D]."""
-    return frechet(moments(features_a), moments(features_b))
-
-
 @dataclass(frozen=True)
 class KernelDistance:
     """Mean over subsets, and their standard deviation (0 for one subset)."""

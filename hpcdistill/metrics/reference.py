@@ -9,7 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-BICUBIC = "bicubic"  # the key in result.json: test set -> {"psnr": dB, "ssim": ...}
+from hpcdistill.metrics.base import SR_METRICS
+
+BICUBIC = "bicubic"  # the key in result.json: test set -> {metric: value}
 LEAST = 0.005  # dB: less is not seen in a table
 
 
@@ -26,10 +28,14 @@ def bicubic_value(result: Mapping[str, Any], metric: str) -> float | None:
 
 
 def below_bicubic(result: Mapping[str, Any], which: str = "best") -> list[str]:
-    """A line for each network and test set of a result.json whose PSNR is below bicubic's."""
+    """A line for each network and test set of a result.json whose first metric (PSNR) is below bicubic's."""
     lines = []
     for metric, value in ((result.get(which) or {}).get("metrics") or {}).items():
-        if not metric.endswith("/psnr") or value is None or (bicubic := bicubic_value(result, metric)) is None:
+        if (
+            not metric.endswith(f"/{SR_METRICS[0].name}")
+            or value is None
+            or (bicubic := bicubic_value(result, metric)) is None
+        ):
             continue
         if bicubic - value >= LEAST:
             generator, test_set, _ = metric.split("/")

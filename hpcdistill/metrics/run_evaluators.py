@@ -17,12 +17,13 @@ from hpcdistill.data.fetch.weights import WEIGHTS
 from hpcdistill.data.needs import Needs
 from hpcdistill.data.test_sets import real_side
 from hpcdistill.errors import UserError
+from hpcdistill.metrics.base import PSNR_OF_PAIRS, SR_METRICS, ImageRow
 from hpcdistill.metrics.config import BACKWARDS, EvalConfig
 from hpcdistill.metrics.feature_networks import FeatureNetwork, missing, open_features
 from hpcdistill.metrics.lpips import LPIPS, open_lpips
-from hpcdistill.metrics.sample_grid import Image, sample_grid, sample_row
+from hpcdistill.metrics.sample_grid import sample_grid, sample_row
 from hpcdistill.metrics.shared_work import shared_work
-from hpcdistill.metrics.sr_evaluation import ImageRow, SREvaluator
+from hpcdistill.metrics.sr_evaluation import Image, SREvaluator
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol
 from hpcdistill.training.evaluation import Evaluation, Evaluator, never
 
@@ -50,9 +51,12 @@ def bicubic_reference(evaluator: Evaluator | None, accelerator: Accelerator) -> 
 
 
 class SRRunEvaluator:
-    """PSNR and SSIM of every generator of a super-resolution run on every test set, the images shared among ranks."""
+    """`SR_METRICS` of every generator of a super-resolution run on every test set, the images shared among ranks.
 
-    larger_is_better = True
+    The first metric chooses the best weights.
+    """
+
+    larger_is_better = SR_METRICS[0].better == "higher"
 
     def __init__(
         self,
@@ -63,11 +67,11 @@ class SRRunEvaluator:
         config: EvalConfig,
         accelerator: Accelerator,
     ) -> None:
-        """`generator`'s PSNR on the set `selected` chooses the best weights. Decodes this rank's images."""
+        """`generator` on the set `selected` chooses the best weights. Decodes this rank's images."""
         self.config = config
         self.selected = selected
         self.generator = generator
-        self.selects: str | None = f"{generator}/{selected}/psnr"
+        self.selects: str | None = f"{generator}/{selected}/{SR_METRICS[0].name}"
         self.test_sets = dict(test_sets)
         self.evaluator = SREvaluator(test_sets, needs.scale, needs.channels, config.rule, accelerator.device)
         with shared_work(accelerator.num_processes, accelerator.device):
@@ -91,21 +95,19 @@ class SRRunEvaluator:
             for test_set in self.evaluator.test_sets:
                 rows = [row for share in shares for row in share[name][test_set]]
                 result = self.evaluator.result(test_set, rows)
-                metrics[f"{name}/{test_set}/psnr"] = result.psnr
-                metrics[f"{name}/{test_set}/ssim"] = result.ssim
+                metrics |= {f"{name}/{test_set}/{metric}": value for metric, value in result.metrics.items()}
         return Evaluation(metrics, pictures)
 
     def bicubic(self, accelerator: Accelerator) -> dict[str, dict[str, float]]:
-        """Test set -> "psnr" (dB) and "ssim" of bicubic enlargement, by the run's own rule. Every rank calls it."""
+        """Test set -> metric -> its value of bicubic enlargement, by the run's own rule. Every rank calls it."""
         ranks = accelerator.num_processes
         with shared_work(ranks, accelerator.device):
             mine = self.evaluator.bicubic(accelerator.process_index, ranks)
         shares = gather_object([mine]) if ranks > 1 else [mine]
-        results = {
-            test_set: self.evaluator.result(test_set, [row for share in shares for row in share[test_set]])
+        return {
+            test_set: self.evaluator.result(test_set, [row for share in shares for row in share[test_set]]).metrics
             for test_set in self.evaluator.test_sets
         }
-        return {name: {"psnr": result.psnr, "ssim": result.ssim} for name, result in results.items()}
 
     def protocol(self) -> dict[str, Any]:
         """What result.json says about how the numbers were made."""
@@ -159,9 +161,9 @@ class TranslationRunEvaluator:
         )
         with shared_work(accelerator.num_processes, accelerator.device):
             self.evaluator.preload()
-        metric = features.frechet_name if features else "psnr" if needs.kind == "paired" else None
+        metric = features.frechet_name if features else PSNR_OF_PAIRS.name if needs.kind == "paired" else None
         self.selects: str | None = f"{self.generator}/{selected}/{metric}" if metric else None
-        self.larger_is_better = metric == "psnr"
+        self.larger_is_better = metric == PSNR_OF_PAIRS.name
 
     def __call__(
         self, generators: Mapping[str, nn.Module], accelerator: Accelerator, stop: Callable[[], bool] = never

@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
-from hpcdistill.metrics.sr_evaluation import ImagePair
+from hpcdistill.metrics.sr_evaluation import Image, ImagePair
 from hpcdistill.ops.bicubic import upsample
 from hpcdistill.ops.colour import luma
-
-Image = NDArray[np.uint8]  # [H, W, 3] RGB
 
 # RGB in [0, 1] to Y, Cb, Cr in 0..255 (BT.601, studio swing): Y in 16..235, Cb and Cr in 16..240 around 128.
 _FROM_RGB = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])

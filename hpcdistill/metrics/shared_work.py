@@ -27,11 +27,8 @@ def shared_work(ranks: int, device: torch.device | str) -> Iterator[None]:
         if ranks == 1:
             raise
         ended = error
-    if ranks > 1:
-        _agree(ended, device)
-
-
-def _agree(ended: Exception | None, device: torch.device | str) -> None:
+    if ranks == 1:
+        return
     flag = torch.tensor(int(ended is not None), device=device)
     # Not with the watch's patience: a rank that waits here while another one goes on is in order, with patience a
     # rank that waits for a hanging one would be, too.

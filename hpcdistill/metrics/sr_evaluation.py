@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,52 +21,22 @@ from hpcdistill.data.index import INDEX_NAME, Index, Sample, load_index
 from hpcdistill.data.read.cache import check_member
 from hpcdistill.data.test_sets import hr_files
 from hpcdistill.errors import UserError
-from hpcdistill.metrics.psnr_ssim import Rule, luma_pair, psnr, ssim
+from hpcdistill.metrics.base import PSNR_CAP, SR_METRICS, ImageRow, SetResult, means
+from hpcdistill.metrics.psnr_ssim import Rule, luma_pair
 from hpcdistill.ops.bicubic import downsample_uint8, upsample
 from hpcdistill.ops.colour import luma
 from hpcdistill.training.evaluation import never, until_stopped
 
 Image = NDArray[np.uint8]  # [H, W, 3] RGB
 
-# An output equal to its reference has an infinite PSNR, which JSON cannot hold and a mean does not survive.
-PSNR_CAP = 100.0
-
 
 class UnusableImageError(UserError):
     """An image that cannot be read, or is too small to be measured: the network is not to blame."""
 
 
-class ImageRow(TypedDict):
-    """One test image's result; `psnr` in dB, at most PSNR_CAP."""
-
-    name: str
-    psnr: float
-    ssim: float
-
-
-@dataclass(frozen=True)
-class SRResult:
-    """Means over the images, the rule they were computed by, and the rows they are means of."""
-
-    psnr: float
-    ssim: float
-    images: int
-    scale: int
-    rule: Rule
-    per_image: list[ImageRow] = field(default_factory=list)
-    bicubic: dict[str, float] | None = None  # psnr and ssim of bicubic enlargement of the same images by the same rule
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; every number is finite."""
-        return asdict(self)
-
-
-def summarise(rows: Sequence[ImageRow], scale: int, rule: Rule) -> SRResult:
+def summarise(rows: Sequence[ImageRow]) -> SetResult:
     """The means over all images of a test set."""
-    assert rows
-    mean_psnr = math.fsum(row["psnr"] for row in rows) / len(rows)
-    mean_ssim = math.fsum(row["ssim"] for row in rows) / len(rows)
-    return SRResult(mean_psnr, mean_ssim, len(rows), scale, rule, list(rows))
+    return SetResult(means(rows, (metric.name for metric in SR_METRICS)), len(rows), list(rows))
 
 
 class SRImages(Sequence[tuple[str, Image, Image]]):
@@ -200,27 +170,6 @@ def bicubic_upsampler(scale: int, channels: int = 1) -> BicubicUpsampler:
     return BicubicUpsampler(scale, channels)
 
 
-def evaluate_sr(
-    generator: nn.Module,
-    images: SRImages,
-    scale: int,
-    rule: Rule = "pisr",
-    device: torch.device | str = "cpu",
-    autocast: torch.dtype | None = None,
-) -> SRResult:
-    """PSNR and SSIM of `generator` on every image, one at a time at full size; see `luma_pair` for the rules.
-
-    The generator says what it takes ("lr" or "hr") and its channels (1: luma, 3: RGB, in [0, 1]); its inference form
-    is evaluated (see `evaluating`), on `device`, where it already is. `autocast`: run it in this half precision.
-    Raises UserError for an image that is unreadable or too small, or an output that is not finite.
-    """
-    rows = []
-    with evaluating(generator) as network:
-        for name, hr, lr in images:
-            rows.append(evaluate_image(network, name, hr, lr, scale, rule, device, autocast)[0])
-    return summarise(rows, scale, rule)
-
-
 def evaluate_image(
     generator: nn.Module,
     name: str,
@@ -231,7 +180,12 @@ def evaluate_image(
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
 ) -> tuple[ImageRow, Tensor]:
-    """One image's row and the output `[1, c, H, W]` it was computed from; call it inside `evaluating`."""
+    """One image's row and the output `[1, c, H, W]` it was computed from; call it inside `evaluating`.
+
+    The generator says what it takes ("lr" or "hr") and its channels (1: luma, 3: RGB, in [0, 1]); it is on `device`.
+    See `luma_pair` for the rules. `autocast`: run it in this half precision. UnusableImageError for an image that is
+    too small, UserError for an output that is not finite.
+    """
     pair = _as_tensors(hr, lr, device)
     output = super_resolve(generator, pair, autocast)
     return _row(name, pair, output, scale, rule), output
@@ -264,7 +218,8 @@ class ImagePair:
 
 def super_resolve(generator: nn.Module, pair: ImagePair, autocast: torch.dtype | None = None) -> Tensor:
     """The generator's float32 output `[1, c, H, W]`, nominally in [0, 1]; it takes luma or RGB of LR or HR."""
-    source: Tensor = pair.lr if _takes(generator) == "lr" else pair.hr
+    assert generator.takes in ("lr", "hr")
+    source: Tensor = pair.lr if generator.takes == "lr" else pair.hr
     image = source.float() / 255
     if _channels(generator) == 1:
         image = luma(image)
@@ -355,10 +310,10 @@ class SREvaluator:
             self._bicubic[test_set, index] = row
         return row
 
-    def result(self, test_set: str, rows: Sequence[ImageRow]) -> SRResult:
+    def result(self, test_set: str, rows: Sequence[ImageRow]) -> SetResult:
         """The means of one test set from the rows of all ranks, in any order; no image may be missing."""
         by_name = {row["name"]: row for row in rows}
-        return summarise([by_name[name] for name in self.test_sets[test_set].names], self.scale, self.rule)
+        return summarise([by_name[name] for name in self.test_sets[test_set].names])
 
     def samples(
         self, generator: nn.Module, test_set: str, count: int, stop: Callable[[], bool] = never
@@ -384,23 +339,19 @@ def _row(name: str, pair: ImagePair, output: Tensor, scale: int, rule: Rule) -> 
     try:
         produced, expected = luma_pair(output[0], pair.hr[0], scale, rule)
         # One transfer from the device an image.
-        decibel, similarity = torch.stack((psnr(produced, expected), ssim(produced, expected))).tolist()
+        values = torch.stack([metric.compute(produced, expected) for metric in SR_METRICS]).tolist()
     except UserError as error:
         raise UnusableImageError(f"{name}: {error}") from None
-    if math.isnan(decibel):
+    if any(map(math.isnan, values)):
         raise UserError(f"{name}: the network's output is not finite; its weights are damaged or its training diverged")
-    return {"name": name, "psnr": min(decibel, PSNR_CAP), "ssim": similarity}
+    return {"name": name} | {
+        metric.name: min(value, PSNR_CAP) for metric, value in zip(SR_METRICS, values, strict=True)
+    }
 
 
 def _as_tensors(hr: Image, lr: Image, device: torch.device | str) -> ImagePair:
     planes = (torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(device) for image in (hr, lr))
     return ImagePair(*planes)
-
-
-def _takes(generator: nn.Module) -> str:
-    takes = generator.takes
-    assert takes in ("lr", "hr")
-    return str(takes)
 
 
 def _channels(generator: nn.Module) -> int:

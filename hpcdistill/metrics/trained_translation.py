@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ from hpcdistill.console import err, say
 from hpcdistill.data.outputs import check_images_out, save_image
 from hpcdistill.data.test_sets import Real, real_side
 from hpcdistill.errors import plural
+from hpcdistill.metrics.base import SetResult
 from hpcdistill.metrics.config import BACKWARDS
 from hpcdistill.metrics.real_side import load_translation_index
 from hpcdistill.metrics.run_evaluators import check_size, features_if_there, lpips_if_there
 from hpcdistill.metrics.shared_work import shared_work
-from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol, TranslationResult
+from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol
 from hpcdistill.ranks import watch
 from hpcdistill.yaml_values import load_yaml
 
@@ -50,7 +50,7 @@ def evaluate_translation(
     save_images: Path | None = None,
     rank: int = 0,
     ranks: int = 1,
-) -> tuple[TranslationResult, dict[str, Any]]:
+) -> tuple[SetResult, dict[str, Any]]:
     """`generator`, loaded from `file`, on the packed test set `folder`: its result, and how it was made.
 
     With `save_images`, the 8-bit outputs are written there as PNG. UserError for a set or a size that does not fit.
@@ -133,13 +133,8 @@ def _at_work() -> bool:
 
 
 def _names(evaluator: TranslationEvaluator, backwards: bool) -> list[str]:
-    """What the translated images are saved as."""
-    count = evaluator.count("data", backwards)
-    return _unique([evaluator.name("data", number, backwards) for number in range(count)])
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """The names or, where two images share one, their numbers before them."""
+    """What the translated images are saved as: with their numbers before them where two share a name."""
+    names = [evaluator.name("data", number, backwards) for number in range(evaluator.count("data", backwards))]
     if len(set(names)) == len(names):
-        return list(names)
+        return names
     return [f"{number:06d}-{name}" for number, name in enumerate(names)]

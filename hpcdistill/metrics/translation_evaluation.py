@@ -7,11 +7,10 @@ to 8 bits in memory. Images are shared among ranks; what they found is gathered,
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather
@@ -23,12 +22,13 @@ from hpcdistill.data.progress import Progress
 from hpcdistill.data.read.domains import DomainImages
 from hpcdistill.data.test_sets import Real, real_folders
 from hpcdistill.errors import UserError, plural
+from hpcdistill.metrics.base import LPIPS_OF_PAIRS, PAIR_METRICS, PSNR_CAP, ImageRow, SetResult, means
 from hpcdistill.metrics.feature_networks import FeatureNetwork
 from hpcdistill.metrics.frechet import Moments, frechet, kid, moments
 from hpcdistill.metrics.lpips import LPIPS
 from hpcdistill.metrics.real_side import RealFeatures, load_translation_index
 from hpcdistill.metrics.shared_work import shared_work
-from hpcdistill.metrics.sr_evaluation import PSNR_CAP, evaluating
+from hpcdistill.metrics.sr_evaluation import evaluating
 from hpcdistill.training.evaluation import never, until_stopped
 
 BATCH = 16  # images at a time, through generators and feature networks
@@ -45,23 +45,6 @@ class TranslationProtocol:
     size: int  # side of the square that test images are resized to, pixels
     real: Real
     kid: bool = True
-
-
-class PairRow(TypedDict, total=False):
-    """One pair's result: PSNR in dB, at most PSNR_CAP."""
-
-    name: str
-    psnr: float
-    lpips: float
-
-
-@dataclass(frozen=True)
-class TranslationResult:
-    """One generator on one test set."""
-
-    metrics: dict[str, float]  # "fid", "kid", "psnr", "lpips": what could be computed
-    images: int
-    per_image: list[PairRow] = field(default_factory=list)  # of pairs
 
 
 class TranslationEvaluator:
@@ -84,10 +67,17 @@ class TranslationEvaluator:
 
         UserError for a set that is missing, of another kind, or too small to compare.
         """
-        self.protocol, self.features, self.lpips = protocol, features, lpips
+        self.protocol, self.features = protocol, features
         self.device, self.rank, self.ranks = torch.device(device), rank, ranks
         if lpips is not None:
             lpips.check_size(protocol.size, protocol.size)
+        # Metric -> what computes it of two batches uint8 [B, 3, H, W].
+        self.of_pairs: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+        if self.paired:
+            self.of_pairs = {metric.name: metric.compute for metric in PAIR_METRICS if metric.path}
+            if lpips is not None:
+                distance = lpips
+                self.of_pairs[LPIPS_OF_PAIRS.name] = lambda one, other: distance(as_input(one), as_input(other))
         self.directions = (False, True) if backwards else (False,)
         self.test_sets: dict[str, DomainImages] = {}
         self.real: dict[tuple[str, bool], RealFeatures] = {}
@@ -127,51 +117,43 @@ class TranslationEvaluator:
 
     def evaluate(
         self, generator: nn.Module, test_set: str, backwards: bool = False, stop: Callable[[], bool] = never
-    ) -> TranslationResult:
+    ) -> SetResult:
         """Translate and measure; the same result on every rank. The generator's modes are left as they were.
 
         UserError when the output is not finite or not of the input's size, or an image cannot be read, and
         EvaluationStopped when a rank's `stop()` says so between two batches: on every rank.
         """
         count = self.count(test_set, backwards)
-        with_lpips = self.paired and self.lpips is not None
-        rows = [torch.empty(0, 3, device=self.device, dtype=torch.float64)]  # finite, PSNR, LPIPS
+        # A column for "the output is finite" and one for each metric of pairs.
+        rows = [torch.empty(0, 1 + len(self.of_pairs), device=self.device, dtype=torch.float64)]
         found = [torch.empty(0, self.features.dimensions if self.features else 0, device=self.device)]
         with shared_work(self.ranks, self.device), evaluating(generator) as network:
             for numbers in until_stopped(self._batches(self._share(count)), stop):
                 sources = self._batch(test_set, int(backwards), numbers)
                 output = translate(network, sources)
                 produced = eight_bits(output)
-                row = rows[0].new_zeros(len(numbers), 3)
-                row[:, 0] = output.isfinite().flatten(1).all(dim=1)
-                if self.paired:
+                row = [output.isfinite().flatten(1).all(dim=1).double()]
+                if self.of_pairs:
                     targets = self._batch(test_set, int(not backwards), numbers)
-                    row[:, 1] = psnr_rgb(produced, targets)
-                    if with_lpips:
-                        assert self.lpips is not None
-                        row[:, 2] = self.lpips(as_input(produced), as_input(targets))
-                rows.append(row)
+                    row += [compute(produced, targets).double() for compute in self.of_pairs.values()]
+                rows.append(torch.stack(row, dim=1))
                 if self.features is not None:
                     found.append(self.features(produced))
-        finite, decibels, distances = self._gathered(torch.cat(rows), count).T.tolist()
+        finite, *columns = self._gathered(torch.cat(rows), count).T.tolist()
         if not all(finite):
             raise UserError(
                 f"{self._name(test_set, int(backwards), finite.index(0.0))}: the generator's output is not finite; "
                 "its weights are damaged or its training diverged"
             )
         metrics = self._compared(torch.cat(found), test_set, backwards, count, stop)
-        per_image: list[PairRow] = []
-        if self.paired:
+        per_image: list[ImageRow] = []
+        if self.of_pairs:
             per_image = [
-                PairRow(name=self._name(test_set, int(backwards), number), psnr=value)
-                for number, value in enumerate(decibels)
+                {"name": self._name(test_set, int(backwards), number)} | dict(zip(self.of_pairs, values, strict=True))
+                for number, values in enumerate(zip(*columns, strict=True))
             ]
-            metrics["psnr"] = math.fsum(decibels) / count
-        if with_lpips:
-            metrics["lpips"] = math.fsum(distances) / count
-            for pair, distance in zip(per_image, distances, strict=True):
-                pair["lpips"] = distance
-        return TranslationResult(metrics, count, per_image)
+            metrics |= means(per_image, self.of_pairs)
+        return SetResult(metrics, count, per_image)
 
     def translations(
         self,
@@ -217,10 +199,7 @@ class TranslationEvaluator:
                 about[self.features.kernel_name] = (
                     f"mean over {KID_SUBSETS} subsets of at most {KID_SUBSET_SIZE}, unbiased"
                 )
-        if self.paired:
-            about["psnr"] = "RGB, 8 bits, mean over pairs (dB)"
-        if self.paired and self.lpips is not None:
-            about["lpips"] = "AlexNet, version 0.1, mean over pairs"
+        about |= {metric.name: metric.about for metric in PAIR_METRICS if metric.name in self.of_pairs}
         note.append(f"images {protocol.size}x{protocol.size}, {protocol.direction}")
         about["note"] = "; ".join(note)
         return about

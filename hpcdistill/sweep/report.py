@@ -1,18 +1,17 @@
 """A report: one HTML page made of plain data. It needs no network, no other file and no script.
 
 A `Page` has sections, a section has blocks (`Text`, `Cards`, `Table`, `Charts`, `Crops`, `Facts`, `Commands`); the
-template report.html.j2 knows how each kind looks. All text is escaped.
+template report.html.j2 has a macro for each, of the class's name. All text is escaped.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -33,7 +32,6 @@ _OVERVIEW_QUALITY = 82  # JPEG; an overview only shows where the crops come from
 class Text:
     """Paragraphs; `tone` "caution" sets them in a box that is not overlooked."""
 
-    kind: ClassVar[str] = "text"
     paragraphs: tuple[str, ...]
     tone: Literal["plain", "caution"] = "plain"
 
@@ -51,7 +49,6 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    kind: ClassVar[str] = "cards"
     cards: tuple[Card, ...]
 
 
@@ -67,7 +64,6 @@ class Row:
 class Table:
     """Columns after the first are numbers, set flush right."""
 
-    kind: ClassVar[str] = "table"
     caption: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -81,7 +77,6 @@ class Table:
 class Charts:
     """Charts side by side, below each other where the page is narrow."""
 
-    kind: ClassVar[str] = "charts"
     charts: tuple[Chart, ...]
 
 
@@ -109,7 +104,6 @@ class View:
 class Crops:
     """A picture, marked with the places that are shown magnified below it."""
 
-    kind: ClassVar[str] = "crops"
     title: str
     overview: Image
     overview_alt: str
@@ -127,7 +121,6 @@ class Crops:
 class Facts:
     """What is to be known about how something was made: (name, value)."""
 
-    kind: ClassVar[str] = "facts"
     facts: tuple[tuple[str, str], ...]
 
 
@@ -135,7 +128,6 @@ class Facts:
 class Commands:
     """Lines to type into a shell, each with what it does."""
 
-    kind: ClassVar[str] = "commands"
     commands: tuple[tuple[str, str], ...]
 
 
@@ -161,9 +153,8 @@ class Page:
 
 def render(page: Page) -> str:
     """The whole page as HTML."""
-    charts = [
-        chart for section in page.sections for block in section.blocks if block.kind == "charts" for chart in _of(block)
-    ]
+    blocks = [block for section in page.sections for block in section.blocks]
+    charts = [chart for block in blocks if isinstance(block, Charts) for chart in block.charts]
     drawings = {id(chart): Markup(chart_svg(chart, f"chart-{number}")) for number, chart in enumerate(charts)}
     return template("report.html.j2").render(page=page, drawings=drawings).strip() + "\n"
 
@@ -190,11 +181,6 @@ def jpeg_address(image: Image) -> str:
 def dash_array(series: int) -> str:
     """The dashes of a series as SVG wants them, for the swatch in a legend; "none" for a solid line."""
     return " ".join(f"{2 * length:g}" for length in DASHES[series]) or "none"
-
-
-def _of(block: Block) -> Sequence[Chart]:
-    assert isinstance(block, Charts)
-    return block.charts
 
 
 @cache

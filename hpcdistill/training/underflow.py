@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -19,30 +18,8 @@ from torch import Tensor, nn
 
 from hpcdistill.console import warn
 
-ZERO_IN_FP16: Final = 2.0**-25  # of this size and below, rounding to nearest even gives 0
 WARN_ABOVE: Final = 0.10  # share of a term's gradient that is lost
 _LARGEST_SCALE, _SCALE_STEP = 2.0**60, 2.0**6
-
-
-@dataclass(frozen=True)
-class Underflow:
-    """Shares of the elements of a float32 gradient that are not zero."""
-
-    lost: float  # would be zero in fp16
-    below_eps: float  # smaller than Adam's eps, which then stands for them: such weights are hardly trained
-
-
-def underflow_share(gradients: Iterable[Tensor], scale: float = 1.0, eps: float = 1e-8) -> Underflow:
-    """How much of float32 `gradients` would be zero in fp16 after multiplication by `scale`, or is below Adam's `eps`.
-
-    It says what these very numbers would become. A run's weights lose more: see `lost_share`. 0 of no gradient.
-    """
-    values = torch.cat([gradient.detach().flatten().abs() for gradient in gradients])
-    values = values[values > 0]
-    if not len(values):
-        return Underflow(0.0, 0.0)
-    lost = (values.double() * scale <= ZERO_IN_FP16).double().mean()
-    return Underflow(lost.item(), (values < eps).double().mean().item())
 
 
 def lost_share(term: Tensor, parameters: Sequence[Tensor], scale: float) -> float | None:

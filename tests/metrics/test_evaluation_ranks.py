@@ -33,6 +33,7 @@ from hpcdistill.metrics import run_evaluators, trained_translation
 from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.metrics.run_evaluators import open_evaluator
 from hpcdistill.metrics.shared_work import shared_work
+from hpcdistill.models import registry
 from hpcdistill.training.batch_norm import synchronise
 from hpcdistill.training.evaluation import Evaluation, EvaluationStopped, until_stopped
 
@@ -348,7 +349,7 @@ def test_the_evaluate_command_over_ranks(sets: Path, kind: str, monkeypatch: pyt
     """Rank 0 prints what one process prints, the others nothing; every output is written by one of them."""
     monkeypatch.setattr(trained_translation, "features_if_there", lambda name, device: RandomFeatures())
     monkeypatch.setattr(trained_translation, "lpips_if_there", lambda device: Distance())
-    monkeypatch.setattr(evaluate, "_load", lambda path: Seen(kind))
+    monkeypatch.setattr(registry, "load_generator", lambda path: (Seen(kind), {}))
     monkeypatch.setattr(Seen, "scale", 2, raising=False)
     (sets / "net.safetensors").touch()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,32 +12,9 @@ from torch import Tensor, nn
 from hpcdistill.methods.base import Carry, Progress
 from hpcdistill.methods.privileged_student import PrivilegedStudent
 from hpcdistill.models.privileged import PrivilegedTeacher
-from hpcdistill.training.underflow import UnderflowWatch, lost_share, underflow_share
+from hpcdistill.training.underflow import UnderflowWatch, lost_share
 
 START = Progress.at(0, 1)
-
-
-def test_shares_by_hand() -> None:
-    # In fp16, by NumPy: 2^-25 is a tie that goes to 0, the next number above it to 2^-24.
-    values = np.array([0.0, 2.0**-25, 1.001 * 2.0**-25, -(2.0**-30), 1.0], np.float32)
-    assert (values.astype(np.float16) == 0).tolist() == [True, True, False, True, False]
-    gradients = [torch.from_numpy(values[:2]), torch.from_numpy(values[2:]).reshape(1, 3)]
-    found = underflow_share(gradients, eps=1e-9)
-    assert (found.lost, found.below_eps) == (0.5, 0.25)
-    assert underflow_share(gradients, scale=2.0**5, eps=1e-7).lost == 0.25
-    assert underflow_share(gradients, scale=2.0**6).lost == 0.0
-    assert underflow_share([torch.zeros(3)]).lost == 0.0
-
-
-@pytest.mark.parametrize("scale", [1.0, 2.0**10])
-def test_shares_are_those_of_numpys_half_precision(scale: float) -> None:
-    torch.manual_seed(1)
-    gradient = torch.randn(10_000) * 10 ** (-6 - 6 * torch.rand(10_000))
-    half = (gradient.numpy() * scale).astype(np.float16)
-    found = underflow_share([gradient], scale, eps=1e-8)
-    assert found.lost == pytest.approx(np.mean(half == 0))
-    assert found.below_eps == pytest.approx(np.mean(np.abs(gradient.numpy()) < 1e-8))
-    assert 0.01 < found.lost < 0.99
 
 
 def student(weight: float) -> tuple[PrivilegedStudent, dict[str, Tensor]]:
@@ -54,10 +30,11 @@ def test_dssds_weight_of_vid() -> None:
     estimator = method.groups["student"].module.estimator
     assert isinstance(estimator, nn.Module)
     gradients = torch.autograd.grad(method.student_loss(batch, Carry(), START)["vid"], list(estimator.parameters()))
-    found = underflow_share(gradients)
-    assert found.lost > 0.9
-    assert found.below_eps > 0.8
-    assert underflow_share([gradient * 1e6 for gradient in gradients]).lost < 0.01
+    values = torch.cat([gradient.flatten().abs() for gradient in gradients])
+    values = values[values > 0]
+    assert (values.half() == 0).double().mean() > 0.9
+    assert (values < 1e-8).double().mean() > 0.8
+    assert ((values * 1e6).half() == 0).double().mean() < 0.01
 
 
 def test_fp16_switches_vid_off_unless_the_loss_is_scaled() -> None:

@@ -1,14 +1,20 @@
-"""The GAN demo's images: edge drawings made from the photographs inside scikit-image, beside what they were made of."""
+"""What the GAN demo is made from: edge drawings of scikit-image's photographs, and two networks without training.
+
+One is the baseline, a flat colour; the other the VGG16 of the style and feature losses.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from hpcdistill.console import say
 from hpcdistill.data.images import encode_png, read_rgb
@@ -17,9 +23,9 @@ from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.data.pack.sources import Source, find_sources
 from hpcdistill.errors import UserError
+from hpcdistill.models.vgg import LAYERS, VGG16Features
 from hpcdistill.storage import write_bytes
-
-Image = NDArray[np.uint8]  # [H, W, 3] RGB
+from hpcdistill.sweep.report import Image
 
 PHOTOGRAPHS = "photos"  # the recipe: six to train on, three to test with
 PAIRS = "paired"  # the recipe that the pairs are packed with
@@ -31,6 +37,7 @@ OF_SCIENCE = ("retina", "hubble_deep_field", "ihc")
 TILE = {"train": 72, "test": 64}
 DARKEST = 0.97  # the quantile of a photograph's edge strength that is drawn black
 FAINTEST = 0.02  # nothing below this strength is drawn black, however flat a photograph is
+VGG_SEED = 16
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -95,7 +102,9 @@ def write_pairs(folder: Path) -> bool:
         for path in sorted((folder / split).iterdir()):
             if path not in wanted and not path.name.startswith("."):
                 raise UserError(f"{path}: is none of the demo's images; take it away, or choose another --out")
-    changed = {path: content for path, content in wanted.items() if not _holds(path, content)}
+    changed = {
+        path: content for path, content in wanted.items() if not (path.is_file() and path.read_bytes() == content)
+    }
     for path, content in changed.items():
         write_bytes(path, content)
     return bool(changed)
@@ -110,12 +119,49 @@ def pack_pairs(out: Path) -> dict[str, Index]:
     return pack(load_recipe(PAIRS), pairs, packed, overwrite=changed and there, processes=1)
 
 
+class FlatColour(nn.Module):
+    """The generator that learns nothing: one colour, RGB in [-1, 1], whatever it is given."""
+
+    colour: Tensor
+
+    def __init__(self, colour: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("colour", colour.reshape(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`[B, 3, H, W]` of that colour."""
+        return self.colour.expand_as(image)
+
+
+def mean_colour(pictures: Sequence[Image]) -> Tensor:
+    """The mean over the pixels of all photographs, RGB in [-1, 1]."""
+    pixels = np.concatenate([image.reshape(-1, 3) for image in pictures])
+    return torch.from_numpy(pixels.mean(axis=0, dtype=np.float64) / 127.5 - 1).float()
+
+
+def write_random_vgg16(path: Path) -> bool:
+    """Write VGG16's convolutions with He's initial weights and no bias to `path`, in half precision: 29 MB.
+
+    Always the same weights; a file of another content is replaced. False if it was there. The trained VGG16 is a large
+    download. Random filters still tell one picture from another, so that the style and feature losses do what they are
+    for; they do not tell what matters to the eye.
+    """
+    generator = torch.Generator().manual_seed(VGG_SEED)
+    network = VGG16Features((list(LAYERS)[-1],))
+    for layer in network.features:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    content = save({name: tensor.half() for name, tensor in network.state_dict().items()})
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, content)
+    return True
+
+
 def _shrunk(rgb: Image, side: int) -> Image:
     height, width = rgb.shape[:2]
     factor = side / min(height, width)
     size = (round(width * factor), round(height * factor))
     return np.asarray(PillowImage.fromarray(rgb).resize(size, PillowImage.Resampling.LANCZOS))
-
-
-def _holds(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == content
