@@ -19,7 +19,7 @@ test: $(INSTALLED)  ## all tests this machine can run
 	$(RUN) -m pytest
 
 test-deepspeed: $(INSTALLED)  ## DeepSpeed, with what takes too long for every change: FESD on four ranks, more resuming
-	HPCDISTILL_SLOW=1 $(RUN) -m pytest -n 0 tests/training/test_deepspeed.py
+	$(RUN) -m pytest -n 0 -m "torture or not torture" tests/training/test_deepspeed.py
 
 test-slurm: $(INSTALLED)  ## the tests on a real SLURM, from Debian's packages (installed when missing, as root)
 	-tests/slurm/install.sh
