@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import torch._dynamo  # which the first optimizer imports, for more than a second: once here, not in each forked rank
 from accelerate.state import AcceleratorState, GradientState
 
@@ -43,6 +44,7 @@ def _work(rank: int, ranks: int, port: int, work: Callable[[int, int], None]) ->
     # The parent may have trained in one process: nothing of its Accelerate state may be left.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+    torch.set_num_threads(1)
     if ranks > 1:
         os.environ |= {
             "RANK": str(rank),

@@ -34,7 +34,7 @@ from hpcdistill.training.evaluation import Evaluation
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'")
-# The first engine imports this, and with it torch._inductor, for more than a second: once here, not in each forked rank.
+# The first engine imports it, and with it torch._inductor, for more than a second: once here, not in each forked rank.
 importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
