@@ -151,7 +151,6 @@ def train(
     options = {"checkpoint_every": 7, "evaluate_every": 10, **options}
 
     def work(rank: int, of: int) -> None:
-        torch.set_num_threads(1)
         for stage in stages:
             torch.manual_seed(SEED)
             method = METHOD_OF[case](vgg)
