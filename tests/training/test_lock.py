@@ -364,14 +364,6 @@ def beating() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "run lock" and thread.is_alive()]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """All that was imported is left out of them: torch alone takes a tenth of a second each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture(autouse=True)
 def _no_threads_left() -> Iterator[None]:
     yield
