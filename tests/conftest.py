@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; more threads only get in each other's way
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # where a test takes two, they sleep while they wait for each other
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as hpcdistill does, where it comes before torch
 
 # Where bytecode is not kept, every process that the tests start would compile the package again.
