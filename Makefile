@@ -15,11 +15,11 @@ demo: $(INSTALLED)  ## a picture in a few minutes: pack, train, distil, evaluate
 demo-gan: $(INSTALLED)  ## another one: a GAN's teacher and student turn edges into photographs, side by side
 	$(RUN) -m hpcdistill.demo_gan
 
-test: $(INSTALLED)  ## all tests this machine can run
+test: $(INSTALLED)  ## all tests this machine can run, but for torture
 	$(RUN) -m pytest
 
 test-deepspeed: $(INSTALLED)  ## DeepSpeed, with what takes too long for every change: FESD on four ranks, more resuming
-	HPCDISTILL_SLOW=1 $(RUN) -m pytest -n 0 tests/training/test_deepspeed.py
+	$(RUN) -m pytest -n 0 -m "torture or not torture" tests/training/test_deepspeed.py
 
 test-slurm: $(INSTALLED)  ## the tests on a real SLURM, from Debian's packages (installed when missing, as root)
 	-tests/slurm/install.sh
@@ -39,7 +39,8 @@ bench: $(INSTALLED)  ## throughput and memory on this machine, as tables and JSO
 	$(RUN) bench/distributed.py
 	$(RUN) bench/sweep.py
 
-torture: $(INSTALLED)  ## fifty random kills of random ranks; what they changed, as JSON
+torture: $(INSTALLED)  ## the tests that take too long for every change, and fifty random kills of random ranks
+	$(RUN) -m pytest -m torture
 	$(RUN) tests/training/torture.py --kills 50 --json docs/results/torture.json
 
 install: $(INSTALLED)  ## .venv from requirements.lock, and the package in it

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hpcdistill.command import run_command
 from hpcdistill.config import config_files, to_yaml
 from hpcdistill.errors import UserError
 from hpcdistill.run import load_run
+from hpcdistill.train import main
 
 CLONE = Path(__file__).resolve().parents[1]
 CONFIGS = CLONE / "configs"
@@ -253,34 +255,46 @@ def test_the_papers_recipe() -> None:
     assert short.train.epochs * short.data.samples_per_epoch / short.train.batch_size == 50_000
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hpcdistill.train", *arguments], cwd=CLONE, capture_output=True, text=True, timeout=120
-    )
-
-
-def test_print_config_shows_both_stages_as_yaml() -> None:
-    done = command("configs/dssd/x4.yaml", "configs/variants/cpu.yaml", "train.batch_size=4", "--print-config")
-    student, teacher = yaml.safe_load_all(done.stdout)
-    assert done.returncode == 0
+def test_print_config_shows_both_stages_as_yaml(capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(CONFIGS / "dssd/x4.yaml"), str(CONFIGS / "variants/cpu.yaml")]
+    assert main([*files, "train.batch_size=4", "--print-config"]) == 0
+    student, teacher = yaml.safe_load_all(capsys.readouterr().out)
     assert student["train"]["batch_size"] == teacher["train"]["batch_size"] == 4
     assert teacher["method"]["name"] == "privileged_teacher"
 
 
-def test_no_argument_is_a_guide_and_help_helps() -> None:
-    guide, explained = command(), command("--help")
-    assert guide.returncode == explained.returncode == 0
-    assert "configs/dssd/x4.yaml" in guide.stdout
-    assert "configs/variants/cpu.yaml" in guide.stdout
-    assert "--print-config" in explained.stdout
+def test_no_argument_is_a_guide_and_help_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    guide = capsys.readouterr().out
+    assert "configs/dssd/x4.yaml" in guide
+    assert "configs/variants/cpu.yaml" in guide
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert not ended.value.code
+    assert "--print-config" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "arguments", [("configs/dssd/x5.yaml",), ("configs/dssd/x4.yaml", "train.bach_size=4"), ("configs/fsrcnn/x4.yaml",)]
-)
-def test_a_users_error_is_one_line_and_exit_code_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    done = command(*arguments, f"runs={tmp_path}", f"data.train={tmp_path / 'nothing'}")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+WRONG = [["configs/dssd/x5.yaml"], ["configs/dssd/x4.yaml", "train.bach_size=4"], ["configs/fsrcnn/x4.yaml"]]
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
+def test_a_users_error_is_one_line_and_exit_code_2(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(CLONE)
+    monkeypatch.setattr(sys, "argv", ["train", *arguments, f"runs={tmp_path}", f"data.train={tmp_path / 'nothing'}"])
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == 2
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1
+    assert said.startswith("error: ")
+
+
+def test_as_a_command() -> None:
+    command = [sys.executable, "-m", "hpcdistill.train", *WRONG[1]]
+    done = subprocess.run(command, cwd=CLONE, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

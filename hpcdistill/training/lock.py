@@ -84,7 +84,7 @@ class Holder:
     def read(cls, content: bytes) -> Holder | None:
         """None when `content` is not a whole lock: a crash of the system, or an old version, has left it."""
         with suppress(ValueError):
-            return parse_json(content, TypeAdapter(cls))
+            return parse_json(content, _HOLDER)
         return None
 
     def __str__(self) -> str:
@@ -113,6 +113,9 @@ class Holder:
             and self.elastic == other.elastic
             and self.elastic_restarts > other.elastic_restarts
         )
+
+
+_HOLDER = TypeAdapter(Holder)
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,10 @@ class Said(Queue):
         super().__init__({"PATH": ""})
         self.jobs, self._answers = {job.id: job for job in jobs}, answers
         self.cancelled: list[str] = []
+        self.asked = 0
 
     def ask(self, ids: Collection[str], past: Collection[str] | None = None) -> dict[str, Job]:
+        self.asked += 1
         self.answers = self._answers
         return {job: self.jobs[job] for job in ids if job in self.jobs}
 
@@ -766,8 +768,9 @@ def test_the_script_loads_no_torch_and_reads_recorded_answers(sweep: Sweep, tmp_
     }
 
 
-def test_a_thousand_runs_are_fast(sweep: Sweep) -> None:
-    keys = [f"{number:012x}" for number in range(1000)]
+def test_many_runs_are_one_question_to_slurm(sweep: Sweep) -> None:
+    """So that the status of a thousand takes a second: bench/sweep.py measures it."""
+    keys = [f"{number:012x}" for number in range(200)]
     sweep.submission({key: f"17_{number}" for number, key in enumerate(keys)})
     rows = [{"step": step, "images": step, "seconds": float(step)} for step in range(0, 500, 10)]
     for number, key in enumerate(keys):
@@ -776,11 +779,10 @@ def test_a_thousand_runs_are_fast(sweep: Sweep) -> None:
             sweep.result(f"toy-{key}", key)
         else:
             sweep.metrics(f"toy-{key}", rows)
-    slurm = Said(*(job("RUNNING", f"17_{number}") for number in range(1000)))
-    start = time.process_time()  # of this process alone: others may be at work
+    slurm = Said(*(job("RUNNING", f"17_{number}") for number in range(200)))
     statuses = task_statuses(keys, sweep.folder, sweep.runs, slurm)
-    assert time.process_time() - start < 1.0
-    assert [status.state for status in statuses] == ["running", "finished"] * 500
+    assert slurm.asked == 1
+    assert [status.state for status in statuses] == ["running", "finished"] * 100
 
 
 @pytest.mark.usefixtures("no_slurm")

@@ -496,14 +496,11 @@ def test_what_nothing_reads_any_more_is_not_asked_for(site: Site) -> None:
     assert site.submit() == 0, "nothing is left to be run"
 
 
-def test_a_thousand_cells_in_ten_seconds(site: Site) -> None:
-    begin = time.monotonic()
-    assert site.submit("--seeds", *map(str, range(200))) == 0
-    seconds = time.monotonic() - begin
-    print(f"{seconds:.1f} s")
-    assert len(site.plan()["jobs"]) == 1002, "1000 cells, and two teachers that they share"
+def test_many_cells_are_one_call_an_array(site: Site) -> None:
+    """So that a thousand are submitted in seconds: bench/sweep.py measures it."""
+    assert site.submit("--seeds", *map(str, range(40))) == 0
+    assert len(site.plan()["jobs"]) == 202, "200 cells, and two teachers that they share"
     assert len(site.scripts()) == 4, "one call an array, and the collector"
-    assert seconds < 20, "10 s on a machine of its own"
 
 
 def with_many_alone(site: Site) -> None:

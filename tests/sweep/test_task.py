@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hpcdistill.data.index import Index
 from hpcdistill.errors import UserError
 from hpcdistill.run import Run, load_run
 from hpcdistill.sweep.jobs.attempt import Attempt, teacher_run
+from hpcdistill.sweep.jobs.task import Task
 from hpcdistill.sweep.jobs.task_folder import TaskFolder, filled_in, last_words, write_task
 from hpcdistill.sweep.watch.slurm_queue import Queue
 from hpcdistill.sweep.watch.status import task_statuses
@@ -106,13 +108,10 @@ class Toy:
         environment |= {"SLURM_LOCALID": str(rank), "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "node[7-8]"}
         environment |= {"SUBMITIT_EXECUTOR": "slurm"}
         environment |= {"RANK": "99", "MASTER_PORT": "1"} | options.pop("environment", {})
-        pickle = self.folder / f"{task.key}.{rank}.pkl"
-        dump = "import sys, pickle, pathlib; from hpcdistill.sweep.jobs.task import Task\n"
-        dump += f"pickle.dump(Task(pathlib.Path({str(task.path)!r}), pathlib.Path({str(self.folder)!r}), **{options}), "
-        dump += f"open({str(pickle)!r}, 'wb'))"
-        subprocess.run([sys.executable, "-c", dump], check=True, cwd=CLONE)
+        call = self.folder / f"{task.key}.{rank}.pkl"
+        call.write_bytes(pickle.dumps(Task(task.path, self.folder, **options)))
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", CALL, str(pickle)], stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-P", "-c", CALL, str(call)], stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def wait_for(self, path: Path) -> None:

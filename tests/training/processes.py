@@ -6,8 +6,12 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
+from pathlib import Path
 
+import torch
+import torch._dynamo  # which the first optimizer imports, for more than a second: once here, not in each forked rank
 from accelerate.state import AcceleratorState, GradientState
 
 from hpcdistill.ranks.process_group import leave
@@ -40,6 +44,7 @@ def _work(rank: int, ranks: int, port: int, work: Callable[[int, int], None]) ->
     # The parent may have trained in one process: nothing of its Accelerate state may be left.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+    torch.set_num_threads(1)
     if ranks > 1:
         os.environ |= {
             "RANK": str(rank),
@@ -53,11 +58,13 @@ def _work(rank: int, ranks: int, port: int, work: Callable[[int, int], None]) ->
     leave()
 
 
-def kill_self_at(step: int | None) -> Callable[[int], None]:
-    """A `before` that ends its own process by SIGKILL."""
+def kill_self_at(step: int | None, saved: Path) -> Callable[[int], None]:
+    """A `before` that ends its own process by SIGKILL, once the checkpoint `saved` is there: a thread writes it."""
 
     def before(current: int) -> None:
         if current == step:
+            while not saved.is_dir():  # `launch` ends what waits for ever
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
     return before

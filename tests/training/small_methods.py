@@ -13,7 +13,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-import torch._dynamo  # Adam imports it at its first step, for more than a second: once here, not in each forked rank
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -104,6 +103,7 @@ for module in pkgutil.walk_packages(hpcdistill.__path__, "hpcdistill."):
     importlib.import_module(module.name)
 from hpcdistill.command import run_command
 from hpcdistill.train import main
+assert main(["configs/fsrcnn/x2.yaml", "--print-config"]) == 0
 run_command(main)
 """
 
@@ -111,12 +111,10 @@ run_command(main)
 def test_without_the_extra_only_asking_for_it_fails(tmp_path: Path) -> None:
     """Every module can be imported; the train command answers in one line."""
 
-    def answer(*arguments: str) -> Any:
-        command = [sys.executable, "-c", WITHOUT, "configs/fsrcnn/x2.yaml", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=CLONE, timeout=120)
-
-    asked = answer("train.device=cpu", f"train.deepspeed={CONFIGS / 'zero2.json'}", f"runs={tmp_path}")
+    arguments = ["train.device=cpu", f"train.deepspeed={CONFIGS / 'zero2.json'}", f"runs={tmp_path}"]
+    command = [sys.executable, "-c", WITHOUT, "configs/fsrcnn/x2.yaml", *arguments]
+    asked = subprocess.run(command, capture_output=True, text=True, cwd=CLONE, timeout=120)
     assert asked.returncode == 2, asked.stderr
+    assert asked.stdout.startswith("name: fsrcnn-x2")
     [line] = [line for line in asked.stderr.splitlines() if line.strip()]
     assert "DeepSpeed is not installed; `pip install -e '.[deepspeed]'` in the clone, or use DDP" in line
-    assert answer("--print-config").returncode == 0

@@ -27,7 +27,6 @@ from toy import rows, states_equal
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20240611
-KILLS = 20
 STEPS = 30  # of the teacher, and then of the student
 CHECKPOINT_EVERY = 3
 EVALUATE_EVERY = 12
@@ -142,13 +141,13 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
-def moments(generator: random.Random) -> Iterator[tuple[str, str, int, float]]:
+def moments(kills: int, generator: random.Random) -> Iterator[tuple[str, str, int, float]]:
     """(kind, stage, step, further delay in seconds) of each kill, in the order of the run.
 
-    A fifth of them each: while a checkpoint is written; at the hand-over; the others anywhere in a step, an evaluation
-    or what lies between.
+    Four at the hand-over; of the others a third while a checkpoint is written, the rest anywhere in a step, an
+    evaluation or what lies between.
     """
-    in_stage = (KILLS - 4) // 2
+    in_stage = (kills - 4) // 2
     for stage in STAGES:
         for place, step in enumerate(sorted(generator.randrange(0, STEPS - 4) for _ in range(in_stage))):
             yield (
@@ -204,29 +203,30 @@ def result(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in ("seconds", "images_per_second", "revision")}
 
 
-def test_twenty_kills_change_nothing(undisturbed: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.torture)])
+def test_kills_change_nothing(kills: int, undisturbed: Path, data: Path, tmp_path: Path) -> None:
     print(f"seed {SEED}")
     generator = random.Random(SEED)
     runs = tmp_path / "runs"
-    kills, during_saves, leftovers, starts = 0, 0, 0, set()
-    for number, (kind, stage, step, delay) in enumerate(moments(generator)):
+    killed, during_saves, leftovers, starts = 0, 0, 0, set()
+    for number, (kind, stage, step, delay) in enumerate(moments(kills, generator)):
         attempt = Attempt(runs, data, number)
         code = kill(attempt, kind, stage, step, delay)
         text = attempt.output.read_text()
         print(f"{kind} {stage} {step} +{delay * 1000:.1f} ms: exit {code}, at {[attempt.reached(s) for s in STAGES]}")
         assert code == -signal.SIGKILL, text
         assert "Traceback" not in text
-        kills += 1
+        killed += 1
         during_saves += kind == "saving"
         leftovers += bool(list(runs.glob("*/checkpoints/.step-*.tmp")))
         starts |= set(re.findall(r"^(\S+): resuming at step (\d+)", text, re.MULTILINE))
-    attempt = Attempt(runs, data, KILLS)
+    attempt = Attempt(runs, data, kills)
     assert attempt.end() == 0, attempt.output.read_text()
-    assert kills == KILLS
-    assert during_saves >= 4
-    assert leftovers >= 1  # a save was really cut short
+    assert killed == kills
+    assert during_saves >= kills // 5
+    assert leftovers >= kills // 20  # of many saves one at least was really cut short
     assert {stage for stage, _ in starts} == set(STAGES)
-    assert len(starts) >= 6  # the kills fell into different parts of the run
+    assert len(starts) >= 3 * kills // 10  # the kills fell into different parts of the run
     assert_same(runs, undisturbed)
 
 

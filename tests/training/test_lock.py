@@ -38,7 +38,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run" / "lock.json"
 
 
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is waited for but squeue's answer and the guard: less than 5 s."""
+    assert lock_module._GUARD_S + lock_module._SQUEUE_S < 5
+    monkeypatch.setattr(RunLock, "_wait_for_change", lambda *_: pytest.fail("it waits for a sign of life"))
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"
@@ -96,13 +103,12 @@ def other_process(path: Path, environ: dict[str, str] | None = None) -> Iterator
 # --- refused ---
 
 
+@pytest.mark.usefixtures("at_once")
 def test_the_second_process_is_refused_at_once_and_told_by_whom(path: Path) -> None:
     array = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "5", "SLURM_RESTART_COUNT": "2"}
     with other_process(path, JOB | array) as (process, ask):
-        begin = time.monotonic()
         with pytest.raises(UserError) as refused:
             RunLock(path).take()
-        assert time.monotonic() - begin < 5
         for part in (str(path.parent), f"process {process} on {os.uname().nodename}", "SLURM job 17 (array 12_5)"):
             assert part in str(refused.value)
         assert "restart 2" in str(refused.value)
@@ -112,13 +118,12 @@ def test_the_second_process_is_refused_at_once_and_told_by_whom(path: Path) -> N
         RunLock(path).take()
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_living_process_of_this_host_keeps_its_lock_without_heartbeats(path: Path) -> None:
     with other_process(path):
         os.utime(path, (1, 1))
-        begin = time.monotonic()
         with pytest.raises(UserError, match="is training this run"):
             RunLock(path, watch=60).take()
-        assert time.monotonic() - begin < 5
 
 
 def test_no_draft_stays(path: Path) -> None:
@@ -133,14 +138,13 @@ def test_no_draft_stays(path: Path) -> None:
 # --- a later start of the same job ---
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_later_start_of_the_job_takes_over_and_the_orphan_ends_at_its_next_save(path: Path) -> None:
     with other_process(path, JOB) as (process, ask):
         with pytest.raises(UserError):
             RunLock(path, environ=JOB).take()
         later = RunLock(path, environ=JOB | {"SLURM_RESTART_COUNT": "1"}, watch=60)
-        begin = time.monotonic()
         later.take()
-        assert time.monotonic() - begin < 5
         said = ask("confirm")
         assert f"process {os.getpid()} on {os.uname().nodename} of SLURM job 17, restart 1 has taken this run" in said
         assert f"process {process} on" in said
@@ -262,6 +266,7 @@ def test_a_clock_that_is_wrong_does_not_make_a_live_lock_stale(path: Path, age: 
     assert holder_of(path)["token"] == other.token
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("age", [0, 250])
 def test_a_recent_heartbeat_is_believed_at_once_whatever_this_hosts_clock_says(
     path: Path, monkeypatch: pytest.MonkeyPatch, age: float
@@ -269,10 +274,8 @@ def test_a_recent_heartbeat_is_believed_at_once_whatever_this_hosts_clock_says(
     elsewhere(path, age=age)
     wrong = time.time() + 100 * HOUR
     monkeypatch.setattr(time, "time", lambda: wrong)
-    begin = time.monotonic()
     with pytest.raises(UserError, match="process 4242 on node7"):
         RunLock(path, environ=NO_SQUEUE, watch=60).take()
-    assert time.monotonic() - begin < 5
 
 
 @pytest.mark.parametrize(
@@ -298,6 +301,7 @@ echo "$@" >>"$0.asked"
 """
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(
     ("answer", "gone"),
     [
@@ -310,7 +314,7 @@ echo "$@" >>"$0.asked"
         ("echo TIMEOUT", True),
         ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", True),
         ("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", False),
-        ("sleep 30; exit 0", False),  # its child keeps the pipe open
+        ("sleep 1000; exit 0", False),  # its child keeps the pipe open
     ],
 )
 def test_a_job_that_slurm_does_not_know_any_more_is_gone(
@@ -323,13 +327,11 @@ def test_a_job_that_slurm_does_not_know_any_more_is_gone(
     elsewhere(path, JOB)
     environ = {"SLURM_JOB_ID": "18", "SLURM_CLUSTER_NAME": "alpha", "PATH": f"{path.parent}:/usr/bin:/bin"}
     lock = RunLock(path, environ=environ, watch=60, settle=0)
-    begin = time.monotonic()
     if gone:
         lock.take()
     else:
         with pytest.raises(UserError, match="process 4242 on node7 of SLURM job 17"):
             lock.take()
-    assert time.monotonic() - begin < 5
     assert "--jobs=17" in path.with_name("squeue.asked").read_text()
 
 

@@ -122,7 +122,6 @@ def test_on_one_of_two_ranks(name: str, phase: str, term: str, vgg: Path, tmp_pa
     """The NaN is rank 1's alone: both stop with its name, and rank 0 has not stepped either."""
 
     def work(rank: int, of: int) -> None:
-        torch.set_num_threads(1)
         injection = Injection(build(name, vgg), phase, term, on_this_rank=rank == 1)
         with pytest.raises(UserError) as error:
             train(injection.method, name, injection.before_step, tmp_path, rank, of)

@@ -19,6 +19,7 @@ from toy import Killed, ToyGAN, ToyReader, gan_samples, newest_tensors, rows, ru
 STEPS = 20
 EARLY = 8  # steps that four ranks take of the expensive methods: with all their phases, at less than half the time
 EXPENSIVE = ("fesd", "dcd")
+OTHER_FAMILY = ("fesd_paired", "dcd_unpaired")  # of FESD and of DCD one family is trained at each change
 BATCH = 4
 Weights = dict[str, Tensor]
 pytestmark = pytest.mark.distributed
@@ -38,7 +39,6 @@ def train(
     folder.mkdir()
 
     def work(rank: int, of: int) -> None:
-        torch.set_num_threads(1)
         method = build(name, vgg)
 
         def before(step: int) -> None:
@@ -83,7 +83,9 @@ def assert_same_run(first: Path, second: Path, rtol: float, exact: float | None 
         assert_same_tensors(load(tensors[file]), load(others[file]), exact or rtol, exact or 1e-7)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.torture if name in OTHER_FAMILY else ()) for name in METHODS]
+)
 def test_one_two_and_four_processes(name: str, vgg: Path, tmp_path: Path) -> None:
     for ranks in (1, 2):
         train(name, vgg, tmp_path / str(ranks), ranks, STEPS, BATCH)

@@ -12,7 +12,6 @@ KILLS = 8
 
 
 @pytest.mark.distributed
-@pytest.mark.slow
 def test_random_kills_change_nothing(tmp_path: Path) -> None:
     print(f"seed {SEED}")
     torture = Torture(SEED, tmp_path)

@@ -39,6 +39,7 @@ from hpcdistill.training.freezing import Freezer
 from hpcdistill.training.metrics_log import RunningMeans
 
 STEPS = 24
+SAVED = "step-00000010"  # the newest checkpoint of a run that is killed at step 13
 LOSSES = ("generator/adversarial", "generator/l1", "discriminator/real", "discriminator/fake")
 
 
@@ -46,7 +47,7 @@ def train_gan(folder: Path, ranks: int, killed_at: int | None = None) -> list[in
     """STEPS steps with a checkpoint every 5, in processes of their own; the exit codes."""
 
     def work(rank: int, of: int) -> None:
-        reader = ToyReader(BATCH, gan_samples, rank, of, before=kill_self_at(killed_at))
+        reader = ToyReader(BATCH, gan_samples, rank, of, before=kill_self_at(killed_at, folder / "checkpoints" / SAVED))
         run(ToyGAN(), reader, folder, STEPS, checkpoint_every=5)
 
     return launch(ranks, work)
@@ -67,7 +68,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folders = {ranks: tmp_path_factory.mktemp(f"killed{ranks}") for ranks in (1, 2)}
     for ranks, folder in folders.items():
         assert all(code != 0 for code in train_gan(folder, ranks, killed_at=13))
-        assert max((folder / "checkpoints").iterdir()).name == "step-00000010"
+        assert max((folder / "checkpoints").iterdir()).name == SAVED
         assert rows(folder)[-1]["step"] >= 12
     return folders
 

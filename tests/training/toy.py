@@ -294,15 +294,15 @@ class ReplayPool(nn.Module):
     @torch.no_grad()
     def query(self, fakes: Tensor, numbers: Tensor) -> Tensor:
         everything, all_numbers = gather(fakes).clone(), gather(numbers)
+        words = draw(SEED, POOL_STREAM, all_numbers.numpy())
         for place in torch.argsort(all_numbers).tolist():
             fake = everything[place].clone()
             if self.filled < POOL_SIZE:
                 self.images[int(self.filled)] = fake
                 self.filled += 1
                 continue
-            words = draw(SEED, POOL_STREAM, all_numbers[place : place + 1].numpy())
-            if below(words[0], 2).item():
-                slot = int(below(words[1], POOL_SIZE).item())
+            if below(words[0][place], 2):
+                slot = int(below(words[1][place], POOL_SIZE))
                 everything[place] = self.images[slot]
                 self.images[slot] = fake
         return everything[torch.isin(all_numbers, numbers)]

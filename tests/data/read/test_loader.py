@@ -62,8 +62,12 @@ def hangs() -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """Also when the test has failed: what is left would keep pytest from ending."""
+def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Also when the test has failed: what is left would keep pytest from ending.
+
+    torch would wait 5 s for a worker before it ends it; here for ever, so that no test passes by it.
+    """
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 1000.0)
     yield
     left = multiprocessing.active_children()
     for process in left:
@@ -81,20 +85,16 @@ def test_no_process_outlives_a_loop_that_fails(loader: Callable[[], ReadAhead]) 
             assert len(multiprocessing.active_children()) == 2
             raise OSError(28, "the disk is full")
 
-    begun = time.monotonic()
     with pytest.raises(OSError, match="disk"):
         loop()
     assert not multiprocessing.active_children()
-    assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_a_process_that_hangs_does_not_keep_the_loop_from_ending(loader: Callable[[Happens], ReadAhead]) -> None:
-    begun = time.monotonic()
     with closing(iter(loader(hangs))) as batches:
         assert [int(next(batches)["number"]) for _ in range(AT)] == list(range(AT))
     assert not multiprocessing.active_children()
-    assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize("holds", ["batches = iter(loader); next(batches)", "for batch in loader: raise KeyError(1)"])

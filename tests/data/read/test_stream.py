@@ -6,7 +6,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -266,9 +265,7 @@ def test_a_worker_that_waits_for_a_silent_server_does_not_keep_the_trainer(tmp_p
         server.faults = Faults(hold_after=load_index(tmp_path).samples[1].members["lr4.png"].offset)
         batches = iter(reader.loader(0, 10, workers=1))
         next(batches)  # the first image has come whole, the second has not
-        start = time.monotonic()
-        batches.close()  # torch waits 5 s for its worker, then terminates it
-        assert time.monotonic() - start < 9
+        batches.close()
         assert not multiprocessing.active_children()
 
 
