@@ -23,6 +23,7 @@ from safetensors.torch import save
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.fetch.digests import file_digest, record, recorded
 from hpcdistill.data.fetch.download import _Part
+from hpcdistill.data.fetch.location import is_whole
 from hpcdistill.data.fetch.unpacking import MARKER, unpack
 from hpcdistill.data.index import load_index
 from hpcdistill.data.needs import Needs
@@ -255,7 +256,7 @@ def of_a_finished_shard(folder: Path) -> Made:
         for found in read_sidecars(folder).values():
             if found:
                 assert "/" not in found.shard.name
-                found.is_whole(folder)
+                is_whole(folder / found.shard.name, found.shard)
 
     return Made(file, read)
 

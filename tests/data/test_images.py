@@ -17,12 +17,12 @@ from hpcdistill.data.images import (
     carries_alpha,
     colour,
     count_pixels,
+    decode_plain_jpeg,
     encode_png,
     header_size,
     list_images,
     read_rgb,
 )
-from hpcdistill.data.jpeg import decode_plain
 from hpcdistill.errors import UserError
 
 
@@ -96,7 +96,7 @@ JPEGS: dict[str, tuple[np.ndarray, dict[str, object]]] = {
 def test_plain_jpegs_have_pillows_bits_without_pillow(kind: str) -> None:
     image, options = JPEGS[kind]
     content = encoded(Image.fromarray(image), "JPEG", **options)
-    fast = decode_plain(content)
+    fast = decode_plain_jpeg(content)
     assert fast is not None
     np.testing.assert_array_equal(fast, np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
     np.testing.assert_array_equal(read_rgb(content), fast)
@@ -111,7 +111,7 @@ def test_what_is_no_plain_jpeg_is_left_to_pillow() -> None:
     by_xmp = encoded(Image.fromarray(SOFT), "JPEG", xmp=xmp, quality=100, subsampling=0)
     upright = np.asarray(Image.open(io.BytesIO(encoded(Image.fromarray(SOFT), "JPEG", quality=100, subsampling=0))))
     for content in (turned, by_xmp):
-        assert decode_plain(content) is None
+        assert decode_plain_jpeg(content) is None
         assert header_size(content) == SOFT.shape[:2]
         np.testing.assert_array_equal(read_rgb(content), np.rot90(upright, -1))
     plain = encoded(Image.fromarray(SOFT), "JPEG")
@@ -125,7 +125,7 @@ def test_what_is_no_plain_jpeg_is_left_to_pillow() -> None:
         "nothing": b"",
     }
     for kind, content in others.items():
-        assert decode_plain(content) is None, kind
+        assert decode_plain_jpeg(content) is None, kind
 
 
 def test_damaged_jpegs_give_what_pillow_alone_gives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_damaged_jpegs_give_what_pillow_alone_gives(monkeypatch: pytest.MonkeyPa
             content[place] = random.integers(256)
         contents.append(bytes(content[: random.integers(2, len(content))] if number % 5 == 0 else content))
     found = [outcome(content) for content in contents]
-    monkeypatch.setattr("hpcdistill.data.images.decode_plain", lambda _: None)
+    monkeypatch.setattr("hpcdistill.data.images.decode_plain_jpeg", lambda _: None)
     for number, content in enumerate(contents):
         expected = outcome(content)
         assert type(found[number]) is type(expected), (number, found[number], expected)
@@ -157,7 +157,7 @@ def test_real_jpegs_have_pillows_bits(test_data: Path) -> None:
     assert len(files) == 220
     for file in files:
         content = file.read_bytes()
-        fast = decode_plain(content)
+        fast = decode_plain_jpeg(content)
         assert fast is not None
         np.testing.assert_array_equal(fast, np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), str(file))
 

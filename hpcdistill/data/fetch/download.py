@@ -20,7 +20,6 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from hpcdistill.console import warn
 from hpcdistill.data.fetch.digests import RECORDED, file_digest, record, recorded, remember
 from hpcdistill.data.fetch.disk import cannot_write, check_space, exclusive
-from hpcdistill.data.fetch.streaming import fetch_bytes, open_stream
 from hpcdistill.data.fetch.transfer import (
     PIECE,
     RETRIES,
@@ -37,8 +36,6 @@ from hpcdistill.data.progress import BYTES, Progress, megabytes
 from hpcdistill.errors import UserError
 from hpcdistill.settings import LONGEST_NAME, Section
 from hpcdistill.storage import parse_json, sha256_file, sync_file, sync_folder, write_json
-
-__all__ = ["Download", "check_file", "check_scheme", "fetch_bytes", "fetch_file", "open_stream"]
 
 LARGEST = 64 << 30  # bytes taken from a server that does not say how many there are
 _HTML = (b"<!doctype html", b"<html", b"<head", b"<body")

@@ -27,6 +27,7 @@ from PIL import features
 
 from hpcdistill.console import say, warn
 from hpcdistill.data.fetch.disk import exclusive
+from hpcdistill.data.fetch.location import is_whole
 from hpcdistill.data.images import MAX_PIXELS, Colour
 from hpcdistill.data.index import INDEX_NAME, Index, Kind, Member, Sample, Shard, load_index, role_of
 from hpcdistill.data.outputs import check_packing
@@ -37,7 +38,6 @@ from hpcdistill.data.pack.sidecars import (
     Digest,
     FinishedShard,
     digest,
-    matches,
     read_sidecars,
     remove,
     remove_sidecars,
@@ -107,7 +107,9 @@ class _Job:
             "kind": self.kind,
             "official_lr": self.official_lr,
             "shard": [self.shard_samples, self.shard_bytes],
-            "encoder": _encoder(),
+            # What PNG's bytes depend on; shards of one data set must not mix encoders.
+            "encoder": f"Pillow {PIL.__version__}, zlib {features.version('zlib')}, "
+            f"zlib-ng {features.version('zlib_ng')}",
         }
         return settings | self.flattened()
 
@@ -180,7 +182,9 @@ def _pack_split(job: _Job, sources: list[Source], overwrite: bool) -> Index:
             count = len(complete.samples)
             say(f"{folder}: already holds {'this image' if count == 1 else f'these {count} images'}, nothing to do")
             return complete
-        _clear(folder)
+        (folder / INDEX_NAME).unlink(missing_ok=True)  # first: without it nobody takes the rest for whole
+        remove(folder.glob("shard-*.tar"))
+        remove_sidecars(folder)
     state = _resume(job, sources, overwrite)
     started, kept = time.monotonic(), len(state.samples)
     label = f"packing {_title(job.recipe.name, job.split)}"
@@ -322,7 +326,7 @@ def _fits(job: _Job, state: _State, finished: FinishedShard, sources: list[Sourc
     packed = [source for source in coming[: len(finished.digests)] if source.name not in finished.skipped]
     if len(packed) != len(finished.samples) or not all(map(_has_roles, finished.samples, packed)):
         return False
-    return list(map(digest, coming)) == expected and finished.is_whole(job.folder)
+    return list(map(digest, coming)) == expected and is_whole(job.folder / finished.shard.name, finished.shard)
 
 
 def _has_roles(sample: Sample, source: Source) -> bool:
@@ -343,9 +347,8 @@ def _complete(job: _Job, sources: list[Source]) -> Index | None:
             f"{job.folder}: holds another data set, {what}; choose another --out, or replace it with --overwrite"
         )
     for shard in index.shards:
-        path = job.folder / shard.name
-        if not matches(path, shard):
-            warn(f"{path}: is damaged or missing; packing the data set again")
+        if not is_whole(job.folder / shard.name, shard):
+            warn(f"{job.folder / shard.name}: is damaged or missing; packing the data set again")
             return None
     return index
 
@@ -370,13 +373,6 @@ def _scales(sources: list[Source]) -> tuple[int, ...]:
     return tuple(sorted(int(role.removeprefix("lr")) for role in roles[1:])) or SCALES
 
 
-def _clear(folder: Path) -> None:
-    """Remove a packed data set, its index first: without it nobody takes the rest for whole."""
-    (folder / INDEX_NAME).unlink(missing_ok=True)
-    remove(folder.glob("shard-*.tar"))
-    remove_sidecars(folder)
-
-
 def _title(recipe: str, split: str) -> str:
     return recipe if split == UNSPLIT else f"{recipe}/{split}"
 
@@ -391,11 +387,6 @@ def _report(index: Index, folder: Path, kept: int, seconds: float) -> None:
     if index.skipped:
         were = "was" if len(index.skipped) == 1 else "were"
         warn(f"{plural(len(index.skipped), 'image')} {were} skipped: {', '.join(index.skipped)}")
-
-
-def _encoder() -> str:
-    """What PNG's bytes depend on; shards of one data set must not mix encoders."""
-    return f"Pillow {PIL.__version__}, zlib {features.version('zlib')}, zlib-ng {features.version('zlib_ng')}"
 
 
 def _shard_name(number: int) -> str:

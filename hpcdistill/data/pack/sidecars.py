@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcdistill.data.index import Member, Sample, Shard
-from hpcdistill.data.index_check import may_be_whole
+from hpcdistill.data.index import Member, Sample, Shard, may_be_whole
 from hpcdistill.data.pack.sources import Source
 from hpcdistill.storage import sha256_file, write_bytes
 
@@ -29,15 +28,6 @@ class FinishedShard:
     digests: tuple[Digest, ...]  # of every source looked at since the shard before, skipped ones too
     skipped: tuple[str, ...]
     following: Digest | None  # the next image that was packed, which did not fit; None: the list ended here
-
-    def is_whole(self, folder: Path) -> bool:
-        """True when the shard lies in `folder` with the bytes it was written with."""
-        return matches(folder / self.shard.name, self.shard)
-
-
-def matches(path: Path, shard: Shard) -> bool:
-    """True when the file at `path` has the length and sha256 of `shard`."""
-    return path.is_file() and path.stat().st_size == shard.length and sha256_file(path) == shard.sha256
 
 
 def digest(source: Source) -> Digest:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +166,20 @@ def test_a_killed_process_is_one_line(tmp_path: Path) -> None:
             process.kill()
     with pytest.raises(UserError, match=r"a process that packs images ended, most likely killed for want of memory;"):
         list(made)
+    assert packers() == []
+
+
+def die_while_handing_over(connection: Connection) -> None:
+    """In place of a packing process: killed with half of its result in the pipe."""
+    connection.recv()
+    os.write(connection.fileno(), struct.pack("!i", 1000) + bytes(500))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_killed_while_it_hands_over_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack_pool, "_serve", die_while_handing_over)
+    with pytest.raises(UserError, match=r"a process that packs images ended, most likely killed for want of memory;"):
+        list(packed_ahead(draw(tmp_path / "source", 2), "lr-hr", processes=2))
     assert packers() == []
 
 
