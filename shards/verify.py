@@ -147,13 +147,13 @@ def _plain(reports: Sequence[Report], findings: Findings) -> dict[str, object]:
                     "kind": duplicate.kind,
                     "images": [
                         {
-                            "folder": str(place.folder),
-                            "split": place.split,
-                            "key": place.key,
-                            "source": place.source,
-                            "role": place.role,
+                            "folder": str(image.folder),
+                            "split": image.split,
+                            "key": image.key,
+                            "source": image.source,
+                            "role": image.role,
                         }
-                        for place in duplicate.places
+                        for image in duplicate.occurrences
                     ],
                 }
                 for duplicate in findings.duplicates

@@ -22,7 +22,7 @@ from safetensors.torch import save
 
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.fetch.digests import file_digest, record, recorded
-from hpcdistill.data.fetch.download import _Part
+from hpcdistill.data.fetch.download import _PartFile
 from hpcdistill.data.fetch.location import is_whole
 from hpcdistill.data.fetch.unpacking import MARKER, unpack
 from hpcdistill.data.index import load_index
@@ -286,7 +286,7 @@ def of_an_unpacked_archive(folder: Path) -> Made:
 
 
 def of_a_partial_download(folder: Path) -> Made:
-    part = _Part(folder / "a.zip")
+    part = _PartFile(folder / "a.zip")
     part.sidecar.write_text(json.dumps({"address": "https://example.org/a.zip", "validator": "x", "total": 3}))
     return Made(part.sidecar, part.origin)
 

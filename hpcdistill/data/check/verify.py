@@ -80,7 +80,7 @@ class Report:
 
 
 @dataclass
-class _Found:
+class _SamplesReport:
     """In a part of a shard."""
 
     decoded: int = 0
@@ -235,7 +235,7 @@ def _verify_shards(
 ) -> Generator[tuple[ShardReport, list[Pixels]]]:
     """A report for each shard, in order; a few shards are worked on at a time, whatever their number."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
-        ahead: deque[tuple[Shard, list[Sample], Future[tuple[int, str]], list[Future[_Found]]]] = deque()
+        ahead: deque[tuple[Shard, list[Sample], Future[tuple[int, str]], list[Future[_SamplesReport]]]] = deque()
         try:
             for number, shard in enumerate(index.shards):
                 path, samples = folder / shard.name, by_shard[number]
@@ -255,11 +255,15 @@ def _checksum(path: Path) -> tuple[int, str]:
 
 
 def _report(
-    folder: Path, shard: Shard, samples: list[Sample], checksum: Future[tuple[int, str]], parts: list[Future[_Found]]
+    folder: Path,
+    shard: Shard,
+    samples: list[Sample],
+    checksum: Future[tuple[int, str]],
+    parts: list[Future[_SamplesReport]],
 ) -> tuple[ShardReport, list[Pixels]]:
     path, faults = folder / shard.name, []
     total = sum(len(sample.members) for sample in samples)
-    found: list[_Found] = []
+    found: list[_SamplesReport] = []
     whole = False
     try:
         length, sha256 = checksum.result()
@@ -288,8 +292,8 @@ def _report(
     return report, [pixels for part in found for pixels in part.pixels]
 
 
-def _verify_samples(path: Path, samples: list[Sample], kind: Kind) -> _Found:
-    found = _Found()
+def _verify_samples(path: Path, samples: list[Sample], kind: Kind) -> _SamplesReport:
+    found = _SamplesReport()
     with open(path, "rb") as file:
         end = os.fstat(file.fileno()).st_size
         for sample in samples:

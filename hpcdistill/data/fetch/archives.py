@@ -1,8 +1,8 @@
 """The members of a zip or tar archive, each one checked: what may escape, bomb or hide is refused.
 
 The kind is told from the content, not from the name: zip, tar, and tar under gzip, xz or bzip2. zipfile and tarfile
-read it, but `extractall` does not do, filter="data" included. With it 71 of the 85 tests in test_unpacking.py fail:
-tarfile takes a tar that is cut off for a whole one, does not look at gzip's checksum and lets links, twins and hidden
+read it, but `extractall` does not do, filter="data" included: 71 of the 85 tests in test_unpacking.py failed with it.
+Tarfile takes a tar that is cut off for a whole one, does not look at gzip's checksum and lets links, twins and hidden
 files through; zipfile gives members that lead elsewhere another name; neither has limits.
 """
 
@@ -58,7 +58,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveFile:
     """One regular file of an archive; its content has to be taken before the next entry is."""
 
     path: str  # its parts joined by "/", relative, harmless
@@ -75,7 +75,7 @@ def declared_bytes(archive: Path) -> int:
         return archive.stat().st_size
 
 
-def entries(archive: Path, limits: Limits) -> Iterator[Entry]:
+def entries(archive: Path, limits: Limits) -> Iterator[ArchiveFile]:
     """The regular files of `archive` in its order, without hidden ones; UserError at the first thing that is refused.
 
     A zip's names are all checked before its first entry is given, a tar's as they come.
@@ -184,7 +184,7 @@ def _printable(text: str) -> str:
     return text.encode("unicode_escape").decode()[:200]
 
 
-def _zip_entries(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[Entry]:
+def _zip_entries(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[ArchiveFile]:
     names = _Names(archive, limits)
     with zipfile.ZipFile(file) as opened:
         infos = opened.infolist()
@@ -194,7 +194,7 @@ def _zip_entries(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[Ent
         for info, path in taken:
             with opened.open(info) as member:
                 consumed += info.compress_size
-                yield Entry(path, _content(archive, member), consumed)
+                yield ArchiveFile(path, _content(archive, member), consumed)
 
 
 def _check_zip_member(info: zipfile.ZipInfo, names: _Names) -> str | None:
@@ -250,7 +250,7 @@ class _Bounded(io.RawIOBase):
         return piece
 
 
-def _tar_entries(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[Entry]:
+def _tar_entries(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[ArchiveFile]:
     names = _Names(archive, limits)
     beginning = file.read(6)
     file.seek(0)
@@ -270,6 +270,6 @@ def _tar_entries(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[Ent
             if path is not None:
                 member = opened.extractfile(info)
                 assert member is not None, "a regular file has content"
-                yield Entry(path, _content(archive, member), file.tell())
+                yield ArchiveFile(path, _content(archive, member), file.tell())
     while bounded.read(PIECE):  # to the end: the checksum of gzip, xz and bzip2 is there
         pass

@@ -43,13 +43,13 @@ class _Unpacked:
 
 
 @dataclass(frozen=True)
-class _Marker:
+class _UnpackedArchives:
     """What `.unpacked.json` says."""
 
     archives: list[_Unpacked]
 
 
-_MARKER: TypeAdapter[_Marker] = TypeAdapter(_Marker)
+_MARKER: TypeAdapter[_UnpackedArchives] = TypeAdapter(_UnpackedArchives)
 
 
 def unpack(
@@ -130,9 +130,9 @@ def _unpack(archive: Path, folder: Path, partial: Path, limits: Limits, wanted: 
         _check_conflicts(partial, folder, archive)
         _merge(partial, folder)
         others = [other for other in _marked(folder) if other.sha256 != entry.sha256]
-        write_json(folder / MARKER, asdict(_Marker([*others, entry])))
+        write_json(folder / MARKER, asdict(_UnpackedArchives([*others, entry])))
     else:
-        write_json(partial / MARKER, asdict(_Marker([entry])))
+        write_json(partial / MARKER, asdict(_UnpackedArchives([entry])))
         partial.rename(folder)
         sync_folder(folder.parent)
     say(f"{folder}: {archive.name} unpacked, {plural(members, 'file')}, {megabytes(written)}")

@@ -57,7 +57,7 @@ OnError = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class _PackedSource:
     """What became of one source: `packed` is None for an image that was skipped."""
 
     position: int  # in the list of sources
@@ -82,7 +82,7 @@ class _State:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _SplitPacking:
     recipe: Recipe
     split: str
     folder: Path
@@ -152,7 +152,7 @@ def pack(
     done = {}
     for split, sources in by_split.items():
         folder = folders[split]
-        job = _Job(
+        job = _SplitPacking(
             recipe, split, folder, on_error, max_pixels, processes, shard_samples, shard_bytes, official_lr, flatten
         )
         try:
@@ -171,7 +171,7 @@ def pack(
     return done
 
 
-def _pack_split(job: _Job, sources: list[Source], overwrite: bool) -> Index:
+def _pack_split(job: _SplitPacking, sources: list[Source], overwrite: bool) -> Index:
     folder = job.folder
     for leftover in (".shard-*.tar.*.tmp", "..shard-*.json.*.tmp", f".{INDEX_NAME}.*.tmp"):  # of a run that was killed
         remove(folder.glob(leftover))
@@ -213,7 +213,7 @@ def _pack_split(job: _Job, sources: list[Source], overwrite: bool) -> Index:
     return index
 
 
-def _outcomes(job: _Job, sources: list[Source], first: int, progress: Progress) -> Generator[_Outcome]:
+def _outcomes(job: _SplitPacking, sources: list[Source], first: int, progress: Progress) -> Generator[_PackedSource]:
     """What becomes of the sources from position `first` on, in order."""
     with closing(packed_ahead(sources[first:], job.kind, job.max_pixels, job.processes)) as made:
         for position, packed in enumerate(made, first):
@@ -221,18 +221,18 @@ def _outcomes(job: _Job, sources: list[Source], first: int, progress: Progress) 
                 if job.on_error == "stop":
                     raise UserError(f"{packed} (or leave such images out with --on-error skip)")
                 warn(f"skipped {packed}")
-                yield _Outcome(position, digest(sources[position]), None)
+                yield _PackedSource(position, digest(sources[position]), None)
             else:
-                yield _Outcome(position, packed.digest, packed)
+                yield _PackedSource(position, packed.digest, packed)
             progress.advance()
 
 
-def _write_shards(job: _Job, state: _State, outcomes: Iterator[_Outcome]) -> None:
+def _write_shards(job: _SplitPacking, state: _State, outcomes: Iterator[_PackedSource]) -> None:
     """Collect outcomes, a shard at a time, and write each shard; the cuts depend on the sources alone.
 
     A shard holds one combination of roles, so that the sides of an unpaired set can be read by themselves.
     """
-    taken: list[_Outcome] = []
+    taken: list[_PackedSource] = []
     roles: tuple[str, ...] = ()
     count = length = 0
     for outcome in outcomes:
@@ -251,7 +251,7 @@ def _write_shards(job: _Job, state: _State, outcomes: Iterator[_Outcome]) -> Non
         state.skipped += [outcome.digest[0] for outcome in taken]
 
 
-def _write_shard(job: _Job, state: _State, taken: list[_Outcome], following: Digest | None) -> None:
+def _write_shard(job: _SplitPacking, state: _State, taken: list[_PackedSource], following: Digest | None) -> None:
     number = len(state.shards)
     path = job.folder / _shard_name(number)
     samples = []
@@ -285,7 +285,7 @@ def _write_shard(job: _Job, state: _State, taken: list[_Outcome], following: Dig
     state.add(finished)
 
 
-def _resume(job: _Job, sources: list[Source], overwrite: bool) -> _State:
+def _resume(job: _SplitPacking, sources: list[Source], overwrite: bool) -> _State:
     """Take over the finished shards that still fit, remove the others; UserError when they are not this data set's."""
     state, folder = _State(), job.folder
     sidecars = read_sidecars(folder)
@@ -311,7 +311,7 @@ def _resume(job: _Job, sources: list[Source], overwrite: bool) -> _State:
     return state
 
 
-def _fits(job: _Job, state: _State, finished: FinishedShard, sources: list[Source]) -> bool:
+def _fits(job: _SplitPacking, state: _State, finished: FinishedShard, sources: list[Source]) -> bool:
     """True when the shard is whole and was made, with the same settings, of the sources that come next."""
     if finished.settings != job.settings() or finished.shard.name != _shard_name(len(state.shards)):
         return False
@@ -334,7 +334,7 @@ def _has_roles(sample: Sample, source: Source) -> bool:
     return set(source.roles) <= {role_of(suffix) for suffix in sample.members}
 
 
-def _complete(job: _Job, sources: list[Source]) -> Index | None:
+def _complete(job: _SplitPacking, sources: list[Source]) -> Index | None:
     """The index of `job.folder` when it holds just these sources, whole; None when a shard of it is damaged."""
     try:
         index = load_index(job.folder)
@@ -353,7 +353,7 @@ def _complete(job: _Job, sources: list[Source]) -> Index | None:
     return index
 
 
-def _notes(job: _Job, sources: list[Source], digests: list[Digest]) -> dict[str, Any]:
+def _notes(job: _SplitPacking, sources: list[Source], digests: list[Digest]) -> dict[str, Any]:
     listing: list[Any] = list(digests)
     if job.kind == "unpaired":  # a digest does not say which side its image is on
         listing = [(*source.roles, *listed) for source, listed in zip(sources, digests, strict=True)]
