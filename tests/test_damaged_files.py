@@ -29,7 +29,7 @@ from hpcdistill.data.index import load_index
 from hpcdistill.data.needs import Needs
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
-from hpcdistill.data.pack.sidecars import FinishedShard, read_sidecars, write_sidecar
+from hpcdistill.data.pack.shard_files import FinishedShard, read_sidecars, write_sidecar
 from hpcdistill.data.read.reader import PatchReader
 from hpcdistill.data.read.staging import clean, release, stage
 from hpcdistill.errors import UserError

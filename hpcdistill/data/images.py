@@ -8,7 +8,6 @@ everywhere needs none. The size in the header is checked before a pixel is decod
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from hpcdistill.data.folders import SUFFIXES, entries, other_suffixes
+from hpcdistill.data.folders import SUFFIXES
 from hpcdistill.errors import UserError
 
 MAX_PIXELS = 80_000_000  # 240 MB as 8-bit RGB; packing one takes less than 1 GiB
@@ -166,37 +165,6 @@ def header_size(content: bytes) -> tuple[int, int] | None:
     return None
 
 
-def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
-    """The images in `folder`, in natural order (`img2` before `img10`), the same on every machine.
-
-    `recursive`: those of all folders below it too. Hidden files and folders and other suffixes are left out (see
-    `left_out`). Raises UserError when there is no such folder or no image in it.
-    """
-    if not folder.is_dir():
-        state = "is a file, not a folder of images" if folder.exists() else "no such folder"
-        raise UserError(f"{folder}: {state}; check the path")
-    found = list(entries(folder, recursive))
-    named = [entry for entry in found if entry.suffix.lower() in SUFFIXES]
-    images = [entry for entry in named if entry.is_file()]
-    for entry in named:
-        if entry.is_symlink() and not entry.exists():
-            raise UserError(f"{entry}: is a link to a file that is not there; mend or remove it")
-    if not images:
-        hint = f"expected files ending in {', '.join(SUFFIXES)}"
-        folders = sorted(entry.name for entry in found if entry.is_dir() and _has_images(entry))
-        other = other_suffixes(folder)
-        if folders:
-            hint = f"its folders {', '.join(folders[:5])} have some: name one of them"
-        elif other:
-            hint = f"{hint}, found {', '.join(sorted(other))}: convert them to PNG"
-        raise UserError(f"{folder}: no images in this folder; {hint}")
-    places = {path: path.relative_to(folder).as_posix() for path in images}
-    for place in places.values():
-        if not place.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in place):
-            raise UserError(f"{folder}: the file name {place!a} cannot be written as text; rename the file")
-    return sorted(images, key=lambda path: _natural(places[path]))
-
-
 def count_pixels(path: Path) -> int:
     """The number of pixels that a file's header claims, 0 when that cannot be told; decodes nothing."""
     try:
@@ -291,15 +259,6 @@ def _too_large(height: int, width: int, max_pixels: int) -> str:
         f"its header says {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} megapixels; "
         "cut it into tiles, or raise the limit if you trust the file"
     )
-
-
-def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    parts = re.findall(r"[0-9]+|[^0-9]+", name.casefold())
-    return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name
-
-
-def _has_images(folder: Path) -> bool:
-    return any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir())
 
 
 @dataclass(frozen=True)

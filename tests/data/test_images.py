@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpcdistill.data.folders import left_out, other_suffixes
+from hpcdistill.data.folders import list_images
 from hpcdistill.data.images import (
     carries_alpha,
     colour,
@@ -20,7 +20,6 @@ from hpcdistill.data.images import (
     decode_plain_jpeg,
     encode_png,
     header_size,
-    list_images,
     read_rgb,
 )
 from hpcdistill.errors import UserError
@@ -259,47 +258,10 @@ def test_missing_file_and_other_suffix(tmp_path: Path) -> None:
         read_rgb(tmp_path / "a.pkl")
 
 
-def test_list_is_natural_and_leaves_out_what_is_no_image(tmp_path: Path) -> None:
-    for name in ["img10.png", "img2.PNG", "img1.jpg", "IMG3.webp", "b.bmp", ".hidden.png", "._a.jpg", "readme.txt"]:
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in list_images(tmp_path)] == ["b.bmp", "img1.jpg", "img2.PNG", "IMG3.webp", "img10.png"]
-
-
-def test_folder_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder"):
-        list_images(tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"no images.*\.png, \.jpg"):
-        list_images(tmp_path)
-    (tmp_path / "a.tif").write_bytes(b"")
-    with pytest.raises(UserError, match=r"found \.tif: convert them to PNG"):
-        list_images(tmp_path)
-    assert other_suffixes(tmp_path) == {".tif": 1}
-    (tmp_path / "HR").mkdir()
-    (tmp_path / "HR" / "a.png").write_bytes(b"")
-    with pytest.raises(UserError, match="its folders HR have some"):
-        list_images(tmp_path)
-    with pytest.raises(UserError, match="is a file, not a folder"):
-        list_images(tmp_path / "a.tif")
-
-
-def test_a_name_that_is_no_text(tmp_path: Path) -> None:
-    (tmp_path / "a\nb.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"'a\\nb\.png' cannot be written as text; rename"):
-        list_images(tmp_path)
-
-
 def test_png_is_lossless_and_deterministic() -> None:
     first = encode_png(pixels())
     assert first == encode_png(pixels().copy())
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(first))), pixels())
-
-
-def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(UserError, match=r"b\.png: is a link to a file that is not there"):
-        list_images(tmp_path)
 
 
 OPAQUE = np.dstack([pixels(), np.full(pixels().shape[:2], 255, np.uint8)])
@@ -352,28 +314,6 @@ def test_jpegs_by_their_other_names(tmp_path: Path) -> None:
     images = list_images(tmp_path)
     assert [path.name for path in images] == ["a.jfif", "b.JPE", "c.jpeg"]
     assert all((read_rgb(path) == read_rgb(content)).all() for path in images)
-
-
-def test_what_a_folder_holds_besides(tmp_path: Path) -> None:
-    for name in (
-        "a.png",
-        "one/b.png",
-        "two/c.jpg",
-        "two/deep/d.jfif",
-        "notes/e.txt",
-        ".git/f.png",
-        "x.tif",
-        "one/y.nef",
-    ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    line = f"{tmp_path}: not read: one/ (1 image), two/ (2 images), 1 .tif file; ask, convert files to PNG"
-    assert left_out(tmp_path, "ask") == line
-    apart = [tmp_path / "two" / "deep"]  # read by itself: what is beside it is no longer certain
-    assert "two" not in str(left_out(tmp_path, "ask", apart=apart))
-    recursive = f"{tmp_path}: not read: 1 .nef file, 1 .tif file; convert files to PNG"
-    assert left_out(tmp_path, "ask", recursive=True) == recursive
-    assert left_out(tmp_path / "notes", "ask") is None
 
 
 def test_saying_what_made_a_png_changes_no_pixel() -> None:

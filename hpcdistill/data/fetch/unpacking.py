@@ -148,7 +148,8 @@ def _write_members(
         for entry in entries(archive, limits):
             if wanted is None or wanted(entry.path):
                 path = folder / entry.path
-                path.parent.mkdir(parents=True, exist_ok=True)
+                if not path.parent.is_dir():
+                    path.parent.mkdir(parents=True)
                 with open(path, "xb", opener=_not_for_others_to_write) as file:
                     for piece in entry.content:
                         written += len(piece)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hpcdistill.data.folders import SUFFIXES, left_out
-from hpcdistill.data.images import Colour, list_images
+from hpcdistill.data.folders import SUFFIXES, left_out, list_images
+from hpcdistill.data.images import Colour
 from hpcdistill.data.pack.recipes import OWN, UNSPLIT, Folders, Recipe, Role
 from hpcdistill.errors import UserError
+from hpcdistill.storage import sha256_file
+
+Digest = tuple[str, int, str]  # a source's name, length and sha256
+FileDigest = tuple[str, int, str]  # role, length and sha256 of one of its files
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,25 @@ class Source:
     def roles(self) -> tuple[str, ...]:
         """The roles of the files, in their order."""
         return tuple(role for role, _ in self.files)
+
+
+def source_digest(source: Source) -> Digest:
+    """Name, length and sha256 of a source; of one that cannot be read, which may be skipped, the name alone."""
+    try:
+        return digest_of_files(
+            source.name, [(role, path.stat().st_size, sha256_file(path)) for role, path in source.files]
+        )
+    except OSError:
+        return source.name, -1, ""
+
+
+def digest_of_files(name: str, files: Sequence[FileDigest]) -> Digest:
+    """The digest of a source from those of its files: of several, the total length and a sha256 over the list."""
+    if len(files) == 1:
+        _, length, sha256 = files[0]
+        return name, length, sha256
+    listing = json.dumps(files).encode()
+    return name, sum(length for _, length, _ in files), hashlib.sha256(listing).hexdigest()
 
 
 def find_sources(

@@ -191,13 +191,13 @@ def test_a_fault_of_ours_is_not_hidden() -> None:
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, tarfile
 from pathlib import Path
 import psutil
 from hpcdistill.data.pack import pack_pool, packing
 from hpcdistill.data.pack.recipes import load_recipe
 pack_pool._BATCH_SECONDS = 0
-addfile, added = packing.tarfile.TarFile.addfile, 0
+addfile, added = tarfile.TarFile.addfile, 0
 def add(*arguments):
     global added
     added += 1
@@ -205,7 +205,7 @@ def add(*arguments):
         print(*(child.pid for child in psutil.Process().children()), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     addfile(*arguments)
-packing.tarfile.TarFile.addfile = add
+tarfile.TarFile.addfile = add
 packing.pack(load_recipe("folder"), Path(sys.argv[1]), Path(sys.argv[2]), shard_samples=2, processes=2)
 """
 
