@@ -16,7 +16,7 @@ from hpcdistill.config import RunConfig, to_yaml
 from hpcdistill.console import say, warn
 from hpcdistill.data.counter import step_seed
 from hpcdistill.data.fetch.location import is_remote
-from hpcdistill.data.pack.builtin import pack_missing
+from hpcdistill.data.pack.fetching import pack_missing
 from hpcdistill.data.read.reader import open_reader
 from hpcdistill.data.read.staging import StagingStopped
 from hpcdistill.methods.base import Method

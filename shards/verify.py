@@ -10,9 +10,9 @@ from pathlib import Path
 from hpcdistill.command import UserPath, run_command
 from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.check.duplicates import Duplicate, Findings, find_duplicates
-from hpcdistill.data.check.repair import repair_by_fetching, repair_by_name, repair_index, repair_shards
-from hpcdistill.data.check.verify import Report, data_sets, verify
+from hpcdistill.data.check.verify import Report, data_sets, repair_index, repair_shards, verify
 from hpcdistill.data.fetch.location import join
+from hpcdistill.data.pack.fetching import refetch, refetch_named
 from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import user_place
 
@@ -77,7 +77,7 @@ def _folders(given: Sequence[Path], place: str | None, repair: bool) -> list[Pat
                 data_sets(folder)
             except UserError as error:
                 warn(str(error))
-                if not repair_by_name(folder):
+                if not refetch_named(folder):
                     raise
     if place is not None:
         (folder,) = given
@@ -96,7 +96,7 @@ def _copy_of(folder: Path, given: Path, place: str | None) -> str | None:
 def _repaired(report: Report, place: str | None) -> Report:
     if place is None:
         try:
-            repair_by_fetching(report)
+            refetch(report.folder)
         except UserError as error:  # the faults are still to be reported, and other data sets to be mended
             warn(str(error))
             return report
@@ -147,13 +147,13 @@ def _plain(reports: Sequence[Report], findings: Findings) -> dict[str, object]:
                     "kind": duplicate.kind,
                     "images": [
                         {
-                            "folder": str(place.folder),
-                            "split": place.split,
-                            "key": place.key,
-                            "source": place.source,
-                            "role": place.role,
+                            "folder": str(image.folder),
+                            "split": image.split,
+                            "key": image.key,
+                            "source": image.source,
+                            "role": image.role,
                         }
-                        for place in duplicate.places
+                        for image in duplicate.occurrences
                     ],
                 }
                 for duplicate in findings.duplicates

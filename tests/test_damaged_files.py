@@ -22,13 +22,14 @@ from safetensors.torch import save
 
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.fetch.digests import file_digest, record, recorded
-from hpcdistill.data.fetch.download import _Part
+from hpcdistill.data.fetch.download import _PartFile
+from hpcdistill.data.fetch.location import is_whole
 from hpcdistill.data.fetch.unpacking import MARKER, unpack
 from hpcdistill.data.index import load_index
 from hpcdistill.data.needs import Needs
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
-from hpcdistill.data.pack.sidecars import FinishedShard, read_sidecars, write_sidecar
+from hpcdistill.data.pack.shard_files import FinishedShard, read_sidecars, write_sidecar
 from hpcdistill.data.read.reader import PatchReader
 from hpcdistill.data.read.staging import clean, release, stage
 from hpcdistill.errors import UserError
@@ -255,7 +256,7 @@ def of_a_finished_shard(folder: Path) -> Made:
         for found in read_sidecars(folder).values():
             if found:
                 assert "/" not in found.shard.name
-                found.is_whole(folder)
+                is_whole(folder / found.shard.name, found.shard)
 
     return Made(file, read)
 
@@ -285,7 +286,7 @@ def of_an_unpacked_archive(folder: Path) -> Made:
 
 
 def of_a_partial_download(folder: Path) -> Made:
-    part = _Part(folder / "a.zip")
+    part = _PartFile(folder / "a.zip")
     part.sidecar.write_text(json.dumps({"address": "https://example.org/a.zip", "validator": "x", "total": 3}))
     return Made(part.sidecar, part.origin)
 

@@ -1,14 +1,18 @@
-"""Folders of images: which files are taken for images, and one line about those that are not read."""
+"""Folders of images: which files are taken for images, and one line about those that are not read.
+
+Reading a configuration looks into them: neither NumPy nor Pillow is imported for that.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from hpcdistill.errors import plural
+from hpcdistill.errors import UserError, plural
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp")
 # Images to most people, but not read here: a folder's are counted and named.
@@ -18,6 +22,41 @@ UNREAD = (
     ".raf", ".rw2", ".npy", ".npz", ".mat",
 )  # fmt: skip
 _FOLDERS = 1000  # below a folder that are looked into for images that nobody asked for
+
+
+def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """The images in `folder`, in natural order (`img2` before `img10`), the same on every machine.
+
+    `recursive`: those of all folders below it too. Hidden files and folders and other suffixes are left out (see
+    `left_out`). Raises UserError when there is no such folder or no image in it.
+    """
+    if not folder.is_dir():
+        state = "is a file, not a folder of images" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {state}; check the path")
+    found = list(entries(folder, recursive))
+    named = [entry for entry in found if entry.suffix.lower() in SUFFIXES]
+    images = [entry for entry in named if entry.is_file()]
+    for entry in named:
+        if entry.is_symlink() and not entry.exists():
+            raise UserError(f"{entry}: is a link to a file that is not there; mend or remove it")
+    if not images:
+        hint = f"expected files ending in {', '.join(SUFFIXES)}"
+        folders = sorted(
+            entry.name
+            for entry in found
+            if entry.is_dir() and any(e.suffix.lower() in SUFFIXES for e in entry.iterdir())
+        )
+        other = other_suffixes(folder)
+        if folders:
+            hint = f"its folders {', '.join(folders[:5])} have some: name one of them"
+        elif other:
+            hint = f"{hint}, found {', '.join(sorted(other))}: convert them to PNG"
+        raise UserError(f"{folder}: no images in this folder; {hint}")
+    names = {path: path.relative_to(folder).as_posix() for path in images}
+    for name in names.values():
+        if not name.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise UserError(f"{folder}: the file name {name!a} cannot be written as text; rename the file")
+    return sorted(images, key=lambda path: _natural(names[path]))
 
 
 def other_suffixes(folder: Path, *, recursive: bool = False) -> dict[str, int]:
@@ -52,6 +91,11 @@ def beside(folder: Path, taken: Path) -> str | None:
         return None
     count = sum(map(_is_image, entries(folder)))
     return f"{folder}: not read: {plural(count, 'image')} beside {taken.name}/" if count else None
+
+
+def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    parts = re.findall(r"[0-9]+|[^0-9]+", name.casefold())
+    return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name
 
 
 def _images_below(folder: Path) -> int:

@@ -8,18 +8,18 @@ everywhere needs none. The size in the header is checked before a pixel is decod
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from hpcdistill.data.folders import SUFFIXES, entries, other_suffixes
-from hpcdistill.data.jpeg import decode_plain, read_frame
+from hpcdistill.data.folders import SUFFIXES
 from hpcdistill.errors import UserError
 
 MAX_PIXELS = 80_000_000  # 240 MB as 8-bit RGB; packing one takes less than 1 GiB
@@ -38,6 +38,10 @@ _DAMAGED = (
 _STRIP_PIXELS = 4_000_000
 _PNG_LEVEL = 3  # of 9: within 1 % of the size of 6 (zlib-ng, photographs) in 40 % of its time
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 .. SOF15 without the tables between them
+_JPEG_APP1, _JPEG_SCAN = 0xE1, 0xDA
+# Restarts, start and end of an image: not expected before the first scan.
+_JPEG_NO_LENGTH = frozenset(range(0xD0, 0xDA)) | {0x00, 0x01}
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 _REMEDIES = {
     "alpha": ("has an alpha channel with transparent pixels", "flatten it to RGB, e.g. with --flatten white"),
@@ -64,7 +68,7 @@ def read_rgb(
     name = name or (str(source) if isinstance(source, Path) else "image")
     content = source if isinstance(source, bytes) else read_file(source, max_pixels=max_pixels)
     _check_header(content, name, max_pixels)
-    plain = decode_plain(content)
+    plain = decode_plain_jpeg(content)
     if plain is not None:
         return plain
     try:
@@ -143,7 +147,7 @@ def header_size(content: bytes) -> tuple[int, int] | None:
     if content[:8] == _PNG_SIGNATURE and len(content) >= 26:
         width, height = struct.unpack(">II", content[16:24])
         return height, width
-    frame = read_frame(content)
+    frame = _jpeg_frame(content)
     if frame:
         return frame.height, frame.width
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP" and len(content) >= 30:
@@ -159,37 +163,6 @@ def header_size(content: bytes) -> tuple[int, int] | None:
             width, height = (int.from_bytes(content[at : at + 2], "little") & 0x3FFF for at in (26, 28))
             return height, width
     return None
-
-
-def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
-    """The images in `folder`, in natural order (`img2` before `img10`), the same on every machine.
-
-    `recursive`: those of all folders below it too. Hidden files and folders and other suffixes are left out (see
-    `left_out`). Raises UserError when there is no such folder or no image in it.
-    """
-    if not folder.is_dir():
-        state = "is a file, not a folder of images" if folder.exists() else "no such folder"
-        raise UserError(f"{folder}: {state}; check the path")
-    found = list(entries(folder, recursive))
-    named = [entry for entry in found if entry.suffix.lower() in SUFFIXES]
-    images = [entry for entry in named if entry.is_file()]
-    for entry in named:
-        if entry.is_symlink() and not entry.exists():
-            raise UserError(f"{entry}: is a link to a file that is not there; mend or remove it")
-    if not images:
-        hint = f"expected files ending in {', '.join(SUFFIXES)}"
-        folders = sorted(entry.name for entry in found if entry.is_dir() and _has_images(entry))
-        other = other_suffixes(folder)
-        if folders:
-            hint = f"its folders {', '.join(folders[:5])} have some: name one of them"
-        elif other:
-            hint = f"{hint}, found {', '.join(sorted(other))}: convert them to PNG"
-        raise UserError(f"{folder}: no images in this folder; {hint}")
-    places = {path: path.relative_to(folder).as_posix() for path in images}
-    for place in places.values():
-        if not place.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in place):
-            raise UserError(f"{folder}: the file name {place!a} cannot be written as text; rename the file")
-    return sorted(images, key=lambda path: _natural(places[path]))
 
 
 def count_pixels(path: Path) -> int:
@@ -288,10 +261,55 @@ def _too_large(height: int, width: int, max_pixels: int) -> str:
     )
 
 
-def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    parts = re.findall(r"[0-9]+|[^0-9]+", name.casefold())
-    return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name
+@dataclass(frozen=True)
+class _JpegFrame:
+    """What a JPEG's markers say before its first scan."""
+
+    height: int
+    width: int
+    plain: bool  # 8-bit gray or three colours, and no EXIF or XMP that may turn it
 
 
-def _has_images(folder: Path) -> bool:
-    return any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir())
+def _jpeg_frame(content: bytes) -> _JpegFrame | None:
+    """The frame of a JPEG; None for another format and where the markers are not what they should be."""
+    if content[:2] != b"\xff\xd8":
+        return None
+    size: tuple[int, int] | None = None
+    plain = True
+    at = 2
+    while at + 4 <= len(content) and content[at] == 0xFF:
+        marker = content[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker == _JPEG_SCAN:
+            return _JpegFrame(*size, plain) if size else None
+        length = int.from_bytes(content[at + 2 : at + 4], "big")
+        if marker in _JPEG_NO_LENGTH or length < 2:
+            return None
+        if marker in _JPEG_FRAMES:
+            if size or at + 10 > len(content):
+                return None
+            precision, components = content[at + 4], content[at + 9]
+            size = int.from_bytes(content[at + 5 : at + 7], "big"), int.from_bytes(content[at + 7 : at + 9], "big")
+            plain = plain and precision == 8 and components in (1, 3) and 0 not in size
+        plain = plain and marker != _JPEG_APP1
+        at += 2 + length
+    return None
+
+
+def decode_plain_jpeg(content: bytes) -> NDArray[np.uint8] | None:
+    """The pixels [H, W, 3] of a plain JPEG; None for everything else, damaged ones too, which Pillow decides on.
+
+    libjpeg-turbo is called directly: Pillow's pixels in half of its time, which goes into its 4-byte pixels and copies.
+    simplejpeg and Pillow's wheels bring the same decoder; with its exact cosine transform and its smooth upsampling of
+    colour, both give the same bits (a test compares them).
+    """
+    frame = _jpeg_frame(content)
+    if frame is None or not frame.plain:
+        return None
+    try:
+        rgb: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False)
+    except ValueError:
+        return None
+    return rgb if rgb.shape == (frame.height, frame.width, 3) else None

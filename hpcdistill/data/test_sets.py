@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from hpcdistill.data.fetch.location import is_remote
-from hpcdistill.data.images import list_images
+from hpcdistill.data.folders import list_images
 from hpcdistill.data.index import INDEX_NAME, Kind, index_digest, load_index
 from hpcdistill.errors import UserError
 from hpcdistill.storage import sha256_file

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpcdistill.data.check.repair import repair_by_name
-from hpcdistill.data.fetch import shard_copy
+from hpcdistill.data.fetch import location
 from hpcdistill.data.images import encode_png, read_rgb
 from hpcdistill.data.index import Shard, load_index
 from hpcdistill.data.outputs import check_images_out, check_page, save_image
+from hpcdistill.data.pack.fetching import refetch_named
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.data.read.shard_stream import PlacedShard
@@ -165,7 +165,7 @@ def test_a_repair_by_name_does_not_pack_among_photographs(tmp_path: Path) -> Non
     folder = photographs(tmp_path / "photos" / "test")  # named as a split of a recipe
     before = content(tmp_path)
     with pytest.raises(UserError, match=r"holds images \(a\.png\)"):
-        repair_by_name(folder)
+        refetch_named(folder)
     assert content(tmp_path) == before
 
 
@@ -217,7 +217,7 @@ def test_the_command_that_is_named_packs_elsewhere_and_can_be_pasted(tmp_path: P
 @pytest.mark.parametrize(
     "remedy",
     [
-        shard_copy._remedy,
+        location._remedy,
         lambda place: PlacedShard(place, Shard("shard-00000.tar", 0, ""), (), ()).remedy,
     ],
 )

@@ -20,7 +20,7 @@ _SIDES = ("a", "b")
 
 
 @dataclass(frozen=True)
-class Place:
+class Occurrence:
     """Where an image, or a pair, lies."""
 
     folder: Path
@@ -33,19 +33,19 @@ class Place:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Equal images; `places` has two or more, in the order of the data sets and their samples.
+    """Equal images; `occurrences` has two or more, in the order of the data sets and their samples.
 
     `repeated`: all in one data set, or in training splits only. `leak`: across splits, or across data sets.
     """
 
     kind: Literal["repeated", "leak"]
-    places: tuple[Place, ...]
+    occurrences: tuple[Occurrence, ...]
 
     def line(self) -> str:
         """One line for people."""
-        first, *others = self.places
+        first, *others = self.occurrences
         # Of a leak, what is worth saying is where it leads.
-        other = next((place for place in others if place.folder != first.folder), others[0])
+        other = next((occurrence for occurrence in others if occurrence.folder != first.folder), others[0])
         what = "pair" if first.role == "pair" else "image"
         where = "" if other.folder == first.folder else f" of {other.folder}"
         more = f", and {len(others) - 1} more" if len(others) > 1 else ""
@@ -69,7 +69,7 @@ class Findings:
     def count_in(self, report: Report, kind: Literal["repeated", "leak"]) -> int:
         """The number of groups of a kind that an image of `report` is in."""
         return sum(
-            duplicate.kind == kind and any(place.folder == report.folder for place in duplicate.places)
+            duplicate.kind == kind and any(occurrence.folder == report.folder for occurrence in duplicate.occurrences)
             for duplicate in self.duplicates
         )
 
@@ -78,8 +78,11 @@ def find_duplicates(reports: Sequence[Report]) -> Findings:
     """Equal images inside and between the data sets of `reports`; copies of one data set are compared once."""
     different = list({report.digest: report for report in reversed(reports)}.values())[::-1]
     groups = _groups((report, pixels, role, digest) for report, pixels, role, digest in _samples(different))
-    duplicates = [Duplicate(_kind(places), tuple(places)) for places in groups]
-    whole = {frozenset((place.folder, place.key) for place in duplicate.places) for duplicate in duplicates}
+    duplicates = [Duplicate(_kind(occurrences), tuple(occurrences)) for occurrences in groups]
+    whole = {
+        frozenset((occurrence.folder, occurrence.key) for occurrence in duplicate.occurrences)
+        for duplicate in duplicates
+    }
     paired = [report for report in different if report.kind == "paired"]
     sides = {}
     for side in _SIDES:
@@ -90,7 +93,9 @@ def find_duplicates(reports: Sequence[Report]) -> Findings:
             if side in pixels.digests
         )
         kinds = Counter(
-            _kind(places) for places in halves if frozenset((place.folder, place.key) for place in places) not in whole
+            _kind(occurrences)
+            for occurrences in halves
+            if frozenset((occurrence.folder, occurrence.key) for occurrence in occurrences) not in whole
         )
         sides[side] = {"repeated": kinds["repeated"], "leak": kinds["leak"]}
     return Findings(tuple(sorted(duplicates, key=lambda duplicate: duplicate.kind)), sides)
@@ -109,21 +114,21 @@ def _samples(reports: Sequence[Report]) -> Iterator[_Item]:
                 yield report, pixels, "pair", b"".join(pixels.digests[side] for side in _SIDES)
 
 
-def _groups(items: Iterator[_Item]) -> list[list[Place]]:
-    """The places of each digest that comes more than once, in the order of the first."""
-    places: dict[bytes, list[tuple[Report, Pixels, str]]] = defaultdict(list)
+def _groups(items: Iterator[_Item]) -> list[list[Occurrence]]:
+    """The occurrences of each digest that comes more than once, in the order of the first."""
+    occurrences: dict[bytes, list[tuple[Report, Pixels, str]]] = defaultdict(list)
     for report, pixels, role, digest in items:
-        places[digest].append((report, pixels, role))
+        occurrences[digest].append((report, pixels, role))
     return [
         [
-            Place(report.folder, report.recipe, report.split, pixels.sample.key, pixels.sample.source, role)
+            Occurrence(report.folder, report.recipe, report.split, pixels.sample.key, pixels.sample.source, role)
             for report, pixels, role in found
         ]
-        for found in places.values()
+        for found in occurrences.values()
         if len(found) > 1
     ]
 
 
-def _kind(places: Sequence[Place]) -> Literal["repeated", "leak"]:
-    one_set = len({place.folder for place in places}) == 1
-    return "repeated" if one_set or {place.split for place in places} == {"train"} else "leak"
+def _kind(occurrences: Sequence[Occurrence]) -> Literal["repeated", "leak"]:
+    one_set = len({occurrence.folder for occurrence in occurrences}) == 1
+    return "repeated" if one_set or {occurrence.split for occurrence in occurrences} == {"train"} else "leak"

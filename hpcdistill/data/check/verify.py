@@ -1,4 +1,4 @@
-"""Checking a packed data set against its index: lengths, checksums, every image at its place, sizes that fit.
+"""Checking a packed data set against its index, byte by byte and image by image; mending it from a copy of it.
 
 The images are decoded once: the same pass gives the digests of their pixels, by which `duplicates` finds images that
 are in a data set, or in two, more than once.
@@ -20,12 +20,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcdistill.console import say, warn
+from hpcdistill.data.fetch.location import called, copy_shard, digest_at, index_at, index_content
 from hpcdistill.data.images import MAX_PIXELS, read_rgb
 from hpcdistill.data.index import INDEX_NAME, Index, Kind, Member, Sample, Shard, load_index, role_of
 from hpcdistill.data.pack.pack_pool import available_cores
 from hpcdistill.data.progress import Progress
 from hpcdistill.errors import UserError, plural
-from hpcdistill.storage import sha256_file
+from hpcdistill.storage import sha256_file, write_bytes
 
 _REMEDY = "mend it with --repair, or pack the data set again with --overwrite"
 # Threads, as Pillow and hashlib release Python's lock: B100 with its LRs on 2 cores takes 1.10 s with one, 0.57 s
@@ -78,7 +80,7 @@ class Report:
 
 
 @dataclass
-class _Found:
+class _SamplesReport:
     """In a part of a shard."""
 
     decoded: int = 0
@@ -130,6 +132,50 @@ def verify(folder: Path) -> Report:
         faults=tuple(faults),
         pixels=tuple(pixels),
     )
+
+
+def repair_index(folder: Path, place: str) -> None:
+    """Give `folder` the index.json of its copy at `place` if its own is missing or cannot be read.
+
+    Raises UserError when the copy has none either.
+    """
+    try:
+        load_index(folder)
+        return
+    except UserError:
+        index_at(place)
+    content = index_content(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / INDEX_NAME, content)
+    digest = hashlib.sha256(content).hexdigest()
+    say(f"{folder / INDEX_NAME}: taken from {called(place)}; its sha256 is {digest}")
+
+
+def repair_shards(report: Report, place: str) -> list[str]:
+    """Replace the damaged shards of a data set by those of its copy at `place`; returns the names of those mended.
+
+    Only what is damaged is read there, and only the bytes that the index promises replace it. A shard that the copy
+    does not have whole either is left, with a warning. Raises UserError when `place` holds another data set.
+    """
+    folder, theirs = report.folder, digest_at(place)
+    if theirs != report.digest:
+        raise UserError(
+            f"{called(place)}: holds another data set than {folder} (index {theirs[:12]}, not {report.digest[:12]}); "
+            f"give a copy of the same packed data set, or remove {folder / INDEX_NAME} to have it replaced too"
+        )
+    shards = {shard.name: shard for shard in load_index(folder).shards}
+    mended = []
+    for found in report.shards:
+        if found.whole:
+            continue
+        try:
+            copy_shard(place, shards[found.shard], folder / found.shard)
+        except UserError as error:
+            warn(str(error))
+            continue
+        say(f"{folder / found.shard}: mended from {called(place)}")
+        mended.append(found.shard)
+    return mended
 
 
 def _folder_faults(folder: Path, index: Index) -> Iterator[str]:
@@ -189,7 +235,7 @@ def _verify_shards(
 ) -> Generator[tuple[ShardReport, list[Pixels]]]:
     """A report for each shard, in order; a few shards are worked on at a time, whatever their number."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
-        ahead: deque[tuple[Shard, list[Sample], Future[tuple[int, str]], list[Future[_Found]]]] = deque()
+        ahead: deque[tuple[Shard, list[Sample], Future[tuple[int, str]], list[Future[_SamplesReport]]]] = deque()
         try:
             for number, shard in enumerate(index.shards):
                 path, samples = folder / shard.name, by_shard[number]
@@ -209,11 +255,15 @@ def _checksum(path: Path) -> tuple[int, str]:
 
 
 def _report(
-    folder: Path, shard: Shard, samples: list[Sample], checksum: Future[tuple[int, str]], parts: list[Future[_Found]]
+    folder: Path,
+    shard: Shard,
+    samples: list[Sample],
+    checksum: Future[tuple[int, str]],
+    parts: list[Future[_SamplesReport]],
 ) -> tuple[ShardReport, list[Pixels]]:
     path, faults = folder / shard.name, []
     total = sum(len(sample.members) for sample in samples)
-    found: list[_Found] = []
+    found: list[_SamplesReport] = []
     whole = False
     try:
         length, sha256 = checksum.result()
@@ -242,8 +292,8 @@ def _report(
     return report, [pixels for part in found for pixels in part.pixels]
 
 
-def _verify_samples(path: Path, samples: list[Sample], kind: Kind) -> _Found:
-    found = _Found()
+def _verify_samples(path: Path, samples: list[Sample], kind: Kind) -> _SamplesReport:
+    found = _SamplesReport()
     with open(path, "rb") as file:
         end = os.fstat(file.fileno()).st_size
         for sample in samples:

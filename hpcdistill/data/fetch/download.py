@@ -20,15 +20,14 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from hpcdistill.console import warn
 from hpcdistill.data.fetch.digests import RECORDED, file_digest, record, recorded, remember
 from hpcdistill.data.fetch.disk import cannot_write, check_space, exclusive
-from hpcdistill.data.fetch.streaming import fetch_bytes, open_stream
 from hpcdistill.data.fetch.transfer import (
     PIECE,
     RETRIES,
     TIMEOUT,
     Attempts,
-    Failure,
     OutOfRange,
     Reply,
+    TransferFailure,
     check_scheme,
     open_at,
     shown,
@@ -37,8 +36,6 @@ from hpcdistill.data.progress import BYTES, Progress, megabytes
 from hpcdistill.errors import UserError
 from hpcdistill.settings import LONGEST_NAME, Section
 from hpcdistill.storage import parse_json, sha256_file, sync_file, sync_folder, write_json
-
-__all__ = ["Download", "check_file", "check_scheme", "fetch_bytes", "fetch_file", "open_stream"]
 
 LARGEST = 64 << 30  # bytes taken from a server that does not say how many there are
 _HTML = (b"<!doctype html", b"<html", b"<head", b"<body")
@@ -110,7 +107,7 @@ def fetch_file(
     return path
 
 
-def check_file(download: Download, path: Path, folder: Path | None = None) -> None:
+def check_file(download: Download, path: Path, folder: Path) -> None:
     """UserError unless `path`, a copy from elsewhere, is what `download` should be, as far as that is known.
 
     An unknown digest is compared with what was recorded in `folder` (of the downloads), or recorded there.
@@ -118,15 +115,11 @@ def check_file(download: Download, path: Path, folder: Path | None = None) -> No
     if not path.is_file():
         raise UserError(f"{path}: no such file; check --from")
     size, digest = path.stat().st_size, file_digest(path, keep=False)
-    problem = _mismatch(download, size, digest)
-    record_in = folder if download.sha256 is None else None
-    if problem is None and record_in is not None:
-        problem = _unlike_recorded(record_in / download.file, digest)
+    problem = _mismatch(download, size, digest, folder / download.file)
     if problem:
         raise UserError(f"{path}: is not the {download.file} that is wanted: it {problem}; give a whole copy")
     _compare_md5(download, path)
-    if record_in is not None:
-        _record_local(record_in / download.file, size, digest)
+    _record_local(download, folder / download.file, size, digest)
 
 
 def _addresses(download: Download, mirror: str | None) -> list[str]:
@@ -146,39 +139,34 @@ def _wrong(download: Download, path: Path) -> str | None:
     if download.bytes is not None and size != download.bytes:
         return f"has {size} bytes instead of {download.bytes}"
     digest = file_digest(path)
-    problem = _mismatch(download, size, digest)
-    if problem is None and download.sha256 is None:
-        problem = _unlike_recorded(path, digest)
-        if problem is None:
-            _record_local(path, size, digest)
+    problem = _mismatch(download, size, digest, path)
+    if problem is None:
+        _record_local(download, path, size, digest)
     return problem
 
 
-def _record_local(path: Path, size: int, digest: str) -> None:
-    """Record the digest of a file that the user brought, if none is recorded."""
-    if path.name not in recorded(path.parent):
+def _record_local(download: Download, path: Path, size: int, digest: str) -> None:
+    """Record the digest of a file that the user brought, if nobody published one and none is recorded."""
+    if download.sha256 is None and path.name not in recorded(path.parent):
         with contextlib.suppress(UserError, OSError):  # in a read-only folder it stays unrecorded
             path.parent.mkdir(parents=True, exist_ok=True)
             record(path.parent, path.name, {"bytes": size, "sha256": digest, "address": None})
 
 
-def _mismatch(download: Download, size: int, digest: str) -> str | None:
+def _mismatch(download: Download, size: int, digest: str, record_as: Path) -> str | None:
+    """What is wrong with a file by what is published of it, else by what is recorded of it as `record_as`."""
     if download.bytes is not None and size != download.bytes:
         return f"has {size} bytes instead of {download.bytes}"
     if download.sha256 is not None and digest != download.sha256:
         return f"has the sha256 {digest} instead of {download.sha256}"
     if download.sha256_prefix is not None and not digest.startswith(download.sha256_prefix):
         return f"has the sha256 {digest}, which should begin with {download.sha256_prefix}"
-    return None
-
-
-def _unlike_recorded(path: Path, digest: str) -> str | None:
-    entry = recorded(path.parent).get(path.name)
+    entry = recorded(record_as.parent).get(record_as.name) if download.sha256 is None else None
     if entry is None or entry["sha256"] == digest:
         return None
     return (
         f"has the sha256 {digest} instead of {entry['sha256']}, recorded on {entry.get('date')}; to accept the new one "
-        f"remove the entry {path.name} from {path.parent / RECORDED}"
+        f"remove the entry {record_as.name} from {record_as.parent / RECORDED}"
     )
 
 
@@ -206,7 +194,7 @@ class _Origin:
 _ORIGIN: TypeAdapter[_Origin] = TypeAdapter(_Origin)
 
 
-class _Part:
+class _PartFile:
     """`.NAME.part` and its sidecar."""
 
     def __init__(self, path: Path) -> None:
@@ -231,14 +219,14 @@ class _Part:
 
 
 class _Fetch:
-    """One file on its way; the caller holds its lock."""
+    """The download of one file; the caller holds its lock."""
 
     def __init__(
         self, download: Download, path: Path, retries: int, timeout: float, pause: Callable[[float], None]
     ) -> None:
         self.download, self.path = download, path
         self.retries, self.timeout, self.pause = retries, timeout, pause
-        self.part = _Part(path)
+        self.part = _PartFile(path)
         # With a digest to compare at the end, a part may be resumed on trust: from another mirror, without an ETag.
         known = download.sha256 or download.sha256_prefix or recorded(path.parent).get(path.name)
         self.has_digest = known is not None
@@ -253,7 +241,7 @@ class _Fetch:
             for position, address in enumerate(addresses):
                 try:
                     return self._from(address)
-                except Failure as failure:
+                except TransferFailure as failure:
                     failures.append(f"{shown(address)}: {failure.reason}")
                     if position + 1 < len(addresses):
                         warn(f"{failures[-1]}; trying the next address")
@@ -266,20 +254,20 @@ class _Fetch:
             before = self.part.size()
             try:
                 self._receive(address)
-            except Failure as failure:
+            except TransferFailure as failure:
                 attempts.again(failure, progress=self.part.size() > before)
                 continue
-            problem = self._settle(address)
+            problem = self._finish(address)
             if problem is None:
                 return
             self.part.remove()
             # Bytes of an earlier call or another mirror may be to blame: once more, all from here.
             if self.fresh:
-                raise Failure(problem)
+                raise TransferFailure(problem)
             warn(f"{self.path}: {problem}; starting again from zero")
 
     def _receive(self, address: str) -> None:
-        """Add to the part until the file is whole, as far as its size tells; raises Failure."""
+        """Add to the part until the file is whole, as far as its size tells; raises TransferFailure."""
         origin, have = self.part.origin(), self.part.size()
         same = origin is not None and origin.address == address
         validator = origin.validator if origin and same else None
@@ -298,10 +286,10 @@ class _Fetch:
             raise
         with reply:
             if reply.is_html:
-                raise Failure("sends a web page instead of the file")
+                raise TransferFailure("sends a web page instead of the file")
             if reply.first and same and validator and reply.validator not in (None, validator):
                 self.part.remove()
-                raise Failure("the file on the server has changed", again=True)
+                raise TransferFailure("the file on the server has changed", again=True)
             self._save(reply, _Origin(address, reply.validator, reply.total), have)
 
     def _save(self, reply: Reply, origin: _Origin, have: int) -> None:
@@ -310,11 +298,11 @@ class _Fetch:
         limit = LARGEST if total is None else total
         piece = self._read(reply, reply.first, total)
         if not reply.first and piece.lstrip(b"\xef\xbb\xbf \t\r\n")[:14].lower().startswith(_HTML):
-            raise Failure("sends a web page instead of the file")
+            raise TransferFailure("sends a web page instead of the file")
         if size is not None and reply.total not in (None, size):
-            raise Failure(f"has {reply.total} bytes instead of {size}")
+            raise TransferFailure(f"has {reply.total} bytes instead of {size}")
         if not piece and not total:
-            raise Failure("sends an empty file", again=True)
+            raise TransferFailure("sends an empty file", again=True)
         if not reply.first and piece:  # only now, with something better at hand, is an old part given up
             self.part.remove()
             self.fresh, have = True, 0
@@ -337,32 +325,29 @@ class _Fetch:
             raise cannot_write(self.path, error, "; what has come is kept") from None
         if have > limit:
             self.part.remove()
-            raise Failure(f"sends more than the {limit} bytes expected")
+            raise TransferFailure(f"sends more than the {limit} bytes expected")
 
     def _read(self, reply: Reply, have: int, total: int | None) -> bytes:
-        """The next bytes, b"" at the end; Failure when the connection is lost or the end comes before `total`."""
+        """The next bytes, b"" at the end; TransferFailure when the connection breaks before `total`."""
         try:
             piece = reply.read(PIECE)
             if not piece and total is not None and have < total:
-                raise Failure("the connection broke off", again=True)
-        except Failure as failure:
+                raise TransferFailure("the connection broke off", again=True)
+        except TransferFailure as failure:
             at = megabytes(have) + ("" if total is None else f" of {megabytes(total)}")
-            raise Failure(f"{failure.reason} at {at}", again=failure.again) from None
+            raise TransferFailure(f"{failure.reason} at {at}", again=failure.again) from None
         return piece
 
-    def _settle(self, address: str) -> str | None:
+    def _finish(self, address: str) -> str | None:
         """Verify the part and give it its name; what is wrong with it, or None."""
         try:
             sync_file(self.part.path)
             size, digest = self.part.size(), sha256_file(self.part.path)
-            problem = _mismatch(self.download, size, digest)
-            if problem is None and self.download.sha256 is None:
-                problem = _unlike_recorded(self.path, digest)
-                if problem is None:
-                    record(
-                        self.path.parent, self.path.name, {"bytes": size, "sha256": digest, "address": shown(address)}
-                    )
+            problem = _mismatch(self.download, size, digest, self.path)
             if problem is None:
+                if self.download.sha256 is None:
+                    entry = {"bytes": size, "sha256": digest, "address": shown(address)}
+                    record(self.path.parent, self.path.name, entry)
                 _compare_md5(self.download, self.part.path)
                 self.part.path.replace(self.path)
                 remember(self.path, digest)

@@ -1,15 +1,21 @@
-"""Where a packed data set lies: a folder, or an http(s) address that serves one."""
+"""A packed data set where it lies, in a folder or at an http(s) address that serves one: its index and its shards."""
 
 from __future__ import annotations
 
 import hashlib
+import shlex
+from collections.abc import Callable, Generator
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 
-from hpcdistill.data.fetch.download import check_scheme, fetch_bytes
-from hpcdistill.data.index import INDEX_NAME, Index, index_digest, load_index, parse_index
+from hpcdistill.data.fetch.transfer import check_scheme, fetch_bytes, open_stream, shown
+from hpcdistill.data.index import INDEX_NAME, Index, Shard, index_digest, load_index, parse_index
+from hpcdistill.errors import UserError
+from hpcdistill.storage import replacing, sha256_file
 
 _INDEX_BYTES = 1 << 30  # five million samples
+_PIECE = 4 << 20  # bytes of a shard that are read, hashed and written at a time
 
 
 def is_remote(place: str) -> bool:
@@ -45,7 +51,66 @@ def index_content(place: str) -> bytes:
     return _fetched(join(place, INDEX_NAME)) if is_remote(place) else (Path(place) / INDEX_NAME).read_bytes()
 
 
+class Stopped(Exception):
+    """A copy was given up because another one failed."""
+
+
+def called(place: str) -> str:
+    """What messages call a folder or an address: the latter without a password."""
+    return shown(place) if is_remote(place) else place
+
+
+def is_whole(path: Path, shard: Shard) -> bool:
+    """True when the file at `path` can be read and has the length and sha256 of `shard`."""
+    try:
+        return path.stat().st_size == shard.length and sha256_file(path) == shard.sha256
+    except OSError:  # missing, or of a disk that cannot be read: to be copied again
+        return False
+
+
+def copy_shard(place: str, shard: Shard, target: Path, stop: Callable[[], bool] = lambda: False) -> None:
+    """Copy `shard` of the data set at `place` to `target`, which is replaced only by the bytes the index promises.
+
+    Raises UserError when the source cannot be read or holds other bytes, OSError when `target` cannot be written, and
+    Stopped once `stop` says so.
+    """
+    address = join(place, shard.name)
+    digest, length = hashlib.sha256(), 0
+    with replacing(target) as temporary, closing(_pieces(address)) as pieces:
+        with open(temporary, "wb") as file:
+            for piece in pieces:
+                if stop():
+                    raise Stopped
+                length += len(piece)
+                if length > shard.length:
+                    break
+                digest.update(piece)
+                file.write(piece)
+        if length != shard.length:
+            more = "more" if length > shard.length else str(length)
+            raise UserError(f"{called(address)}: has {more} bytes instead of {shard.length}; {_remedy(place)}")
+        if digest.hexdigest() != shard.sha256:
+            raise UserError(f"{called(address)}: its sha256 differs from the index; {_remedy(place)}")
+
+
 @lru_cache(maxsize=32)
 def _fetched(address: str) -> bytes:
     """A run asks for the same index several times; it should see one content."""
     return fetch_bytes(address, limit=_INDEX_BYTES)
+
+
+def _pieces(address: str) -> Generator[bytes]:
+    try:
+        with open_stream(address) if is_remote(address) else open(address, "rb", buffering=0) as source:
+            while piece := source.read(_PIECE):
+                yield piece
+    except FileNotFoundError:
+        raise UserError(f"{address}: missing; complete the data set, or pack it again") from None
+    except OSError as error:
+        raise UserError(f"{address}: cannot be read ({error.strerror}); check the disk and the permissions") from None
+
+
+def _remedy(place: str) -> str:
+    if is_remote(place):
+        return "it was packed again or is damaged on the server; try again, or take another copy"
+    return f"mend it with `python shards/verify.py {shlex.quote(place)} --repair`"

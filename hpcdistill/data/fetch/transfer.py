@@ -1,4 +1,4 @@
-"""One HTTP request and when to try it again: the ground under downloads and streams.
+"""Reading http(s) addresses: one request, when to try it again, small files whole, large ones from front to back.
 
 Only http and https, also after a redirect. Proxies of the environment are used except for this machine itself.
 """
@@ -6,18 +6,20 @@ Only http and https, also after a redirect. Proxies of the environment are used 
 from __future__ import annotations
 
 import http.client
+import io
 import re
 import socket
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from types import TracebackType
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 
 from hpcdistill.console import say
+from hpcdistill.data.progress import megabytes
 from hpcdistill.errors import UserError
 
 PIECE = 1 << 20  # bytes asked for at a time
@@ -28,10 +30,11 @@ _LONGEST_PAUSE = 30.0  # seconds
 _LONGEST_RETRY_AFTER = 120.0  # seconds; who asks for more is not asked again
 _REDIRECTS = 10
 _AGAIN = (408, 425, 429)  # HTTP states that may pass, with all from 500 on
+_REMEDY = "check the address and the network"
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
-class Failure(Exception):
+class TransferFailure(Exception):
     """Why an address did not give what it should; `again`: the next try may do, not before `after` seconds."""
 
     def __init__(
@@ -42,7 +45,7 @@ class Failure(Exception):
         self.tries = tries  # at most in a row, None = as many as usual
 
 
-class OutOfRange(Failure):
+class OutOfRange(TransferFailure):
     """HTTP 416: what was asked for begins behind the end of the file, which has `total` bytes (None: not said)."""
 
     def __init__(self, total: int | None) -> None:
@@ -51,14 +54,18 @@ class OutOfRange(Failure):
 
 
 class Attempts:
-    """Counts the tries at one address: pauses 1, 2, 4, ... seconds between them, and at some point gives up."""
+    """Counts the tries at one address: pauses 1, 2, 4, ... seconds between them, and at some point gives up.
+
+    Not urllib3's Retry: that repeats a request, but does not go on in the middle of a body, where most downloads break;
+    it waits without a word, and as long as a server's Retry-After says, be it hours.
+    """
 
     def __init__(self, label: str, retries: int, pause: Callable[[float], None]) -> None:
         self._label, self._retries, self._pause = label, retries, pause
         self._in_a_row = self._in_all = 0
 
-    def again(self, failure: Failure, *, progress: bool = False) -> None:
-        """Wait for the next try; raises a Failure when there is none. `progress`: the last try brought some bytes."""
+    def again(self, failure: TransferFailure, *, progress: bool = False) -> None:
+        """Wait for the next try, or raise a TransferFailure. `progress`: the last try brought some bytes."""
         self._in_a_row = 1 if progress else self._in_a_row + 1
         self._in_all += 1
         if not failure.again:
@@ -66,7 +73,7 @@ class Attempts:
         most = self._retries if failure.tries is None else min(self._retries, failure.tries - 1)
         if self._in_a_row > most or self._in_all > _TRIES_IN_ALL * self._retries:
             tries = f" ({self._in_all} tries)" if self._in_all > 1 else ""
-            raise Failure(f"{failure.reason}{tries}") from None
+            raise TransferFailure(f"{failure.reason}{tries}") from None
         seconds = min(2.0 ** (self._in_a_row - 1), _LONGEST_PAUSE)
         if failure.after is not None:
             seconds = max(failure.after, 0.0)
@@ -99,22 +106,23 @@ class Reply:
         return kind in ("text/html", "application/xhtml+xml")
 
     def read(self, size: int = PIECE) -> bytes:
-        """At most `size` bytes of the body as they come in, b"" at its end; Failure when the connection is lost."""
+        """At most `size` bytes of the body as they come in, b"" at its end; TransferFailure if it breaks off."""
         try:
             # Undecoded: some servers label a .tar.gz as gzip-encoded, and its checksum is that of the bytes as sent.
             piece: bytes = self._response.raw.read1(size, decode_content=False)
         except (urllib3.exceptions.ReadTimeoutError, TimeoutError):
-            raise Failure(f"nothing came for {self._timeout:g} s", again=True) from None
+            raise TransferFailure(f"nothing came for {self._timeout:g} s", again=True) from None
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
-            raise Failure("the connection broke off", again=True) from None
+            raise TransferFailure("the connection broke off", again=True) from None
         return piece
 
     def __enter__(self) -> Reply:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._response.close()
         self._session.close()
 
@@ -139,7 +147,7 @@ def shown(address: str) -> str:
 def open_at(address: str, first: int = 0, *, validator: str | None = None, timeout: float = TIMEOUT) -> Reply:
     """Ask for the file at `address` from byte `first` on, if its version is still `validator`.
 
-    The reply may begin at byte 0 all the same (`Reply.first`). Raises Failure, OutOfRange.
+    The reply may begin at byte 0 all the same (`Reply.first`). Raises TransferFailure, OutOfRange.
     """
     headers = {"Accept-Encoding": "identity", "User-Agent": "hpcdistill"}
     if first:
@@ -150,8 +158,8 @@ def open_at(address: str, first: int = 0, *, validator: str | None = None, timeo
     try:
         response = _follow(session, address, headers, timeout)
         try:
-            begin, total = _place(response, first)
-        except Failure:
+            begin, total = _range_of(response, first)
+        except TransferFailure:
             response.close()
             raise
         return Reply(session, response, begin, total, timeout)
@@ -160,10 +168,48 @@ def open_at(address: str, first: int = 0, *, validator: str | None = None, timeo
         raise _failure(error, timeout) from None
     except (urllib3.exceptions.HTTPError, UnicodeError) as error:
         session.close()
-        raise Failure(str(error)) from None
+        raise TransferFailure(str(error)) from None
     except BaseException:
         session.close()
         raise
+
+
+def fetch_bytes(
+    address: str,
+    *,
+    limit: int,
+    retries: int = RETRIES,
+    timeout: float = TIMEOUT,
+    pause: Callable[[float], None] = time.sleep,
+) -> bytes:
+    """The whole file at `address`, of at most `limit` bytes; UserError when it cannot be had, is larger or a web page.
+
+    `timeout` is in seconds without a byte; `pause` waits between the tries.
+    """
+    check_scheme(address)
+    attempts = Attempts(shown(address), retries, pause)
+    while True:
+        try:
+            return _whole(address, limit, timeout)
+        except TransferFailure as failure:
+            _try_again(address, attempts, failure)
+
+
+def open_stream(
+    address: str,
+    *,
+    first: int = 0,
+    retries: int = RETRIES,
+    timeout: float = TIMEOUT,
+    pause: Callable[[float], None] = time.sleep,
+) -> io.BufferedReader:
+    """The file at `address` from byte `first` on, for `read(n)`; it cannot seek.
+
+    After a dropped connection it goes on where it was. Opening and reading raise UserError when the address cannot be
+    read, sends a web page, or holds another file than at the beginning.
+    """
+    check_scheme(address)
+    return io.BufferedReader(_Stream(address, first, Attempts(shown(address), retries, pause), timeout), PIECE)
 
 
 def _follow(session: requests.Session, address: str, headers: dict[str, str], timeout: float) -> requests.Response:
@@ -175,7 +221,7 @@ def _follow(session: requests.Session, address: str, headers: dict[str, str], ti
         except (requests.RequestException, UnicodeError):
             raise
         except ValueError as error:  # requests looks at the address of a redirect, whether it follows or not
-            raise Failure(f"redirects to a malformed address ({error})") from None
+            raise TransferFailure(f"redirects to a malformed address ({error})") from None
         if not response.is_redirect:
             return response
         response.close()
@@ -184,11 +230,11 @@ def _follow(session: requests.Session, address: str, headers: dict[str, str], ti
             address = urljoin(address, target)
             check_scheme(address)
         except ValueError:  # UserError, too
-            raise Failure(f"redirects to {shown(target)}, which is neither http nor https") from None
-    raise Failure(f"redirects more than {_REDIRECTS} times")
+            raise TransferFailure(f"redirects to {shown(target)}, which is neither http nor https") from None
+    raise TransferFailure(f"redirects more than {_REDIRECTS} times")
 
 
-def _place(response: requests.Response, first: int) -> tuple[int, int | None]:
+def _range_of(response: requests.Response, first: int) -> tuple[int, int | None]:
     """First byte of the body, and bytes of the whole file."""
     status = response.status_code
     if status == 200:
@@ -197,18 +243,18 @@ def _place(response: requests.Response, first: int) -> tuple[int, int | None]:
     if status == 206:
         found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
         if not found or int(found[1]) != first:
-            raise Failure("sends another part of the file than it was asked for")
+            raise TransferFailure("sends another part of the file than it was asked for")
         return first, _bytes(found[3])
     if status == 416 and first:
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
         raise OutOfRange(_bytes(total))
     reason = f"HTTP {status} {response.reason or ''}".strip()
     if status not in _AGAIN and status < 500:
-        raise Failure(reason)
+        raise TransferFailure(reason)
     after = _retry_after(response.headers.get("Retry-After"))
     if after is not None and after > _LONGEST_RETRY_AFTER:
-        raise Failure(f"{reason}, asks to come back in {after:.0f} s")
-    raise Failure(reason, again=True, after=after)
+        raise TransferFailure(f"{reason}, asks to come back in {after:.0f} s")
+    raise TransferFailure(reason, again=True, after=after)
 
 
 def _bytes(text: str) -> int | None:
@@ -228,11 +274,11 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _failure(error: requests.RequestException, timeout: float) -> Failure:
+def _failure(error: requests.RequestException, timeout: float) -> TransferFailure:
     if isinstance(error, requests.Timeout):
-        return Failure(f"no answer within {timeout:g} s", again=True)
+        return TransferFailure(f"no answer within {timeout:g} s", again=True)
     if isinstance(error, requests.exceptions.SSLError) and "certificate" in str(error).lower():
-        return Failure("its certificate is not accepted; is this machine's clock right, or a proxy in between?")
+        return TransferFailure("its certificate is not accepted; is this machine's clock right, or a proxy in between?")
     root: BaseException = error
     while root.__cause__ or root.__context__:
         root = root.__cause__ or root.__context__ or root
@@ -240,5 +286,119 @@ def _failure(error: requests.RequestException, timeout: float) -> Failure:
     if isinstance(error, requests.ConnectionError):
         # Who refuses, or is not known by name, will hardly do otherwise a minute later; a broken network may.
         hopeless = isinstance(root, (ConnectionRefusedError, socket.gaierror))
-        return Failure(f"no connection ({reason})", again=True, tries=2 if hopeless else None)
-    return Failure(str(reason))
+        return TransferFailure(f"no connection ({reason})", again=True, tries=2 if hopeless else None)
+    return TransferFailure(str(reason))
+
+
+def _try_again(address: str, attempts: Attempts, failure: TransferFailure, *, progress: bool = False) -> None:
+    try:
+        attempts.again(failure, progress=progress)
+    except TransferFailure as last:
+        raise UserError(f"{shown(address)}: {last.reason}; {_REMEDY}") from None
+
+
+def _differ(one: object, other: object) -> bool:
+    return one is not None and other is not None and one != other
+
+
+def _whole(address: str, limit: int, timeout: float) -> bytes:
+    with open_at(address, timeout=timeout) as reply:
+        if reply.is_html:
+            raise TransferFailure("sends a web page instead of the file")
+        content = bytearray()
+        while piece := reply.read(min(PIECE, limit + 1)):
+            content += piece
+            if len(content) > limit:
+                raise TransferFailure(f"sends more than the {limit} bytes that are read")
+        if reply.total is not None and len(content) != reply.total:
+            raise TransferFailure("the connection broke off", again=True)
+        return bytes(content)
+
+
+class _Stream(io.RawIOBase):
+    """Delivers the file's bytes in order, whatever happens to the connections under it."""
+
+    def __init__(self, address: str, first: int, attempts: Attempts, timeout: float) -> None:
+        self._address, self._position = address, first
+        self._attempts, self._timeout = attempts, timeout
+        self._reply: Reply | None = None
+        self._validator: str | None = None
+        self._total: int | None = None
+        self._ended = self._progress = False
+        self._opened = False
+        self._keep_trying(self._open)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        piece = self._keep_trying(lambda: self._next(len(view)))
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._drop()
+        super().close()
+
+    def _keep_trying(self, step: Callable[[], bytes]) -> bytes:
+        while True:
+            try:
+                return step()
+            except TransferFailure as failure:
+                self._drop()
+                progress, self._progress = self._progress, False
+                _try_again(self._address, self._attempts, failure, progress=progress)
+
+    def _next(self, size: int) -> bytes:
+        if self._ended:
+            return b""
+        if self._reply is None:
+            self._open()
+        if self._ended or self._reply is None:
+            return b""
+        piece = self._reply.read(size)
+        if not piece:
+            if self._total is not None and self._position < self._total:
+                at = f"{megabytes(self._position)} of {megabytes(self._total)}"
+                raise TransferFailure(f"the connection broke off at {at}", again=True)
+            self._ended = True
+            self._drop()
+        self._position += len(piece)
+        self._progress = self._progress or bool(piece)
+        return piece
+
+    def _open(self) -> bytes:
+        """Connect at the position; nothing is delivered yet."""
+        try:
+            reply = open_at(self._address, self._position, validator=self._validator, timeout=self._timeout)
+        except OutOfRange as failure:
+            if failure.total != self._position:
+                raise TransferFailure(f"has no byte {self._position}, the file is shorter") from None
+            self._ended = True
+            return b""
+        self._reply = reply
+        if reply.is_html:
+            raise TransferFailure("sends a web page instead of the file")
+        if self._opened and (_differ(reply.validator, self._validator) or _differ(reply.total, self._total)):
+            raise TransferFailure("has changed while it was read; read it again from the beginning")
+        self._validator, self._opened = reply.validator or self._validator, True
+        self._total = self._total if reply.total is None else reply.total
+        self._skip(reply, self._position - reply.first)
+        return b""
+
+    def _skip(self, reply: Reply, count: int) -> None:
+        """A server that knows no ranges sends everything again: leave out what was delivered."""
+        while count:
+            piece = reply.read(min(PIECE, count))
+            if not piece:
+                if reply.total is not None and reply.total < self._position:
+                    raise TransferFailure(f"has no byte {self._position}, the file is shorter")
+                raise TransferFailure("the connection broke off", again=True)
+            count -= len(piece)
+
+    def _drop(self) -> None:
+        if self._reply is not None:
+            self._reply.close()
+            self._reply = None

@@ -10,13 +10,14 @@ import filecmp
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from hpcdistill.console import say
-from hpcdistill.data.fetch.archives import PIECE, Entry, Limits, declared_bytes, entries
+from hpcdistill.data.fetch.archives import Limits, declared_bytes, entries
 from hpcdistill.data.fetch.digests import file_digest
 from hpcdistill.data.fetch.disk import cannot_write, check_space, exclusive, sync_filesystem
 from hpcdistill.data.progress import BYTES, Progress, megabytes
@@ -28,27 +29,27 @@ __all__ = ["MARKER", "Limits", "unpack"]
 MARKER = ".unpacked.json"
 
 
-class _Unpacked(BaseModel):
-    """An archive in the marker, as far as it is asked about."""
+@dataclass(frozen=True)
+class _Unpacked:
+    """An archive whose files are in the folder."""
 
-    archive: str
+    archive: str  # its name
     archive_bytes: int
     archive_mtime_ns: int
     sha256: str
-    top: list[Annotated[str, Field(pattern=r"^[^/\x00]+$")]]
+    members: int  # files that were unpacked
+    bytes: int
+    top: list[Annotated[str, Field(pattern=r"^[^/\x00]+$")]]  # names of what lies directly in the folder
 
 
-def _complete(marker: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    if "archives" not in marker:
-        raise ValueError("archives: missing")
-    for entry in marker["archives"]:
-        _Unpacked.model_validate(entry, strict=True)
-    return marker
+@dataclass(frozen=True)
+class _UnpackedArchives:
+    """What `.unpacked.json` says."""
+
+    archives: list[_Unpacked]
 
 
-_ARCHIVES: TypeAdapter[dict[str, list[dict[str, Any]]]] = TypeAdapter(
-    Annotated[dict[str, list[dict[str, Any]]], AfterValidator(_complete)]
-)
+_MARKER: TypeAdapter[_UnpackedArchives] = TypeAdapter(_UnpackedArchives)
 
 
 def unpack(
@@ -75,36 +76,31 @@ def unpack(
         with exclusive(lock, f"{folder}: another process is unpacking into it; waiting"):
             if not _is_unpacked(archive, folder):
                 try:
-                    _remove(partial)  # of a run that was killed
+                    if partial.exists():  # of a run that was killed
+                        shutil.rmtree(partial)
                     _unpack(archive, folder, partial, limits or Limits(), wanted)
                 finally:
-                    _remove(partial)
+                    shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise cannot_write(folder, error) from None
     return folder
 
 
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
 def _is_unpacked(archive: Path, folder: Path) -> bool:
     """True when the marker names this archive (by its bytes, not by its name) and its top entries are still there."""
     state = archive.stat()
-    for entry in _marker(folder):
-        if entry["archive_bytes"] != state.st_size or not all((folder / name).exists() for name in entry["top"]):
+    for entry in _marked(folder):
+        if entry.archive_bytes != state.st_size or not all((folder / name).exists() for name in entry.top):
             continue
-        same_file = entry["archive"] == archive.name and entry["archive_mtime_ns"] == state.st_mtime_ns
-        if same_file or entry["sha256"] == file_digest(archive, keep=False):
+        same_file = (entry.archive, entry.archive_mtime_ns) == (archive.name, state.st_mtime_ns)
+        if same_file or entry.sha256 == file_digest(archive, keep=False):
             return True
     return False
 
 
-def _marker(folder: Path) -> list[dict[str, Any]]:
-    path = folder / MARKER
+def _marked(folder: Path) -> list[_Unpacked]:
     try:
-        return read_json(path, _ARCHIVES, "remove it, and the archives are unpacked again")["archives"]
+        return read_json(folder / MARKER, _MARKER, "remove it, and the archives are unpacked again").archives
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -117,75 +113,63 @@ def _unpack(archive: Path, folder: Path, partial: Path, limits: Limits, wanted: 
         check_space(folder, needed, f"unpacking {archive.name}")
     partial.mkdir()
     state = archive.stat()
-    writer = _Writer(archive, partial, limits)
-    with Progress(f"unpacking {archive.name}", total=state.st_size, unit=BYTES) as progress:
-        consumed = 0
-        for entry in entries(archive, limits):
-            if wanted is None or wanted(entry.path):
-                writer.write(entry)
-            progress.advance(entry.consumed - consumed)
-            consumed = entry.consumed
-    if not writer.members:
+    members, written = _write_members(archive, partial, limits, wanted)
+    if not members:
         raise UserError(f"{archive}: has no file that is wanted; is it the right archive?")
-    mark = {
-        "archive": archive.name,
-        "archive_bytes": state.st_size,
-        "archive_mtime_ns": state.st_mtime_ns,
-        "sha256": file_digest(archive, keep=False),
-        "members": writer.members,
-        "bytes": writer.written,
-        "top": sorted(path.name for path in partial.iterdir()),
-    }
+    entry = _Unpacked(
+        archive=archive.name,
+        archive_bytes=state.st_size,
+        archive_mtime_ns=state.st_mtime_ns,
+        sha256=file_digest(archive, keep=False),
+        members=members,
+        bytes=written,
+        top=sorted(path.name for path in partial.iterdir()),
+    )
     sync_filesystem(partial)  # before the marker says that it is whole
     if folder.exists():
         _check_conflicts(partial, folder, archive)
         _merge(partial, folder)
-        others = [entry for entry in _marker(folder) if entry["sha256"] != mark["sha256"]]
-        write_json(folder / MARKER, {"archives": [*others, mark]})
+        others = [other for other in _marked(folder) if other.sha256 != entry.sha256]
+        write_json(folder / MARKER, asdict(_UnpackedArchives([*others, entry])))
     else:
-        write_json(partial / MARKER, {"archives": [mark]})
+        write_json(partial / MARKER, asdict(_UnpackedArchives([entry])))
         partial.rename(folder)
         sync_folder(folder.parent)
-    say(f"{folder}: {archive.name} unpacked, {plural(writer.members, 'file')}, {megabytes(writer.written)}")
+    say(f"{folder}: {archive.name} unpacked, {plural(members, 'file')}, {megabytes(written)}")
 
 
-class _Writer:
-    """Writes entries below a folder and counts what really comes, whatever the archive declares."""
+def _write_members(
+    archive: Path, folder: Path, limits: Limits, wanted: Callable[[str], bool] | None
+) -> tuple[int, int]:
+    """Write the members of `archive` below `folder`; their number and bytes, counted whatever the archive declares."""
+    by_ratio = limits.by_ratio(archive)
+    members = written = consumed = 0
+    with Progress(f"unpacking {archive.name}", total=archive.stat().st_size, unit=BYTES) as progress:
+        for entry in entries(archive, limits):
+            if wanted is None or wanted(entry.path):
+                path = folder / entry.path
+                if not path.parent.is_dir():
+                    path.parent.mkdir(parents=True)
+                with open(path, "xb", opener=_not_for_others_to_write) as file:
+                    for piece in entry.content:
+                        written += len(piece)
+                        if written > limits.bytes:
+                            limit = f"exceeds the {megabytes(limits.bytes)} that are unpacked"
+                            raise UserError(f"{archive}: member '{entry.path}' {limit}; nothing was kept")
+                        if written > by_ratio:
+                            raise UserError(
+                                f"{archive}: member '{entry.path}' unpacks to more than {limits.ratio:g} times the "
+                                "archive's size, as a bomb does and no images do; nothing was kept"
+                            )
+                        file.write(piece)
+                members += 1
+            progress.advance(entry.consumed - consumed)
+            consumed = entry.consumed
+    return members, written
 
-    def __init__(self, archive: Path, folder: Path, limits: Limits) -> None:
-        self._archive, self._folder, self._limits = archive, folder, limits
-        self._by_ratio = limits.by_ratio(archive)
-        self._folders: set[Path] = set()
-        self.members = self.written = 0
 
-    def write(self, entry: Entry) -> None:
-        path = self._folder / entry.path
-        if path.parent not in self._folders:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._folders.add(path.parent)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            while piece := entry.read(PIECE):
-                self._count(len(piece), entry.path)
-                view = memoryview(piece)
-                while view:
-                    view = view[os.write(file, view) :]
-        finally:
-            os.close(file)
-        self.members += 1
-
-    def _count(self, size: int, member: str) -> None:
-        self.written += size
-        if self.written > self._limits.bytes:
-            limit = megabytes(self._limits.bytes)
-            raise UserError(
-                f"{self._archive}: member '{member}' exceeds the {limit} that are unpacked; nothing was kept"
-            )
-        if self.written > self._by_ratio:
-            raise UserError(
-                f"{self._archive}: member '{member}' unpacks to more than {self._limits.ratio:g} times the archive's "
-                "size, as a bomb does and no images do; nothing was kept"
-            )
+def _not_for_others_to_write(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o644)
 
 
 def _check_conflicts(partial: Path, folder: Path, archive: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,20 @@ def refetch_named(folder: Path) -> bool:
         return False
     obtain(wanted.recipe, wanted.out, overwrite=True)
     return True
+
+
+def pack_missing(folders: Iterable[str]) -> None:
+    """Pack each missing `.../<recipe>/<split>` in `folders` whose recipe ships inside an installed package.
+
+    A first run of such a recipe needs no preparation.
+    """
+    for folder in map(Path, folders):
+        if (folder / INDEX_NAME).exists() or folder.parent.name not in recipe_names():
+            continue
+        recipe = load_recipe(folder.parent.name)
+        if recipe.builtin and folder.name in recipe.splits:
+            say(f"{folder}: packing the built-in recipe '{recipe.name}' first")
+            pack(recipe, None, folder.parent, processes=1)  # the process that trains has threads of its own
 
 
 def wanted_at(folder: Path) -> Wanted | None:

@@ -1,8 +1,12 @@
-"""Samples made ready ahead of the writer, in order, by threads of this process or by processes of their own.
+"""Samples packed ahead of the writer, in order, by threads of this process or by processes of their own.
 
-PNG and the resize release Python's lock, so threads do for a small set. They share one heap and one lock, though, and
-lose about a fifth to them on two cores, more on many: a large set has processes. Each is fed by a thread here through
-a pipe that nobody else holds, so it ends when this process does, however that ends, and one that is killed is noticed.
+PNG and the resize release Python's lock, so threads do for a small set. Threads share one heap and one lock, though,
+and lose about a fifth to them on two cores, more on many: a large set has processes.
+
+concurrent.futures.ProcessPoolExecutor does not do. All its processes hold the pipe of the results open, so it waits
+for ever when one is killed while it hands over a result (five of eight kills, tried with 600 MB; for want of memory a
+kernel kills just then, and so do we at Ctrl-C), and its processes stay when this one is killed. Here each process has
+a thread that feeds it through a pipe that no other process holds: the end of either side ends the other.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ _PIXELS_PER_SECOND: dict[Kind, int] = {  # what one core packs, roughly
 }
 _BATCH_SECONDS = 0.03  # handed over at once: small beside the whole, long beside what the handing over takes
 _POOL_SECONDS = 8.0  # a set that one core packs in this time is not worth the start of processes (0.5 s of each core)
-_JUDGED = 16  # images by which the size of a set is judged
+_ESTIMATED_BY = 16  # images by which the size of a set is estimated
 _SMALL_SET_THREADS = 4
 _PIXELS_IN_FLIGHT = 16_000_000  # decoded, resized and encoded side by side: about 20 bytes a pixel
 _PIXELS_PER_PROCESS = 8_000_000  # where there are so many that the limit above would leave some idle
@@ -176,7 +180,7 @@ def _batches(sources: Sequence[Source], kind: Kind, max_pixels: int) -> Iterator
     batch, total = [], 0
     for source in sources:
         batch.append(source)
-        total += sum(pixels for pixels in _pixels(source) if pixels <= max_pixels)  # larger ones are not decoded
+        total += sum(pixels for pixels in _pixels(source) if pixels <= max_pixels)  # larger images are not decoded
         if total >= enough:
             yield batch, total
             batch, total = [], 0
@@ -185,8 +189,8 @@ def _batches(sources: Sequence[Source], kind: Kind, max_pixels: int) -> Iterator
 
 
 def _is_large(sources: Sequence[Source], kind: Kind) -> bool:
-    """True when one core would take more than `_POOL_SECONDS`, judged by the first images."""
-    first = sources[:_JUDGED]
+    """True when one core would take more than `_POOL_SECONDS`, estimated by the first images."""
+    first = sources[:_ESTIMATED_BY]
     pixels = sum(sum(_pixels(source)) for source in first) * len(sources) / max(1, len(first))
     return pixels > _POOL_SECONDS * _PIXELS_PER_SECOND[kind]
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from hpcdistill.data.images import MAX_PIXELS, carries_alpha, encode_png, read_file, read_rgb
 from hpcdistill.data.index import Kind, role_of
-from hpcdistill.data.pack.sidecars import Digest, FileDigest, joined
-from hpcdistill.data.pack.sources import Source
+from hpcdistill.data.pack.sources import Digest, FileDigest, Source, digest_of_files
 from hpcdistill.errors import UserError
 from hpcdistill.ops.downsampling import downsample_uint8
 
@@ -53,7 +52,7 @@ def pack_image(source: Source, kind: Kind, max_pixels: int = MAX_PIXELS) -> Pack
         files, members = _lr_hr(source, max_pixels)
     else:
         files, members = _translation(source, max_pixels)
-    digest = joined(source.name, files)
+    digest = digest_of_files(source.name, files)
     about = {
         "source": source.name,
         "sha256": digest[2],

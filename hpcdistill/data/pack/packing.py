@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
-import tarfile
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -27,42 +25,32 @@ from PIL import features
 
 from hpcdistill.console import say, warn
 from hpcdistill.data.fetch.disk import exclusive
+from hpcdistill.data.fetch.location import is_whole
 from hpcdistill.data.images import MAX_PIXELS, Colour
-from hpcdistill.data.index import INDEX_NAME, Index, Kind, Member, Sample, Shard, load_index, role_of
+from hpcdistill.data.index import INDEX_NAME, Index, Kind, Sample, Shard, load_index, role_of
 from hpcdistill.data.outputs import check_packing
 from hpcdistill.data.pack.pack_pool import packed_ahead
-from hpcdistill.data.pack.packed_image import SCALES, PackedImage, padded
+from hpcdistill.data.pack.packed_image import SCALES
 from hpcdistill.data.pack.recipes import UNSPLIT, Recipe
-from hpcdistill.data.pack.sidecars import (
-    Digest,
+from hpcdistill.data.pack.shard_files import (
     FinishedShard,
-    digest,
-    matches,
+    PackedSource,
     read_sidecars,
     remove,
     remove_sidecars,
+    shard_name,
     sidecar_path,
-    write_sidecar,
+    write_shard,
 )
-from hpcdistill.data.pack.sources import Source, find_sources, image_folders, unread
+from hpcdistill.data.pack.sources import Digest, Source, find_sources, image_folders, source_digest, unread
 from hpcdistill.data.progress import Progress
 from hpcdistill.errors import UserError, plural
-from hpcdistill.storage import replacing, sha256_file
 
 PACKER = 1  # raised when the same sources would give other bytes
 SHARD_SAMPLES = 256
 SHARD_BYTES = 128 << 20
 
 OnError = Literal["stop", "skip"]
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What became of one source: `packed` is None for an image that was skipped."""
-
-    position: int  # in the list of sources
-    digest: Digest
-    packed: PackedImage | None
 
 
 @dataclass
@@ -82,7 +70,7 @@ class _State:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _SplitPacking:
     recipe: Recipe
     split: str
     folder: Path
@@ -107,7 +95,9 @@ class _Job:
             "kind": self.kind,
             "official_lr": self.official_lr,
             "shard": [self.shard_samples, self.shard_bytes],
-            "encoder": _encoder(),
+            # What PNG's bytes depend on; shards of one data set must not mix encoders.
+            "encoder": f"Pillow {PIL.__version__}, zlib {features.version('zlib')}, "
+            f"zlib-ng {features.version('zlib_ng')}",
         }
         return settings | self.flattened()
 
@@ -150,7 +140,7 @@ def pack(
     done = {}
     for split, sources in by_split.items():
         folder = folders[split]
-        job = _Job(
+        job = _SplitPacking(
             recipe, split, folder, on_error, max_pixels, processes, shard_samples, shard_bytes, official_lr, flatten
         )
         try:
@@ -169,7 +159,7 @@ def pack(
     return done
 
 
-def _pack_split(job: _Job, sources: list[Source], overwrite: bool) -> Index:
+def _pack_split(job: _SplitPacking, sources: list[Source], overwrite: bool) -> Index:
     folder = job.folder
     for leftover in (".shard-*.tar.*.tmp", "..shard-*.json.*.tmp", f".{INDEX_NAME}.*.tmp"):  # of a run that was killed
         remove(folder.glob(leftover))
@@ -180,7 +170,9 @@ def _pack_split(job: _Job, sources: list[Source], overwrite: bool) -> Index:
             count = len(complete.samples)
             say(f"{folder}: already holds {'this image' if count == 1 else f'these {count} images'}, nothing to do")
             return complete
-        _clear(folder)
+        (folder / INDEX_NAME).unlink(missing_ok=True)  # first: without it nobody takes the rest for whole
+        remove(folder.glob("shard-*.tar"))
+        remove_sidecars(folder)
     state = _resume(job, sources, overwrite)
     started, kept = time.monotonic(), len(state.samples)
     label = f"packing {_title(job.recipe.name, job.split)}"
@@ -209,7 +201,7 @@ def _pack_split(job: _Job, sources: list[Source], overwrite: bool) -> Index:
     return index
 
 
-def _outcomes(job: _Job, sources: list[Source], first: int, progress: Progress) -> Generator[_Outcome]:
+def _outcomes(job: _SplitPacking, sources: list[Source], first: int, progress: Progress) -> Generator[PackedSource]:
     """What becomes of the sources from position `first` on, in order."""
     with closing(packed_ahead(sources[first:], job.kind, job.max_pixels, job.processes)) as made:
         for position, packed in enumerate(made, first):
@@ -217,18 +209,18 @@ def _outcomes(job: _Job, sources: list[Source], first: int, progress: Progress) 
                 if job.on_error == "stop":
                     raise UserError(f"{packed} (or leave such images out with --on-error skip)")
                 warn(f"skipped {packed}")
-                yield _Outcome(position, digest(sources[position]), None)
+                yield PackedSource(position, source_digest(sources[position]), None)
             else:
-                yield _Outcome(position, packed.digest, packed)
+                yield PackedSource(position, packed.digest, packed)
             progress.advance()
 
 
-def _write_shards(job: _Job, state: _State, outcomes: Iterator[_Outcome]) -> None:
+def _write_shards(job: _SplitPacking, state: _State, outcomes: Iterator[PackedSource]) -> None:
     """Collect outcomes, a shard at a time, and write each shard; the cuts depend on the sources alone.
 
     A shard holds one combination of roles, so that the sides of an unpaired set can be read by themselves.
     """
-    taken: list[_Outcome] = []
+    taken: list[PackedSource] = []
     roles: tuple[str, ...] = ()
     count = length = 0
     for outcome in outcomes:
@@ -236,52 +228,22 @@ def _write_shards(job: _Job, state: _State, outcomes: Iterator[_Outcome]) -> Non
             more = outcome.packed.length
             full = count == job.shard_samples or length + more > job.shard_bytes
             if count and (full or outcome.packed.roles != roles):
-                _write_shard(job, state, taken, outcome.digest)
+                _write(job, state, taken, outcome.digest)
                 taken, count, length = [], 0, 0
             count, length, roles = count + 1, length + more, outcome.packed.roles
         taken.append(outcome)
     if count:
-        _write_shard(job, state, taken, None)
+        _write(job, state, taken, None)
     else:  # skipped ones after the last shard
         state.digests += [outcome.digest for outcome in taken]
         state.skipped += [outcome.digest[0] for outcome in taken]
 
 
-def _write_shard(job: _Job, state: _State, taken: list[_Outcome], following: Digest | None) -> None:
-    number = len(state.shards)
-    path = job.folder / _shard_name(number)
-    samples = []
-    with replacing(path) as temporary:
-        # USTAR with every field fixed: the bytes depend on names and contents alone.
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            position = 0
-            for outcome in taken:
-                if outcome.packed is None:
-                    continue
-                key, members = f"{outcome.position:06d}", {}
-                for suffix, content, height, width in outcome.packed.members:
-                    header = tarfile.TarInfo(f"{key}.{suffix}")
-                    header.size, header.mode = len(content), 0o644
-                    tar.addfile(header, io.BytesIO(content))
-                    if suffix != "json":
-                        members[suffix] = Member(position + tarfile.BLOCKSIZE, len(content), height, width)
-                    position += tarfile.BLOCKSIZE + padded(len(content))
-                samples.append(Sample(key, outcome.digest[0], number, members))
-        finished = FinishedShard(
-            settings=job.settings(),
-            max_pixels=job.max_pixels,
-            shard=Shard(path.name, temporary.stat().st_size, sha256_file(temporary)),
-            samples=tuple(samples),
-            digests=tuple(outcome.digest for outcome in taken),
-            skipped=tuple(outcome.digest[0] for outcome in taken if outcome.packed is None),
-            following=following,
-        )
-        # Before the shard has its name: a shard without a sidecar is then never one of ours.
-        write_sidecar(job.folder, finished)
-    state.add(finished)
+def _write(job: _SplitPacking, state: _State, taken: list[PackedSource], following: Digest | None) -> None:
+    state.add(write_shard(job.folder, len(state.shards), job.settings(), job.max_pixels, taken, following))
 
 
-def _resume(job: _Job, sources: list[Source], overwrite: bool) -> _State:
+def _resume(job: _SplitPacking, sources: list[Source], overwrite: bool) -> _State:
     """Take over the finished shards that still fit, remove the others; UserError when they are not this data set's."""
     state, folder = _State(), job.folder
     sidecars = read_sidecars(folder)
@@ -307,9 +269,9 @@ def _resume(job: _Job, sources: list[Source], overwrite: bool) -> _State:
     return state
 
 
-def _fits(job: _Job, state: _State, finished: FinishedShard, sources: list[Source]) -> bool:
+def _fits(job: _SplitPacking, state: _State, finished: FinishedShard, sources: list[Source]) -> bool:
     """True when the shard is whole and was made, with the same settings, of the sources that come next."""
-    if finished.settings != job.settings() or finished.shard.name != _shard_name(len(state.shards)):
+    if finished.settings != job.settings() or finished.shard.name != shard_name(len(state.shards)):
         return False
     if finished.skipped and (job.on_error == "stop" or finished.max_pixels != job.max_pixels):
         return False
@@ -322,7 +284,7 @@ def _fits(job: _Job, state: _State, finished: FinishedShard, sources: list[Sourc
     packed = [source for source in coming[: len(finished.digests)] if source.name not in finished.skipped]
     if len(packed) != len(finished.samples) or not all(map(_has_roles, finished.samples, packed)):
         return False
-    return list(map(digest, coming)) == expected and finished.is_whole(job.folder)
+    return list(map(source_digest, coming)) == expected and is_whole(job.folder / finished.shard.name, finished.shard)
 
 
 def _has_roles(sample: Sample, source: Source) -> bool:
@@ -330,27 +292,26 @@ def _has_roles(sample: Sample, source: Source) -> bool:
     return set(source.roles) <= {role_of(suffix) for suffix in sample.members}
 
 
-def _complete(job: _Job, sources: list[Source]) -> Index | None:
+def _complete(job: _SplitPacking, sources: list[Source]) -> Index | None:
     """The index of `job.folder` when it holds just these sources, whole; None when a shard of it is damaged."""
     try:
         index = load_index(job.folder)
     except UserError as error:
         raise UserError(f"{error} with --overwrite") from None
     same = (index.recipe, index.split, index.kind) == (job.recipe.name, job.split, job.kind)
-    if not same or index.notes != _notes(job, sources, [digest(source) for source in sources]):
+    if not same or index.notes != _notes(job, sources, [source_digest(source) for source in sources]):
         what = "the same recipe with other images or another version" if same else _title(index.recipe, index.split)
         raise UserError(
             f"{job.folder}: holds another data set, {what}; choose another --out, or replace it with --overwrite"
         )
     for shard in index.shards:
-        path = job.folder / shard.name
-        if not matches(path, shard):
-            warn(f"{path}: is damaged or missing; packing the data set again")
+        if not is_whole(job.folder / shard.name, shard):
+            warn(f"{job.folder / shard.name}: is damaged or missing; packing the data set again")
             return None
     return index
 
 
-def _notes(job: _Job, sources: list[Source], digests: list[Digest]) -> dict[str, Any]:
+def _notes(job: _SplitPacking, sources: list[Source], digests: list[Digest]) -> dict[str, Any]:
     listing: list[Any] = list(digests)
     if job.kind == "unpaired":  # a digest does not say which side its image is on
         listing = [(*source.roles, *listed) for source, listed in zip(sources, digests, strict=True)]
@@ -370,13 +331,6 @@ def _scales(sources: list[Source]) -> tuple[int, ...]:
     return tuple(sorted(int(role.removeprefix("lr")) for role in roles[1:])) or SCALES
 
 
-def _clear(folder: Path) -> None:
-    """Remove a packed data set, its index first: without it nobody takes the rest for whole."""
-    (folder / INDEX_NAME).unlink(missing_ok=True)
-    remove(folder.glob("shard-*.tar"))
-    remove_sidecars(folder)
-
-
 def _title(recipe: str, split: str) -> str:
     return recipe if split == UNSPLIT else f"{recipe}/{split}"
 
@@ -391,12 +345,3 @@ def _report(index: Index, folder: Path, kept: int, seconds: float) -> None:
     if index.skipped:
         were = "was" if len(index.skipped) == 1 else "were"
         warn(f"{plural(len(index.skipped), 'image')} {were} skipped: {', '.join(index.skipped)}")
-
-
-def _encoder() -> str:
-    """What PNG's bytes depend on; shards of one data set must not mix encoders."""
-    return f"Pillow {PIL.__version__}, zlib {features.version('zlib')}, zlib-ng {features.version('zlib_ng')}"
-
-
-def _shard_name(number: int) -> str:
-    return f"shard-{number:05d}.tar"

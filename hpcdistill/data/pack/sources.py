@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hpcdistill.data.folders import SUFFIXES, left_out
-from hpcdistill.data.images import Colour, list_images
+from hpcdistill.data.folders import SUFFIXES, left_out, list_images
+from hpcdistill.data.images import Colour
 from hpcdistill.data.pack.recipes import OWN, UNSPLIT, Folders, Recipe, Role
 from hpcdistill.errors import UserError
+from hpcdistill.storage import sha256_file
+
+Digest = tuple[str, int, str]  # a source's name, length and sha256
+FileDigest = tuple[str, int, str]  # role, length and sha256 of one of its files
 
 
 @dataclass(frozen=True)
 class _Image:
     name: str  # in the index
     path: Path
-    place: str  # below its role's folder, without the suffix: what its partners are found by
+    stem: str  # its path below its role's folder, without the suffix: what its partners are found by
 
 
 _Images = list[_Image]
@@ -41,6 +48,25 @@ class Source:
     def roles(self) -> tuple[str, ...]:
         """The roles of the files, in their order."""
         return tuple(role for role, _ in self.files)
+
+
+def source_digest(source: Source) -> Digest:
+    """Name, length and sha256 of a source; of one that cannot be read, which may be skipped, the name alone."""
+    try:
+        return digest_of_files(
+            source.name, [(role, path.stat().st_size, sha256_file(path)) for role, path in source.files]
+        )
+    except OSError:
+        return source.name, -1, ""
+
+
+def digest_of_files(name: str, files: Sequence[FileDigest]) -> Digest:
+    """The digest of a source from those of its files: of several, the total length and a sha256 over the list."""
+    if len(files) == 1:
+        _, length, sha256 = files[0]
+        return name, length, sha256
+    listing = json.dumps(files).encode()
+    return name, sum(length for _, length, _ in files), hashlib.sha256(listing).hexdigest()
 
 
 def find_sources(
@@ -112,20 +138,20 @@ def _samples(recipe: Recipe, listed: _Listed, background: Colour | None) -> list
 
 def _matched(main: str, images: _Images, role: str, partners: _Images) -> list[Path]:
     """The partner of each image: the file of the same name without its suffix; of LR images see `_tail`."""
-    _by_place(images)  # refuses two of the same name
-    by_place = _by_place(partners)
-    tail = _tail(role, images, by_place) if _is_lr(role) else ""
+    _by_stem(images)  # refuses two of the same name
+    by_stem = _by_stem(partners)
+    tail = _tail(role, images, by_stem) if _is_lr(role) else ""
     result = []
     for image in images:
-        partner = by_place.pop(image.place + tail, None)
+        partner = by_stem.pop(image.stem + tail, None)
         if partner is None:
             raise UserError(
                 f"{image.path}: has no partner {image.path.stem}{tail}.* in {partners[0].path.parent} ({main} and "
                 f"{role} belong together); add it, or take the image out"
             )
         result.append(partner)
-    if by_place:
-        alone = next(iter(by_place.values()))
+    if by_stem:
+        alone = next(iter(by_stem.values()))
         stem = alone.stem.removesuffix(tail)
         raise UserError(
             f"{alone}: has no partner {stem}.* in {images[0].path.parent} ({main} and {role} belong together); add it, "
@@ -137,14 +163,14 @@ def _matched(main: str, images: _Images, role: str, partners: _Images) -> list[P
 def _tail(role: str, images: _Images, partners: dict[str, Path]) -> str:
     """What the names of LR images have behind those of their HR: for `lr4` "x4", as DIV2K's, "_x4", or nothing."""
     usual = f"x{role.removeprefix('lr')}"
-    found = (tail for tail in (usual, f"_{usual}", "") if any(image.place + tail in partners for image in images))
+    found = (tail for tail in (usual, f"_{usual}", "") if any(image.stem + tail in partners for image in images))
     return next(found, usual)
 
 
-def _by_place(images: _Images) -> dict[str, Path]:
+def _by_stem(images: _Images) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for image in images:
-        other = found.setdefault(image.place, image.path)
+        other = found.setdefault(image.stem, image.path)
         if other is not image.path:
             raise UserError(f"{image.path}: has the same name as {other}, so its partner cannot be told; take one out")
     return found
@@ -193,36 +219,38 @@ def _check_left_out(recipe: Recipe, root: Path, chosen: dict[str, Folders]) -> N
 
 def _not_found(recipe: Recipe, source: Path) -> str:
     """What was expected below `source`; the folder that is wrong, when all others are right."""
-    places = [(source / root, layout) for root in recipe.roots for layout in recipe.layouts]
+    candidates = [(source / root, layout) for root in recipe.roots for layout in recipe.layouts]
     if len(recipe.layouts) == 1 and _folders(recipe.layouts[0]) == ["."] and recipe.roots == (".",):
         try:
             list_images(source)
         except UserError as error:
             return str(error)
-    for place, layout in places:  # all folders are there
+    for root, layout in candidates:  # all folders are there
         folders = _folders(layout)
-        if "." not in folders and all((place / folder).is_dir() for folder in folders):
-            return _half(place, folders, f"the recipe {recipe.name}")
-    for place, layout in places:  # some are
+        if "." not in folders and all((root / folder).is_dir() for folder in folders):
+            return _half(root, folders, f"the recipe {recipe.name}")
+    for root, layout in candidates:  # some are
         for split, roles in layout.items():
             folders = _folders({split: roles})
-            if len(folders) > 1 and any(_has_images(place / folder) for folder in folders):
+            if len(folders) > 1 and any(_has_images(root / folder) for folder in folders):
                 what = f"the recipe {recipe.name}" if split == UNSPLIT else f"the split '{split}' of {recipe.name}"
-                if not all(_has_images(place / folder) for folder in folders):
-                    return _half(place, folders, what)
+                if not all(_has_images(root / folder) for folder in folders):
+                    return _half(root, folders, what)
     families: dict[tuple[str, ...], dict[str, Folders]] = {}  # one layout for each form of a first split
     for layout in recipe.layouts:
         families.setdefault(tuple(_folders(dict([next(iter(layout.items()))]))), layout)
-    known = "; or ".join(" and ".join(map(_called, _folders(layout))) for layout in families.values())
-    roots = [root for root in recipe.roots if root != "."]
-    inside = f", or the same in its folder {' or '.join(roots)}" if roots else ""
+    known = "; or ".join(
+        " and ".join("itself" if folder == "." else folder for folder in _folders(layout))
+        for layout in families.values()
+    )
+    roots = " or ".join(root for root in recipe.roots if root != ".")
+    inside = f", or the same in its folder {roots}" if roots else ""
     return f"{source}: no images of {recipe.name}; expected them in the folder's {known}{inside}; check the folder"
 
 
 def _half(root: Path, folders: list[str], what: str) -> str:
     """Which of the folders of a split has no images, or is not there."""
     wrong = next(folder for folder in folders if not _has_images(root / folder))
-    state = "no such folder"
     if (root / wrong).is_dir():
         if deep := sorted(entry.name for entry in (root / wrong).iterdir() if _has_images(entry)):
             return (
@@ -235,7 +263,7 @@ def _half(root: Path, folders: list[str], what: str) -> str:
             return f"{error}; {what} needs it"
     with_images = [folder for folder in folders if _has_images(root / folder)]
     beside = f", but {root / with_images[0]} has images" if with_images else ""
-    return f"{root / wrong}: {state}{beside}; {what} needs {' and '.join(folders)}"
+    return f"{root / wrong}: no such folder{beside}; {what} needs {' and '.join(folders)}"
 
 
 def _images(root: Path, role: str, folders: tuple[str, ...], recipe: Recipe, split: str, recursive: bool) -> _Images:
@@ -252,8 +280,8 @@ def _images(root: Path, role: str, folders: tuple[str, ...], recipe: Recipe, spl
         # A/train and B/train would both be called train.
         called = folder if folder.startswith(("A/", "B/")) and recipe.name in OWN.values() else (root / folder).name
         for path in list_images(root / folder, recursive=recursive):
-            place = path.relative_to(root / folder).as_posix()
-            images.append(_Image(f"{called}/{place}" if several else place, path, _stem(place)))
+            below = path.relative_to(root / folder).as_posix()
+            images.append(_Image(f"{called}/{below}" if several else below, path, _stem(below)))
     return images
 
 
@@ -278,8 +306,8 @@ def _has_images(folder: Path, deep: bool = False) -> bool:
     return any(_is_image(entry) or (deep and _has_images(entry, deep)) for entry in folder.iterdir())
 
 
-def _stem(place: str) -> str:
-    return str(PurePosixPath(place).with_suffix(""))
+def _stem(path: str) -> str:
+    return str(PurePosixPath(path).with_suffix(""))
 
 
 def _is_image(path: Path) -> bool:
@@ -288,10 +316,6 @@ def _is_image(path: Path) -> bool:
 
 def _is_lr(role: str) -> bool:
     return role.startswith("lr")
-
-
-def _called(folder: str) -> str:
-    return "itself" if folder == "." else folder
 
 
 def _scikit_image_folder() -> Path:

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn, cast
 
-from hpcdistill.data.fetch.download import open_stream
 from hpcdistill.data.fetch.location import is_remote, join
-from hpcdistill.data.fetch.transfer import shown
+from hpcdistill.data.fetch.transfer import open_stream, shown
 from hpcdistill.data.images import MAX_PIXELS, read_packed
 from hpcdistill.data.index import Index, Sample, Shard, role_of
 from hpcdistill.data.read.augmentation import Rgb

@@ -28,10 +28,16 @@ from typing import TextIO, TypeVar
 from pydantic import TypeAdapter
 
 from hpcdistill.console import say, warn
-from hpcdistill.data.fetch.location import index_at, index_content, is_remote
-from hpcdistill.data.fetch.shard_copy import Stopped, called, copy_shard, is_whole
-from hpcdistill.data.index import INDEX_NAME, Index, Shard
-from hpcdistill.data.index_check import SHARD_NAME
+from hpcdistill.data.fetch.location import (
+    Stopped,
+    called,
+    copy_shard,
+    index_at,
+    index_content,
+    is_remote,
+    is_whole,
+)
+from hpcdistill.data.index import INDEX_NAME, SHARD_NAME, Index, Shard
 from hpcdistill.data.outputs import check_apart
 from hpcdistill.data.progress import Progress, megabytes
 from hpcdistill.errors import UserError

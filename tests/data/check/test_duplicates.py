@@ -48,7 +48,7 @@ def test_repeated_in_other_encodings(tmp_path: Path) -> None:
     assert report.faults == ()
     (duplicate,) = find_duplicates([report]).duplicates
     assert duplicate.kind == "repeated"
-    assert [(place.key, place.role) for place in duplicate.places] == [
+    assert [(place.key, place.role) for place in duplicate.occurrences] == [
         ("000000", "a"),
         ("000003", "a"),
         ("000004", "b"),
@@ -83,7 +83,7 @@ def test_leaks_match_pairwise_comparison(tmp_path: Path) -> None:
     assert {kind for _, kind in expected} == {"repeated", "leak"}
     findings = find_duplicates([verify(tmp_path / name) for name in "xyzw"])
     found = {
-        (frozenset((place.folder.name, int(place.key)) for place in duplicate.places), duplicate.kind)
+        (frozenset((place.folder.name, int(place.key)) for place in duplicate.occurrences), duplicate.kind)
         for duplicate in findings.duplicates
     }
     assert found == expected
@@ -105,7 +105,7 @@ def test_pairs_are_equal_as_a_whole(tmp_path: Path) -> None:
     )
     findings = find_duplicates([verify(tmp_path / "train"), verify(tmp_path / "test")])
     (duplicate,) = findings.duplicates
-    assert (duplicate.kind, [(p.split, p.key, p.role) for p in duplicate.places]) == (
+    assert (duplicate.kind, [(p.split, p.key, p.role) for p in duplicate.occurrences]) == (
         "leak",
         [("train", "000002", "pair"), ("test", "000000", "pair")],
     )

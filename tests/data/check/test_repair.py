@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from damaged_sets import SCALES, contents, damage, flip, script, with_lrs, write_small_set
@@ -88,9 +86,7 @@ def test_repair_by_fetching(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
         asked.append(place)
         shutil.copytree(tmp_path / "copy", place, dirs_exist_ok=True)
 
-    fetching = ModuleType("hpcdistill.data.pack.fetching")
-    fetching.refetch = refetch  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "hpcdistill.data.pack.fetching", fetching)
+    monkeypatch.setattr("hpcdistill.data.pack.fetching.refetch", refetch)
     assert script("verify").main([str(folder), "--repair"]) == 0  # whole: nothing is fetched
     assert asked == []
     damage(folder)
@@ -105,9 +101,7 @@ def test_repair_that_cannot_fetch(
     def refetch(place: Path) -> None:
         raise UserError(f"{place}: no public address")
 
-    fetching = ModuleType("hpcdistill.data.pack.fetching")
-    fetching.refetch = refetch  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "hpcdistill.data.pack.fetching", fetching)
+    monkeypatch.setattr("hpcdistill.data.pack.fetching.refetch", refetch)
     damage(folder)
     broken = contents(folder)
     assert script("verify").main([str(folder), "--repair"]) == 1

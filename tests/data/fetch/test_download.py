@@ -20,7 +20,8 @@ import pytest
 from serving import HTML, Faults, Server
 
 from hpcdistill.data.fetch import disk, download, transfer
-from hpcdistill.data.fetch.download import Download, check_file, check_scheme, fetch_bytes, fetch_file, open_stream
+from hpcdistill.data.fetch.download import Download, check_file, fetch_file
+from hpcdistill.data.fetch.transfer import check_scheme, fetch_bytes, open_stream
 from hpcdistill.errors import UserError
 
 CONTENT = random.Random(20240620).randbytes(300_000)

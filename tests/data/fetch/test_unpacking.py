@@ -24,7 +24,6 @@ from hpcdistill.data.fetch import disk
 from hpcdistill.data.fetch.unpacking import MARKER, Limits, unpack
 from hpcdistill.errors import UserError
 
-SEED = 20240621
 FILES = {
     f"set/{split}/{i}.jpg": random.Random(i).randbytes(3000 + i) for split in ("trainA", "testB") for i in range(6)
 }
@@ -296,45 +295,6 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "b.xz").write_bytes(lzma.compress(b"no tar inside"))
     assert_refused(tmp_path / "b.xz", tmp_path / "out", "damaged")
     assert_refused(tmp_path / "absent.zip", tmp_path / "out", "no such archive")
-
-
-def test_damaged_archives_end_in_success_or_one_line(tmp_path: Path) -> None:
-    """120 archives: bits flipped, cut, or with a piece of another one, from a fixed seed."""
-    chance = random.Random(SEED)
-    kinds = ("zip", "tar", "gz")
-    whole = {kind: MAKERS[kind](tmp_path / f"whole-{kind}", FILES).read_bytes() for kind in kinds}
-    outcomes = {kind: [0, 0] for kind in kinds}
-    for number in range(120):
-        kind = kinds[number % 3]
-        data = bytearray(whole[kind])
-        damage = chance.randrange(3)
-        if damage == 0:
-            for _ in range(chance.choice((1, 1, 5, 50))):
-                data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-        elif damage == 1:
-            del data[chance.randrange(len(data)) :]
-        else:
-            first, size = chance.randrange(len(data)), chance.randrange(2000)
-            data[first : first + size] = whole[chance.choice(kinds)][first : first + size]
-        archive, folder = tmp_path / "damaged", tmp_path / f"out-{number}"
-        archive.write_bytes(data)
-        before = {path.name for path in tmp_path.iterdir()}
-        problem = None
-        try:
-            unpack(archive, folder)
-        except UserError as error:
-            problem = str(error)
-        outcomes[kind][problem is not None] += 1
-        if problem is not None:
-            assert "\n" not in problem
-            assert archive.name in problem
-            assert {path.name for path in tmp_path.iterdir()} == before
-            continue
-        found = content(folder)
-        assert len(found) == len(FILES)
-        if kind != "tar":  # zip and gzip carry checksums of all contents, a plain tar only of its headers
-            assert sorted(found.values()) == sorted(FILES.values())
-    assert all(good + bad == 40 and bad >= 10 for good, bad in outcomes.values()), outcomes
 
 
 def kill_at_the_third(archive: Path, folder: Path) -> None:

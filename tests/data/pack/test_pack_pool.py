@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +169,20 @@ def test_a_killed_process_is_one_line(tmp_path: Path) -> None:
     assert packers() == []
 
 
+def die_while_handing_over(connection: Connection) -> None:
+    """In place of a packing process: killed with half of its result in the pipe."""
+    connection.recv()
+    os.write(connection.fileno(), struct.pack("!i", 1000) + bytes(500))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_killed_while_it_hands_over_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack_pool, "_serve", die_while_handing_over)
+    with pytest.raises(UserError, match=r"a process that packs images ended, most likely killed for want of memory;"):
+        list(packed_ahead(draw(tmp_path / "source", 2), "lr-hr", processes=2))
+    assert packers() == []
+
+
 def test_a_fault_of_ours_is_not_hidden() -> None:
     broken = Source("x.png", (("hr", None),))  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match=r"AttributeError: 'NoneType'"):
@@ -175,13 +191,13 @@ def test_a_fault_of_ours_is_not_hidden() -> None:
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, tarfile
 from pathlib import Path
 import psutil
 from hpcdistill.data.pack import pack_pool, packing
 from hpcdistill.data.pack.recipes import load_recipe
 pack_pool._BATCH_SECONDS = 0
-addfile, added = packing.tarfile.TarFile.addfile, 0
+addfile, added = tarfile.TarFile.addfile, 0
 def add(*arguments):
     global added
     added += 1
@@ -189,7 +205,7 @@ def add(*arguments):
         print(*(child.pid for child in psutil.Process().children()), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     addfile(*arguments)
-packing.tarfile.TarFile.addfile = add
+tarfile.TarFile.addfile = add
 packing.pack(load_recipe("folder"), Path(sys.argv[1]), Path(sys.argv[2]), shard_samples=2, processes=2)
 """
 

@@ -169,19 +169,18 @@ def test_stopped_before_any_rename_ends_in_the_same_bytes(
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, tarfile
 from pathlib import Path
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
-import hpcdistill.data.pack.packing as packing
-stop, addfile, added = int(sys.argv[3]), packing.tarfile.TarFile.addfile, 0
+stop, addfile, added = int(sys.argv[3]), tarfile.TarFile.addfile, 0
 def add(*arguments):
     global added
     added += 1
     if added == stop:
         os.kill(os.getpid(), signal.SIGKILL)
     addfile(*arguments)
-packing.tarfile.TarFile.addfile = add
+tarfile.TarFile.addfile = add
 pack(load_recipe("folder"), Path(sys.argv[1]), Path(sys.argv[2]), shard_samples=2)
 """
 

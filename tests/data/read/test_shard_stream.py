@@ -24,7 +24,7 @@ from PIL import Image
 from serving import Faults, Server
 from streams import PAIRED, SIDE, fails, lr_hr, same, stream, what_fails
 
-from hpcdistill.data.fetch.download import open_stream
+from hpcdistill.data.fetch.transfer import open_stream
 from hpcdistill.data.index import load_index
 from hpcdistill.data.needs import Needs
 from hpcdistill.data.pack.packing import pack

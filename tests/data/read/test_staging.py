@@ -22,7 +22,7 @@ from damaged_sets import ROOT, contents, flip, script
 from packed_sets import noise, write_set
 from serving import Faults, Server
 
-from hpcdistill.data.fetch import shard_copy
+from hpcdistill.data.fetch import location
 from hpcdistill.data.fetch.location import digest_at
 from hpcdistill.data.read import staging
 from hpcdistill.data.read.staging import LOCK, MARKER, StagingStopped, clean, release, stage
@@ -49,7 +49,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
 def copied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the shards that are copied, one after the other."""
     names: list[str] = []
-    copy = shard_copy.copy_shard
+    copy = location.copy_shard
 
     def noted(place: str, shard: staging.Shard, target: Path, stop: Callable[[], bool]) -> None:
         names.append(shard.name)
@@ -150,17 +150,17 @@ def test_stopped_and_resumed(
 KILLED = """
 import os, sys
 from pathlib import Path
-from hpcdistill.data.fetch import shard_copy
+from hpcdistill.data.fetch import location
 from hpcdistill.data.read import staging
 staging._THREADS = 1
-read = shard_copy._pieces
+read = location._pieces
 def pieces(address):
     for piece in read(address):
         yield piece[:100]
         if address.endswith("shard-00002.tar"):
             os._exit(9)
         yield piece[100:]
-shard_copy._pieces = pieces
+location._pieces = pieces
 staging.stage(sys.argv[1], Path(sys.argv[2]))
 """
 
@@ -316,7 +316,7 @@ def test_no_room(source: Path, scratch: Path, copied: list[str], monkeypatch: py
 
 
 def test_disk_that_fills_up(source: Path, scratch: Path, copied: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    replacing = shard_copy.replacing
+    replacing = location.replacing
 
     @contextlib.contextmanager
     def full(path: Path) -> Iterator[Path]:
@@ -327,7 +327,7 @@ def test_disk_that_fills_up(source: Path, scratch: Path, copied: list[str], monk
                 yield temporary
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_copy, "replacing", full)
+        patch.setattr(location, "replacing", full)
         with pytest.raises(UserError, match=r"the disk is full; free some space .*data\.stage=DIR"):
             stage(str(source), scratch)
     copied.clear()

@@ -371,7 +371,7 @@ def test_a_damaged_jpeg_is_one_line_with_the_shards_name(
     parts = [str(shard), "'image0'", "shards/verify.py", "pack the data set again"]
     if damage == "header":  # nothing of that size is decoded
         parts.append("60000x60000 pixels instead of the index's 48x24")
-        monkeypatch.setattr(images_module, "decode_plain", lambda _: pytest.fail("decoded"))
+        monkeypatch.setattr(images_module, "decode_plain_jpeg", lambda _: pytest.fail("decoded"))
     broken = reader(tmp_path)
     fails(lambda: broken[0], *parts)
     fails(lambda: list(broken.loader(0, 2, workers=2)), *parts)

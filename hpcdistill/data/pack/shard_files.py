@@ -1,21 +1,28 @@
-"""Sidecars: what went into each finished shard of a data set that is still being packed."""
+"""The shards of a data set that is still being packed, each with a sidecar that says what went into it."""
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
+import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcdistill.data.index import Member, Sample, Shard
-from hpcdistill.data.index_check import may_be_whole
-from hpcdistill.data.pack.sources import Source
-from hpcdistill.storage import sha256_file, write_bytes
+from hpcdistill.data.index import Member, Sample, Shard, may_be_whole
+from hpcdistill.data.pack.packed_image import PackedImage, padded
+from hpcdistill.data.pack.sources import Digest
+from hpcdistill.storage import replacing, sha256_file, write_bytes
 
-Digest = tuple[str, int, str]  # a source's name, length and sha256
-FileDigest = tuple[str, int, str]  # role, length and sha256 of one of its files
+
+@dataclass(frozen=True)
+class PackedSource:
+    """What became of one source: `packed` is None for an image that was skipped."""
+
+    position: int  # in the list of sources
+    digest: Digest
+    packed: PackedImage | None
 
 
 @dataclass(frozen=True)
@@ -30,31 +37,51 @@ class FinishedShard:
     skipped: tuple[str, ...]
     following: Digest | None  # the next image that was packed, which did not fit; None: the list ended here
 
-    def is_whole(self, folder: Path) -> bool:
-        """True when the shard lies in `folder` with the bytes it was written with."""
-        return matches(folder / self.shard.name, self.shard)
+
+def write_shard(
+    folder: Path,
+    number: int,
+    settings: dict[str, Any],
+    max_pixels: int,
+    taken: Sequence[PackedSource],
+    following: Digest | None,
+) -> FinishedShard:
+    """Write shard `number` of `folder` and its sidecar: the packed ones of the sources `taken`, in their order."""
+    path = folder / shard_name(number)
+    samples = []
+    with replacing(path) as temporary:
+        # USTAR with every field fixed: the bytes depend on names and contents alone.
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            position = 0
+            for source in taken:
+                if source.packed is None:
+                    continue
+                key, members = f"{source.position:06d}", {}
+                for suffix, content, height, width in source.packed.members:
+                    header = tarfile.TarInfo(f"{key}.{suffix}")
+                    header.size, header.mode = len(content), 0o644
+                    tar.addfile(header, io.BytesIO(content))
+                    if suffix != "json":
+                        members[suffix] = Member(position + tarfile.BLOCKSIZE, len(content), height, width)
+                    position += tarfile.BLOCKSIZE + padded(len(content))
+                samples.append(Sample(key, source.digest[0], number, members))
+        finished = FinishedShard(
+            settings=settings,
+            max_pixels=max_pixels,
+            shard=Shard(path.name, temporary.stat().st_size, sha256_file(temporary)),
+            samples=tuple(samples),
+            digests=tuple(source.digest for source in taken),
+            skipped=tuple(source.digest[0] for source in taken if source.packed is None),
+            following=following,
+        )
+        # Before the shard has its name: a shard without a sidecar is then never one of ours.
+        write_sidecar(folder, finished)
+    return finished
 
 
-def matches(path: Path, shard: Shard) -> bool:
-    """True when the file at `path` has the length and sha256 of `shard`."""
-    return path.is_file() and path.stat().st_size == shard.length and sha256_file(path) == shard.sha256
-
-
-def digest(source: Source) -> Digest:
-    """Name, length and sha256 of a source; of one that cannot be read, which may be skipped, the name alone."""
-    try:
-        return joined(source.name, [(role, path.stat().st_size, sha256_file(path)) for role, path in source.files])
-    except OSError:
-        return source.name, -1, ""
-
-
-def joined(name: str, files: Sequence[FileDigest]) -> Digest:
-    """The digest of a source from those of its files: of several, the total length and a sha256 over the list."""
-    if len(files) == 1:
-        _, length, sha256 = files[0]
-        return name, length, sha256
-    listing = json.dumps(files).encode()
-    return name, sum(length for _, length, _ in files), hashlib.sha256(listing).hexdigest()
+def shard_name(number: int) -> str:
+    """The file name of shard `number`."""
+    return f"shard-{number:05d}.tar"
 
 
 def write_sidecar(folder: Path, finished: FinishedShard) -> None:
