@@ -13,14 +13,14 @@ from made_runs import NAME, PSNR, age, grid, plan, run_cell, save_identity, save
 from hpcdistill.config import to_yaml
 from hpcdistill.errors import UserError
 from hpcdistill.run import load_run
-from hpcdistill.sweep.grids.grid import Cell, Metric, load_grid
-from hpcdistill.sweep.grids.plan import make_plan
-from hpcdistill.sweep.jobs.task_folder import finished_run
-from hpcdistill.sweep.results.collect import Summary, best_rows, collect, describe_protocol
-from hpcdistill.sweep.results.run_results import find_results
-from hpcdistill.sweep.results.tables import lay_out, notes
-from hpcdistill.sweep.watch.slurm_queue import Queue
-from hpcdistill.sweep.watch.status import TaskStatus, task_statuses
+from hpcdistill.sweep.grid import Cell, Metric, load_grid
+from hpcdistill.sweep.plan import make_plan
+from hpcdistill.sweep.results import find_results
+from hpcdistill.sweep.slurm_queue import Queue
+from hpcdistill.sweep.status import TaskStatus, task_statuses
+from hpcdistill.sweep.table_layout import lay_out, notes
+from hpcdistill.sweep.tables import Summary, best_rows, describe_protocol, make_tables
+from hpcdistill.sweep.task_folder import finished_run
 
 
 def status(key: str, state: str, **values: object) -> TaskStatus:
@@ -31,7 +31,7 @@ def test_mean_and_sample_deviation(tmp_path: Path) -> None:
     made = grid([run_cell("a", 31.0)], seeds=(0, 1, 2))
     for seed, best, last in ((0, 30.9, 30.0), (1, 31.0, 30.5), (2, 31.4, 31.0)):
         save_run(tmp_path, f"a-0-{seed}", best, last)
-    (table,) = collect(plan(made), find_results(tmp_path), {})
+    (table,) = make_tables(plan(made), find_results(tmp_path), {})
     entry = table.rows[0].entries["psnr"]
     assert entry.best is not None
     assert entry.last is not None
@@ -63,7 +63,7 @@ def test_order_by_hand(tmp_path: Path) -> None:
     cells.append(run_cell("unfinished", 0.5))
     for number, value in enumerate((1.0, 3.0, 2.0, 4.0, 9.0)):
         save_run(tmp_path, f"{'abcd'[number] if number < 4 else 'unprinted'}-{number}-0", value)
-    (table,) = collect(plan(grid(cells)), find_results(tmp_path), {})
+    (table,) = make_tables(plan(grid(cells)), find_results(tmp_path), {})
     (order,) = table.orders
     assert order.n == 4
     assert math.isclose(order.tau, 4 / 6, rel_tol=1e-12)
@@ -74,7 +74,7 @@ def test_order_with_ties_is_tau_b(tmp_path: Path) -> None:
     cells = [run_cell("a", 1.0), run_cell("b", 1.0), run_cell("c", 2.0)]
     for number, value in enumerate((1.0, 2.0, 3.0)):
         save_run(tmp_path, f"{'abc'[number]}-{number}-0", value)
-    (order,) = collect(plan(grid(cells)), find_results(tmp_path), {})[0].orders
+    (order,) = make_tables(plan(grid(cells)), find_results(tmp_path), {})[0].orders
     assert math.isclose(order.tau, 2 / 6**0.5, rel_tol=1e-12)
 
 
@@ -84,7 +84,7 @@ def test_groups_are_compared_apart(tmp_path: Path) -> None:
     cells += [run_cell("b", 38.0, scale="x2"), run_cell("b", 32.0, scale="x4")]
     for number, value in enumerate((37.5, 31.5, 37.1, 31.6)):
         save_run(tmp_path, f"{'aabb'[number]}-{number}-0", value)
-    (table,) = collect(plan(grid(cells, within=("scale",))), find_results(tmp_path), {})
+    (table,) = make_tables(plan(grid(cells, within=("scale",))), find_results(tmp_path), {})
     assert {order.group: (order.tau, order.n) for order in table.orders} == {("x2",): (-1.0, 2), ("x4",): (1.0, 2)}
     assert [row.cell.title for row in table.rows] == ["a, x2", "b, x2", "a, x4", "b, x4"]  # group by group
     assert best_rows(table, PSNR, printed=True) == {1, 3}
@@ -95,7 +95,7 @@ def test_best_ties_as_they_are_shown(tmp_path: Path) -> None:
     cells = [run_cell(name) for name in "abc"]
     for number, value in enumerate((31.0712, 31.0749, 31.06)):  # 31.07, 31.07, 31.06
         save_run(tmp_path, f"{'abc'[number]}-{number}-0", value)
-    (table,) = collect(plan(grid(cells)), find_results(tmp_path), {})
+    (table,) = make_tables(plan(grid(cells)), find_results(tmp_path), {})
     assert best_rows(table, PSNR, printed=False) == {0, 1}
     assert best_rows(table, PSNR, printed=True) == set()
     fid = Metric("psnr", "FID", NAME, "lower", 2)
@@ -120,7 +120,7 @@ def test_nothing_is_dropped(tmp_path: Path) -> None:
     statuses["failed-2-0"] = status("failed-2-0", "failed", reason="out of memory", log=Path("a.log"))
     statuses["gone-1-0"] = status("gone-1-0", "finished", run=tmp_path / "elsewhere")
     statuses["broken-7-0"] = status("broken-7-0", "failed", reason="damaged")
-    (table,) = collect(plan(grid(cells)), found, statuses)
+    (table,) = make_tables(plan(grid(cells)), found, statuses)
     shown = [(row.cell.title, dict(row.states("psnr"))) for row in table.rows]
     assert shown == [
         ("done", {}),
@@ -146,7 +146,7 @@ def test_result_under_another_key(tmp_path: Path) -> None:
     """A run of the same identity, written before there were keys: its task knows the folder."""
     folder = save_run(tmp_path, "other", 30.0)
     statuses = {"a-0-0": status("a-0-0", "finished", run=Path("/moved") / folder.name)}
-    (table,) = collect(plan(grid([run_cell("a")])), find_results(tmp_path), statuses)
+    (table,) = make_tables(plan(grid([run_cell("a")])), find_results(tmp_path), statuses)
     assert table.rows[0].trials[0].run
 
 
@@ -187,12 +187,12 @@ def test_how_to_measure_what_a_finished_run_lacks(tmp_path: Path) -> None:
     made = make_plan([load_grid(path)])
     [key] = made.runs
     folder = save_run(tmp_path / "runs", key, 30.0)
-    (table,) = collect(made, find_results(tmp_path / "runs"), {})
+    (table,) = make_tables(made, find_results(tmp_path / "runs"), {})
     command = f"python -m hpcdistill.evaluate {folder} --generator student --data 'data/late set'"
     assert table.unmeasured == (f"{folder.name} has finished without late set; `{command}` measures it",)
     assert f"Not measured: {table.unmeasured[0]}." in notes(lay_out(table))
     save_run(tmp_path / "runs", f"{key}-again", {"student/late set/psnr": 31.0}, key=key)
-    assert collect(made, find_results(tmp_path / "runs"), {})[0].unmeasured == ()
+    assert make_tables(made, find_results(tmp_path / "runs"), {})[0].unmeasured == ()
 
 
 def test_the_later_of_two_counts(tmp_path: Path) -> None:
@@ -270,11 +270,11 @@ def test_flags(tmp_path: Path) -> None:
     more_sets = {"selects": "b", "test_sets": {"set5": 5, "set14": 14}}
     save_identity(save_run(tmp_path, "a-0-0", 1.0, protocol=protocol), ["d1"])
     save_identity(save_run(tmp_path, "b-1-0", 2.0, protocol=protocol | more_sets), ["d1"])
-    (table,) = collect(plan(grid(cells)), find_results(tmp_path), {})
+    (table,) = make_tables(plan(grid(cells)), find_results(tmp_path), {})
     assert table.flags == ()  # another test set besides, and what chose the weights, do not matter
     other = protocol | {"rule": "matlab"}
     save_identity(save_run(tmp_path, "c-2-0", 3.0, protocol=other, revision="fedcba987654+"), ["d2"])
-    (table,) = collect(plan(grid(cells)), find_results(tmp_path), {})
+    (table,) = make_tables(plan(grid(cells)), find_results(tmp_path), {})
     assert table.flags == (
         "Code of 2 revisions: 0123456789ab (2 runs), fedcba987654+ (1 run).",
         "1 run of code with changes that were not committed (+).",
@@ -288,8 +288,8 @@ def test_groups_may_differ_in_protocol(tmp_path: Path) -> None:
     for number, scale in enumerate((2, 4)):
         save_run(tmp_path, f"a-{number}-0", 1.0, protocol={"rule": "pisr", "scale": scale, "test_sets": {"set5": 5}})
     found = find_results(tmp_path)
-    assert collect(plan(grid(cells, within=("scale",))), found, {})[0].flags == ()
-    assert len(collect(plan(grid(cells)), found, {})[0].flags) == 1
+    assert make_tables(plan(grid(cells, within=("scale",))), found, {})[0].flags == ()
+    assert len(make_tables(plan(grid(cells)), found, {})[0].flags) == 1
 
 
 def test_protocol_in_words() -> None:
@@ -307,7 +307,7 @@ def test_a_row_of_bicubic_and_who_is_below_it(tmp_path: Path) -> None:
         bicubic = {"set5": {"psnr": numbers[cell.labels["scale"]], "ssim": 0.9}}
         save_run(tmp_path, f"{cell.labels['method']}-{number}-0", value, bicubic=bicubic)
     found = find_results(tmp_path)
-    (table,) = collect(plan(grid(cells, within=("scale",))), found, {})
+    (table,) = make_tables(plan(grid(cells, within=("scale",))), found, {})
     assert [row.cell.title for row in table.rows] == [
         *("a, x2", "b, x2", "bicubic enlargement, x2"),
         *("a, x4", "b, x4", "bicubic enlargement, x4"),
@@ -319,7 +319,7 @@ def test_a_row_of_bicubic_and_who_is_below_it(tmp_path: Path) -> None:
     assert table.flags == ("Below bicubic in Set5 PSNR: b, x2 (33.00 against 33.66), a, x4 (28.40 against 28.42).",)
     assert table.counts == {"finished": 4, "measured": 2}
     own = Cell({"method": "bicubic", "scale": "x2"}, "reported", (), {"psnr": 33.7}, {"psnr": NAME}, {"psnr": 33.66})
-    (table,) = collect(plan(grid([*cells[:2], own], within=("scale",))), found, {})
+    (table,) = make_tables(plan(grid([*cells[:2], own], within=("scale",))), found, {})
     assert [row.cell.title for row in table.rows] == ["a, x2", "b, x2", "bicubic, x2"]
     assert len(table.flags) == 1
 
@@ -327,7 +327,7 @@ def test_a_row_of_bicubic_and_who_is_below_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bicubic", [None, 3, [], {"set5": 3}, {"set5": {"psnr": "high"}}, {"set5": {"psnr": None}}])
 def test_results_without_bicubic_have_no_row(tmp_path: Path, bicubic: object) -> None:
     save_run(tmp_path, "a-0-0", 20.0, bicubic=bicubic)
-    (table,) = collect(plan(grid([run_cell("a")])), find_results(tmp_path), {})
+    (table,) = make_tables(plan(grid([run_cell("a")])), find_results(tmp_path), {})
     assert [row.cell.title for row in table.rows] == ["a"]
     assert table.flags == ()
 
@@ -335,5 +335,5 @@ def test_results_without_bicubic_have_no_row(tmp_path: Path, bicubic: object) ->
 def test_runs_that_do_not_agree_on_bicubic_have_no_row(tmp_path: Path) -> None:
     for number, value in enumerate((28.42, 28.39)):
         save_run(tmp_path, f"{'ab'[number]}-{number}-0", 30.0, bicubic={"set5": {"psnr": value}})
-    (table,) = collect(plan(grid([run_cell("a"), run_cell("b")])), find_results(tmp_path), {})
+    (table,) = make_tables(plan(grid([run_cell("a"), run_cell("b")])), find_results(tmp_path), {})
     assert [row.cell.title for row in table.rows] == ["a", "b"]

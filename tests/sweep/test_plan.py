@@ -14,9 +14,9 @@ from hpcdistill.config import ConfigFiles, _UnusualError
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Method
 from hpcdistill.run import Run, load_run
-from hpcdistill.sweep.grids.estimates import Estimates, load_estimates
-from hpcdistill.sweep.grids.grid import load_grid, load_grids
-from hpcdistill.sweep.grids.plan import Plan, make_plan
+from hpcdistill.sweep.estimates import Estimates, load_estimates
+from hpcdistill.sweep.grid import load_grid, load_grids
+from hpcdistill.sweep.plan import Plan, make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 X4 = "configs/dssd/x4.yaml"

@@ -21,9 +21,9 @@ from toy_sweep import put_grid, put_slurm
 from hpcdistill.command import run_command
 from hpcdistill.errors import UserError
 from hpcdistill.run import load_run
-from hpcdistill.sweep.jobs.submit import _undisturbed, collect_command, main
-from hpcdistill.sweep.jobs.task import Command
-from hpcdistill.sweep.jobs.task_folder import utc
+from hpcdistill.sweep.submit import _undisturbed, collect_command, main
+from hpcdistill.sweep.task import Command
+from hpcdistill.sweep.task_folder import utc
 
 CLONE = Path(__file__).resolve().parents[2]
 CPU = "gpus_per_node: 0\nset: [train.device=cpu]\n"

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from made_runs import NAME, PSNR, grid, plan, run_cell, save_run
 
-from hpcdistill.sweep.grids.grid import Cell, Metric
-from hpcdistill.sweep.results.collect import ResultTable, collect
-from hpcdistill.sweep.results.run_results import find_results
-from hpcdistill.sweep.results.table_formats import escape_latex, html, latex, markdown
-from hpcdistill.sweep.results.tables import lay_out, notes, number_text
-from hpcdistill.sweep.results.tidy import CSV_COLUMNS, as_json, tidy_csv
-from hpcdistill.sweep.watch.status import TaskStatus
+from hpcdistill.sweep.grid import Cell, Metric
+from hpcdistill.sweep.results import find_results
+from hpcdistill.sweep.status import TaskStatus
+from hpcdistill.sweep.table_formats import escape_latex, html, latex, markdown
+from hpcdistill.sweep.table_layout import lay_out, notes, number_text
+from hpcdistill.sweep.tables import ResultTable, make_tables
+from hpcdistill.sweep.tidy import CSV_COLUMNS, as_json, tidy_csv
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def table(tmp_path: Path) -> ResultTable:
         save_run(tmp_path, key, best, last)
     save_run(tmp_path, "b-1-2", 31.2)
     failed = TaskStatus("a-0-2", "run", "failed", reason="out of memory")
-    return collect(plan(grid(cells, seeds=(0, 1, 2))), find_results(tmp_path), {"a-0-2": failed})[0]
+    return make_tables(plan(grid(cells, seeds=(0, 1, 2))), find_results(tmp_path), {"a-0-2": failed})[0]
 
 
 def test_markdown(table: ResultTable) -> None:
@@ -131,7 +131,7 @@ def test_csv(table: ResultTable, tmp_path: Path) -> None:
 def test_not_finite_numbers(tmp_path: Path) -> None:
     save_run(tmp_path, "a-0-0", math.nan, math.inf)
     save_run(tmp_path, "b-1-0", 30.0)
-    (table,) = collect(plan(grid([run_cell("a", 31.0), run_cell("b", 30.0)])), find_results(tmp_path), {})
+    (table,) = make_tables(plan(grid([run_cell("a", 31.0), run_cell("b", 30.0)])), find_results(tmp_path), {})
     layout = lay_out(table)
     assert "| a | **31.00** | nan | nan | inf |" in markdown(layout)
     assert 'data-sort="" title="best weights' in html(layout)  # at the end, however it is sorted
@@ -144,7 +144,7 @@ def test_not_finite_numbers(tmp_path: Path) -> None:
 def test_nothing_in_a_label_breaks_a_format(tmp_path: Path) -> None:
     hostile = r"50% & $x_1$ #2 {a}~^ \b | <i>`c`</i> [d] *e*"
     save_run(tmp_path, f"{hostile}-0-0".replace("/", "-"), 30.0, key=f"{hostile}-0-0")
-    (table,) = collect(plan(grid([run_cell(hostile, 30.0), run_cell("[b]")])), find_results(tmp_path), {})
+    (table,) = make_tables(plan(grid([run_cell(hostile, 30.0), run_cell("[b]")])), find_results(tmp_path), {})
     layout = lay_out(table)
     row = next(line for line in latex(layout).splitlines() if line.startswith("50"))
     assert row.startswith(
@@ -165,7 +165,7 @@ def test_escapes_by_hand() -> None:
 
 
 def test_a_title_over_several_lines_is_one_in_latex(tmp_path: Path) -> None:
-    (table,) = collect(plan(grid([run_cell("a\n\nb")], title="Toys\n\nof 2 lines")), find_results(tmp_path), {})
+    (table,) = make_tables(plan(grid([run_cell("a\n\nb")], title="Toys\n\nof 2 lines")), find_results(tmp_path), {})
     lines = latex(lay_out(table)).splitlines()
     assert "" not in lines, "an empty line ends the paragraph, which \\caption may not have"
     assert r"\caption{Toys of 2 lines (A paper, table 3)}" in lines
@@ -195,7 +195,7 @@ def test_wide_tables_have_panels(tmp_path: Path) -> None:
     of = {metric.name: str(metric.of) for metric in trained}
     printed = {"m1": 1.0, "m2": 2.0, "m3": 3.0, "params": 13.0, "macs": 6.0}
     cells = [Cell({"method": "a"}, "run", ("base.yaml",), printed, of)]
-    (table,) = collect(plan(grid(cells, metrics)), find_results(tmp_path), {})
+    (table,) = make_tables(plan(grid(cells, metrics)), find_results(tmp_path), {})
     layout = lay_out(table)
     shown = [list(dict.fromkeys(column.metric.name for column in p.columns if column.metric)) for p in layout.panels]
     assert shown == [["m1", "m2"], ["m3", "params", "macs"]]
@@ -208,7 +208,7 @@ def test_wide_tables_have_panels(tmp_path: Path) -> None:
 
 def test_without_a_paper_there_is_no_column_of_it(tmp_path: Path) -> None:
     save_run(tmp_path, "a-0-0", 31.0)
-    (table,) = collect(plan(grid([run_cell("a")], paper="", table="")), find_results(tmp_path), {})
+    (table,) = make_tables(plan(grid([run_cell("a")], paper="", table="")), find_results(tmp_path), {})
     assert [column.kind for column in lay_out(table).panels[0].columns] == ["label", "ours", "last"]
     assert lay_out(table).caption == "Toys"
 
@@ -216,5 +216,5 @@ def test_without_a_paper_there_is_no_column_of_it(tmp_path: Path) -> None:
 def test_notes_name_what_is_mixed(tmp_path: Path) -> None:
     save_run(tmp_path, "a-0-0", 1.0)
     save_run(tmp_path, "b-1-0", 1.0, revision="other")
-    (table,) = collect(plan(grid([run_cell("a"), run_cell("b")], (PSNR,))), find_results(tmp_path), {})
+    (table,) = make_tables(plan(grid([run_cell("a"), run_cell("b")], (PSNR,))), find_results(tmp_path), {})
     assert notes(lay_out(table))[0].startswith("Attention: Code of 2 revisions: 0123456789ab (1 run), other (1 run)")

@@ -17,10 +17,10 @@ from stand_in import put_stand_in
 from hpcdistill.data.index import Index
 from hpcdistill.errors import UserError
 from hpcdistill.run import Run, load_run
-from hpcdistill.sweep.jobs.attempt import Attempt, teacher_run
-from hpcdistill.sweep.jobs.task_folder import TaskFolder, filled_in, last_words, write_task
-from hpcdistill.sweep.watch.slurm_queue import Queue
-from hpcdistill.sweep.watch.status import task_statuses
+from hpcdistill.sweep.attempt import Attempt, teacher_run
+from hpcdistill.sweep.slurm_queue import Queue
+from hpcdistill.sweep.status import task_statuses
+from hpcdistill.sweep.task_folder import TaskFolder, filled_in, last_words, write_task
 
 CLONE = Path(__file__).resolve().parents[2]
 PATHS = {"PYTHONPATH": str(CLONE)}
@@ -107,7 +107,7 @@ class Toy:
         environment |= {"SUBMITIT_EXECUTOR": "slurm"}
         environment |= {"RANK": "99", "MASTER_PORT": "1"} | options.pop("environment", {})
         pickle = self.folder / f"{task.key}.{rank}.pkl"
-        dump = "import sys, pickle, pathlib; from hpcdistill.sweep.jobs.task import Task\n"
+        dump = "import sys, pickle, pathlib; from hpcdistill.sweep.task import Task\n"
         dump += f"pickle.dump(Task(pathlib.Path({str(task.path)!r}), pathlib.Path({str(self.folder)!r}), **{options}), "
         dump += f"open({str(pickle)!r}, 'wb'))"
         subprocess.run([sys.executable, "-c", dump], check=True, cwd=CLONE)
@@ -369,7 +369,7 @@ def test_a_damaged_file_of_the_task_is_one_line(toy: Toy, file: str, capfd: pyte
 
 def test_importing_a_task_is_light() -> None:
     """Its process waits for hours beside the run: without torch's memory, and started in a moment."""
-    code = "import sys, hpcdistill.sweep.jobs.task, hpcdistill.sweep.jobs.submit; print('torch' in sys.modules)"
+    code = "import sys, hpcdistill.sweep.task, hpcdistill.sweep.submit; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CLONE)
     assert done.stdout == "False\n"
 

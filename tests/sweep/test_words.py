@@ -8,9 +8,9 @@ import pytest
 
 from hpcdistill.config import RunConfig
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.grids.grid import GRIDS, grid_file, load_grids
-from hpcdistill.sweep.grids.grid_file import GridFile
-from hpcdistill.sweep.grids.words import OF_A_RUN, Words, sort_words
+from hpcdistill.sweep.grid import GRIDS, grid_file, load_grids
+from hpcdistill.sweep.grid_file import GridFile
+from hpcdistill.sweep.words import OF_A_RUN, Words, sort_words
 
 CLONE = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpcdistill.console import warn
-from hpcdistill.sweep.jobs.task_folder import STATE, TaskFolder, finished_run, last_words, started_run, utc
+from hpcdistill.sweep.task_folder import STATE, TaskFolder, finished_run, last_words, started_run, utc
 from hpcdistill.training.records import is_finished
 
 State = Literal["running", "finished", "failed", "stopped", "blocked"]
@@ -201,7 +201,7 @@ def teacher_run(folder: TaskFolder, teacher: str, cwd: Path) -> Path | None:
     if not any(runs.glob("*/result.json")):
         return None
     # A run from before result.json had a key is known by its configuration, which takes torch to read.
-    from hpcdistill.sweep.results.run_results import find_results
+    from hpcdistill.sweep.results import find_results
 
     older = find_results(runs).by_key.get(teacher)
     return older.folder if older else None

@@ -23,13 +23,13 @@ from hpcdistill.command import UserPath
 from hpcdistill.console import out, say, warn
 from hpcdistill.errors import UserError, nearest, plural
 from hpcdistill.storage import user_path
-from hpcdistill.sweep.grids.grid import grid_files
-from hpcdistill.sweep.grids.words import SUFFIXES
-from hpcdistill.sweep.watch.slurm_queue import Queue
-from hpcdistill.sweep.watch.status import TaskStatus, is_alive, parent_of, task_statuses
-from hpcdistill.sweep.watch.status_table import View, render, title
-from hpcdistill.sweep.watch.submissions import PlacedCell, Submission, epoch, read_submissions, submitted_files
-from hpcdistill.sweep.watch.task_files import check_sweep, read_task, task_keys
+from hpcdistill.sweep.grid import grid_files
+from hpcdistill.sweep.slurm_queue import Queue
+from hpcdistill.sweep.status import TaskStatus, is_alive, parent_of, task_statuses
+from hpcdistill.sweep.status_table import View, render, title
+from hpcdistill.sweep.submissions import PlacedCell, Submission, epoch, read_submissions, submitted_files
+from hpcdistill.sweep.task_files import check_sweep, read_task, task_keys
+from hpcdistill.sweep.words import SUFFIXES
 
 REFRESH_S = 3.0
 ASK_S = 15.0  # between two questions to SLURM: its controller has other users
@@ -273,7 +273,7 @@ def retry(sweep: Sweep, what: str) -> int:
                 f"`python slurm/submit_ablations.py {shlex.join(sorted(wanted))} --retry {what}`"
             )
         commands.setdefault(submission.command, submission.name)
-    from hpcdistill.sweep.jobs import submit
+    from hpcdistill.sweep import submit
 
     code = 0
     for command, name in commands.items():

@@ -16,11 +16,11 @@ from typing import Any, Literal
 from scipy.stats import kendalltau  # type: ignore[import-untyped]
 
 from hpcdistill.errors import plural
-from hpcdistill.sweep.grids.grid import Cell, Grid, Metric
-from hpcdistill.sweep.grids.plan import Plan
-from hpcdistill.sweep.results.bicubic import below_bicubic, bicubic_of
-from hpcdistill.sweep.results.run_results import WHICH, Found, RunResult, Which
-from hpcdistill.sweep.watch.status import TaskStatus
+from hpcdistill.sweep.bicubic import below_bicubic, bicubic_of
+from hpcdistill.sweep.grid import Cell, Grid, Metric
+from hpcdistill.sweep.plan import Plan
+from hpcdistill.sweep.results import WHICH, Found, RunResult, Which
+from hpcdistill.sweep.status import TaskStatus
 
 State = Literal[
     "finished", "running", "queued", "stopped", "failed", "blocked", "missing", "unreadable", "unmeasured",
@@ -150,7 +150,7 @@ class ResultTable:
         return states
 
 
-def collect(plan: Plan, found: Found, statuses: Mapping[str, TaskStatus]) -> list[ResultTable]:
+def make_tables(plan: Plan, found: Found, statuses: Mapping[str, TaskStatus]) -> list[ResultTable]:
     """The tables of `plan` with the results of `found`; `statuses` says by key how runs without a result are."""
     by_folder = {run.folder.name: run for run in found.runs}
     results = dict(found.by_key)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from markupsafe import Markup
 
-from hpcdistill.sweep.results.tables import ARROWS, PLUS_MINUS, SIGNS, Column, Layout, Panel, Place, Sign, notes
+from hpcdistill.sweep.table_layout import ARROWS, PLUS_MINUS, SIGNS, Column, Layout, Panel, Place, Sign, notes
 
 _LATEX: dict[str, str] = {
     **{character: "\\" + character for character in "&%$#_{}"},

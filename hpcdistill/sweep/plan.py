@@ -16,9 +16,9 @@ from hpcdistill.console import warn
 from hpcdistill.errors import UserError
 from hpcdistill.run import Run, Runs
 from hpcdistill.storage import user_path
-from hpcdistill.sweep.grids.estimates import Estimates, load_estimates
-from hpcdistill.sweep.grids.grid import Cell, Grid
-from hpcdistill.sweep.grids.metric_names import missing_metric
+from hpcdistill.sweep.estimates import Estimates, load_estimates
+from hpcdistill.sweep.grid import Cell, Grid
+from hpcdistill.sweep.metric_names import missing_metric
 
 Use = tuple[str, int, int]  # grid's name, cell's number in it, seed
 

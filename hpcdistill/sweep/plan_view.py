@@ -9,9 +9,9 @@ from rich.text import Text
 
 from hpcdistill.console import Table, out, say
 from hpcdistill.errors import plural
-from hpcdistill.sweep.grids.grid import Grid
-from hpcdistill.sweep.grids.plan import Plan, PlannedRun
-from hpcdistill.sweep.jobs.arrays import Array, Retry, Selection, Status
+from hpcdistill.sweep.arrays import Array, Retry, Selection, Status
+from hpcdistill.sweep.grid import Grid
+from hpcdistill.sweep.plan import Plan, PlannedRun
 
 _WIDE = 140  # columns from which a table has room for keys
 

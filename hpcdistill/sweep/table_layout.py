@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from hpcdistill.sweep.grids.grid import Metric
-from hpcdistill.sweep.results.collect import Entry, Order, ResultTable, State, Summary, TableRow, best_rows
+from hpcdistill.sweep.grid import Metric
+from hpcdistill.sweep.tables import Entry, Order, ResultTable, State, Summary, TableRow, best_rows
 
 
 class Sign(NamedTuple):

@@ -12,7 +12,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.metrics.reference import bicubic_value
 from hpcdistill.run import load_run
 from hpcdistill.storage import Damaged
-from hpcdistill.sweep.watch.task_files import damage
+from hpcdistill.sweep.task_files import damage
 from hpcdistill.training.records import RESULT, read_environment, read_result
 
 Which = Literal["best", "last"]  # of a run's weights

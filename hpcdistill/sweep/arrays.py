@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from hpcdistill.sweep.grids.plan import Plan, PlannedRun
-from hpcdistill.sweep.jobs.profile import Profile, Shape
+from hpcdistill.sweep.plan import Plan, PlannedRun
+from hpcdistill.sweep.profile import Profile, Shape
 
 Retry = Literal["missing", "failed", "all"]
 RETRIED: dict[Retry, frozenset[str]] = {

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from hpcdistill.sweep.charts import INK, RULE, SERIES, Chart, Line, figure_svg, page_figure, series_colour
-from hpcdistill.sweep.grids.grid import Metric
-from hpcdistill.sweep.results.collect import ResultTable, TableRow
-from hpcdistill.sweep.results.run_results import RunResult
+from hpcdistill.sweep.grid import Metric
+from hpcdistill.sweep.results import RunResult
+from hpcdistill.sweep.tables import ResultTable, TableRow
 from hpcdistill.training.records import read_row
 
 MACS = "macs"  # the metric that has multiply-accumulates, in units of 10^9

@@ -13,8 +13,8 @@ from typing import Any
 
 from hpcdistill.errors import UserError
 from hpcdistill.storage import JSON_OBJECT, Damaged, read_json
-from hpcdistill.sweep.jobs.task_folder import TaskFolder
-from hpcdistill.sweep.watch.submissions import Submission
+from hpcdistill.sweep.submissions import Submission
+from hpcdistill.sweep.task_folder import TaskFolder
 from hpcdistill.training.records import RESULT, read_result
 
 _HEALED = "it is set aside, and the run writes it again from its last checkpoint"

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hpcdistill.sweep.results.collect import ResultTable, Summary, TableRow, describe_protocol
-from hpcdistill.sweep.results.run_results import WHICH, RunResult
+from hpcdistill.sweep.results import WHICH, RunResult
+from hpcdistill.sweep.tables import ResultTable, Summary, TableRow, describe_protocol
 
 
 def as_json(table: ResultTable) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import psutil
 
-from hpcdistill.sweep.watch.slurm_queue import Job, Queue
-from hpcdistill.sweep.watch.submissions import SKEW_S, Submission, epoch, read_submissions
-from hpcdistill.sweep.watch.tails import Progress, last_words, read_progress
-from hpcdistill.sweep.watch.task_files import Results, TaskFiles, read_results, read_task
+from hpcdistill.sweep.logs import Progress, last_words, read_progress
+from hpcdistill.sweep.slurm_queue import Job, Queue
+from hpcdistill.sweep.submissions import SKEW_S, Submission, epoch, read_submissions
+from hpcdistill.sweep.task_files import Results, TaskFiles, read_results, read_task
 from hpcdistill.training.records import read_result
 
 if TYPE_CHECKING:
-    from hpcdistill.sweep.grids.plan import Plan
+    from hpcdistill.sweep.plan import Plan
 
 State = Literal["finished", "running", "queued", "failed", "stopped", "blocked", "missing"]
 STATES: tuple[State, ...] = get_args(State)

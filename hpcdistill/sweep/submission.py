@@ -16,17 +16,17 @@ from hpcdistill.console import warn
 from hpcdistill.errors import UserError
 from hpcdistill.run import relative_place
 from hpcdistill.storage import write_json
-from hpcdistill.sweep.grids.grid import Grid
-from hpcdistill.sweep.grids.plan import Plan, PlannedRun
-from hpcdistill.sweep.jobs.task_folder import TaskFolder, utc, write_task
-from hpcdistill.sweep.results.run_results import find_results
+from hpcdistill.sweep.grid import Grid
+from hpcdistill.sweep.plan import Plan, PlannedRun
+from hpcdistill.sweep.results import find_results
+from hpcdistill.sweep.task_folder import TaskFolder, utc, write_task
 from hpcdistill.training.records import RESULT
 from hpcdistill.training.run_folder import code_revision, git_in
 
 if TYPE_CHECKING:
-    from hpcdistill.sweep.watch.status import TaskStatus
+    from hpcdistill.sweep.status import TaskStatus
 
-CLONE = Path(__file__).resolve().parents[3]
+CLONE = Path(__file__).resolve().parents[2]
 _LONGEST = 60  # of the grids' names in a folder's name
 
 

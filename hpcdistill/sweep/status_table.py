@@ -12,9 +12,9 @@ from rich.text import Text
 
 from hpcdistill.console import Table, out
 from hpcdistill.errors import plural
-from hpcdistill.sweep.watch.status import STATES, State, TaskStatus
-from hpcdistill.sweep.watch.submissions import PlacedCell
-from hpcdistill.sweep.watch.tails import log_lines
+from hpcdistill.sweep.logs import log_lines
+from hpcdistill.sweep.status import STATES, State, TaskStatus
+from hpcdistill.sweep.submissions import PlacedCell
 
 COLOURS: dict[State, str] = {
     "finished": "green",

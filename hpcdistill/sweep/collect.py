@@ -20,18 +20,18 @@ from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import user_path
-from hpcdistill.sweep.grids.grid import load_grids
-from hpcdistill.sweep.grids.plan import Plan
-from hpcdistill.sweep.grids.words import SUFFIXES, sort_words
-from hpcdistill.sweep.results.collect import ResultTable, TableRow, collect
-from hpcdistill.sweep.results.gather import Gathered, gather, gather_named, merged, run_folders
-from hpcdistill.sweep.results.grid_report import About, make_folder, write_report
-from hpcdistill.sweep.results.plots import main_metric
-from hpcdistill.sweep.results.run_results import Found, RunResult, find_results, key_of
-from hpcdistill.sweep.results.tables import order_text
-from hpcdistill.sweep.watch.slurm_queue import Queue
-from hpcdistill.sweep.watch.status import SILENT_S, TaskStatus, task_statuses
-from hpcdistill.sweep.watch.submissions import Submission, read_submissions, submitted_files
+from hpcdistill.sweep.gather import Gathered, gather, gather_named, merged, run_folders
+from hpcdistill.sweep.grid import load_grids
+from hpcdistill.sweep.grid_report import About, make_folder, write_report
+from hpcdistill.sweep.plan import Plan
+from hpcdistill.sweep.plots import main_metric
+from hpcdistill.sweep.results import Found, RunResult, find_results, key_of
+from hpcdistill.sweep.slurm_queue import Queue
+from hpcdistill.sweep.status import SILENT_S, TaskStatus, task_statuses
+from hpcdistill.sweep.submissions import Submission, read_submissions, submitted_files
+from hpcdistill.sweep.table_layout import order_text
+from hpcdistill.sweep.tables import ResultTable, TableRow, make_tables
+from hpcdistill.sweep.words import SUFFIXES, sort_words
 
 EXIT_DAMAGED = 1  # with --strict
 
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     gathered = _planned(names, words.overrides, options.seeds, submissions, options.with_others)
     gathered.left_out += problems
     plan, shown = gathered.plan, gathered.submitted
-    tables = collect(plan, found, known_statuses(plan, found, options.folder, runs, submissions))
+    tables = make_tables(plan, found, known_statuses(plan, found, options.folder, runs, submissions))
     tables = [
         table for table in tables if table.grid.name in shown or set(table.counts) - {"missing", "reported", "measured"}
     ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hpcdistill.sweep.grids.grid import Grid, Metric
+from hpcdistill.sweep.grid import Grid, Metric
 
 if TYPE_CHECKING:
-    from hpcdistill.sweep.results.collect import TableRow
+    from hpcdistill.sweep.tables import TableRow
 
 _NAMED = 4  # of the cells that a line names
 

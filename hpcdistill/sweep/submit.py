@@ -21,15 +21,15 @@ from hpcdistill.console import out, say, warn
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import user_path
-from hpcdistill.sweep.grids.grid import EVERYTHING, Grid, grid_file, load_grids
-from hpcdistill.sweep.grids.words import sort_words
-from hpcdistill.sweep.jobs.profile import Profile, load_profile
-from hpcdistill.sweep.watch.submissions import Submission, read_submissions, submitted_files, submitted_grids
+from hpcdistill.sweep.grid import EVERYTHING, Grid, grid_file, load_grids
+from hpcdistill.sweep.profile import Profile, load_profile
+from hpcdistill.sweep.submissions import Submission, read_submissions, submitted_files, submitted_grids
+from hpcdistill.sweep.words import sort_words
 
 if TYPE_CHECKING:
-    from hpcdistill.sweep.grids.plan import Plan
-    from hpcdistill.sweep.jobs.arrays import Retry, Selection
-    from hpcdistill.sweep.watch.status import TaskStatus
+    from hpcdistill.sweep.arrays import Retry, Selection
+    from hpcdistill.sweep.plan import Plan
+    from hpcdistill.sweep.status import TaskStatus
 
 FOLDER = Path("sweeps")
 REPORT = "report"
@@ -45,14 +45,14 @@ def main(arguments: list[str]) -> int:
     submitted = submitted_files(submissions)
     grids = load_grids(words.grids, submitted)
     if not (options.local or options.dry_run):
-        from hpcdistill.sweep.jobs.cluster_jobs import check_slurm
+        from hpcdistill.sweep.slurm_jobs import check_slurm
 
         check_slurm()
     if VARIABLE in profile.environment:  # the configurations are resolved here
         os.environ[VARIABLE] = os.path.expandvars(profile.environment[VARIABLE])
 
-    from hpcdistill.sweep.grids.plan import make_plan
-    from hpcdistill.sweep.jobs.submission import set_aside_damaged
+    from hpcdistill.sweep.plan import make_plan
+    from hpcdistill.sweep.submission import set_aside_damaged
 
     overrides = [*profile.set, *words.overrides]
     origins = dict.fromkeys(profile.set, f"--cluster {options.cluster or 'default'}: set")
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
             note_grids(options.folder, plan, again)
         if not options.local:
             return _submit(plan, selection, profile, options, (words.grids, overrides, runs), again)
-        from hpcdistill.sweep.jobs.local import Local
+        from hpcdistill.sweep.local import Local
 
         # What is written down is: another submission that starts now leaves these runs alone.
         here = Local(plan, selection, options.folder, profile, options.parallel, collect, again)
@@ -152,8 +152,8 @@ def runs_folder(plan: Plan) -> Path:
 
 def known_statuses(plan: Plan, folder: Path, runs: Path, *, ask: bool = True) -> dict[str, TaskStatus]:
     """What is known of each run of the plan; without `ask` by the files alone."""
-    from hpcdistill.sweep.watch.slurm_queue import Queue
-    from hpcdistill.sweep.watch.status import task_statuses
+    from hpcdistill.sweep.slurm_queue import Queue
+    from hpcdistill.sweep.status import task_statuses
 
     queue = Queue() if ask else Queue({"PATH": ""})
     return {status.key: status for status in task_statuses(plan, folder, runs, queue)}
@@ -201,7 +201,7 @@ def _lacking(selection: Selection, prefetch: str, options: argparse.Namespace) -
 
 def note_grids(folder: Path, plan: Plan, command: Sequence[str]) -> None:
     """Write down grids all of whose runs are there already: status and the tables know grids by their submissions."""
-    from hpcdistill.sweep.jobs.submission import SubmissionFolder
+    from hpcdistill.sweep.submission import SubmissionFolder
 
     SubmissionFolder(folder.absolute(), plan, profile={"name": "none"}, command=list(command)).save()
 
@@ -219,7 +219,7 @@ def _without_retry(arguments: Sequence[str]) -> list[str]:
 
 
 def _selected(plan: Plan, statuses: dict[str, TaskStatus], options: argparse.Namespace) -> Selection:
-    from hpcdistill.sweep.jobs.arrays import select
+    from hpcdistill.sweep.arrays import select
 
     retry: Retry = options.retry
     return select(plan, statuses, retry, options.local)
@@ -234,10 +234,10 @@ def _submit(
     again: Sequence[str],
 ) -> int:
     """`told` are the words of the collector: grids, overrides, the folder of the runs."""
-    from hpcdistill.sweep.jobs.arrays import make_arrays
-    from hpcdistill.sweep.jobs.cluster_jobs import JobMaker, ignored_options, largest_array
-    from hpcdistill.sweep.jobs.plan_view import say_left
-    from hpcdistill.sweep.jobs.submission import (
+    from hpcdistill.sweep.arrays import make_arrays
+    from hpcdistill.sweep.plan_view import say_left
+    from hpcdistill.sweep.slurm_jobs import JobMaker, ignored_options, largest_array
+    from hpcdistill.sweep.submission import (
         CLONE,
         SubmissionFolder,
         needs_folder,
@@ -245,7 +245,7 @@ def _submit(
         task_folder,
         write_tasks,
     )
-    from hpcdistill.sweep.jobs.task import Command, Task
+    from hpcdistill.sweep.task import Command, Task
 
     grids, overrides, runs = told
     say_left(selection, options.retry)
@@ -305,10 +305,10 @@ def _submit(
 
 def _show(plan: Plan, grids: Sequence[Grid], profile: Profile, runs: Path, options: argparse.Namespace) -> Selection:
     """Print the plan; the runs that would be started."""
-    from hpcdistill.sweep.jobs.arrays import make_arrays
-    from hpcdistill.sweep.jobs.cluster_jobs import JobMaker, largest_array
-    from hpcdistill.sweep.jobs.plan_view import show_arrays, show_cells
-    from hpcdistill.sweep.jobs.submission import CLONE
+    from hpcdistill.sweep.arrays import make_arrays
+    from hpcdistill.sweep.plan_view import show_arrays, show_cells
+    from hpcdistill.sweep.slurm_jobs import JobMaker, largest_array
+    from hpcdistill.sweep.submission import CLONE
 
     statuses = known_statuses(plan, options.folder, runs, ask=False)
     selection = _selected(plan, statuses, options)

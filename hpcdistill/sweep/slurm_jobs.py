@@ -17,9 +17,9 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from hpcdistill.errors import UserError
 from hpcdistill.ranks.environment import job, of_outer_job
-from hpcdistill.sweep.jobs.arrays import Array
-from hpcdistill.sweep.jobs.profile import Profile, Shape
-from hpcdistill.sweep.jobs.task import REQUEUE
+from hpcdistill.sweep.arrays import Array
+from hpcdistill.sweep.profile import Profile, Shape
+from hpcdistill.sweep.task import REQUEUE
 
 ARRAY_SIZE = 1001  # SLURM's default MaxArraySize
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.storage import user_path
-from hpcdistill.sweep.grids.grid_file import CellSpec, GridFile, Part, read_grid_file
+from hpcdistill.sweep.grid_file import CellSpec, GridFile, Part, read_grid_file
 
 GRIDS = Path("configs/grids")
 EVERYTHING = "all"

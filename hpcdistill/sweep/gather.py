@@ -12,10 +12,10 @@ from pathlib import Path
 
 from hpcdistill.errors import UserError
 from hpcdistill.storage import user_path
-from hpcdistill.sweep.grids.grid import EVERYTHING, GRIDS, Grid, grid_files, load_grids
-from hpcdistill.sweep.grids.grid_file import read_grid_file
-from hpcdistill.sweep.grids.plan import Plan, make_plan
-from hpcdistill.sweep.watch.submissions import Submission, submitted_grids
+from hpcdistill.sweep.grid import EVERYTHING, GRIDS, Grid, grid_files, load_grids
+from hpcdistill.sweep.grid_file import read_grid_file
+from hpcdistill.sweep.plan import Plan, make_plan
+from hpcdistill.sweep.submissions import Submission, submitted_grids
 
 _RUNS = "runs="
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdistill.storage import JSON_OBJECT, parse_json
-from hpcdistill.sweep.watch.slurm_queue import Job
+from hpcdistill.sweep.slurm_queue import Job
 
 SKEW_S = 300.0  # between the clocks of the login node and of the controller
 HEARTBEAT = "alive"  # touched by a local runner while it lives

@@ -10,7 +10,7 @@ import yaml
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.storage import user_path
-from hpcdistill.sweep.grids.grid_file import GridFile
+from hpcdistill.sweep.grid_file import GridFile
 from hpcdistill.yaml_values import load_yaml
 
 SUFFIXES = (".yaml", ".yml")

@@ -18,14 +18,14 @@ from types import FrameType
 from hpcdistill.console import say, warn
 from hpcdistill.errors import plural
 from hpcdistill.ranks.environment import of_outer_step, unignored
-from hpcdistill.sweep.grids.plan import Plan, PlannedRun
-from hpcdistill.sweep.jobs.arrays import Selection
-from hpcdistill.sweep.jobs.attempt import BEAT_S, EXIT_BLOCKED_LINE, EXIT_STOPPED, Attempt, teacher_run
-from hpcdistill.sweep.jobs.plan_view import say_left
-from hpcdistill.sweep.jobs.profile import Profile
-from hpcdistill.sweep.jobs.submission import CLONE, SubmissionFolder, task_folder, write_tasks
-from hpcdistill.sweep.jobs.task_folder import filled_in, last_words
-from hpcdistill.sweep.watch.submissions import HEARTBEAT
+from hpcdistill.sweep.arrays import Selection
+from hpcdistill.sweep.attempt import BEAT_S, EXIT_BLOCKED_LINE, EXIT_STOPPED, Attempt, teacher_run
+from hpcdistill.sweep.plan import Plan, PlannedRun
+from hpcdistill.sweep.plan_view import say_left
+from hpcdistill.sweep.profile import Profile
+from hpcdistill.sweep.submission import CLONE, SubmissionFolder, task_folder, write_tasks
+from hpcdistill.sweep.submissions import HEARTBEAT
+from hpcdistill.sweep.task_folder import filled_in, last_words
 
 EXIT_FAILED = 1
 
