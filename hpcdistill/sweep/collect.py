@@ -22,8 +22,9 @@ from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import user_path
 from hpcdistill.sweep.gather import Gathered, gather, gather_named, merged, run_folders
 from hpcdistill.sweep.grid import load_grids
+from hpcdistill.sweep.grid_file import SUFFIXES
 from hpcdistill.sweep.grid_report import About, make_folder, write_report
-from hpcdistill.sweep.plan import Plan
+from hpcdistill.sweep.plan import Plan, sort_words
 from hpcdistill.sweep.plots import main_metric
 from hpcdistill.sweep.results import Found, RunResult, find_results, key_of
 from hpcdistill.sweep.slurm_queue import Queue
@@ -31,7 +32,6 @@ from hpcdistill.sweep.status import SILENT_S, TaskStatus, task_statuses
 from hpcdistill.sweep.submissions import Submission, read_submissions, submitted_files
 from hpcdistill.sweep.table_layout import order_text
 from hpcdistill.sweep.tables import ResultTable, TableRow, make_tables
-from hpcdistill.sweep.words import SUFFIXES, sort_words
 
 EXIT_DAMAGED = 1  # with --strict
 

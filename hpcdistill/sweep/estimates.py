@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from hpcdistill.config import RunConfig
 from hpcdistill.errors import UserError
 from hpcdistill.run import relative_place
-from hpcdistill.settings import MOST_STEPS, Section
-from hpcdistill.yaml_values import load_yaml
+from hpcdistill.settings import MOST_STEPS, Section, load_section
 
 ESTIMATES = Path("configs/estimates.yaml")
 
@@ -56,14 +53,6 @@ class Estimates(Section):
         return max(1, round(train.epochs * per_epoch / train.batch_size))
 
 
-@cache
-def _read(path: Path, changed: float) -> Estimates:
-    try:
-        return Estimates.model_validate(load_yaml(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
-        raise UserError(f"{path}: not a table of estimates: {error}; see configs/estimates.yaml in the clone") from None
-
-
 def load_estimates(path: Path | None = None) -> Estimates:
     """The table at `path`, by default configs/estimates.yaml; without that file nothing is known."""
     if path is None and not ESTIMATES.is_file():
@@ -71,7 +60,7 @@ def load_estimates(path: Path | None = None) -> Estimates:
     path = path or ESTIMATES
     if not path.is_file():
         raise UserError(f"{path}: no such table of estimates")
-    return _read(path, path.stat().st_mtime)
+    return load_section(path, Estimates, "configs/estimates.yaml in the clone")
 
 
 def _fits(speed: Speed, config: RunConfig) -> bool:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from hpcdistill.errors import UserError, nearest
-from hpcdistill.settings import Section
-from hpcdistill.yaml_values import load_yaml
+from hpcdistill.errors import UserError
+from hpcdistill.settings import Section, load_section
+
+SUFFIXES = (".yaml", ".yml")
 
 
 class MetricSpec(Section):
@@ -107,22 +107,11 @@ class GridFile(Section):
 
 def read_grid_file(path: Path) -> GridFile:
     """The content of `path`; UserError, with the key and the remedy, for what is wrong in it."""
-    try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such grid file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected `key: value` lines at the top level; see {path.parent} for others")
-    try:
-        content = GridFile.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from None
+    if not path.exists():
+        raise UserError(f"{path}: no such grid file")
+    content = load_section(path, GridFile, f"{path.parent} for others")
     if content.include:
-        if len(values) > 1 and set(values) - {"include", "title"}:
+        if content.model_fields_set - {"include", "title"}:
             raise UserError(f"{path}: include: stands alone (with a title); a table of its own is a file of its own")
     elif not content.metrics:
         raise UserError(f"{path}: metrics: missing; e.g. psnr: {{of: student/set5/psnr, better: higher}}")
@@ -145,25 +134,3 @@ def _checked_overrides(overrides: tuple[str, ...]) -> tuple[str, ...]:
         if key == "seed":
             raise ValueError("the seed is not an override here; name it under seeds")
     return overrides
-
-
-def _explain(error: ValidationError) -> str:
-    """The first fault as `key: what was expected; remedy`."""
-    faults = error.errors()
-    fault = faults[0]
-    key = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        what = f"unknown key; {nearest(str(fault['loc'][-1]), _section_at(fault['loc']).model_fields)}"
-    elif fault["type"] == "missing":
-        what = "missing"
-    else:
-        what = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-        if fault["type"] != "value_error":
-            what += f", got {json.dumps(fault['input'], default=str)}"
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return f"{key}: {what}{more}"
-
-
-def _section_at(location: tuple[int | str, ...]) -> type[Section]:
-    sections: dict[str, type[Section]] = {"metrics": MetricSpec, "axes": Part, "cells": CellSpec}
-    return GridFile if len(location) == 1 else sections.get(str(location[0]), GridFile)

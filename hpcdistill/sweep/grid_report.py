@@ -21,10 +21,9 @@ from hpcdistill.sweep.charts import chart_svg
 from hpcdistill.sweep.plots import Plot, axis_plots, cost_plots, curve_charts, main_metric
 from hpcdistill.sweep.report import Charts, template
 from hpcdistill.sweep.results import Found, RunResult
-from hpcdistill.sweep.table_formats import html, latex, markdown
+from hpcdistill.sweep.table_formats import as_json, html, latex, markdown, tidy_csv
 from hpcdistill.sweep.table_layout import Layout, lay_out, notes, number_text, order_text
 from hpcdistill.sweep.tables import ResultTable, State, TableRow
-from hpcdistill.sweep.tidy import as_json, tidy_csv
 
 PICTURE_BYTES = 1 << 20  # of one picture
 PICTURES_BYTES = 24 << 20  # of all pictures of the page

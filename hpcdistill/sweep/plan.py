@@ -8,19 +8,66 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hpcdistill.config import COMMAND_LINE, ConfigFiles, is_override
+import yaml
+
+from hpcdistill.config import COMMAND_LINE, ConfigFiles, RunConfig, is_override
 from hpcdistill.console import warn
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, nearest
+from hpcdistill.metrics.config import BACKWARDS
 from hpcdistill.run import Run, Runs
 from hpcdistill.storage import user_path
 from hpcdistill.sweep.estimates import Estimates, load_estimates
 from hpcdistill.sweep.grid import Cell, Grid
-from hpcdistill.sweep.metric_names import missing_metric
+from hpcdistill.sweep.grid_file import SUFFIXES, GridFile
+from hpcdistill.yaml_values import load_yaml
 
 Use = tuple[str, int, int]  # grid's name, cell's number in it, seed
+RUN_KEYS = (*RunConfig.model_fields, "extends")
+
+
+@dataclass(frozen=True)
+class Words:
+    """What was named, each in the order of the command line."""
+
+    grids: tuple[str, ...]  # names, or files
+    overrides: tuple[str, ...]  # key=value, and overlay files
+
+
+def sort_words(words: Sequence[str]) -> Words:
+    """`words` as grids and overrides. UserError, in one line, for a YAML file that could be both or is neither."""
+    over = {word for word in words if ("=" in word and not user_path(word).is_file()) or is_overlay(user_path(word))}
+    return Words(tuple(word for word in words if word not in over), tuple(word for word in words if word in over))
+
+
+def is_overlay(file: Path) -> bool:
+    """Whether `file` holds values of runs, and not a grid: by its keys, wherever it lies.
+
+    What is no YAML file of keys is left to the reader of grids, which says what is wrong with it.
+    """
+    if file.suffix not in SUFFIXES or not file.is_file():
+        return False
+    try:
+        values = load_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return False
+    if not isinstance(values, dict) or not values:
+        return False
+    keys = [str(key) for key in values]
+    of_a_grid, of_a_run = ([key for key in keys if key in known] for known in (GridFile.model_fields, RUN_KEYS))
+    if of_a_grid and of_a_run:
+        raise UserError(
+            f"{file}: {of_a_run[0]}: is a key of a run, {of_a_grid[0]} one of a grid; make two files of it, or put "
+            f"what the grid's runs share under `set:` ({of_a_run[0]}.KEY=VALUE)"
+        )
+    if not of_a_grid and not of_a_run:
+        raise UserError(
+            f"{file}: {keys[0]}: no key of a grid or of a run; {nearest(keys[0], [*GridFile.model_fields, *RUN_KEYS])}"
+        )
+    return bool(of_a_run)
 
 
 @dataclass
@@ -196,6 +243,30 @@ class _Planner:
         file = str(teacher.files[0])
         plain = self.configs.load([file]).config.dump()
         return (file, *_differences(plain, teacher.config.dump()))
+
+
+def missing_metric(metric: str, config: RunConfig) -> str | None:
+    """Why a run of `config` cannot have `metric` (generator/test set/name); None when nothing speaks against it."""
+    parts = metric.split("/")
+    if len(parts) != 3:
+        return "expected generator/test set/metric, e.g. student/set5/psnr"
+    generator, test_set, name = parts
+    if not config.data.eval:
+        return "data.eval is empty"
+    if test_set not in config.data.eval:
+        return f"it is not evaluated on '{test_set}'; {nearest(test_set, config.data.eval)}"
+    known = _generators(config)
+    if generator not in known:
+        return f"{config.method.name} has no generator '{generator}'; {nearest(generator, known)}"
+    names = config.eval.metrics(config.method.kind())
+    return None if name in names else f"'{name}' is not measured; {nearest(name, names)}"
+
+
+def _generators(config: RunConfig) -> list[str]:
+    names = list(config.method.GENERATORS)
+    if config.eval.both_directions and config.method.kind() == "unpaired":
+        names += [f"{name}{BACKWARDS}" for name in names]
+    return names
 
 
 def with_seed(loaded: Run, seed: int) -> Run:

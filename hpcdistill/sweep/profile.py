@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from hpcdistill.errors import UserError, nearest, plural
-from hpcdistill.settings import Section
+from hpcdistill.settings import Section, load_section
 from hpcdistill.storage import user_path
-from hpcdistill.yaml_values import load_yaml
 
 if TYPE_CHECKING:
     from hpcdistill.config import RunConfig
@@ -165,19 +162,7 @@ class Profile(Shape):
 
 def load_profile(name: str) -> Profile:
     """The profile called `name` in slurm/clusters, or in the file of that path. Raises UserError."""
-    path = _path_of(name)
-    try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected `key: value` lines at the top level; see {CLUSTERS}/default.yaml")
-    try:
-        return Profile.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from None
+    return load_section(_path_of(name), Profile, f"{CLUSTERS}/default.yaml")
 
 
 def _path_of(name: str) -> Path:
@@ -193,20 +178,3 @@ def _path_of(name: str) -> Path:
     if name not in profiles:
         raise UserError(f"--cluster {name}: no such profile in {CLUSTERS}; {nearest(name, profiles)}")
     return profiles[name]
-
-
-def _explain(error: ValidationError) -> str:
-    """The first fault as `key: what was expected; remedy`."""
-    faults = error.errors()
-    fault, location = faults[0], faults[0]["loc"]
-    key = ".".join(str(part) for part in location)
-    if fault["type"] == "extra_forbidden":
-        sections: dict[str, type[Section]] = {"collect": CollectShape, "shapes": PartialShape}
-        section = sections.get(str(location[0]), Profile) if len(location) > 1 else Profile
-        what = f"unknown key; {nearest(str(location[-1]), section.model_fields)}"
-    else:
-        what = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-        if fault["type"] != "value_error":
-            what += f", got {json.dumps(fault['input'], default=str)}"
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return f"{key}: {what}{more}"

@@ -24,12 +24,12 @@ from hpcdistill.console import out, say, warn
 from hpcdistill.errors import UserError, nearest, plural
 from hpcdistill.storage import user_path
 from hpcdistill.sweep.grid import grid_files
+from hpcdistill.sweep.grid_file import SUFFIXES
 from hpcdistill.sweep.slurm_queue import Queue
 from hpcdistill.sweep.status import TaskStatus, is_alive, parent_of, task_statuses
 from hpcdistill.sweep.status_table import View, render, title
 from hpcdistill.sweep.submissions import PlacedCell, Submission, epoch, read_submissions, submitted_files
 from hpcdistill.sweep.task_files import check_sweep, read_task, task_keys
-from hpcdistill.sweep.words import SUFFIXES
 
 REFRESH_S = 3.0
 ASK_S = 15.0  # between two questions to SLURM: its controller has other users

@@ -22,9 +22,9 @@ from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import user_path
 from hpcdistill.sweep.grid import EVERYTHING, Grid, grid_file, load_grids
+from hpcdistill.sweep.plan import sort_words
 from hpcdistill.sweep.profile import Profile, load_profile
 from hpcdistill.sweep.submissions import Submission, read_submissions, submitted_files, submitted_grids
-from hpcdistill.sweep.words import sort_words
 
 if TYPE_CHECKING:
     from hpcdistill.sweep.arrays import Retry, Selection

@@ -16,7 +16,6 @@ from typing import Any, Literal
 from scipy.stats import kendalltau  # type: ignore[import-untyped]
 
 from hpcdistill.errors import plural
-from hpcdistill.sweep.bicubic import below_bicubic, bicubic_of
 from hpcdistill.sweep.grid import Cell, Grid, Metric
 from hpcdistill.sweep.plan import Plan
 from hpcdistill.sweep.results import WHICH, Found, RunResult, Which
@@ -303,6 +302,37 @@ def bicubic_rows(grid: Grid, rows: Sequence[TableRow]) -> list[TableRow]:
         entries = {metric.name: _entry(cell, metric.name, ()) for metric in grid.metrics}
         found.append(TableRow(cell, group, (), entries))
     return found
+
+
+def bicubic_of(rows: Sequence[TableRow], metric: Metric) -> float | None:
+    """Bicubic's number for a metric, as all runs of `rows` have it; None where they have none or differ."""
+    values = {
+        round(value, metric.digits): value
+        for row in rows
+        for trial in row.trials
+        if trial.run and metric.name in row.cell.of
+        if (value := trial.run.bicubic(row.cell.of[metric.name])) is not None
+    }
+    return next(iter(values.values())) if len(values) == 1 else None
+
+
+def below_bicubic(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
+    """A line for each metric that cells are below bicubic enlargement in, each by its own runs' measurement of it."""
+    lines = []
+    for metric in grid.metrics:
+        below = []
+        for row in rows:
+            best, bicubic = row.entries[metric.name].best, bicubic_of([row], metric)
+            if best is None or bicubic is None:
+                continue
+            ahead = best.mean - bicubic if metric.better == "higher" else bicubic - best.mean
+            if round(ahead, metric.digits) < 0:
+                numbers = f"{best.mean:.{metric.digits}f} against {bicubic:.{metric.digits}f}"
+                below.append(f"{row.cell.title} ({numbers})")
+        more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
+        if below:
+            lines.append(f"Below bicubic in {metric.label}: {', '.join(below[:_NAMED])}{more}.")
+    return lines
 
 
 def _orders(grid: Grid, rows: Sequence[TableRow]) -> list[Order]:

@@ -22,12 +22,13 @@ from test_report import Strict
 from hpcdistill.config import to_yaml
 from hpcdistill.errors import UserError
 from hpcdistill.run import load_run
+from hpcdistill.sweep import grid_report
 from hpcdistill.sweep.collect import main
 from hpcdistill.sweep.grid import Cell, Metric, load_grid
 from hpcdistill.sweep.grid_report import About, anchor_of, newest_sample, report_page, write_report
 from hpcdistill.sweep.plan import make_plan
 from hpcdistill.sweep.plots import axis_plots, cost_plots, curve, curve_charts
-from hpcdistill.sweep.results import Found, find_results, grid_report
+from hpcdistill.sweep.results import Found, find_results
 from hpcdistill.sweep.status import TaskStatus
 from hpcdistill.sweep.table_layout import lay_out
 from hpcdistill.sweep.tables import ResultTable, make_tables

@@ -15,10 +15,9 @@ from made_runs import NAME, PSNR, grid, plan, run_cell, save_run
 from hpcdistill.sweep.grid import Cell, Metric
 from hpcdistill.sweep.results import find_results
 from hpcdistill.sweep.status import TaskStatus
-from hpcdistill.sweep.table_formats import escape_latex, html, latex, markdown
+from hpcdistill.sweep.table_formats import CSV_COLUMNS, as_json, escape_latex, html, latex, markdown, tidy_csv
 from hpcdistill.sweep.table_layout import lay_out, notes, number_text
 from hpcdistill.sweep.tables import ResultTable, make_tables
-from hpcdistill.sweep.tidy import CSV_COLUMNS, as_json, tidy_csv
 
 
 @pytest.fixture
