@@ -38,10 +38,10 @@ from hpcdistill.models.registry import METADATA_KEY, load_generator, unique_stat
 from hpcdistill.sweep.grid_file import read_grid_file
 from hpcdistill.sweep.plots import curve
 from hpcdistill.sweep.profile import load_profile
-from hpcdistill.sweep.results import find_results
+from hpcdistill.sweep.results import find_results, finished_run, started_run
 from hpcdistill.sweep.slurm_queue import Queue
 from hpcdistill.sweep.status import task_statuses
-from hpcdistill.sweep.task_folder import TaskFolder, finished_run, started_run
+from hpcdistill.sweep.task_folder import TaskFolder
 from hpcdistill.train import _show
 from hpcdistill.training.checkpoint import MANIFEST, Checkpoints
 from hpcdistill.training.lock import Holder, RunLock

@@ -1,4 +1,7 @@
-"""The job arrays of a sweep: which runs go together, what waits for what, and what of it has to be run at all."""
+"""Which runs of a plan are started, and the job arrays that they are submitted as.
+
+An array holds runs that ask for the same resources; students' arrays wait for the arrays that train their teachers.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import heapq
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 from hpcdistill.sweep.plan import Plan, PlannedRun
 from hpcdistill.sweep.profile import Profile, Shape
+from hpcdistill.sweep.status import TaskStatus
 
 Retry = Literal["missing", "failed", "all"]
 RETRIED: dict[Retry, frozenset[str]] = {
@@ -19,19 +23,6 @@ RETRIED: dict[Retry, frozenset[str]] = {
 }
 UNDER_WAY = ("finished", "running", "queued")
 _Group = tuple[int, bool, str, bool]  # stage, whether nothing waits for its runs, shape, whether they wait for jobs
-
-
-class Status(Protocol):
-    """What is to be known of a run here; `status.TaskStatus` is one."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def job(self) -> str | None: ...
-    @property
-    def damaged(self) -> bool: ...
 
 
 @dataclass
@@ -64,7 +55,7 @@ class Array:
         return ",".join(f"{kind}:{':'.join(jobs)}" for kind, jobs in waits.items() if jobs) or None
 
 
-def select(plan: Plan, statuses: Mapping[str, Status], retry: Retry, local: bool = False) -> Selection:
+def select(plan: Plan, statuses: Mapping[str, TaskStatus], retry: Retry, local: bool = False) -> Selection:
     """What `retry` asks to be started. A run whose teacher neither has finished nor will be started is left.
 
     `local`: it will be started here, where a run can wait for one that no SLURM job is.

@@ -9,25 +9,52 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 from hpcdistill.console import warn
-from hpcdistill.sweep.task_folder import STATE, TaskFolder, finished_run, last_words, started_run, utc
+from hpcdistill.errors import EXIT_STOPPED
+from hpcdistill.sweep.logs import last_words
+from hpcdistill.sweep.results import find_results, finished_run, started_run
+from hpcdistill.sweep.submissions import utc
+from hpcdistill.sweep.task_folder import STATE, TaskFolder
 from hpcdistill.training.records import is_finished
 
-State = Literal["running", "finished", "failed", "stopped", "blocked"]
-EXIT_STOPPED = 75  # ranks.signals.EXIT_STOPPED, which cannot be imported without torch
-EXIT_RANK_LOST = 71  # ranks.watch.EXIT_RANK_LOST, likewise
+AttemptState = Literal["running", "finished", "failed", "stopped", "blocked"]
 BEAT_S = 30.0  # between two signs of life
-EXIT_BLOCKED_LINE = "its teacher {name} ({key}) has no result"
+BLOCKED_LINE = "its teacher {name} ({key}) has no result"
 _FIND = """\
 import sys
 from hpcdistill.run import load_run
 print(load_run(sys.argv[1:]).folder)
 """
 _FIND_SECONDS = 200
+
+
+class Signals:
+    """Signals that have come, for a loop to pass on; the handler does nothing but note them."""
+
+    def __init__(self, noted: Iterable[int], unheard: Iterable[int] = ()) -> None:
+        """`unheard`: signals that do nothing here. A child does not inherit that, as it would SIG_IGN."""
+        self.all: list[int] = []
+        self._passed = 0
+        self._before = {number: signal.signal(number, self._note) for number in noted}
+        self._before |= {number: signal.signal(number, lambda number, frame: None) for number in unheard}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.all.append(number)
+
+    def new(self) -> list[int]:
+        """Those that have come since the last call."""
+        new, self._passed = self.all[self._passed :], len(self.all)
+        return new
+
+    def restore(self) -> None:
+        """Put back the handlers that were there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 class Attempt:
@@ -109,9 +136,9 @@ class Attempt:
             self._child.kill()
         self._child.wait()
 
-    def end(self, code: int, signalled: bool = False, message: str | None = None, again: bool = False) -> State:
+    def end(self, code: int, signalled: bool = False, message: str | None = None, again: bool = False) -> AttemptState:
         """Write down how it ended; `again`: it will be started again, so that it is no failure."""
-        state: State = "finished" if code == 0 else "failed"
+        state: AttemptState = "finished" if code == 0 else "failed"
         # Not yet listening, it dies of the signal: no failure.
         if code == EXIT_STOPPED or (code != 0 and (signalled or again)):
             state = "stopped"
@@ -156,7 +183,7 @@ class Attempt:
         run = self.cwd / (done.stdout.splitlines() or [""])[-1]
         return run if is_finished(run) else None
 
-    def _save(self, state: State, code: int | None = None, message: str | None = None) -> None:
+    def _save(self, state: AttemptState, code: int | None = None, message: str | None = None) -> None:
         if self.rank != 0:
             return
         values: dict[str, Any] = {
@@ -198,10 +225,6 @@ def teacher_run(folder: TaskFolder, teacher: str, cwd: Path) -> Path | None:
         for run in (cwd / said, runs / said.name):  # or runs were moved
             if is_finished(run):
                 return run
-    if not any(runs.glob("*/result.json")):
-        return None
-    # A run from before result.json had a key is known by its configuration, which takes torch to read.
-    from hpcdistill.sweep.results import find_results
-
-    older = find_results(runs).by_key.get(teacher)
+    # A run from before result.json had a key is known by its configuration.
+    older = find_results(runs).by_key.get(teacher) if runs.is_dir() else None
     return older.folder if older else None

@@ -129,8 +129,8 @@ def known_statuses(
         if not any(name in problem for name in read):  # those are said once
             warn(problem)
     known = {status.run.name for status in statuses.values() if status.run}
-    for place in sorted(runs.glob("*/config.yaml")):  # started by hand
-        run = place.parent
+    for config in sorted(runs.glob("*/config.yaml")):  # started by hand
+        run = config.parent
         if run.name in known or (run / "result.json").exists():
             continue
         key = key_of(run)

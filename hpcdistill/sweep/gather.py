@@ -36,7 +36,7 @@ class _Source:
     file: Path
     overrides: tuple[str, ...]
     seeds: tuple[int, ...] | None
-    place: Path
+    cwd: Path
 
 
 def gather(
@@ -91,23 +91,23 @@ def gather_named(
         try:  # here first: a sweep's snapshot is planned with the copy's files
             plans.append(_plan(source, overrides, seeds))
         except UserError:
-            if submission.place.absolute() == Path.cwd():
+            if submission.cwd.absolute() == Path.cwd():
                 raise
             plans.append(_plan(_source(submission.grids[grid.name], submission), overrides, seeds))
     return Gathered(merged(plans), {grid.name for grid in grids})
 
 
 def _source(file: Path, submission: Submission) -> _Source:
-    return _Source(file, submission.overrides, submission.seeds, submission.place)
+    return _Source(file, submission.overrides, submission.seeds, submission.cwd)
 
 
 def _plan(source: _Source, overrides: Sequence[str], seeds: Sequence[int] | None) -> Plan:
-    """The grid's plan with its own words, or in their place with those given here, whose paths start here."""
+    """The grid's plan with its own words, or instead of them with those given here, whose paths start here."""
     if overrides or seeds is not None:
         given = [str(user_path(word).absolute()) if user_path(word).is_file() else word for word in overrides]
-        with _inside(source.place):
+        with _inside(source.cwd):
             return make_plan(load_grids([str(source.file)]), seeds, given)
-    with _inside(source.place):
+    with _inside(source.cwd):
         return make_plan(load_grids([str(source.file)]), source.seeds, source.overrides)
 
 
@@ -131,7 +131,7 @@ def run_folders(submissions: Sequence[Submission]) -> list[Path]:
     folders: dict[Path, Path] = {}
     for submission in submissions:
         said = [word.removeprefix(_RUNS) for word in submission.overrides if word.startswith(_RUNS)]
-        folder = submission.place / (said[-1] if said else "runs")
+        folder = submission.cwd / (said[-1] if said else "runs")
         if folder.is_dir():
             folders.setdefault(folder.resolve(), folder)
     return list(folders.values())
@@ -164,4 +164,4 @@ def _inside(folder: Path) -> Iterator[None]:
 def _is_same(file: Path, submission: Submission, name: str) -> bool:
     """Whether `file` is the submitted grid `name`: also in the copy of the code that a sweep's snapshot is."""
     submitted = submission.grids[name]
-    return file == submitted or file.resolve() == (submission.place / submitted).resolve()
+    return file == submitted or file.resolve() == (submission.cwd / submitted).resolve()

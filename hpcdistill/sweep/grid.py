@@ -1,4 +1,4 @@
-"""Grids: the tables of the papers, and a user's own, as data. A cell is a command line with its place in the table.
+"""Grids: the tables of the papers, and a user's own, as data. A cell is a command line with its labels in the table.
 
 A grid file has `axes`, whose product makes cells, or explicit `cells`, or both; docs/cluster.md says how to write one.
 Paths in it are relative to the folder that commands are run in: the clone.
@@ -20,7 +20,7 @@ from hpcdistill.sweep.grid_file import CellSpec, GridFile, Part, read_grid_file
 
 GRIDS = Path("configs/grids")
 EVERYTHING = "all"
-Kind = Literal["run", "reported"]
+CellKind = Literal["run", "reported"]
 # {label}; not an interpolation, ${data.crop}, and not a mapping, data.eval={mine: folder}.
 _LABEL = re.compile(r"(?<!\$)\{([^{}:,\s]+)\}")
 
@@ -38,10 +38,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Cell:
-    """A place in a table: a run, or a system that is only reported."""
+    """A row of a table: a run, or a system that is only reported."""
 
     labels: dict[str, str]  # axis -> value, in the table's order
-    kind: Kind
+    kind: CellKind
     arguments: tuple[str, ...]  # train's command line: files, then overrides; empty when reported
     printed: dict[str, float]  # metric -> the paper's number
     of: dict[str, str] = field(default_factory=dict)  # metric -> its name in result.json's metrics, where it has one
@@ -107,10 +107,10 @@ def load_grid(path: Path) -> Grid:
         raise UserError(f"{path}: has no cells; give axes or cells")
     seen: dict[tuple[tuple[str, str], ...], Cell] = {}
     for cell in cells:
-        place = tuple(sorted(cell.labels.items()))
-        if place in seen:
+        labelled = tuple(sorted(cell.labels.items()))
+        if labelled in seen:
             raise UserError(f"{path}: the cell ({cell.title}) is there twice; leave one out or label them apart")
-        seen[place] = cell
+        seen[labelled] = cell
     return Grid(
         path.stem,
         path,
@@ -208,10 +208,10 @@ def _printed(path: Path, content: GridFile) -> dict[tuple[str, ...], dict[str, f
                 raise UserError(f"{where}: does not say which {axis}; valid: {', '.join(values)}")
             if labels[axis] not in values:
                 raise UserError(f"{where}: matches no cell: {axis} '{labels[axis]}'; {nearest(labels[axis], values)}")
-        place = tuple(labels[axis] for axis in content.axes)
-        if place in found:
-            raise UserError(f"{where}: ({', '.join(place)}) is there twice; put its numbers on one line")
-        found[place] = numbers
+        product = tuple(labels[axis] for axis in content.axes)
+        if product in found:
+            raise UserError(f"{where}: ({', '.join(product)}) is there twice; put its numbers on one line")
+        found[product] = numbers
     return found
 
 

@@ -23,14 +23,14 @@ from hpcdistill.sweep.report import Charts, template
 from hpcdistill.sweep.results import Found, RunResult
 from hpcdistill.sweep.table_formats import as_json, html, latex, markdown, tidy_csv
 from hpcdistill.sweep.table_layout import Layout, lay_out, notes, number_text, order_text
-from hpcdistill.sweep.tables import ResultTable, State, TableRow
+from hpcdistill.sweep.tables import ResultTable, TableRow, TrialState
 
 PICTURE_BYTES = 1 << 20  # of one picture
 PICTURES_BYTES = 24 << 20  # of all pictures of the page
 PICTURES = 12  # in a table's section
 TROUBLES = 40  # cells without a result that are named with their reason
 
-_CARDS: tuple[tuple[State, str], ...] = (
+_CARDS: tuple[tuple[TrialState, str], ...] = (
     ("finished", "finished"),
     ("running", "running"),
     ("queued", "in the queue"),
@@ -177,7 +177,7 @@ def report_page(
         charts = Charts(tuple(curve_charts(table)))
         sections.append(TableSection(layout, anchor, below, orders, list(_troubles(table)), plots, charts))
     _add_pictures(sections)
-    counts: Counter[State] = Counter()
+    counts: Counter[TrialState] = Counter()
     for layout in layouts:
         counts.update(layout.table.counts)
     drawings = {
@@ -223,7 +223,7 @@ def _step(file: Path) -> int:
 
 def _troubles(table: ResultTable) -> Iterator[tuple[str, str]]:
     """Each cell and seed that something went wrong with, what can be mended first; not those that just wait."""
-    rank: dict[State, int] = {"unreadable": 0, "failed": 1, "blocked": 2, "stopped": 3}
+    rank: dict[TrialState, int] = {"unreadable": 0, "failed": 1, "blocked": 2, "stopped": 3}
     found = [
         (
             rank[trial.state],

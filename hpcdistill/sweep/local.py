@@ -13,19 +13,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from hpcdistill.console import say, warn
-from hpcdistill.errors import plural
+from hpcdistill.errors import EXIT_STOPPED, plural
 from hpcdistill.ranks.environment import of_outer_step, unignored
 from hpcdistill.sweep.arrays import Selection
-from hpcdistill.sweep.attempt import BEAT_S, EXIT_BLOCKED_LINE, EXIT_STOPPED, Attempt, teacher_run
+from hpcdistill.sweep.attempt import BEAT_S, BLOCKED_LINE, Attempt, Signals, teacher_run
+from hpcdistill.sweep.logs import last_words
 from hpcdistill.sweep.plan import Plan, PlannedRun
 from hpcdistill.sweep.plan_view import say_left
 from hpcdistill.sweep.profile import Profile
-from hpcdistill.sweep.submission import CLONE, SubmissionFolder, task_folder, write_tasks
-from hpcdistill.sweep.submissions import HEARTBEAT
-from hpcdistill.sweep.task_folder import filled_in, last_words
+from hpcdistill.sweep.submissions import CLONE, HEARTBEAT, SubmissionFolder
+from hpcdistill.sweep.task_folder import TaskFolder, filled_in, write_tasks
 
 EXIT_FAILED = 1
 
@@ -37,42 +36,6 @@ class _Slot:
     gpu: str | None  # CUDA_VISIBLE_DEVICES of what runs there
     run: PlannedRun | None = None
     attempt: Attempt | None = None
-
-
-class _Interrupts:
-    """Ctrl-C, SIGTERM and a hang-up, noted: the loop passes them on. What `nohup` or a script ignores stays ignored."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._passed = 0
-        numbers = unignored((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
-        if signal.SIGINT not in numbers:  # but not by the runs, which would inherit it: they are stopped by SIGINT
-            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-
-    def new(self) -> int:
-        new, self._passed = self.count - self._passed, self.count
-        return new
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-class _Heart:
-    """A file that is touched while this process lives: what other hosts can see of it."""
-
-    def __init__(self, file: Path) -> None:
-        self.file, self._next = file, 0.0
-
-    def beat(self) -> None:
-        if (now := time.monotonic()) >= self._next:
-            self._next = now + BEAT_S
-            with contextlib.suppress(OSError):
-                self.file.touch()
 
 
 class Local:
@@ -90,6 +53,7 @@ class Local:
     ) -> None:
         self.plan, self.folder, self.profile, self.collect = plan, folder.absolute(), profile, collect
         self.waiting = list(selection.chosen)
+        self.total, self.ended = len(self.waiting), list[str]()  # how many runs, and the state of each that has ended
         if profile.scratch:
             filled_in(profile.scratch)  # refused before anything is written
         gpus = visible_gpus() if self.waiting else []
@@ -109,8 +73,8 @@ class Local:
                 local={"host": socket.gethostname(), "pid": os.getpid()},
                 queue=[run.key for run in self.waiting],
             )
-            self._heart = _Heart(submission.path / HEARTBEAT)
-            self._heart.beat()
+            self._heartbeat, self._next_beat = submission.path / HEARTBEAT, 0.0
+            self._beat()
             submission.save()
 
     def run(self) -> int:
@@ -118,25 +82,27 @@ class Local:
         if not self.waiting:
             say("nothing to run")
             return self._collect()
-        runs = plural(len(self.waiting), "run")
+        runs = plural(self.total, "run")
         say(f"{runs} on {self.where}; Ctrl-C stops them, saved; watch: python slurm/status.py")
-        interrupts = _Interrupts()
+        # What `nohup` or a script ignores stays ignored; but not SIGINT by the runs, which are stopped by it.
+        noted = unignored((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        interrupts = Signals(noted, {signal.SIGINT}.difference(noted))
         try:
-            ended = _Runner(
-                self.plan, self.folder, self.slots, self.waiting, interrupts, self.profile, self._heart
-            ).work()
+            while (self.waiting and not interrupts.all) or any(slot.attempt for slot in self.slots):
+                self._look_after(interrupts)
+                time.sleep(0.2)
         finally:
             interrupts.restore()
             for slot in self.slots:
                 if slot.attempt is not None:
                     slot.attempt.kill()
-        counted = ", ".join(f"{ended.count(state)} {state}" for state in dict.fromkeys(ended)) or "none started"
-        if interrupts.count:
-            say(f"stopped: {counted}; the same command goes on from here")
+        counted = ", ".join(f"{self.ended.count(state)} {state}" for state in dict.fromkeys(self.ended))
+        if interrupts.all:
+            say(f"stopped: {counted or 'none started'}; the same command goes on from here")
             return EXIT_STOPPED
-        say(f"done: {counted}")
+        say(f"done: {counted or 'none started'}")
         code = self._collect()
-        return EXIT_FAILED if set(ended) != {"finished"} else code
+        return EXIT_FAILED if set(self.ended) != {"finished"} else code
 
     def _collect(self) -> int:
         """Make the tables of what there is."""
@@ -144,55 +110,43 @@ class Local:
         script = [sys.executable, str(CLONE / self.collect[0]), *self.collect[1:]]
         return subprocess.run(script, check=False).returncode
 
+    def _beat(self) -> None:
+        """Touch the file by which other hosts see that this process lives."""
+        if (now := time.monotonic()) >= self._next_beat:
+            self._next_beat = now + BEAT_S
+            with contextlib.suppress(OSError):
+                self._heartbeat.touch()
 
-class _Runner:
-    def __init__(
-        self,
-        plan: Plan,
-        folder: Path,
-        slots: list[_Slot],
-        waiting: list[PlannedRun],
-        interrupts: _Interrupts,
-        profile: Profile,
-        heart: _Heart,
-    ) -> None:
-        self.plan, self.folder, self.slots, self.waiting = plan, folder, slots, waiting
-        self.interrupts, self.profile, self.heart = interrupts, profile, heart
-        self.total, self.ended = len(waiting), list[str]()
-
-    def work(self) -> list[str]:
-        """Until nothing waits and nothing runs; the state of each run that ended."""
-        while self.waiting or any(slot.attempt for slot in self.slots):
-            self.heart.beat()
-            if new := self.interrupts.new():
-                if self.interrupts.count == new:
-                    say("\nstopping: the runs save and end; Ctrl-C again stops at once")
-                for _ in range(new):
-                    for slot in self.slots:
-                        if slot.attempt is not None:
-                            slot.attempt.send(signal.SIGINT)
-            if self.interrupts.count and not any(slot.attempt for slot in self.slots):
-                break
-            for slot in self.slots:
-                if slot.attempt is None and not self.interrupts.count:
-                    self._fill(slot)
-                elif slot.attempt is not None and (code := slot.attempt.poll()) is not None:
-                    self._end(slot, code)
-            time.sleep(0.2)
-        return self.ended
+    def _look_after(self, interrupts: Signals) -> None:
+        """Pass signals on, note the runs that have ended, start others in their slots."""
+        self._beat()
+        if new := interrupts.new():
+            if len(interrupts.all) == len(new):
+                say("\nstopping: the runs save and end; Ctrl-C again stops at once")
+            for _ in new:
+                for slot in self.slots:
+                    if slot.attempt is not None:
+                        slot.attempt.send(signal.SIGINT)
+        for slot in self.slots:
+            if slot.attempt is None and not interrupts.all:
+                self._fill(slot)
+            elif slot.attempt is not None and (code := slot.attempt.poll()) is not None:
+                self._end(slot, code, bool(interrupts.all))
 
     def _fill(self, slot: _Slot) -> None:
         """Start the first run whose teacher is not still to come."""
+        scratch = self.profile.scratch
+        extra = [f"data.stage={filled_in(scratch)}"] if scratch else []
         coming = {run.key for run in self.waiting} | {slot.run.key for slot in self.slots if slot.run}
         for run in list(self.waiting):
             if run.teacher in coming:
                 continue
             self.waiting.remove(run)
-            task = task_folder(self.folder, run.key)
+            task = TaskFolder(self.folder / "tasks" / run.key)
             number = task.begin_attempt()
-            attempt = Attempt(task, number, extra=self._extra(), environment=self._environment(slot), own_session=True)
+            attempt = Attempt(task, number, extra=extra, environment=self._environment(slot), own_session=True)
             if run.teacher and teacher_run(task, run.teacher, Path.cwd()) is None:
-                message = EXIT_BLOCKED_LINE.format(name=self.plan.runs[run.teacher].name, key=run.teacher)
+                message = BLOCKED_LINE.format(name=self.plan.runs[run.teacher].name, key=run.teacher)
                 attempt.block(message)
                 self.ended.append("blocked")
                 warn(f"[{len(self.ended)}/{self.total}] {run.name} {run.key}: blocked: {message}")
@@ -203,10 +157,10 @@ class _Runner:
             say(f"{run.name} {run.key}: started" + (f" on GPU {slot.gpu}" if slot.gpu else ""))
             return
 
-    def _end(self, slot: _Slot, code: int) -> None:
+    def _end(self, slot: _Slot, code: int, interrupted: bool) -> None:
         assert slot.attempt is not None
         assert slot.run is not None
-        state = slot.attempt.end(code, bool(self.interrupts.count))
+        state = slot.attempt.end(code, interrupted)
         self.ended.append(state)
         line = f"[{len(self.ended)}/{self.total}] {slot.run.name} {slot.run.key}: {state}"
         if state == "failed":
@@ -214,10 +168,6 @@ class _Runner:
         else:
             say(line)
         slot.run = slot.attempt = None
-
-    def _extra(self) -> list[str]:
-        scratch = self.profile.scratch
-        return [f"data.stage={filled_in(scratch)}"] if scratch else []
 
     def _environment(self, slot: _Slot) -> dict[str, str]:
         outer = of_outer_step(os.environ)  # of `srun`, inside a job: each run would take itself for a rank of that step

@@ -26,7 +26,7 @@ _NOISE = re.compile(
 
 
 @dataclass(frozen=True)
-class Progress:
+class LoggedProgress:
     """What the last lines of metrics.jsonl say."""
 
     step: int | None = None
@@ -34,7 +34,7 @@ class Progress:
     metrics: dict[str, float] | None = None  # of the last evaluation
 
 
-def read_progress(file: Path) -> Progress:
+def read_progress(file: Path) -> LoggedProgress:
     """The progress in `file`, nothing where there is none yet. Half a line, or one that is no JSON, is passed over."""
     step: int | None = None
     metrics: dict[str, float] | None = None
@@ -58,22 +58,26 @@ def read_progress(file: Path) -> Progress:
         (last, end), (first, start) = timed[0], timed[-1]
         if end > start and last > first:
             rate = (last - first) / (end - start)
-    return Progress(step, rate, metrics)
+    return LoggedProgress(step, rate, metrics)
 
 
 def last_words(log: Path) -> str | None:
     """The line of a log that says why its process has ended.
 
-    That is hpcdistill's own `error:` line, else the last exception, else what the system said of a kill, else the last
-    line; what launchers print of every failed process is passed over.
+    That is hpcdistill's own `error:` line, or argparse's, else the last exception, else what the system said of a kill,
+    else the last line; what launchers print of every failed process is passed over.
     """
     lines = log_lines(log)
-    ours = [line for line in lines if _OURS.match(line)]
-    if ours:
-        return _OURS.sub("", ours[-1])
+    errors = [line for line in lines if line.startswith("error: ") or ": error: " in line]
     exceptions = [line for line in lines if _EXCEPTION.match(line)]
-    candidates = exceptions or [line for line in lines if "oom" in line.lower()] or lines
-    return candidates[-1] if candidates else None
+    found = errors or exceptions or [line for line in lines if "oom" in line.lower()] or lines
+    return found[-1] if found else None
+
+
+def cause(log: Path) -> str | None:
+    """`last_words` without the `error: ` before them."""
+    said = last_words(log)
+    return _OURS.sub("", said) if said else None
 
 
 def log_lines(log: Path) -> list[str]:

@@ -9,14 +9,15 @@ from rich.text import Text
 
 from hpcdistill.console import Table, out, say
 from hpcdistill.errors import plural
-from hpcdistill.sweep.arrays import Array, Retry, Selection, Status
+from hpcdistill.sweep.arrays import Array, Retry, Selection
 from hpcdistill.sweep.grid import Grid
 from hpcdistill.sweep.plan import Plan, PlannedRun
+from hpcdistill.sweep.status import TaskStatus
 
 _WIDE = 140  # columns from which a table has room for keys
 
 
-def show_cells(plan: Plan, statuses: Mapping[str, Status]) -> None:
+def show_cells(plan: Plan, statuses: Mapping[str, TaskStatus]) -> None:
     """A table for each grid: its cells with the paper's numbers, their runs, and other cells that show the same run."""
     for grid in plan.grids:
         out.print(_cells(plan, grid, statuses))
@@ -70,7 +71,7 @@ def say_left(selection: Selection, retry: Retry | None) -> None:
     say(f"left alone: {counted}{hint}")
 
 
-def _cells(plan: Plan, grid: Grid, statuses: Mapping[str, Status]) -> Table:
+def _cells(plan: Plan, grid: Grid, statuses: Mapping[str, TaskStatus]) -> Table:
     seeds = plan.seeds[grid.name]
     where = f"{grid.paper}, table {grid.table}: " if grid.paper and grid.table else ""
     named = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"

@@ -20,7 +20,7 @@ from hpcdistill.training.records import read_row
 
 MACS = "macs"  # the metric that has multiply-accumulates, in units of 10^9
 PLOTS = 8  # of a kind and table: more are not looked at
-PLACES = 40  # on an axis
+TICKS = 40  # on an axis
 CURVES = SERIES - 1  # in a chart; series 0 is grey
 
 _WIDTH = 5.4  # inches
@@ -41,7 +41,7 @@ class Plot:
 class Mark:
     """A number on a plot: ours with its deviation, or the paper's."""
 
-    place: str  # on the axis
+    tick: str  # on the axis
     series: str
     value: float
     deviation: float = 0.0
@@ -62,10 +62,10 @@ def axis_plots(table: ResultTable, name: str) -> list[Plot]:
         for axis in axes:
             others = [other for other in axes if other != axis]
             series = {row.cell.title: ", ".join(row.cell.labels.get(other, "") for other in others) for row in rows}
-            places = list(dict.fromkeys(row.cell.labels[axis] for row in rows if axis in row.cell.labels))
+            ticks = list(dict.fromkeys(row.cell.labels[axis] for row in rows if axis in row.cell.labels))
             named = list(dict.fromkeys(series.values()))
-            # A second axis is drawn as colours as long as they can be told apart and are there at several places.
-            if len(named) > CURVES or len(places) < 2 or len(places) > PLACES or len(plots) == PLOTS:
+            # A second axis is drawn as colours as long as they can be told apart and are there at several ticks.
+            if len(named) > CURVES or len(ticks) < 2 or len(ticks) > TICKS or len(plots) == PLOTS:
                 continue
             marks = [
                 mark
@@ -76,7 +76,7 @@ def axis_plots(table: ResultTable, name: str) -> list[Plot]:
             if len(marks) < 2 or all(mark.printed for mark in marks):
                 continue
             title = f"{metric.label} by {axis}" + (f": {', '.join(group)}" if any(group) else "")
-            svg = _dot_plot(marks, places, named, metric, f"{name}-axis-{len(plots)}", title)
+            svg = _dot_plot(marks, ticks, named, metric, f"{name}-axis-{len(plots)}", title)
             plots.append(Plot(title, svg))
     return plots
 
@@ -172,7 +172,7 @@ def _curve(row: TableRow, metric: Metric) -> tuple[tuple[float, float], ...]:
 
 def _groups(table: ResultTable) -> Iterator[tuple[tuple[str, ...], list[TableRow]]]:
     for group in dict.fromkeys(row.group for row in table.rows):
-        # Not the row of bicubic enlargement: it has no place on an axis of the grid.
+        # Not the row of bicubic enlargement: it is on no axis of the grid.
         rows = [row for row in table.rows if row.group == group and (row.trials or row.cell.printed)]
         yield group, rows
 
@@ -188,22 +188,22 @@ def _short(row: TableRow, rows: Sequence[TableRow]) -> str:
     return ", ".join(own) or row.cell.title
 
 
-def _marks(row: TableRow, metric: Metric, place: str, series: str) -> Iterator[Mark]:
+def _marks(row: TableRow, metric: Metric, tick: str, series: str) -> Iterator[Mark]:
     entry = row.entries[metric.name]
     if entry.printed is not None:
-        yield Mark(place, series, entry.printed, printed=True)
+        yield Mark(tick, series, entry.printed, printed=True)
     if entry.best and math.isfinite(entry.best.mean):
         deviation = entry.best.deviation
         known = deviation if deviation is not None and math.isfinite(deviation) else 0.0
-        yield Mark(place, series, entry.best.mean, known)
+        yield Mark(tick, series, entry.best.mean, known)
 
 
 def _dot_plot(
-    marks: Sequence[Mark], places: Sequence[str], series: Sequence[str], metric: Metric, name: str, title: str
+    marks: Sequence[Mark], ticks: Sequence[str], series: Sequence[str], metric: Metric, name: str, title: str
 ) -> str:
-    """Places one below the other, however long their names; series of one place a little apart."""
+    """Ticks one below the other, however long their labels; the series of one tick a little apart."""
     apart = 0.6 / max(len(series), 1)
-    height = 0.75 + len(places) * (0.26 + 0.1 * len(series)) + (0.35 if len(series) > 1 else 0)
+    height = 0.75 + len(ticks) * (0.26 + 0.1 * len(series)) + (0.35 if len(series) > 1 else 0)
     with page_figure((_WIDTH, max(height, 1.6))) as figure:
         axes = figure.add_subplot()
         legend: dict[str, Any] = {}
@@ -216,7 +216,7 @@ def _dot_plot(
                 offset = apart * (number - (len(series) - 1) / 2)
                 drawn = axes.errorbar(
                     [mark.value for mark in shown],
-                    [places.index(mark.place) + offset for mark in shown],
+                    [ticks.index(mark.tick) + offset for mark in shown],
                     xerr=None if printed else [mark.deviation for mark in shown],
                     fmt=marker,
                     color=colour,
@@ -228,8 +228,8 @@ def _dot_plot(
                 )
                 if not printed:
                     legend[one] = drawn
-        axes.set_yticks(range(len(places)), labels=list(places))
-        axes.set_ylim(len(places) - 0.5, -0.5)  # from top to bottom, as the table
+        axes.set_yticks(range(len(ticks)), labels=list(ticks))
+        axes.set_ylim(len(ticks) - 0.5, -0.5)  # from top to bottom, as the table
         axes.set_xlabel(metric.label)
         axes.ticklabel_format(axis="x", useOffset=False)
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -264,9 +264,9 @@ def _scatter(
                 markeredgewidth=1.4,
                 capsize=3,
             )
-            key = (macs, mark.place)
+            key = (macs, mark.tick)
             if key not in named or not mark.printed:
-                named[key] = (mark.value, shown[mark.place])
+                named[key] = (mark.value, shown[mark.tick])
         axes.set_xscale("log")
         costs = [macs for macs, _ in points]
         wide = max(costs) > 100 * min(costs)  # no room for numbers between the powers of ten
@@ -280,8 +280,8 @@ def _scatter(
         axes.set_axisbelow(True)
         axes.tick_params(which="both", length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        places = [(macs, value, label) for (macs, _), (value, label) in named.items()]
-        _label_points(figure, axes, places, [(macs, mark.value) for macs, mark in points])
+        labels = [(macs, value, label) for (macs, _), (value, label) in named.items()]
+        _label_points(figure, axes, labels, [(macs, mark.value) for macs, mark in points])
         return figure_svg(figure, name, _said(title, [mark for _, mark in points], metric))
 
 
@@ -331,7 +331,7 @@ def _overlap(box: tuple[float, float, float, float], other: tuple[float, float, 
 def _said(title: str, marks: Sequence[Mark], metric: Metric) -> str:
     """What a reader who cannot see the plot is told."""
     numbers = [
-        f"{', '.join(part for part in (mark.place, mark.series) if part)}: {mark.value:.{metric.digits}f}"
+        f"{', '.join(part for part in (mark.tick, mark.series) if part)}: {mark.value:.{metric.digits}f}"
         + (" in the paper" if mark.printed else "")
         for mark in marks
     ]

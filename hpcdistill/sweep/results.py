@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.reference import bicubic_value
-from hpcdistill.run import load_run
 from hpcdistill.storage import Damaged
-from hpcdistill.sweep.task_files import damage
 from hpcdistill.training.records import RESULT, read_environment, read_result
 
 Which = Literal["best", "last"]  # of a run's weights
@@ -26,7 +25,18 @@ class RunResult:
     folder: Path
     key: str | None  # None: its configuration no longer loads or means what it did, so it belongs to no grid
     result: Mapping[str, Any]  # result.json
-    data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # digests of what it trained and chose on
+
+    @cached_property
+    def data(self) -> dict[str, tuple[str, ...]]:
+        """Digests of its training sets and of the set that chose its best weights."""
+        identity = _identity(self.folder)
+        data = identity.get("data", ())
+        if not identity or not isinstance(data, list | tuple):
+            return {}
+        digests = {"training data": tuple(map(str, data))}
+        if identity.get("selection"):
+            digests["test set that selects"] = (str(identity["selection"]),)
+        return digests
 
     @property
     def revision(self) -> str:
@@ -57,8 +67,9 @@ class Unreadable:
 
     @property
     def line(self) -> str:
-        """The file, what is wrong with it and the remedy."""
-        return damage(self.folder / RESULT, self.reason)
+        """The file, what is wrong with it and the remedy, as status and the tables alike say it."""
+        healed = "it is set aside, and the run writes it again from its last checkpoint"
+        return f"{self.folder / RESULT}: damaged ({self.reason:.100}); submit again with --retry failed: {healed}"
 
 
 @dataclass
@@ -71,9 +82,10 @@ class Found:
     by_key: dict[str, RunResult] = field(default_factory=dict)
 
 
-def find_results(*folders: Path) -> Found:
+def find_results(*folders: Path, by_configuration: bool = True) -> Found:
     """Read */result.json of each folder. Of two runs with one key the one that finished last counts.
 
+    `by_configuration`: say by its configuration which run a result without a key is of; without, it has none.
     Raises UserError when there is no such folder. A damaged file is not an error: it is in `unreadable`.
     """
     for folder in folders:
@@ -81,17 +93,21 @@ def find_results(*folders: Path) -> Found:
             raise UserError(f"{folder}: no such folder; give the folder that the runs are in")
     found = Found()
     times: dict[str, float] = {}
-    for file in (file for folder in folders for file in sorted(folder.glob("*/result.json"))):
+    for file in (file for folder in folders for file in sorted(folder.glob(f"*/{RESULT}"))):
+        run_folder = file.parent
+        if run_folder.name.startswith("."):
+            continue
         try:
-            result = read_result(file.parent)
-        except (Damaged, OSError) as error:
+            result = read_result(run_folder)
+        except (OSError, ValueError) as error:
             reason = error.why if isinstance(error, Damaged) else " ".join(str(error).split())
-            found.unreadable.append(Unreadable(file.parent, key_of(file.parent), reason))
+            key = key_of(run_folder) if by_configuration else None
+            found.unreadable.append(Unreadable(run_folder, key, reason))
             continue
         if result is None:  # removed just now
             continue
-        key = str(result["key"]) if result.get("key") else key_of(file.parent)
-        run = RunResult(file.parent, key, result, _digests(file.parent))
+        key = str(result["key"]) if result.get("key") else key_of(run_folder) if by_configuration else None
+        run = RunResult(run_folder, key, result)
         found.runs.append(run)
         if key is None:
             continue
@@ -110,6 +126,8 @@ def key_of(folder: Path) -> str | None:
 
     None when it cannot be said: the configuration no longer loads, or its method computes something else by now.
     """
+    from hpcdistill.run import load_run  # half of the time that status takes to start, which does without
+
     try:
         run = load_run([str(folder / "config.yaml")])
         version = _identity(folder).get("version")
@@ -129,13 +147,27 @@ def _identity(folder: Path) -> dict[str, Any]:
     return identity
 
 
-def _digests(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Digests of the run's training sets and of the set that chose its best weights."""
-    identity = _identity(folder)
-    data = identity.get("data", ())
-    if not identity or not isinstance(data, list | tuple):
-        return {}
-    digests = {"training data": tuple(map(str, data))}
-    if identity.get("selection"):
-        digests["test set that selects"] = (str(identity["selection"]),)
-    return digests
+def finished_run(runs: Path, key: str, name: str = "") -> Path | None:
+    """The folder of the finished run with this key, by result.json; those called `name` are looked at first."""
+    named = sorted(runs.glob(f"{name}-*/result.json")) if name else []
+    for file in [*named, *sorted(set(runs.glob("*/result.json")) - set(named))]:
+        try:
+            if (read_result(file.parent) or {}).get("key") == key:
+                return file.parent
+        except (OSError, ValueError):  # damaged: status and collect say so
+            continue
+    return None
+
+
+def started_run(runs: Path, config: Path, since: float) -> Path | None:
+    """The folder of the run that was started as `train <config>` after `since` (of time.time())."""
+    for file in runs.glob("*/environment.json"):
+        try:
+            if file.stat().st_mtime < since - 2:  # clocks of file servers
+                continue
+            sessions = read_environment(file.parent)["sessions"]
+            if sessions and str(config) in (sessions[-1].get("command") or ""):
+                return file.parent
+        except (OSError, ValueError):
+            continue
+    return None

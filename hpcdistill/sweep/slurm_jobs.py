@@ -1,4 +1,4 @@
-"""From a profile to submitit: sbatch's options, the job script and the submission of arrays."""
+"""Submits a sweep to SLURM: from a profile to sbatch's options, the job scripts, the arrays, a copy of the code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,20 +16,78 @@ from typing import Any
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from hpcdistill.errors import UserError
+from hpcdistill.console import say, warn
+from hpcdistill.errors import UserError, plural
 from hpcdistill.ranks.environment import job, of_outer_job
-from hpcdistill.sweep.arrays import Array
+from hpcdistill.run import relative_place
+from hpcdistill.sweep.arrays import Array, Selection, make_arrays
+from hpcdistill.sweep.plan import Plan
 from hpcdistill.sweep.profile import Profile, Shape
-from hpcdistill.sweep.task import REQUEUE
+from hpcdistill.sweep.submissions import CLONE, SubmissionFolder
+from hpcdistill.sweep.task import REQUEUE, Command, Task
+from hpcdistill.sweep.task_folder import write_tasks
+from hpcdistill.training.run_folder import code_revision, git_in
 
 ARRAY_SIZE = 1001  # SLURM's default MaxArraySize
+
+
+def submit_sweep(
+    plan: Plan,
+    selection: Selection,
+    jobs: JobMaker,
+    parallel: int,
+    folder: Path,
+    collect: Sequence[str],
+    command: Sequence[str],
+) -> None:
+    """Submit what is chosen, and last the job that runs `collect`; plan.json says at each moment what SLURM has taken.
+
+    `folder` is the sweep's, `command` what the user's command was given.
+    """
+    profile, here = jobs.profile, Path.cwd()
+    described = {"name": jobs.profile_name, **profile.model_dump(mode="json")}
+    submission = SubmissionFolder(folder, plan, profile=described, command=list(command))
+    write_tasks(folder, plan, selection.chosen)
+    if profile.snapshot:
+        jobs.code = snapshot_code(submission.path / "code")
+    arrays = make_arrays(selection, profile, largest_array(profile), parallel)
+    if ignored := ignored_options():
+        warn(ignored)
+    ids: list[str] = []
+    submission.save()
+    for array in arrays:
+        calls = [
+            Task(folder / "tasks" / run.key, here, run.teacher, profile.scratch, profile.requeues) for run in array.runs
+        ]
+        dependency = array.dependency(ids)
+        keys = [run.key for run in array.runs]
+        with undisturbed():
+            tasks = jobs.submit(array, dependency, submission.path / "jobs" / array.name, calls)
+            ids.append(tasks[0].partition("_")[0])
+            submission.add_array(array.name, ids[-1], dependency, dict(zip(keys, tasks, strict=True)))
+        waits = f", {dependency}" if dependency else ""
+        say(f"{array.name}: job {ids[-1]}, {plural(len(tasks), 'run')}, {array.shape}{waits}")
+    place = here
+    if profile.snapshot:  # the configurations of the copy too, if they are all in it
+        lacking = needs_folder(plan, jobs.code) if here == CLONE else str(here)
+        if lacking:
+            say(f"snapshot: {lacking} is not in it; the tables will be made with the configurations as they are then")
+        else:
+            place = jobs.code
+    log = submission.path / "collect.log"
+    call = Command((str(jobs.code / collect[0]), *collect[1:]), place, log)
+    with undisturbed():
+        last = jobs.submit_last(call, "afterany:" + ":".join(ids), submission.path / "jobs" / "collect")
+        submission.note(collector=last)
+    say(f"collect: job {last}, after all of them; its log {log}")
+    say(f"submitted {plural(len(selection.chosen), 'run')} ({submission.path}); watch: python slurm/status.py")
 
 
 class JobMaker:
     """Submits with one profile; `code` is the folder that hpcdistill is imported from."""
 
-    def __init__(self, profile: Profile, profile_name: str, code: Path, sweep: str) -> None:
-        self.profile, self.profile_name, self.code, self.sweep = profile, profile_name, code, sweep
+    def __init__(self, profile: Profile, profile_name: str, code: Path = CLONE) -> None:
+        self.profile, self.profile_name, self.code = profile, profile_name, code
 
     def script(self, array: Array, dependency: str | None, folder: Path) -> str:
         """The script that sbatch would be given; nothing is asked or written."""
@@ -80,7 +139,7 @@ class JobMaker:
         # same instant, and the first would have the others killed.
         steps = [f"--cpus-per-task={shape.cpus_per_task}", "--kill-on-bad-exit=0", "--wait=60"]
         parameters: dict[str, Any] = {
-            "job_name": f"{self.sweep}-{name}",
+            "job_name": f"hpcdistill-{name}",
             "time": max(1, round(shape.hours * 60)),
             "nodes": shape.nodes,
             "ntasks_per_node": shape.tasks,
@@ -131,6 +190,22 @@ class _Unsubmitted(SlurmExecutor):
 
 
 @contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until a job that sbatch has taken is written down; sbatch itself is not cut off either."""
+    pressed: list[int] = []
+    # The mask is for sbatch, which inherits it; another thread of this process may take the signal all the same.
+    handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if pressed and handler is not signal.SIG_IGN:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
 def as_on_a_login_node() -> Iterator[None]:
     """Without the variables of the job that this process may be part of: sbatch gives the new one all that is left."""
     outer = {name: os.environ.pop(name) for name in of_outer_job(os.environ)}
@@ -170,6 +245,38 @@ def largest_array(profile: Profile) -> int:
         r"^MaxArraySize\s*=\s*(\d+)|^SchedulerParameters\s*=.*\bmax_array_tasks=(\d+)", shown, re.MULTILINE
     )
     return max(1, min((int(size or tasks) for size, tasks in limits), default=ARRAY_SIZE))
+
+
+def snapshot_code(destination: Path) -> Path:
+    """Copy the clone's files that git knows or would take into `destination`; what it copies is what is run."""
+    git = [*git_in(CLONE), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(git, capture_output=True, check=True, timeout=60).stdout.decode().split("\0")
+    except (OSError, subprocess.SubprocessError):
+        raise UserError(f"snapshot: {CLONE} is not a git clone; set snapshot: false in the profile") from None
+    for name in filter(None, listed):
+        source, target = CLONE / name, destination / name
+        if source.is_file():  # not one that was deleted and not committed
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    (destination / "REVISION").write_text(f"{code_revision() or 'unknown'}\n")
+    return destination
+
+
+def needs_folder(plan: Plan, code: Path) -> str | None:
+    """The first file or place that `plan` names by its way from this folder and that is not in the copy `code`."""
+    for run in plan.runs.values():
+        for loaded in (run.loaded, *(teacher.run for teacher in run.loaded.teachers.values())):
+            if loaded is None:
+                continue
+            for file in loaded.files:
+                if not file.is_absolute() and not (code / file).is_file():
+                    return str(file)
+            data = loaded.config.data
+            for place in (*data.train, *data.eval.values()):
+                if relative_place(place) == str(Path(place).absolute()) != place:
+                    return place  # it is known by its whole way, which would begin elsewhere
+    return None
 
 
 def _double_quoted(text: str) -> str:

@@ -1,7 +1,7 @@
-"""How each run of a sweep is: by its result.json, then its state.json, then SLURM, in this order of trust.
+"""The state of each run of a sweep: by its result.json, then its state.json, then SLURM, in this order of trust.
 
-Files alone tell of most; SLURM is asked about runs that have not ended, for those that it will still start and those
-that died without a word. Nothing here loads a configuration or torch: a thousand runs are a second's work.
+The files say how most runs are. SLURM is asked about runs that have not ended: it may still start them, or they have
+died without writing anything. Nothing here loads a configuration or torch: a thousand runs are a second's work.
 """
 
 from __future__ import annotations
@@ -9,33 +9,34 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import psutil
 
-from hpcdistill.sweep.logs import Progress, last_words, read_progress
+from hpcdistill.sweep.logs import LoggedProgress, cause, read_progress
+from hpcdistill.sweep.results import Found, RunResult, find_results
 from hpcdistill.sweep.slurm_queue import Job, Queue
 from hpcdistill.sweep.submissions import SKEW_S, Submission, epoch, read_submissions
-from hpcdistill.sweep.task_files import Results, TaskFiles, read_results, read_task
+from hpcdistill.sweep.task_folder import TaskFiles, read_task
 from hpcdistill.training.records import read_result
 
 if TYPE_CHECKING:
     from hpcdistill.sweep.plan import Plan
 
-State = Literal["finished", "running", "queued", "failed", "stopped", "blocked", "missing"]
-STATES: tuple[State, ...] = get_args(State)
+RunState = Literal["finished", "running", "queued", "failed", "stopped", "blocked", "missing"]
+STATES: tuple[RunState, ...] = get_args(RunState)
 SILENT_S = 300.0  # a run renews its lock every 30 s
 START_S = 60.0  # between a time that was noted and the start of the process that it is about
 
-_OF_CANCELLED: dict[str, tuple[State, str]] = {
+_CANCELLED: dict[str, tuple[RunState, str]] = {
     "CANCELLED": ("stopped", "cancelled"),
     "PREEMPTED": ("stopped", "preempted, and not put into the queue again"),
     "REVOKED": ("stopped", "revoked"),
 }
-_IN_WORDS = {
+_ENDS = {
     "TIMEOUT": "its time was up before it had saved",
     "DEADLINE": "its deadline has passed",
     "OUT_OF_MEMORY": "out of memory",
@@ -50,7 +51,7 @@ class TaskStatus:
 
     key: str
     name: str
-    state: State
+    state: RunState
     step: int | None = None
     steps: int | None = None
     rate: float | None = None  # steps/s
@@ -88,31 +89,33 @@ def task_statuses(
         for key, job in submission.jobs.items():
             if key in tasks:
                 tasks[key].jobs.append((submission, job))
-    results = read_results(runs)
+    found = find_results(runs, by_configuration=False) if runs.is_dir() else Found()
     facts: dict[str, dict[str, Any]] = {}
     for submission in reversed(submissions):
         facts.update(submission.runs)
-    known = _Known(folder, runs, results, queue or Queue(), submissions)
-    unsettled = {key: task for key, task in tasks.items() if known.result_of(task) is None}
-    known.ask(unsettled.values())
+    evidence = _Evidence(folder, runs, found, queue or Queue(), submissions)
+    unsettled = {key: task for key, task in tasks.items() if evidence.result_of(task) is None}
+    evidence.ask(unsettled.values())
     statuses = []
     for key, task in tasks.items():
         plan = planned.get(key)
         fact = facts.get(key, {})
         name = str(getattr(plan, "name", None) or fact.get("name") or task.state.get("name") or key)
-        steps = getattr(plan, "steps", None) or _whole(fact.get("steps"))
-        statuses.append(known.status(task, name, steps))
+        steps = getattr(plan, "steps", None) or _integer(fact.get("steps"))
+        statuses.append(evidence.status(task, name, steps))
     if problems is not None:
-        told = {status.run.name for status in statuses if status.run}
-        problems += [line for name, line in results.damaged.items() if name not in told]
+        named = {status.run.name for status in statuses if status.run}
+        problems += [line for name, line in evidence.damaged.items() if name not in named]
     return statuses
 
 
-class _Known:
-    """Everything that was read and asked, to judge single runs by."""
+class _Evidence:
+    """What the files and SLURM say, from which the state of each run follows."""
 
-    def __init__(self, folder: Path, runs: Path, results: Results, queue: Queue, submissions: list[Submission]) -> None:
-        self.folder, self.runs, self.results, self.queue = folder, runs, results, queue
+    def __init__(self, folder: Path, runs: Path, found: Found, queue: Queue, submissions: list[Submission]) -> None:
+        self.folder, self.runs, self.queue = folder, runs, queue
+        self.by_key = found.by_key
+        self.damaged = {run.folder.name: run.line for run in found.unreadable}
         self.jobs: dict[str, Job] = {}
         self.host, self.now = socket.gethostname(), time.time()
         self.waiting_here: dict[str, tuple[float, str]] = {}  # since when, and what for
@@ -148,35 +151,44 @@ class _Known:
         path = Path(str(said))
         return path if path.is_dir() else self.runs / path.name
 
-    def result_of(self, task: TaskFiles) -> tuple[Path, dict[str, Any]] | None:
-        """The run's folder and result.json."""
-        found = self.results.by_key.get(task.key)
-        if found is None and (run := self.run_of(task)) is not None and run.name not in self.results.damaged:
-            # A run of the same identity that another key, or none, has been written into.
-            content = None
-            with contextlib.suppress(OSError, ValueError):
-                content = read_result(run)
-            found = (run, content) if content is not None else None
-        return found
+    def result_of(self, task: TaskFiles) -> RunResult | None:
+        """The finished run of a task."""
+        if task.key in self.by_key:
+            return self.by_key[task.key]
+        run = self.run_of(task)
+        if run is None or run.name in self.damaged:
+            return None
+        # A run of the same identity that another key, or none, has been written into.
+        with contextlib.suppress(OSError, ValueError):
+            content = read_result(run)
+            return None if content is None else RunResult(run, None, content)
+        return None
 
     def status(self, task: TaskFiles, name: str, steps: int | None) -> TaskStatus:
         log = task.log
-        if result := self.result_of(task):
-            run, content = result
-            done = _whole(content.get("steps")) or steps
-            metric = _final_metric(content)
+        if finished := self.result_of(task):
+            done = _integer(finished.result.get("steps")) or steps
             return TaskStatus(
-                task.key, name, "finished", done, done, None, None, metric, task.attempts, task.job, None, log, run
+                task.key,
+                name,
+                "finished",
+                step=done,
+                steps=done,
+                metric=_final_metric(finished.result),
+                attempts=task.attempts,
+                job=task.job,
+                log=log,
+                run=finished.folder,
             )
         run_folder = self.run_of(task)
-        damaged = run_folder is not None and run_folder.name in self.results.damaged
+        damaged = run_folder is not None and run_folder.name in self.damaged
         if run_folder is not None and damaged:
-            state: State = "failed"
-            reason: str | None = self.results.damaged[run_folder.name]
+            state: RunState = "failed"
+            reason: str | None = self.damaged[run_folder.name]
         else:
-            state, reason = self._judge(task, log)
-        progress = read_progress(run_folder / "metrics.jsonl") if run_folder else Progress()
-        steps = steps if steps is not None or progress.step is None else _whole(task.config("train").get("steps"))
+            state, reason = self._unfinished(task, log)
+        progress = read_progress(run_folder / "metrics.jsonl") if run_folder else LoggedProgress()
+        steps = steps if steps is not None or progress.step is None else _integer(task.config("train").get("steps"))
         left = None
         if state == "running" and steps is not None and progress.step is not None and progress.rate:
             left = max(0, steps - progress.step) / progress.rate
@@ -200,7 +212,7 @@ class _Known:
             damaged,
         )
 
-    def _judge(self, task: TaskFiles, log: Path | None) -> tuple[State, str | None]:
+    def _unfinished(self, task: TaskFiles, log: Path | None) -> tuple[RunState, str | None]:
         """State and reason of a run without a result."""
         started = epoch(task.state.get("started"))
         own = self._own_job(task)
@@ -229,7 +241,7 @@ class _Known:
             return "failed", f"{task.folder / 'state.json'}: state {said!r} is unknown; delete the file"
         return said, self._why(task, log)
 
-    def _live(self, task: TaskFiles, job: Job, log: Path | None) -> tuple[State, str | None]:
+    def _live(self, task: TaskFiles, job: Job, log: Path | None) -> tuple[RunState, str | None]:
         """Of a job that SLURM runs or will run."""
         if job.never_starts:
             return "blocked", f"SLURM will never start job {job.id}: one that it waits for has failed; --cancel it"
@@ -247,7 +259,7 @@ class _Known:
                 return said, self._why(task, log)
         return "running", "starting"
 
-    def _never_began(self, job: str, known: Job | None) -> tuple[State, str]:
+    def _never_began(self, job: str, known: Job | None) -> tuple[RunState, str]:
         """Of a submitted job that does not live and has written no state."""
         if known is None:
             if not self.queue.answers:
@@ -255,19 +267,19 @@ class _Known:
             return "missing", f"job {job} is gone from SLURM and never began; was it cancelled?"
         if known.never_starts:
             return "blocked", f"job {job} was cancelled by SLURM: one that it waited for has failed"
-        if known.state in _OF_CANCELLED:
-            state, word = _OF_CANCELLED[known.state]
+        if known.state in _CANCELLED:
+            state, word = _CANCELLED[known.state]
             return state, f"job {job} was {word} before it began"
         detail = ", ".join(part for part in (known.state, known.reason) if part)
         return "failed", f"job {job} ended before the run began ({detail}); see the job's own log"
 
-    def _silent(self, task: TaskFiles, job: Job | None, log: Path | None) -> tuple[State, str | None]:
+    def _silent(self, task: TaskFiles, job: Job | None, log: Path | None) -> tuple[RunState, str | None]:
         """Of a run that says it is running, without a live job: whether it is dead."""
         if job is not None:  # it has ended
-            if job.state in _OF_CANCELLED:
-                state, word = _OF_CANCELLED[job.state]
+            if job.state in _CANCELLED:
+                state, word = _CANCELLED[job.state]
                 return state, f"{word} (job {job.id})"
-            word = _IN_WORDS.get(job.state, "")
+            word = _ENDS.get(job.state, "")
             return "failed", self._died(f"SLURM: {', '.join(p for p in (job.state, job.reason, word) if p)}", log)
         if task.job and self.queue.answers:
             return "failed", self._died(f"job {task.job} is gone", log)
@@ -297,7 +309,7 @@ class _Known:
         return self.now - max(signs) if signs else None
 
     def _died(self, how: str, log: Path | None) -> str:
-        last = last_words(log) if log else None
+        last = cause(log) if log else None
         return f"died without a word ({how})" + (f"; last line of its log: {last}" if last else "")
 
     def _why(self, task: TaskFiles, log: Path | None) -> str | None:
@@ -305,7 +317,7 @@ class _Known:
         message = str(task.state.get("message") or "")
         if task.state.get("state") != "failed" or message.startswith(("error: ", "killed by ")):
             return message.removeprefix("error: ") or None
-        read = last_words(log) if log else None
+        read = cause(log) if log else None
         code = task.state.get("code")
         return read or message or (f"exit code {code}" if code is not None else None)
 
@@ -324,7 +336,7 @@ class _Known:
         job = self.jobs.get(number)
         return job if job is not None and submission.made(job) else None
 
-    def _metric(self, task: TaskFiles, progress: Progress) -> tuple[str, float] | None:
+    def _metric(self, task: TaskFiles, progress: LoggedProgress) -> tuple[str, float] | None:
         """The first metric of the test set that chooses the best weights."""
         if not progress.metrics:
             return None
@@ -334,7 +346,7 @@ class _Known:
         return name, progress.metrics[name]
 
 
-def _final_metric(result: dict[str, Any]) -> tuple[str, float] | None:
+def _final_metric(result: Mapping[str, Any]) -> tuple[str, float] | None:
     """The last value of the metric that chose the best weights."""
     last, protocol = result.get("last"), result.get("protocol")
     metrics = last.get("metrics") if isinstance(last, dict) else None
@@ -353,7 +365,7 @@ def _began(task: TaskFiles, submission: Submission, job: str) -> bool:
     return started is not None and started >= submission.time - (SKEW_S if task.job == job else 0)
 
 
-def _whole(value: Any) -> int | None:
+def _integer(value: Any) -> int | None:
     return value if type(value) is int else None
 
 

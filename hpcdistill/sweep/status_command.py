@@ -27,9 +27,9 @@ from hpcdistill.sweep.grid import grid_files
 from hpcdistill.sweep.grid_file import SUFFIXES
 from hpcdistill.sweep.slurm_queue import Queue
 from hpcdistill.sweep.status import TaskStatus, is_alive, parent_of, task_statuses
-from hpcdistill.sweep.status_table import View, render, title
-from hpcdistill.sweep.submissions import PlacedCell, Submission, epoch, read_submissions, submitted_files
-from hpcdistill.sweep.task_files import check_sweep, read_task, task_keys
+from hpcdistill.sweep.status_table import SweepView, render, title
+from hpcdistill.sweep.submissions import Submission, SubmittedCell, epoch, read_submissions, submitted_files
+from hpcdistill.sweep.task_folder import read_task, task_keys
 
 REFRESH_S = 3.0
 ASK_S = 15.0  # between two questions to SLURM: its controller has other users
@@ -39,7 +39,8 @@ EXIT_FAILED = 1
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     options = _parser().parse_intermixed_args(arguments)
-    check_sweep(options.folder)
+    if not (folder := options.folder).is_dir():
+        raise UserError(f"{folder}: no such folder; submit first, `python slurm/submit_ablations.py`, or give --folder")
     words = [*options.grid, *(options.more or ())]
     sweep = Sweep(options.folder, options.runs, words, Queue(keep_s=ASK_S if options.watch else 0.0))
     if options.cancel:
@@ -89,19 +90,19 @@ class Sweep:
         self.grids: list[str] = []  # the names that the words mean
         self.submissions: list[Submission] = []
 
-    def look(self) -> View:
+    def look(self) -> SweepView:
         """Read everything anew. UserError when nothing was submitted, or not a grid that was asked for."""
         self.submissions, problems = read_submissions(self.folder)
         tasks = task_keys(self.folder)
         if not (self.submissions or tasks or problems):
             raise UserError(f"{self.folder}: nothing has been submitted; `python slurm/submit_ablations.py` does it")
-        cells: dict[PlacedCell, PlacedCell] = {}
+        cells: dict[SubmittedCell, SubmittedCell] = {}
         for submission in self.submissions:  # newest first: what a grid's cell is now, not what it was once
             for cell in submission.cells:
                 cells.setdefault(dataclasses.replace(cell, key=None), cell)
         known = dict.fromkeys(cell.grid for cell in cells.values())
         self.grids = [grid for word in self.words for grid in self._named(word, known)]
-        by_key: dict[str, list[PlacedCell]] = {}
+        by_key: dict[str, list[SubmittedCell]] = {}
         for cell in cells.values():
             if cell.key is not None and (not self.grids or cell.grid in self.grids):
                 by_key.setdefault(cell.key, []).append(cell)
@@ -109,7 +110,7 @@ class Sweep:
         if not self.grids:  # also what only a plan.json that is damaged now could place
             keys += [key for key in tasks if key not in keys and not any(key in s.runs for s in self.submissions)]
         statuses = task_statuses(keys, self.folder, self.runs, self.queue, self.submissions, problems)
-        return View(statuses, by_key, problems)
+        return SweepView(statuses, by_key, problems)
 
     def _named(self, word: str, known: Collection[str]) -> list[str]:
         """The submitted grids that `word` means: a name, a file, or one that includes others."""
@@ -129,7 +130,7 @@ class Sweep:
             raise UserError(f"{word}: no such grid in {self.folder / 'submissions'}; {hint}")
         return found
 
-    def shared(self, view: View) -> set[str]:
+    def shared(self, view: SweepView) -> set[str]:
         """Keys of runs that other grids need as well, as cells or teachers."""
         if not self.grids:
             return set()
@@ -142,7 +143,7 @@ class Sweep:
         return set(_with_teachers(others, self.submissions))
 
 
-def _with_teachers(by_key: dict[str, list[PlacedCell]], submissions: Sequence[Submission]) -> list[str]:
+def _with_teachers(by_key: dict[str, list[SubmittedCell]], submissions: Sequence[Submission]) -> list[str]:
     """The keys and those of the teachers that they need, teachers first."""
     teacher: dict[str, str | None] = {}
     for submission in reversed(submissions):
@@ -174,7 +175,7 @@ def watch(sweep: Sweep, everything: bool) -> int:
     return EXIT_FAILED if view.failed else 0
 
 
-def _follow(sweep: Sweep, view: View, everything: bool) -> View:
+def _follow(sweep: Sweep, view: SweepView, everything: bool) -> SweepView:
     """`watch` where nothing can be drawn over; the last view."""
     shown = None
     while True:
@@ -220,7 +221,7 @@ def cancel(sweep: Sweep) -> int:
     return EXIT_FAILED if complaints else 0
 
 
-def _stop_here(sweep: Sweep, view: View, status: TaskStatus, runners: Sequence[int]) -> int:
+def _stop_here(sweep: Sweep, view: SweepView, status: TaskStatus, runners: Sequence[int]) -> int:
     """Signal a run of this machine, which then saves and ends; 1 when that was done."""
     state = read_task(sweep.folder / "tasks" / status.key).state
     host, process = state.get("host"), state.get("pid")
@@ -273,7 +274,7 @@ def retry(sweep: Sweep, what: str) -> int:
                 f"`python slurm/submit_ablations.py {shlex.join(sorted(wanted))} --retry {what}`"
             )
         commands.setdefault(submission.command, submission.name)
-    from hpcdistill.sweep import submit
+    from hpcdistill.sweep import submit  # triples the time that status takes to start, and only this needs it
 
     code = 0
     for command, name in commands.items():
@@ -282,7 +283,7 @@ def retry(sweep: Sweep, what: str) -> int:
     return code
 
 
-def as_json(view: View, sweep: Sweep) -> dict[str, Any]:
+def as_json(view: SweepView, sweep: Sweep) -> dict[str, Any]:
     """Everything as one JSON object; times in seconds."""
     counted = Counter(status.state for status in view.statuses)
     return {
@@ -296,7 +297,7 @@ def as_json(view: View, sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _run_as_json(view: View, status: TaskStatus) -> dict[str, Any]:
+def _run_as_json(view: SweepView, status: TaskStatus) -> dict[str, Any]:
     values = dataclasses.asdict(status)
     for name in ("log", "run"):
         values[name] = str(values[name]) if values[name] else None

@@ -13,10 +13,10 @@ from rich.text import Text
 from hpcdistill.console import Table, out
 from hpcdistill.errors import plural
 from hpcdistill.sweep.logs import log_lines
-from hpcdistill.sweep.status import STATES, State, TaskStatus
-from hpcdistill.sweep.submissions import PlacedCell
+from hpcdistill.sweep.status import STATES, RunState, TaskStatus
+from hpcdistill.sweep.submissions import SubmittedCell
 
-COLOURS: dict[State, str] = {
+COLOURS: dict[RunState, str] = {
     "finished": "green",
     "running": "cyan",
     "queued": "blue",
@@ -30,16 +30,16 @@ LOG_LINES, MOST_LOGS = 3, 3
 LOG_LINE = 400  # characters of one that are shown
 LEAST_ROWS = 3
 REASON = 44  # columns that a reason beside the table needs; with less it stands below
-_FIRST: tuple[State, ...] = ("failed", "running", "stopped", "blocked", "queued", "missing", "finished")
+_FIRST: tuple[RunState, ...] = ("failed", "running", "stopped", "blocked", "queued", "missing", "finished")
 _WORTH_A_LOOK = ("failed", "running", "stopped", "blocked")
 
 
 @dataclass
-class View:
+class SweepView:
     """A sweep at this moment: every run once, and the cells that they fill."""
 
     statuses: Sequence[TaskStatus]
-    cells: Mapping[str, Sequence[PlacedCell]]  # by key; none of a teacher
+    cells: Mapping[str, Sequence[SubmittedCell]]  # by key; none of a teacher
     problems: Sequence[str] = ()
 
     @property
@@ -52,9 +52,9 @@ class View:
         """Whether nothing runs or waits."""
         return not any(status.state in ("running", "queued") for status in self.statuses)
 
-    def summary(self) -> dict[str, Counter[State]]:
+    def summary(self) -> dict[str, Counter[RunState]]:
         """The number of runs in each state by grid; a run that several grids share counts in each."""
-        counted: dict[str, Counter[State]] = {}
+        counted: dict[str, Counter[RunState]] = {}
         for status in self.statuses:
             grids = dict.fromkeys(cell.grid for cell in self.cells.get(status.key, ())) or {TEACHERS: None}
             for grid in grids:
@@ -62,7 +62,7 @@ class View:
         return dict(sorted(counted.items(), key=lambda item: item[0] == TEACHERS))
 
 
-def render(view: View, height: int | None = None, everything: bool = False) -> RenderableType:
+def render(view: SweepView, height: int | None = None, everything: bool = False) -> RenderableType:
     """The tables; with `height` (lines) no more rows than fit, but a few."""
     chosen = [status for status in view.statuses if everything or status.state in _WORTH_A_LOOK]
     chosen.sort(key=lambda status: _FIRST.index(status.state))
@@ -82,7 +82,7 @@ def render(view: View, height: int | None = None, everything: bool = False) -> R
             rows = max(LEAST_ROWS, rows - max(1, over // 4))  # a reason takes some lines of its own
 
 
-def _page(view: View, chosen: Sequence[TaskStatus], rows: int, logs: Sequence[TaskStatus]) -> Group:
+def _page(view: SweepView, chosen: Sequence[TaskStatus], rows: int, logs: Sequence[TaskStatus]) -> Group:
     """The summary, the first `rows` of `chosen` with their reasons, the ends of `logs`, what is wrong with files."""
     if len(chosen) > rows:  # what runs is of interest even where much has failed
         failed = [status for status in chosen if status.state == "failed"]
@@ -100,7 +100,7 @@ def _page(view: View, chosen: Sequence[TaskStatus], rows: int, logs: Sequence[Ta
     return Group(*parts)
 
 
-def _summary(view: View) -> Table:
+def _summary(view: SweepView) -> Table:
     table = Table(title=f"{plural(len(view.statuses), 'run')}, {time.strftime('%H:%M:%S')}", title_justify="left")
     table.add_column("grid")
     for state in STATES:
@@ -115,7 +115,7 @@ def _summary(view: View) -> Table:
     return table
 
 
-def _runs(view: View, statuses: Sequence[TaskStatus]) -> list[RenderableType]:
+def _runs(view: SweepView, statuses: Sequence[TaskStatus]) -> list[RenderableType]:
     """A row a run; columns that none has anything for are left out. Reasons stand below where the screen is narrow."""
     columns: list[tuple[str, list[Text]]] = [
         ("run", [Text(title(view, status)) for status in statuses]),
@@ -151,7 +151,7 @@ def _metric(status: TaskStatus) -> str:
     return f"{status.metric[0].rpartition('/')[2]} {status.metric[1]:.4g}" if status.metric else ""
 
 
-def title(view: View, status: TaskStatus) -> str:
+def title(view: SweepView, status: TaskStatus) -> str:
     """A run's name, and the first cell that it fills."""
     cells = view.cells.get(status.key, ())
     if not cells:

@@ -1,26 +1,38 @@
-"""What has been submitted: the plan.json of each submission, which is all that watching needs to know of a grid."""
+"""What has been submitted: the plan.json of each submission, written and read.
+
+It is all that status needs to know of a grid: reading it loads no configuration.
+"""
 
 from __future__ import annotations
 
 import calendar
 import os
+import platform
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hpcdistill.storage import JSON_OBJECT, parse_json
+from hpcdistill.storage import JSON_OBJECT, parse_json, write_json
+from hpcdistill.sweep.grid import Grid
 from hpcdistill.sweep.slurm_queue import Job
+from hpcdistill.training.run_folder import code_revision
 
+if TYPE_CHECKING:  # status reads submissions and makes no plan
+    from hpcdistill.sweep.plan import Plan
+
+CLONE = Path(__file__).resolve().parents[2]
+_LONGEST = 60  # of the grids' names in a folder's name
 SKEW_S = 300.0  # between the clocks of the login node and of the controller
 HEARTBEAT = "alive"  # touched by a local runner while it lives
 SUBMITTING_S = 3600.0  # between a submission's first array and its last
 
 
 @dataclass(frozen=True)
-class PlacedCell:
+class SubmittedCell:
     """A cell of a grid and the run that fills it."""
 
     grid: str
@@ -36,7 +48,7 @@ class Submission:
 
     folder: Path
     time: float  # seconds since 1970
-    cells: tuple[PlacedCell, ...]
+    cells: tuple[SubmittedCell, ...]
     runs: dict[str, dict[str, Any]]  # by key: name, steps, teacher
     jobs: dict[str, str]  # by key: 17_3
     local: tuple[str, int] | None = None  # host and process that runs them one after the other
@@ -45,7 +57,7 @@ class Submission:
     grids: Mapping[str, Path] = field(default_factory=dict)  # their files by name
     overrides: tuple[str, ...] = ()  # key=value and overlay files that hold for every run of it
     seeds: tuple[int, ...] | None = None  # None = the grids' own
-    place: Path = Path()  # the folder it was submitted in, which paths in grids and overrides start from
+    cwd: Path = Path()  # the folder it was submitted in, which paths in grids and overrides start from
 
     @property
     def name(self) -> str:
@@ -94,7 +106,7 @@ def read_submission(folder: Path) -> Submission:
     content = parse_json(file.read_bytes(), JSON_OBJECT)
     grids: Mapping[str, Any] = content["grids"]
     cells = [
-        PlacedCell(str(name), str(cell["title"]), cell.get("seed"), cell.get("key"), _labels(cell.get("labels")))
+        SubmittedCell(str(name), str(cell["title"]), cell.get("seed"), cell.get("key"), _labels(cell.get("labels")))
         for name, grid in grids.items()
         for cell in grid["cells"]
     ]
@@ -135,7 +147,7 @@ def submitted_grids(submissions: Iterable[Submission]) -> dict[str, Submission]:
 
 def submitted_files(submissions: Iterable[Submission]) -> dict[str, Path]:
     """The files of the grids that were submitted, by name, from wherever they were submitted."""
-    return {name: found.place / found.grids[name] for name, found in submitted_grids(submissions).items()}
+    return {name: found.cwd / found.grids[name] for name, found in submitted_grids(submissions).items()}
 
 
 def _labels(labels: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
@@ -164,3 +176,79 @@ def _named_time(name: str) -> float | None:
 
 def _short(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+
+
+def utc(seconds: float | None = None) -> str:
+    """A time as it is written into files."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+class SubmissionFolder:
+    """`submissions/<UTC time>-<grids>/`; plan.json is written again after each array, so that none is ever unknown."""
+
+    def __init__(self, folder: Path, plan: Plan, **described: Any) -> None:
+        self.path = _new_folder(folder, plan.grids)
+        self.jobs: dict[str, str] = {}
+        self._content: dict[str, Any] = {
+            "time": utc(),
+            "grids": {grid.name: _described(plan, grid) for grid in plan.grids},
+            "overrides": list(plan.overrides),
+            "seeds": None if plan.given_seeds is None else list(plan.given_seeds),
+            "place": str(Path.cwd()),
+            "runs": {
+                run.key: {"name": run.name, "steps": run.steps, "teacher": run.teacher, "arguments": run.arguments}
+                for run in plan.runs.values()
+            },
+            "arrays": [],
+            "jobs": self.jobs,
+            "collector": None,
+            "revision": code_revision(),
+            "environment": _environment(),
+            **described,
+        }
+
+    def add_array(self, name: str, job: str, dependency: str | None, jobs: dict[str, str]) -> None:
+        """Note the job of each run of an array."""
+        self.jobs.update(jobs)
+        self._content["arrays"].append({"name": name, "job": job, "dependency": dependency, "tasks": len(jobs)})
+        self.save()
+
+    def note(self, **values: Any) -> None:
+        """Note what is known by now."""
+        self._content.update(values)
+        self.save()
+
+    def save(self) -> None:
+        write_json(self.path / "plan.json", self._content)
+
+
+def _new_folder(folder: Path, grids: Sequence[Grid]) -> Path:
+    names = "+".join(grid.name for grid in grids)
+    if len(names) > _LONGEST:
+        names = f"{len(grids)}-grids"
+    parent = folder / "submissions"
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        path = parent / (f"{stamp}-{names}" if number == 1 else f"{stamp}-{names}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:  # one second, two submissions; the jobs' folder must be a new one
+            number += 1
+            continue
+        return path
+
+
+def _described(plan: Plan, grid: Grid) -> dict[str, Any]:
+    cells = [
+        {"title": grid.cells[number].title, "labels": grid.cells[number].labels, "seed": seed, "key": key}
+        for (name, number, seed), key in plan.cells.items()
+        if name == grid.name
+    ]
+    return {"path": str(grid.path), "title": grid.title, "paper": grid.paper, "table": grid.table, "cells": cells}
+
+
+def _environment() -> dict[str, Any]:
+    packages = {entry.metadata["Name"]: entry.version for entry in metadata.distributions()}
+    return {"python": platform.python_version(), "packages": dict(sorted(packages.items(), key=lambda i: str(i[0])))}

@@ -1,6 +1,7 @@
 """Submit the ablation grids: `python slurm/submit_ablations.py [GRID ...] [OVERLAY ...] [key=value ...]`.
 
-Or run them here (--local). Again, it leaves alone what has finished or is in the queue, and submits the rest.
+With --local the runs are trained on this machine instead. The same command again leaves the runs alone that have
+finished or are in the queue, and submits the others.
 """
 
 from __future__ import annotations
@@ -11,25 +12,33 @@ import errno
 import fcntl
 import os
 import shlex
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hpcdistill.command import UserPath, positive, whole
 from hpcdistill.console import out, say, warn
 from hpcdistill.data.places import VARIABLE, data_root
-from hpcdistill.errors import UserError, plural
+from hpcdistill.errors import UserError
+from hpcdistill.requirements import check_runs_apart, how_to_get, missing_for
 from hpcdistill.storage import user_path
-from hpcdistill.sweep.grid import EVERYTHING, Grid, grid_file, load_grids
-from hpcdistill.sweep.plan import sort_words
+from hpcdistill.sweep.arrays import Selection, make_arrays, select
+from hpcdistill.sweep.grid import EVERYTHING, grid_file, load_grids
+from hpcdistill.sweep.local import Local
+from hpcdistill.sweep.plan import Plan, PlannedRun, make_plan, sort_words
+from hpcdistill.sweep.plan_view import say_left, show_arrays, show_cells
 from hpcdistill.sweep.profile import Profile, load_profile
-from hpcdistill.sweep.submissions import Submission, read_submissions, submitted_files, submitted_grids
-
-if TYPE_CHECKING:
-    from hpcdistill.sweep.arrays import Retry, Selection
-    from hpcdistill.sweep.plan import Plan
-    from hpcdistill.sweep.status import TaskStatus
+from hpcdistill.sweep.results import find_results
+from hpcdistill.sweep.slurm_jobs import JobMaker, check_slurm, largest_array, submit_sweep
+from hpcdistill.sweep.slurm_queue import Queue
+from hpcdistill.sweep.status import TaskStatus, task_statuses
+from hpcdistill.sweep.submissions import (
+    Submission,
+    SubmissionFolder,
+    read_submissions,
+    submitted_files,
+    submitted_grids,
+)
+from hpcdistill.training.records import RESULT
 
 FOLDER = Path("sweeps")
 REPORT = "report"
@@ -39,21 +48,14 @@ def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     options = _parser().parse_intermixed_args(arguments)
     words = sort_words(options.grid)
-    # What is wrong with the words themselves is said at once, before torch is loaded.
     profile = Profile() if options.local and not options.cluster else load_profile(options.cluster or "default")
     submissions = read_submissions(options.folder)[0]
     submitted = submitted_files(submissions)
     grids = load_grids(words.grids, submitted)
     if not (options.local or options.dry_run):
-        from hpcdistill.sweep.slurm_jobs import check_slurm
-
         check_slurm()
     if VARIABLE in profile.environment:  # the configurations are resolved here
         os.environ[VARIABLE] = os.path.expandvars(profile.environment[VARIABLE])
-
-    from hpcdistill.sweep.plan import make_plan
-    from hpcdistill.sweep.submission import set_aside_damaged
-
     overrides = [*profile.set, *words.overrides]
     origins = dict.fromkeys(profile.set, f"--cluster {options.cluster or 'default'}: set")
     plan = make_plan(grids, options.seeds, overrides, origins=origins)
@@ -63,26 +65,35 @@ def main(arguments: list[str]) -> int:
     named = [str(grid_file(word, submitted)) if word in submitted else word for word in words.grids]
     prefetch = shlex.join(prefetch_command(named, overrides, profile))
     if options.dry_run:
-        selection = _show(plan, grids, profile, runs, options)
+        selection = _show(plan, profile, runs, options)
         if lacking := _lacking(selection, prefetch, options):
             warn(lacking)
         return 0
     with _alone(options.folder):
         statuses = known_statuses(plan, options.folder, runs)
-        selection = _selected(plan, statuses, options)
+        selection = select(plan, statuses, options.retry, options.local)
         if lacking := _lacking(selection, prefetch, options):
             raise UserError(lacking)
         set_aside_damaged(runs, selection.chosen, statuses)
         collect = collect_command(words.grids, overrides, options.seeds, runs, options.folder)
-        again = _without_retry(arguments)
+        command = _without_retry(arguments)
         if not selection.chosen and not are_noted(plan, submissions):
-            note_grids(options.folder, plan, again)
+            # Status and the tables know grids by their submissions: also one all of whose runs are there already.
+            SubmissionFolder(options.folder.absolute(), plan, profile={"name": "none"}, command=command).save()
         if not options.local:
-            return _submit(plan, selection, profile, options, (words.grids, overrides, runs), again)
-        from hpcdistill.sweep.local import Local
-
+            say_left(selection, options.retry)
+            if not selection.chosen:
+                say(f"nothing to submit; the tables: python {shlex.join(collect)}")
+                return 0
+            folder = options.folder.absolute()
+            # By whole paths, as the job may work in a copy of the code; with the data root, which keys are made with.
+            files = [str(user_path(grid).absolute()) if user_path(grid).is_file() else grid for grid in words.grids]
+            collect = collect_command(files, overrides, options.seeds, Path.cwd() / runs, folder, data_root())
+            jobs = JobMaker(profile, options.cluster or "default")
+            submit_sweep(plan, selection, jobs, options.parallel or profile.parallel, folder, collect, command)
+            return 0
         # What is written down is: another submission that starts now leaves these runs alone.
-        here = Local(plan, selection, options.folder, profile, options.parallel, collect, again)
+        here = Local(plan, selection, options.folder, profile, options.parallel, collect, command)
     return here.run()
 
 
@@ -140,8 +151,6 @@ def check_fits(plan: Plan, profile: Profile, name: str) -> None:
 
 def runs_folder(plan: Plan) -> Path:
     """Where all runs of the plan are put. UserError for several folders, and for a data set that the runs read."""
-    from hpcdistill.requirements import check_runs_apart
-
     for run in plan.runs.values():
         check_runs_apart(run.loaded.config)
     folders = sorted({run.loaded.config.runs for run in plan.runs.values()})
@@ -152,9 +161,6 @@ def runs_folder(plan: Plan) -> Path:
 
 def known_statuses(plan: Plan, folder: Path, runs: Path, *, ask: bool = True) -> dict[str, TaskStatus]:
     """What is known of each run of the plan; without `ask` by the files alone."""
-    from hpcdistill.sweep.slurm_queue import Queue
-    from hpcdistill.sweep.status import task_statuses
-
     queue = Queue() if ask else Queue({"PATH": ""})
     return {status.key: status for status in task_statuses(plan, folder, runs, queue)}
 
@@ -191,19 +197,26 @@ def _lacking(selection: Selection, prefetch: str, options: argparse.Namespace) -
     """One line on data and weights that the chosen runs need and that are not here: each would say so by itself."""
     if options.no_data_check:
         return None
-    from hpcdistill.requirements import how_to_get, missing_for
-
     places, weights = missing_for(run.loaded for run in selection.chosen)
     if not places and not weights:
         return None
     return f"{how_to_get(places, weights, prefetch)}; --no-data-check goes on without (the nodes may see more)"
 
 
-def note_grids(folder: Path, plan: Plan, command: Sequence[str]) -> None:
-    """Write down grids all of whose runs are there already: status and the tables know grids by their submissions."""
-    from hpcdistill.sweep.submission import SubmissionFolder
+def set_aside_damaged(runs: Path, started: Sequence[PlannedRun], statuses: Mapping[str, TaskStatus]) -> None:
+    """Give the damaged result.json of each run that is to be started another name.
 
-    SubmissionFolder(folder.absolute(), plan, profile={"name": "none"}, command=list(command)).save()
+    Training asks for that file first and would refuse to go on; without it the run writes it again from its checkpoint.
+    """
+    if not (started and runs.is_dir()):
+        return
+    keys = {run.key for run in started}
+    folders = {status.run.name for key in keys if (status := statuses[key]).run}
+    for damaged in find_results(runs).unreadable:
+        if damaged.key in keys or damaged.folder.name in folders:
+            file = damaged.folder / RESULT
+            file.replace(aside := file.with_name(f"{RESULT}.damaged"))
+            warn(f"{file}: damaged ({damaged.reason}); now {aside.name}, and written again from the last checkpoint")
 
 
 def _without_retry(arguments: Sequence[str]) -> list[str]:
@@ -218,130 +231,21 @@ def _without_retry(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _selected(plan: Plan, statuses: dict[str, TaskStatus], options: argparse.Namespace) -> Selection:
-    from hpcdistill.sweep.arrays import select
-
-    retry: Retry = options.retry
-    return select(plan, statuses, retry, options.local)
-
-
-def _submit(
-    plan: Plan,
-    selection: Selection,
-    profile: Profile,
-    options: argparse.Namespace,
-    told: tuple[Sequence[str], Sequence[str], Path],
-    again: Sequence[str],
-) -> int:
-    """`told` are the words of the collector: grids, overrides, the folder of the runs."""
-    from hpcdistill.sweep.arrays import make_arrays
-    from hpcdistill.sweep.plan_view import say_left
-    from hpcdistill.sweep.slurm_jobs import JobMaker, ignored_options, largest_array
-    from hpcdistill.sweep.submission import (
-        CLONE,
-        SubmissionFolder,
-        needs_folder,
-        snapshot_code,
-        task_folder,
-        write_tasks,
-    )
-    from hpcdistill.sweep.task import Command, Task
-
-    grids, overrides, runs = told
-    say_left(selection, options.retry)
-    if not selection.chosen:
-        collect = collect_command(grids, overrides, options.seeds, runs, options.folder)
-        say(f"nothing to submit; the tables: python {shlex.join(collect)}")
-        return 0
-    folder, here = options.folder.absolute(), Path.cwd()
-    name = options.cluster or "default"
-    submission = SubmissionFolder(
-        folder, plan, profile={"name": name, **profile.model_dump(mode="json")}, command=list(again)
-    )
-    write_tasks(folder, plan, selection.chosen)
-    code = snapshot_code(submission.path / "code") if profile.snapshot else CLONE
-    jobs = JobMaker(profile, name, code, "hpcdistill")
-    arrays = make_arrays(selection, profile, largest_array(profile), options.parallel or profile.parallel)
-    if ignored := ignored_options():
-        warn(ignored)
-    ids: list[str] = []
-    submission.save()
-    for array in arrays:
-        calls = [
-            Task(task_folder(folder, run.key).path, here, run.teacher, profile.scratch, profile.requeues)
-            for run in array.runs
-        ]
-        dependency = array.dependency(ids)
-        keys = [run.key for run in array.runs]
-        with _undisturbed():
-            tasks = jobs.submit(array, dependency, submission.path / "jobs" / array.name, calls)
-            ids.append(tasks[0].partition("_")[0])
-            submission.add_array(array.name, ids[-1], dependency, dict(zip(keys, tasks, strict=True)))
-        say(
-            f"{array.name}: job {ids[-1]}, {plural(len(tasks), 'run')}, {array.shape}"
-            + (f", {dependency}" if dependency else "")
-        )
-    log = submission.path / "collect.log"
-    # The configurations of the copy too, if they are all in it; the words say where things are here. The data
-    # root stays as it is: keys are of places below it.
-    lacking = needs_folder(plan, code) if here == CLONE else str(here)
-    if profile.snapshot and lacking:
-        say(f"snapshot: {lacking} is not in it; the tables will be made with the configurations as they are then")
-    place = code if profile.snapshot and not lacking else here
-    collect = collect_command(
-        [_from_here(grid) for grid in grids], overrides, options.seeds, here / runs, folder, data_root()
-    )
-    with _undisturbed():
-        last = jobs.submit_last(
-            Command((str(code / collect[0]), *collect[1:]), place, log),
-            "afterany:" + ":".join(ids),
-            submission.path / "jobs" / "collect",
-        )
-        submission.note(collector=last)
-    say(f"collect: job {last}, after all of them; its log {log}")
-    say(f"submitted {plural(len(selection.chosen), 'run')} ({submission.path}); watch: python slurm/status.py")
-    return 0
-
-
-def _show(plan: Plan, grids: Sequence[Grid], profile: Profile, runs: Path, options: argparse.Namespace) -> Selection:
+def _show(plan: Plan, profile: Profile, runs: Path, options: argparse.Namespace) -> Selection:
     """Print the plan; the runs that would be started."""
-    from hpcdistill.sweep.arrays import make_arrays
-    from hpcdistill.sweep.plan_view import show_arrays, show_cells
-    from hpcdistill.sweep.slurm_jobs import JobMaker, largest_array
-    from hpcdistill.sweep.submission import CLONE
-
     statuses = known_statuses(plan, options.folder, runs, ask=False)
-    selection = _selected(plan, statuses, options)
+    selection = select(plan, statuses, options.retry, options.local)
     show_cells(plan, statuses)
-    arrays = make_arrays(selection, profile, largest_array(profile), options.parallel or profile.parallel)
-    maker = JobMaker(profile, options.cluster or "default", CLONE, "hpcdistill")
-    place = options.folder.absolute() / "submissions" / "TIME-GRIDS" / "jobs"
-    numbers = [f"<{array.name}>" for array in arrays]
-    scripts = [maker.script(array, array.dependency(numbers), place / array.name) for array in arrays[:1]]
+    arrays, scripts = [], []
+    if not options.local:
+        arrays = make_arrays(selection, profile, largest_array(profile), options.parallel or profile.parallel)
+        folder = options.folder.absolute() / "submissions" / "TIME-GRIDS" / "jobs"
+        numbers = [f"<{array.name}>" for array in arrays]
+        jobs = JobMaker(profile, options.cluster or "default")
+        scripts = [jobs.script(array, array.dependency(numbers), folder / array.name) for array in arrays[:1]]
     out.print("States: as of the files; SLURM was not asked for jobs.", soft_wrap=True)
-    show_arrays(plan, selection, [] if options.local else arrays, [] if options.local else scripts)
+    show_arrays(plan, selection, arrays, scripts)
     return selection
-
-
-def _from_here(grid: str) -> str:
-    """A grid's name, or its file from the root of the file system."""
-    return str(user_path(grid).absolute()) if user_path(grid).is_file() else grid
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C waits until a job that sbatch has taken is written down; sbatch itself is not cut off either."""
-    pressed: list[int] = []
-    # The mask is for sbatch, which inherits it; another thread of this process may take the signal all the same.
-    handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-    if pressed and handler is not signal.SIG_IGN:
-        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

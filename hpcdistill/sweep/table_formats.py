@@ -13,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from hpcdistill.sweep.results import WHICH, RunResult
-from hpcdistill.sweep.table_layout import ARROWS, PLUS_MINUS, SIGNS, Column, Layout, Panel, Place, Sign, notes
+from hpcdistill.sweep.table_layout import ARROWS, PLUS_MINUS, SIGNS, Column, Layout, Panel, Sign, TableCell, notes
 from hpcdistill.sweep.tables import ResultTable, Summary, TableRow, describe_protocol
 
 _LATEX: dict[str, str] = {
@@ -38,15 +38,15 @@ _LATEX: dict[str, str] = {
 def markdown(layout: Layout) -> str:
     """GitHub's kind of table, with its notes below."""
 
-    def cell(place: Place) -> str:
-        text = _escape_markdown(place.text)
+    def formatted(cell: TableCell) -> str:
+        text = _escape_markdown(cell.text)
         return " ".join(
             part
             for part in (
-                f"**{text}**" if place.bold else text,
-                place.spread and f"{PLUS_MINUS} {place.spread}",
-                f"({place.n})" if place.n > 1 else "",
-                _signs(place, lambda sign: sign.text),
+                f"**{text}**" if cell.bold else text,
+                cell.spread and f"{PLUS_MINUS} {cell.spread}",
+                f"({cell.n})" if cell.n > 1 else "",
+                _signs(cell, lambda sign: sign.text),
             )
             if part
         )
@@ -55,7 +55,7 @@ def markdown(layout: Layout) -> str:
     for panel in layout.panels:
         lines.append("| " + " | ".join(_escape_markdown(_one_line_head(column)) for column in panel.columns) + " |")
         lines.append("|" + "|".join("---" if column.metric is None else "---:" for column in panel.columns) + "|")
-        lines += ["| " + " | ".join(map(cell, row)) + " |" for row in panel.rows]
+        lines += ["| " + " | ".join(map(formatted, row)) + " |" for row in panel.rows]
         lines.append("")
     lines += [f"- {_escape_markdown(line)}" for line in notes(layout)]
     return "\n".join(lines) + "\n"
@@ -64,24 +64,24 @@ def markdown(layout: Layout) -> str:
 def latex(layout: Layout) -> str:
     r"""A `table` with \usepackage{booktabs}."""
 
-    def cell(place: Place) -> str:
-        text = escape_latex(place.text)
-        if place.value is not None:
+    def formatted(cell: TableCell) -> str:
+        text = escape_latex(cell.text)
+        if cell.value is not None:
             text = text.replace("-", "$-$", 1) if text.startswith("-") else text
         return " ".join(
             part
             for part in (
-                rf"\textbf{{{text}}}" if place.bold else text,
-                place.spread and rf"$\pm$ {place.spread}",
-                f"({place.n})" if place.n > 1 else "",
-                _signs(place, lambda sign: sign.latex),
+                rf"\textbf{{{text}}}" if cell.bold else text,
+                cell.spread and rf"$\pm$ {cell.spread}",
+                f"({cell.n})" if cell.n > 1 else "",
+                _signs(cell, lambda sign: sign.latex),
             )
             if part
         )
 
     body: list[str] = []
     for panel in layout.panels:
-        body += ([r"\par\medskip"] if body else []) + _tabular(layout, panel, cell)
+        body += ([r"\par\medskip"] if body else []) + _tabular(layout, panel, formatted)
     signs = "; ".join(f"{sign.latex} {escape_latex(meaning)}" for sign, meaning in layout.legend)
     said = [escape_latex(line) for line in notes(layout, legend=False)] + ([signs + "."] if signs else [])
     lines = [
@@ -97,7 +97,7 @@ def latex(layout: Layout) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tabular(layout: Layout, panel: Panel, cell: Callable[[Place], str]) -> list[str]:
+def _tabular(layout: Layout, panel: Panel, formatted: Callable[[TableCell], str]) -> list[str]:
     rows = layout.table.rows
     heads, rules, at = [], [], 1
     for metric, span in panel.spans:
@@ -119,7 +119,7 @@ def _tabular(layout: Layout, panel: Panel, cell: Callable[[Place], str]) -> list
     for number, row in enumerate(panel.rows):
         if number and rows[number].group != rows[number - 1].group:
             lines.append(r"\midrule")
-        lines.append(" & ".join(map(cell, row)) + r" \\")
+        lines.append(" & ".join(map(formatted, row)) + r" \\")
     return [*lines, r"\bottomrule", r"\end{tabular}"]
 
 
@@ -142,7 +142,7 @@ def _html_table(layout: Layout, panel: Panel) -> str:
     for number, row in enumerate(panel.rows):
         begins = number and groups[number] != groups[number - 1]
         rows += Markup('<tr class="begins">') if begins else Markup("<tr>")
-        rows += Markup("").join(_html_cell(column, place) for column, place in zip(panel.columns, row, strict=True))
+        rows += Markup("").join(_html_cell(column, cell) for column, cell in zip(panel.columns, row, strict=True))
         rows += Markup("</tr>\n")
     start = Markup('<table class="results">\n<caption>{}</caption>\n<thead>\n<tr class="metrics">{}</tr>\n')
     middle = Markup('<tr class="heads">{}</tr>\n</thead>\n<tbody>\n{}</tbody>\n</table>\n')
@@ -154,24 +154,24 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
-def _html_cell(column: Column, place: Place) -> Markup:
+def _html_cell(column: Column, cell: TableCell) -> Markup:
     if column.metric is None:
         first = Markup('<th scope="row" data-sort="{0}">{0}</th>')
-        return first.format(place.text)
+        return first.format(cell.text)
     parts = []
-    if place.text:
-        parts.append(Markup("<b>{}</b>" if place.bold else "{}").format(place.text))
-    if place.spread:
-        parts.append(Markup('<span class="spread">{} {}</span>').format(PLUS_MINUS, place.spread))
-    if place.n > 1:
-        parts.append(Markup('<span class="n">({})</span>').format(place.n))
-    for state, count in place.signs:
+    if cell.text:
+        parts.append(Markup("<b>{}</b>" if cell.bold else "{}").format(cell.text))
+    if cell.spread:
+        parts.append(Markup('<span class="spread">{} {}</span>').format(PLUS_MINUS, cell.spread))
+    if cell.n > 1:
+        parts.append(Markup('<span class="n">({})</span>').format(cell.n))
+    for state, count in cell.signs:
         sign = SIGNS[state]
-        many = str(count) if count > 1 or (place.text and state != "measured") else ""
+        many = str(count) if count > 1 or (cell.text and state != "measured") else ""
         mark = Markup('<span class="sign {}"><span aria-hidden="true">{}</span>{}<span class="name">{}</span></span>')
         parts.append(mark.format(state, sign.text, many, state))
-    title = Markup(' title="{}"').format(place.explained) if place.explained else Markup("")
-    value = place.value
+    title = Markup(' title="{}"').format(cell.explained) if cell.explained else Markup("")
+    value = cell.value
     sort = "" if value is None or math.isnan(value) else repr(float(value))
     start = Markup('<td class="{}" data-sort="{}"').format(_class(column), sort)
     return start + title + Markup(">") + Markup(" ").join(parts) + Markup("</td>")
@@ -181,11 +181,11 @@ def _class(column: Column) -> str:
     return f"{column.kind} first" if column.begins else column.kind
 
 
-def _signs(place: Place, shown: Callable[[Sign], str]) -> str:
+def _signs(cell: TableCell, shown: Callable[[Sign], str]) -> str:
     """The signs, with how many runs they stand for where that is not plain."""
     return " ".join(
-        shown(SIGNS[state]) + (str(count) if count > 1 or (place.text and state != "measured") else "")
-        for state, count in place.signs
+        shown(SIGNS[state]) + (str(count) if count > 1 or (cell.text and state != "measured") else "")
+        for state, count in cell.signs
     )
 
 
@@ -249,11 +249,11 @@ def tidy_csv(tables: Iterable[ResultTable], others: Iterable[RunResult] = ()) ->
     for table in tables:
         grid = table.grid
         for row in table.rows:
-            place = {"grid": grid.name, "paper": grid.paper, "table": grid.table}
-            place["labels"] = json.dumps(row.cell.labels, ensure_ascii=False)
+            about_row = {"grid": grid.name, "paper": grid.paper, "table": grid.table}
+            about_row["labels"] = json.dumps(row.cell.labels, ensure_ascii=False)
             for metric in grid.metrics:
                 entry = row.entries[metric.name]
-                line = {**place, "metric": metric.name, "printed": "" if entry.printed is None else entry.printed}
+                line = {**about_row, "metric": metric.name, "printed": "" if entry.printed is None else entry.printed}
                 if entry.measured and entry.best:
                     writer.writerow({**line, "which": "measured", "value": entry.best.mean, "state": "measured"})
                 elif row.cell.kind == "reported" and row.states(metric.name):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from hpcdistill.sweep.grid import Metric
-from hpcdistill.sweep.tables import Entry, Order, ResultTable, State, Summary, TableRow, best_rows
+from hpcdistill.sweep.tables import MetricEntry, Order, ResultTable, Summary, TableRow, TrialState, best_rows
 
 
 class Sign(NamedTuple):
@@ -19,7 +19,7 @@ class Sign(NamedTuple):
     meaning: str
 
 
-SIGNS: dict[State, Sign] = {
+SIGNS: dict[TrialState, Sign] = {
     "reported": Sign("\u2020", r"$\dagger$", "reported by the paper, not trained here"),
     "measured": Sign("\u2021", r"$\ddagger$", "measured or counted; nothing is trained for it"),
     "running": Sign("\u25b7", r"$\triangleright$", "running"),
@@ -36,28 +36,28 @@ ARROWS = {"higher": ("\u2191", r"$\uparrow$"), "lower": ("\u2193", r"$\downarrow
 
 _PANEL = 9  # columns of numbers that fit on a page
 
-Kind = Literal["label", "paper", "ours", "difference", "last"]
+ColumnKind = Literal["label", "paper", "ours", "difference", "last"]
 
 
 @dataclass(frozen=True)
 class Column:
     """A column: a label, or a side of a metric."""
 
-    kind: Kind
+    kind: ColumnKind
     head: str
     metric: Metric | None = None
     begins: bool = False  # the first of its metric
 
 
 @dataclass(frozen=True)
-class Place:
+class TableCell:
     """What stands in a table's cell."""
 
     text: str = ""
     spread: str = ""  # standard deviation
     n: int = 0  # runs, where they are several
     bold: bool = False
-    signs: tuple[tuple[State, int], ...] = ()  # why runs are missing, and how many
+    signs: tuple[tuple[TrialState, int], ...] = ()  # why runs are missing, and how many
     value: float | None = None  # to sort by
     explained: str = ""  # what a reader is told who points at it
 
@@ -67,7 +67,7 @@ class Panel:
     """As many metrics of a table as fit on a page, behind the labels."""
 
     columns: tuple[Column, ...]
-    rows: tuple[tuple[Place, ...], ...]  # in the order of the table's
+    rows: tuple[tuple[TableCell, ...], ...]  # in the order of the table's
 
     @property
     def spans(self) -> list[tuple[Metric | None, int]]:
@@ -89,14 +89,14 @@ class Layout:
     panels: tuple[Panel, ...]
 
     @property
-    def places(self) -> list[Place]:
+    def cells(self) -> list[TableCell]:
         """All that stands in it."""
-        return [place for panel in self.panels for row in panel.rows for place in row]
+        return [cell for panel in self.panels for row in panel.rows for cell in row]
 
     @property
     def legend(self) -> list[tuple[Sign, str]]:
         """The signs that are in it, and what they mean."""
-        used = {state for place in self.places for state, _ in place.signs}
+        used = {state for cell in self.cells for state, _ in cell.signs}
         return [(sign, sign.meaning) for state, sign in SIGNS.items() if state in used]
 
     @property
@@ -112,7 +112,7 @@ def lay_out(table: ResultTable) -> Layout:
     grid = table.grid
     labels = [Column("label", label) for label in dict.fromkeys(label for cell in grid.cells for label in cell.labels)]
     blocks: list[list[Column]] = []  # that stay together: a trained metric; all that are only printed, side by side
-    bold: dict[tuple[str, Kind], set[int]] = {}
+    bold: dict[tuple[str, ColumnKind], set[int]] = {}
     only_printed = False
     for metric in grid.metrics:
         trained = any(metric.name in cell.of for cell in grid.cells)
@@ -137,17 +137,17 @@ def lay_out(table: ResultTable) -> Layout:
     return Layout(table, tuple(_panel(table, [*labels, *columns], bold) for columns in panels))
 
 
-def _panel(table: ResultTable, columns: Sequence[Column], bold: Mapping[tuple[str, Kind], set[int]]) -> Panel:
+def _panel(table: ResultTable, columns: Sequence[Column], bold: Mapping[tuple[str, ColumnKind], set[int]]) -> Panel:
     rows = []
     for number, row in enumerate(table.rows):
-        places = []
+        cells = []
         for column in columns:
             if column.metric is None:
-                places.append(Place(row.cell.labels.get(column.head, "")))
+                cells.append(TableCell(row.cell.labels.get(column.head, "")))
             else:
                 best = number in bold.get((column.metric.name, column.kind), ())
-                places.append(_place(row, column.kind, column.metric, best))
-        rows.append(tuple(places))
+                cells.append(_table_cell(row, column.kind, column.metric, best))
+        rows.append(tuple(cells))
     return Panel(tuple(columns), tuple(rows))
 
 
@@ -167,7 +167,7 @@ def notes(layout: Layout, legend: bool = True) -> list[str]:
     table = layout.table
     lines = [f"Attention: {flag}" for flag in table.flags]
     seeds = ", ".join(map(str, table.seeds))
-    several = any(place.n > 1 for place in layout.places)
+    several = any(cell.n > 1 for cell in layout.cells)
     ours = "Ours: the run's best weights, chosen by its test set"
     ours += f"; mean {PLUS_MINUS} sample standard deviation (number of runs)" if several else ""
     lines.append(f"{ours}; seed {seeds}." if len(table.seeds) == 1 else f"{ours}; seeds {seeds}.")
@@ -191,22 +191,22 @@ def number_text(value: float, digits: int, signed: bool = False) -> str:
     return text.lstrip("+-") if not float(text) else text
 
 
-def _place(row: TableRow, kind: Kind, metric: Metric, bold: bool) -> Place:
-    entry: Entry = row.entries[metric.name]
+def _table_cell(row: TableRow, kind: ColumnKind, metric: Metric, bold: bool) -> TableCell:
+    entry: MetricEntry = row.entries[metric.name]
     if kind == "paper":
         value = entry.printed
-        return Place() if value is None else Place(number_text(value, metric.digits), bold=bold, value=value)
+        return TableCell() if value is None else TableCell(number_text(value, metric.digits), bold=bold, value=value)
     if kind == "difference":
         value = entry.difference
-        return Place() if value is None else Place(number_text(value, metric.digits, signed=True), value=value)
+        return TableCell() if value is None else TableCell(number_text(value, metric.digits, signed=True), value=value)
     summary = entry.best if kind == "ours" else entry.last
     signs = tuple(row.states(metric.name).items()) if kind == "ours" else ()
     explained = _explained(row, metric, summary, "best" if kind == "ours" else "last")
     if summary is None:
-        return Place(signs=signs, explained=explained)
+        return TableCell(signs=signs, explained=explained)
     spread = "" if summary.deviation is None else number_text(summary.deviation, metric.digits)
     text = number_text(summary.mean, metric.digits)
-    return Place(text, spread, summary.n, bold, signs, summary.mean, explained)
+    return TableCell(text, spread, summary.n, bold, signs, summary.mean, explained)
 
 
 def _explained(row: TableRow, metric: Metric, summary: Summary | None, which: str) -> str:

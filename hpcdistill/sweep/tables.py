@@ -1,6 +1,6 @@
 """From finished runs to the numbers of a table: means over seeds, differences from the paper, order, what is missing.
 
-Nothing is dropped: a cell without a number says why. How it looks is `tables`' and `grid_report`'s business.
+Nothing is dropped: a cell without a number says why. How it looks is the business of `table_layout` and `grid_report`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hpcdistill.sweep.plan import Plan
 from hpcdistill.sweep.results import WHICH, Found, RunResult, Which
 from hpcdistill.sweep.status import TaskStatus
 
-State = Literal[
+TrialState = Literal[
     "finished", "running", "queued", "stopped", "failed", "blocked", "missing", "unreadable", "unmeasured",
     "reported", "measured",
 ]  # fmt: skip
@@ -37,7 +37,7 @@ class Trial:
 
     seed: int
     key: str | None
-    state: State
+    state: TrialState
     run: RunResult | None = None
     reason: str = ""
 
@@ -54,7 +54,9 @@ class Summary:
 
     @property
     def mean(self) -> float:
-        return sum(self.values) / self.n if not _apart(self.values) else math.nan
+        if math.inf in self.values and -math.inf in self.values:
+            return math.nan
+        return sum(self.values) / self.n
 
     @property
     def deviation(self) -> float | None:
@@ -67,7 +69,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Entry:
+class MetricEntry:
     """One metric of a cell: the paper's number and ours."""
 
     printed: float | None
@@ -88,11 +90,11 @@ class TableRow:
     cell: Cell
     group: tuple[str, ...]  # what the cells that it is compared with have in common
     trials: tuple[Trial, ...]
-    entries: dict[str, Entry]  # by metric
+    entries: dict[str, MetricEntry]  # by metric
 
-    def states(self, metric: str) -> Counter[State]:
+    def states(self, metric: str) -> Counter[TrialState]:
         """How many of its trials have not got `metric`, by the reason; or that it is reported, or measured alone."""
-        states: Counter[State] = Counter()
+        states: Counter[TrialState] = Counter()
         if self.entries[metric].measured:
             states["measured"] = 1
         elif self.cell.kind == "reported":
@@ -127,20 +129,27 @@ class ResultTable:
     rows: tuple[TableRow, ...]  # group by group, otherwise in the grid's order
     orders: tuple[Order, ...]
     flags: tuple[str, ...]  # why its numbers may not be comparable, or say nothing good
-    protocols: tuple[str, ...]
-    revisions: tuple[str, ...]
     unmeasured: tuple[str, ...] = ()  # how to have what finished runs were not measured on
 
     @property
     def runs(self) -> list[RunResult]:
         """The finished runs in it, each once."""
-        found = {trial.run.folder: trial.run for row in self.rows for trial in row.trials if trial.run}
-        return list(found.values())
+        return _runs(self.rows)
 
     @property
-    def counts(self) -> Counter[State]:
+    def protocols(self) -> list[str]:
+        """How the numbers of its runs were made, each way once."""
+        return _described(run.result for run in self.runs)
+
+    @property
+    def revisions(self) -> list[str]:
+        """The code of its runs, each revision once."""
+        return list(dict.fromkeys(run.revision for run in self.runs))
+
+    @property
+    def counts(self) -> Counter[TrialState]:
         """Cells and seeds by state; a reported cell counts once."""
-        states: Counter[State] = Counter()
+        states: Counter[TrialState] = Counter()
         for row in self.rows:
             if row.cell.kind == "reported":
                 states["measured" if any(entry.measured for entry in row.entries.values()) else "reported"] += 1
@@ -175,19 +184,9 @@ def make_tables(plan: Plan, found: Found, statuses: Mapping[str, TaskStatus]) ->
         rows += bicubic_rows(grid, rows)
         groups = list(dict.fromkeys(row.group for row in rows))
         rows.sort(key=lambda row: groups.index(row.group))  # stable: explicit cells come to the products of their group
-        runs = {trial.run.folder: trial.run for row in rows for trial in row.trials if trial.run}
-        tables.append(
-            ResultTable(
-                grid,
-                seeds,
-                tuple(rows),
-                tuple(_orders(grid, rows)),
-                (*_flags(grid, rows), *below_bicubic(grid, rows)),
-                tuple(_described(run.result for run in runs.values())),
-                tuple(dict.fromkeys(run.revision for run in runs.values())),
-                _unmeasured(plan, rows),
-            )
-        )
+        flags = (*_flags(grid, rows), *below_bicubic(grid, rows))
+        orders = tuple(_orders(grid, rows))
+        tables.append(ResultTable(grid, seeds, tuple(rows), orders, flags, _unmeasured(plan, rows)))
     return tables
 
 
@@ -248,18 +247,18 @@ def _trial(
     return Trial(seed, key, status.state, reason=reason.strip())
 
 
-def _entry(cell: Cell, metric: str, trials: Sequence[Trial]) -> Entry:
+def _entry(cell: Cell, metric: str, trials: Sequence[Trial]) -> MetricEntry:
     printed = cell.printed.get(metric)
     if metric in cell.measured:
         ours = Summary((cell.measured[metric],))
-        return Entry(printed, ours, None, measured=True)
+        return MetricEntry(printed, ours, None, measured=True)
     found: dict[Which, Summary | None] = {}
     for which in WHICH:
         measured = [trial.run.metrics(which) for trial in trials if trial.run]
         name = cell.of.get(metric)
         values = tuple(values[name] for values in measured if name in values)
         found[which] = Summary(values) if values else None
-    return Entry(printed, found["best"], found["last"])
+    return MetricEntry(printed, found["best"], found["last"])
 
 
 def _unmeasured(plan: Plan, rows: Sequence[TableRow]) -> tuple[str, ...]:
@@ -273,9 +272,9 @@ def _unmeasured(plan: Plan, rows: Sequence[TableRow]) -> tuple[str, ...]:
                 if trial.run is None or name in trial.run.metrics("best"):
                     continue
                 planned = plan.runs.get(str(trial.key))
-                place = planned.loaded.config.data.eval.get(test_set) if planned else None
+                folder = planned.loaded.config.data.eval.get(test_set) if planned else None
                 words = ["python", "-m", "hpcdistill.evaluate", str(trial.run.folder), "--generator", generator]
-                command = f"{shlex.join(words)} --data {shlex.quote(place) if place else 'SET'}"
+                command = f"{shlex.join(words)} --data {shlex.quote(folder) if folder else 'SET'}"
                 lines[f"{trial.run.folder.name} has finished without {test_set}; `{command}` measures it"] = None
     named = list(lines)
     more = [f"{len(named) - _NAMED} more have finished without a test set"] if len(named) > _NAMED else []
@@ -329,9 +328,8 @@ def below_bicubic(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
             if round(ahead, metric.digits) < 0:
                 numbers = f"{best.mean:.{metric.digits}f} against {bicubic:.{metric.digits}f}"
                 below.append(f"{row.cell.title} ({numbers})")
-        more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
         if below:
-            lines.append(f"Below bicubic in {metric.label}: {', '.join(below[:_NAMED])}{more}.")
+            lines.append(f"Below bicubic in {metric.label}: {_first_few(below)}.")
     return lines
 
 
@@ -353,9 +351,8 @@ def _orders(grid: Grid, rows: Sequence[TableRow]) -> list[Order]:
 
 def _flags(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
     """What differs among runs whose numbers stand side by side."""
-    runs = {trial.run.folder: trial.run for row in rows for trial in row.trials if trial.run}
     flags = []
-    revisions = Counter(run.revision for run in runs.values())
+    revisions = Counter(run.revision for run in _runs(rows))
     if len(revisions) > 1:
         flags.append(f"Code of {len(revisions)} revisions: {_counted(revisions)}.")
     if changed := sum(count for revision, count in revisions.items() if revision.endswith("+")):
@@ -398,10 +395,14 @@ def _data(run: RunResult) -> dict[str, str]:
 
 
 def _counted(values: Counter[str]) -> str:
-    named = [f"{value} ({plural(count, 'run')})" for value, count in values.most_common(_NAMED)]
-    return ", ".join(named) + (f" and {len(values) - _NAMED} more" if len(values) > _NAMED else "")
+    return _first_few([f"{value} ({plural(count, 'run')})" for value, count in values.most_common()])
 
 
-def _apart(values: Sequence[float]) -> bool:
-    """Whether both infinities are among them, so that there is no mean."""
-    return math.inf in values and -math.inf in values
+def _first_few(named: Sequence[str]) -> str:
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return ", ".join(named[:_NAMED]) + more
+
+
+def _runs(rows: Iterable[TableRow]) -> list[RunResult]:
+    """The finished runs of `rows`, each once."""
+    return list({trial.run.folder: trial.run for row in rows for trial in row.trials if trial.run}.values())

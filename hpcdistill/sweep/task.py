@@ -15,7 +15,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -24,14 +23,13 @@ from submitit.helpers import TorchDistributedEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from hpcdistill.console import err
-from hpcdistill.errors import UserError
+from hpcdistill.errors import EXIT_RANK_LOST, EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from hpcdistill.ranks.environment import RANK_VARIABLES, port_of, restart_count
 from hpcdistill.storage import read_json, write_json
-from hpcdistill.sweep.attempt import EXIT_BLOCKED_LINE, EXIT_RANK_LOST, EXIT_STOPPED, Attempt, teacher_run
+from hpcdistill.sweep.attempt import BLOCKED_LINE, Attempt, Signals, teacher_run
 from hpcdistill.sweep.task_folder import START, TaskFolder, filled_in
 
 EXIT_CANCELLED = 128 + signal.SIGTERM
-EXIT_MISTAKE = 2
 AGREE_SECONDS = 600.0
 _SAID: TypeAdapter[dict[str, str | int | None]] = TypeAdapter(dict[str, str | int | None])
 # An array's own id would requeue all of its tasks, and its last task has that very id.
@@ -45,29 +43,6 @@ REQUEUE = (
 )
 
 
-class Received:
-    """The signals that have come; the handler does nothing but note them."""
-
-    def __init__(self) -> None:
-        self.all: list[int] = []
-        self._passed = 0
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.all.append(number)
-
-    def new(self) -> list[int]:
-        """Those that have come since the last call."""
-        new, self._passed = self.all[self._passed :], len(self.all)
-        return new
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether only SIGTERM came: scancel, or a preemption, after which SLURM itself requeues."""
-        return bool(self.all) and set(self.all) == {signal.SIGTERM}
-
-
 @dataclass(frozen=True)
 class Task:
     """One run of a sweep; pickled by submitit. Ends with the run's own exit code."""
@@ -79,7 +54,7 @@ class Task:
     requeues: int = 0  # how often the job may be put into the queue again
 
     def __call__(self) -> str:
-        received = Received()
+        received = Signals((signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM))
         here = SlurmJobEnvironment()
         rank, ranks = here.global_rank, here.num_tasks
         folder = TaskFolder(self.folder)
@@ -89,7 +64,7 @@ class Task:
         except UserError as error:
             # Into the job's log: there is nothing to write a state with.
             err.print(f"error: {error}", markup=False, soft_wrap=True)
-            sys.exit(EXIT_MISTAKE)
+            sys.exit(EXIT_USER_ERROR)
         number = self._agree(folder, here.job_id, rank, ranks)
         if number is None:
             return "blocked"
@@ -98,7 +73,7 @@ class Task:
             extra = [f"data.stage={filled_in(self.scratch)}"] if self.scratch else []
         except UserError as error:
             Attempt(folder, number, rank=rank, job=here.job_id, cwd=self.cwd).refuse(str(error))
-            sys.exit(EXIT_MISTAKE)
+            sys.exit(EXIT_USER_ERROR)
         attempt = Attempt(folder, number, rank=rank, job=here.job_id, extra=extra, cwd=self.cwd)
         attempt.start()
         while (code := attempt.poll()) is None:
@@ -107,7 +82,8 @@ class Task:
             time.sleep(0.2)
         message = None
         stopped = code == EXIT_STOPPED or (code != 0 and bool(received.all))
-        again = stopped and not received.cancelled
+        # SIGTERM alone is scancel, or a preemption, after which SLURM itself requeues.
+        again = stopped and set(received.all) != {signal.SIGTERM}
         if again and restart_count() >= self.requeues:
             again, message = False, f"stopped, and has been in the queue {restart_count() + 1} times; submit again"
         # The ranks that are left end with this code, the lost one of a signal, and srun with the larger of them. A run
@@ -134,7 +110,7 @@ class Task:
             if self.teacher and teacher_run(folder, self.teacher, self.cwd) is None:
                 teacher = TaskFolder(folder.path.parent / self.teacher)
                 name = teacher.values()["name"] if teacher.config.is_file() else "run"
-                message = EXIT_BLOCKED_LINE.format(name=name, key=self.teacher)
+                message = BLOCKED_LINE.format(name=name, key=self.teacher)
                 Attempt(folder, number, job=job, cwd=self.cwd).block(message)
                 number = None
             if ranks > 1:

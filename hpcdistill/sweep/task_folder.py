@@ -8,17 +8,21 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, TypeAdapter
 
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError
 from hpcdistill.storage import JSON_OBJECT, read_json, write_json
-from hpcdistill.training.records import read_environment, read_result
+from hpcdistill.sweep.submissions import Submission
+
+if TYPE_CHECKING:  # a task's own process makes no plan
+    from hpcdistill.sweep.plan import Plan, PlannedRun
 
 CONFIG, TEACHER, STATE, START = "config.json", "teacher.json", "state.json", "start.json"
 ENVIRONMENT = "environment.json"
@@ -101,6 +105,14 @@ class TaskFolder:
         return True
 
 
+def write_tasks(folder: Path, plan: Plan, runs: Iterable[PlannedRun]) -> None:
+    """The task folders of `runs` in a sweep's `folder`, whole on the disk before anything is queued."""
+    for run in runs:
+        teacher = plan.runs[run.teacher].loaded.config.dump() if run.teacher else None
+        write_task(folder / "tasks" / run.key, run.loaded.config.dump(), teacher)
+    os.sync()
+
+
 def write_task(folder: Path, config: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> None:
     """Write the configurations of a task, complete and resolved, where they differ from what is there.
 
@@ -129,30 +141,63 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def finished_run(runs: Path, key: str, name: str = "") -> Path | None:
-    """The folder of the finished run with this key, by result.json; those called `name` are looked at first."""
-    named = sorted(runs.glob(f"{name}-*/result.json")) if name else []
-    for file in [*named, *sorted(set(runs.glob("*/result.json")) - set(named))]:
-        try:
-            if (read_result(file.parent) or {}).get("key") == key:
-                return file.parent
-        except (OSError, ValueError):  # damaged: status and collect say so
-            continue
-    return None
+@dataclass
+class TaskFiles:
+    """What the files say of a run."""
 
+    key: str
+    folder: Path  # tasks/<key>
+    state: dict[str, Any] = field(default_factory=dict)  # state.json; {} = none
+    damage: str | None = None  # why state.json cannot be read
+    jobs: list[tuple[Submission, str]] = field(default_factory=list)  # newest first
 
-def started_run(runs: Path, config: Path, since: float) -> Path | None:
-    """The folder of the run that was started as `train <config>` after `since` (of time.time())."""
-    for file in runs.glob("*/environment.json"):
+    @property
+    def job(self) -> str | None:
+        job = self.state.get("job")
+        return str(job) if job else None
+
+    @property
+    def attempts(self) -> int:
+        attempt = self.state.get("attempt")
+        return attempt if isinstance(attempt, int) else 0
+
+    @cached_property
+    def log(self) -> Path | None:
+        """The log of the last attempt; where state.json says, or below the task's folder when that was moved."""
+        if not (said := self.state.get("log")):
+            return None
+        path = Path(str(said))
+        return path if path.is_file() else self.folder / path.parent.name / path.name
+
+    def config(self, section: str) -> dict[str, Any]:
+        """A section of config.json; {} when it cannot be read."""
+        found = self._config.get(section)
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
         try:
-            if file.stat().st_mtime < since - 2:  # clocks of file servers
-                continue
-            sessions = read_environment(file.parent)["sessions"]
-            if sessions and str(config) in (sessions[-1].get("command") or ""):
-                return file.parent
+            return read_json(TaskFolder(self.folder).config, JSON_OBJECT, "")
         except (OSError, ValueError):
-            continue
-    return None
+            return {}
+
+
+def read_task(folder: Path) -> TaskFiles:
+    """What `folder` (tasks/<key>) says."""
+    try:
+        return TaskFiles(folder.name, folder, TaskFolder(folder).read_state())
+    except (FileNotFoundError, NotADirectoryError):
+        return TaskFiles(folder.name, folder)
+    except (OSError, ValueError) as error:
+        return TaskFiles(folder.name, folder, damage=str(error))
+
+
+def task_keys(folder: Path) -> list[str]:
+    """The keys of all tasks in a sweep's folder."""
+    try:
+        return sorted(entry.name for entry in os.scandir(folder / "tasks") if not entry.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def filled_in(scratch: str) -> str:
@@ -164,21 +209,3 @@ def filled_in(scratch: str) -> str:
     if "$" in folder:
         raise UserError(f"scratch: {scratch}: not set on {socket.gethostname()}; name a folder that each node has")
     return folder
-
-
-def last_words(log: Path, most: int = 4000) -> str | None:
-    """The line that says why a run has ended: the last error line of its log, else the last line."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - most))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-    except OSError:
-        return None
-    lines = [line for line in lines if line]
-    errors = [line for line in lines if line.startswith("error: ") or ": error: " in line]
-    return (errors or lines or [None])[-1]  # type: ignore[list-item]
-
-
-def utc(seconds: float | None = None) -> str:
-    """A time as it is written into files."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

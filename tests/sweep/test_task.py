@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from hpcdistill.data.index import Index
 from hpcdistill.errors import UserError
 from hpcdistill.run import Run, load_run
 from hpcdistill.sweep.attempt import Attempt, teacher_run
+from hpcdistill.sweep.logs import last_words
 from hpcdistill.sweep.slurm_queue import Queue
 from hpcdistill.sweep.status import task_statuses
-from hpcdistill.sweep.task_folder import TaskFolder, filled_in, last_words, write_task
+from hpcdistill.sweep.task import Command, Task
+from hpcdistill.sweep.task_folder import TaskFolder, filled_in, write_task
 
 CLONE = Path(__file__).resolve().parents[2]
 PATHS = {"PYTHONPATH": str(CLONE)}
@@ -383,3 +386,9 @@ def test_the_last_words_of_a_log(tmp_path: Path) -> None:
     assert last_words(log) == "error: the disk is full"
     log.write_text("Traceback (most recent call last):\n  File\nValueError: 3\n\n")
     assert last_words(log) == "ValueError: 3"
+
+
+def test_jobs_that_earlier_code_has_queued_find_their_task() -> None:
+    """submitit pickles a job's class by its module's name, and loads it again at each requeue."""
+    for name, kind in (("Task", Task), ("Command", Command)):
+        assert pickle.loads(f"chpcdistill.sweep.jobs.task\n{name}\n.".encode()) is kind
