@@ -22,7 +22,7 @@ RETRIED: dict[Retry, frozenset[str]] = {
     "all": frozenset({"missing", "stopped", "blocked", "failed"}),
 }
 UNDER_WAY = ("finished", "running", "queued")
-_Group = tuple[int, bool, str, bool]  # stage, whether nothing waits for its runs, shape, whether they wait for jobs
+_Group = tuple[int, bool, Shape, bool]  # stage, whether nothing waits for its runs, shape, whether they wait for jobs
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Array:
     after: list[int] = field(default_factory=list)  # numbers of the arrays whose end it waits for
     jobs: list[str] = field(default_factory=list)  # jobs of earlier submissions that it waits for
     paired: bool = False  # each task waits for the task with its number in the one array of `after`
-    behind: int | None = None  # number of the array whose place it takes: more at a time than `parallel` otherwise
+    behind: int | None = None  # number of the array whose end it waits for: more than `parallel` at a time otherwise
 
     def dependency(self, ids: Sequence[str]) -> str | None:
         """sbatch's --dependency, `ids` being the jobs of the arrays so far."""
@@ -62,10 +62,7 @@ def select(plan: Plan, statuses: Mapping[str, TaskStatus], retry: Retry, local: 
     """
     found = Selection()
     needed = {key for key in plan.cells.values() if key is not None}
-    chosen: set[str] = set()
-    for run in plan.runs.values():
-        if statuses[run.key].state in RETRIED[retry]:
-            chosen.add(run.key)
+    chosen = {key for key in plan.runs if statuses[key].state in RETRIED[retry]}
     # A teacher that is only there for others is wanted when one of them is to be started, or waits in the queue for it.
     needed |= {
         run.teacher
@@ -74,27 +71,20 @@ def select(plan: Plan, statuses: Mapping[str, TaskStatus], retry: Retry, local: 
     }
     needed |= {key for key in chosen if statuses[key].damaged}  # its result is written again, whoever has used it
     for run in plan.runs.values():
-        state = statuses[run.key].state
-        if run.key not in chosen or run.key not in needed:
-            chosen.discard(run.key)
-            found.left[run.key] = state
-            continue
-        if run.teacher and run.teacher not in chosen:
-            teacher = statuses[run.teacher]
+        left = None if run.key in chosen and run.key in needed else str(statuses[run.key].state)
+        if left is None and run.teacher and run.teacher not in chosen:
+            teacher, name = statuses[run.teacher], plan.runs[run.teacher].name
             if teacher.state not in UNDER_WAY:
-                chosen.discard(run.key)
-                found.left[run.key] = f"its teacher {plan.runs[run.teacher].name} is {teacher.state}"
-                continue
-            if teacher.state != "finished" and teacher.job is None and not local:
-                chosen.discard(run.key)
-                name = plan.runs[run.teacher].name
-                found.left[run.key] = (
-                    f"its teacher {name} is {teacher.state} outside SLURM: submit again when it has ended"
-                )
-                continue
-            if teacher.state != "finished":
+                left = f"its teacher {name} is {teacher.state}"
+            elif teacher.state != "finished" and teacher.job is None and not local:
+                left = f"its teacher {name} is {teacher.state} outside SLURM: submit again when it has ended"
+            elif teacher.state != "finished":
                 found.waits_for[run.teacher] = teacher.job
-        found.chosen.append(run)
+        if left is None:
+            found.chosen.append(run)
+        else:
+            chosen.discard(run.key)
+            found.left[run.key] = left
     return found
 
 
@@ -109,26 +99,23 @@ def make_arrays(selection: Selection, profile: Profile, most: int, parallel: int
             first_use.setdefault(run.teacher, number)
     # Teachers apart from the runs that nothing waits for: students wait for the whole array of their teachers.
     groups: dict[_Group, list[PlannedRun]] = defaultdict(list)
-    shapes: dict[str, Shape] = {}
     for run in selection.chosen:
-        shape = profile.shape_of(run.name)
-        shapes[str(shape.model_dump())] = shape
-        last = run.key not in first_use
-        groups[level[run.key], last, str(shape.model_dump()), run.teacher in selection.waits_for].append(run)
+        last, waits = run.key not in first_use, run.teacher in selection.waits_for
+        groups[level[run.key], last, profile.shape_of(run.name), waits].append(run)
     stages: dict[int, list[Array]] = defaultdict(list)
     arrays: list[Array] = []
-    place: dict[str, tuple[int, int]] = {}  # run -> its array and its number in it
+    tasks: dict[str, tuple[int, int]] = {}  # run -> its array and its number in it
     shares = _shares({group: len(members) for group, members in groups.items()}, parallel)
     for group, members in sorted(groups.items(), key=lambda item: item[0][:2]):
-        stage, _, shape_text, _ = group
+        stage, _, shape, _ = group
         # Teachers in the order of their students: then the tasks of two stages can be paired.
         members.sort(key=lambda run: first_use.get(run.key, len(runs)))
         for begin in range(0, len(members), most):
             part = members[begin : begin + most]
             name, share = f"stage{stage}-{len(stages[stage])}", max(1, shares[group] * len(part) // len(members))
-            array = Array(name, part, shapes[shape_text], share)
-            _wait_for_teachers(array, selection, arrays, place)
-            place |= {run.key: (len(arrays), number) for number, run in enumerate(part)}
+            array = Array(name, part, shape, share)
+            _wait_for_teachers(array, selection, arrays, tasks)
+            tasks |= {run.key: (len(arrays), number) for number, run in enumerate(part)}
             stages[stage].append(array)
             arrays.append(array)
     numbers = {array.name: number for number, array in enumerate(arrays)}
@@ -138,11 +125,11 @@ def make_arrays(selection: Selection, profile: Profile, most: int, parallel: int
 
 
 def _wait_for_teachers(
-    array: Array, selection: Selection, arrays: Sequence[Array], place: Mapping[str, tuple[int, int]]
+    array: Array, selection: Selection, arrays: Sequence[Array], tasks: Mapping[str, tuple[int, int]]
 ) -> None:
     """Let `array` wait for the arrays, and the jobs of earlier submissions, that train its runs' teachers."""
     part = array.runs
-    after = sorted({place[run.teacher][0] for run in part if run.teacher and run.teacher in place})
+    after = sorted({tasks[run.teacher][0] for run in part if run.teacher and run.teacher in tasks})
     jobs = {selection.waits_for[run.teacher] for run in part if run.teacher in selection.waits_for}
     array.after, array.jobs = after, _shortened([job for job in jobs if job])
     array.paired = (
@@ -150,14 +137,15 @@ def _wait_for_teachers(
         and not array.jobs
         and len(part) > 1
         and len(arrays[after[0]].runs) > 1  # one alone is not an array
-        and all(run.teacher and place.get(run.teacher) == (after[0], i) for i, run in enumerate(part))
+        and all(run.teacher and tasks.get(run.teacher) == (after[0], i) for i, run in enumerate(part))
     )
 
 
 def _keep_to(parallel: int, arrays: Sequence[Array], numbers: Mapping[str, int]) -> None:
-    """Where the arrays of a stage would be more than `parallel` runs at a time, let some begin in another's place.
+    """Where the arrays of a stage would run more than `parallel` runs at a time, let some wait for others.
 
-    They stand in rows, each with its share of the places; an array begins when the one before it has ended.
+    The arrays are put into rows. Each row may run its share of `parallel` at a time, and an array begins when the one
+    before it in its row has ended.
     """
     if sum(min(array.parallel, len(array.runs)) for array in arrays) <= parallel:
         return
@@ -171,9 +159,9 @@ def _keep_to(parallel: int, arrays: Sequence[Array], numbers: Mapping[str, int])
 
 
 def _in_rows(sizes: Sequence[int], parallel: int, count: int) -> tuple[int, list[list[int]], list[int]]:
-    """Arrays of these sizes in `count` rows: each, in their order, in the row that is free first.
+    """Put arrays of these sizes, in their order, into `count` rows: each into the row that is free first.
 
-    How many runs one after the other it takes until the last has ended, the rows, and the places of each.
+    Returns how many runs one after the other the longest row is, the rows, and how many runs each has at a time.
     """
     widths = [parallel // count + (row < parallel % count) for row in range(count)]
     rows: list[list[int]] = [[] for _ in widths]
@@ -186,10 +174,10 @@ def _in_rows(sizes: Sequence[int], parallel: int, count: int) -> tuple[int, list
 
 
 def _shares(sizes: Mapping[_Group, int], parallel: int) -> dict[_Group, int]:
-    """How many runs of each group may run at a time, `parallel` of a stage together; but one of a group at least.
+    """How many runs of each group may run at a time: `parallel` of a stage together, but at least one of a group.
 
-    Teachers first, as many as there are while the others have one each: all that waits, waits for them. Where there
-    are more groups than places, `_keep_to` lets them run one after the other.
+    Teachers have the first claim, because students wait for them; each other group keeps one. Where there are more
+    groups than `parallel`, `_keep_to` lets them run one after the other.
     """
     shares: dict[_Group, int] = {}
     for stage in {group[0] for group in sizes}:
