@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     gathered = _planned(names, words.overrides, options.seeds, submissions, options.with_others)
     gathered.left_out += problems
     plan, shown = gathered.plan, gathered.submitted
-    tables = make_tables(plan, found, known_statuses(plan, found, options.folder, runs, submissions))
+    tables = make_tables(plan, found, statuses_without_result(plan, found, options.folder, runs, submissions))
     tables = [
         table for table in tables if table.grid.name in shown or set(table.counts) - {"missing", "reported", "measured"}
     ]
@@ -117,7 +117,7 @@ def _run_folders(given: Sequence[Path], submissions: Sequence[Submission], every
     return [*folders, *(folder for folder in more if folder.resolve() not in known)]
 
 
-def known_statuses(
+def statuses_without_result(
     plan: Plan, found: Found, folder: Path, runs: Path, submissions: list[Submission]
 ) -> dict[str, TaskStatus]:
     """How the runs of `plan` are that have no result: what the sweep knows of them, else what their folders tell."""

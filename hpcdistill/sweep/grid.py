@@ -16,7 +16,7 @@ from typing import Literal
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.storage import user_path
-from hpcdistill.sweep.grid_file import CellSpec, GridFile, Part, read_grid_file
+from hpcdistill.sweep.grid_file import SUFFIXES, CellSpec, GridFile, Part, read_grid_file
 
 GRIDS = Path("configs/grids")
 EVERYTHING = "all"
@@ -136,7 +136,7 @@ def grid_file(word: str, submitted: Mapping[str, Path] = MappingProxyType({})) -
     """
     path = user_path(word)
     known = {path.stem: path for path in sorted(GRIDS.glob("*.yaml"))}
-    named = path.suffix in (".yaml", ".yml")
+    named = path.suffix in SUFFIXES
     if named or path.parent != Path():
         if path.is_file():
             return path
