@@ -56,9 +56,9 @@ class Array:
 
 
 def select(plan: Plan, statuses: Mapping[str, TaskStatus], retry: Retry, local: bool = False) -> Selection:
-    """What `retry` asks to be started. A run whose teacher neither has finished nor will be started is left.
+    """The runs that `retry` asks to be started. A run is left alone if its teacher is neither finished nor started.
 
-    `local`: it will be started here, where a run can wait for one that no SLURM job is.
+    `local`: the runs are started on this machine, where a run can also wait for a teacher that is no SLURM job.
     """
     found = Selection()
     needed = {key for key in plan.cells.values() if key is not None}

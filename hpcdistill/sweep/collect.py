@@ -120,7 +120,7 @@ def _run_folders(given: Sequence[Path], submissions: Sequence[Submission], every
 def statuses_without_result(
     plan: Plan, found: Found, folder: Path, runs: Path, submissions: list[Submission]
 ) -> dict[str, TaskStatus]:
-    """How the runs of `plan` are that have no result: what the sweep knows of them, else what their folders tell."""
+    """The status of the runs of `plan` that have no result: by the sweep's files, else by their run folders."""
     problems: list[str] = []
     wanted = [key for key in plan.runs if key not in found.by_key]
     statuses = {status.key: status for status in task_statuses(wanted, folder, runs, Queue(), submissions, problems)}

@@ -1,4 +1,4 @@
-"""GPU hours of runs that have not been run: estimates from a table of seconds a step, labelled as such."""
+"""Estimated GPU hours of runs that have not been run, from a table of seconds a step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Speed(Section):
 
 
 class Estimates(Section):
-    """What is thought about the speed of runs."""
+    """How fast runs are, as far as somebody has timed them."""
 
     gpu: str = Field("", description="the GPU that the seconds are of")
     seconds_per_step: tuple[Speed, ...] = Field((), description="the first that fits counts")

@@ -1,6 +1,7 @@
-"""Which grids a page shows when none is named: all of configs/grids, and whatever was submitted, each by its own words.
+"""Which grids a page shows when none is named: all of configs/grids and all that were submitted.
 
-A page that showed only what the last command was about would drop the sweeps before it.
+Each is planned with the overrides and seeds of its own submission. A page of the last submission alone would drop the
+sweeps before it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Gathered:
 
 @dataclass(frozen=True)
 class _Source:
-    """A grid's file and the words that its runs were made with."""
+    """A grid's file, and the overrides and seeds that its runs were made with."""
 
     file: Path
     overrides: tuple[str, ...]
@@ -102,7 +103,7 @@ def _source(file: Path, submission: Submission) -> _Source:
 
 
 def _plan(source: _Source, overrides: Sequence[str], seeds: Sequence[int] | None) -> Plan:
-    """The grid's plan with its own words, or instead of them with those given here, whose paths start here."""
+    """The grid's plan with its own overrides and seeds, or with those given here, whose paths start here."""
     if overrides or seeds is not None:
         given = [str(user_path(word).absolute()) if user_path(word).is_file() else word for word in overrides]
         with _inside(source.cwd):

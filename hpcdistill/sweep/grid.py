@@ -226,7 +226,7 @@ def _explicit(path: Path, number: int, content: GridFile) -> Cell:
 def _cell(
     path: Path, content: GridFile, labels: Mapping[str, str], parts: Sequence[Part], printed: Mapping[str, float]
 ) -> Cell:
-    """The cell whose command line is the grid's own parts, then those of `parts`, with the labels filled in."""
+    """A cell: its command line has the grid's own files and overrides, then those of `parts`, the labels filled in."""
     title = ", ".join(labels.values())
     reported = any(part.kind == "reported" for part in parts)
 

@@ -39,7 +39,7 @@ class _Slot:
 
 
 class Local:
-    """What is chosen, run on this machine, `parallel` at a time. Making one writes down that it will be run."""
+    """Trains the chosen runs on this machine, `parallel` at a time. Making one writes the submission down."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Local:
                 self._end(slot, code, bool(interrupts.all))
 
     def _fill(self, slot: _Slot) -> None:
-        """Start the first run whose teacher is not still to come."""
+        """Start the first run whose teacher neither waits nor runs."""
         scratch = self.profile.scratch
         extra = [f"data.stage={filled_in(scratch)}"] if scratch else []
         coming = {run.key for run in self.waiting} | {slot.run.key for slot in self.slots if slot.run}

@@ -1,6 +1,6 @@
-"""The plan of a sweep: which runs the cells of some grids are, which of them are the same, and what waits for what.
+"""The plan of a sweep: the run of each cell, each run once, and the teacher that a run waits for.
 
-It needs no data and builds no network, so that a login node makes it in seconds.
+A plan needs no data and builds no network, so that a login node makes it in seconds.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def _cells(plan: Plan, grid: Grid, statuses: Mapping[str, TaskStatus]) -> Table:
 
 
 def _shared(plan: Plan, grid: Grid) -> list[str]:
-    """A line for each cell whose run, at the first seed, other cells show too."""
+    """A line for each cell that shares its run, at the first seed, with other cells."""
     grids = {other.name: other for other in plan.grids}
     lines = []
     for number, cell in enumerate(grid.cells):

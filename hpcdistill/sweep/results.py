@@ -44,7 +44,7 @@ class RunResult:
         return str(self.result.get("revision") or "unknown")
 
     def metrics(self, which: Which) -> dict[str, float]:
-        """What was measured of its best or last weights; NaN for what JSON could not say."""
+        """The metrics of its best or last weights; NaN where the file has null, which JSON has no number for."""
         measured = (self.result.get(which) or {}).get("metrics", {})
         return {name: math.nan if value is None else float(value) for name, value in measured.items()}
 

@@ -40,9 +40,9 @@ def submit_sweep(
     collect: Sequence[str],
     command: Sequence[str],
 ) -> None:
-    """Submit what is chosen, and last the job that runs `collect`; plan.json says at each moment what SLURM has taken.
+    """Submit the chosen runs, then the job that runs `collect`. plan.json is written after each array that SLURM took.
 
-    `folder` is the sweep's, `command` what the user's command was given.
+    `folder` is the sweep's; `command` is the user's command line, for `status.py --retry`.
     """
     profile, here = jobs.profile, Path.cwd()
     described = {"name": jobs.profile_name, **profile.model_dump(mode="json")}
@@ -248,7 +248,7 @@ def largest_array(profile: Profile) -> int:
 
 
 def snapshot_code(destination: Path) -> Path:
-    """Copy the clone's files that git knows or would take into `destination`; what it copies is what is run."""
+    """Copy the clone's files, but those that git ignores, into `destination`, which the jobs then run."""
     git = [*git_in(CLONE), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(git, capture_output=True, check=True, timeout=60).stdout.decode().split("\0")
@@ -264,7 +264,7 @@ def snapshot_code(destination: Path) -> Path:
 
 
 def needs_folder(plan: Plan, code: Path) -> str | None:
-    """The first file or place that `plan` names by its way from this folder and that is not in the copy `code`."""
+    """The first configuration or data folder of `plan` that is relative to this folder and not in the copy `code`."""
     for run in plan.runs.values():
         for loaded in (run.loaded, *(teacher.run for teacher in run.loaded.teachers.values())):
             if loaded is None:
@@ -275,7 +275,7 @@ def needs_folder(plan: Plan, code: Path) -> str | None:
             data = loaded.config.data
             for place in (*data.train, *data.eval.values()):
                 if relative_place(place) == str(Path(place).absolute()) != place:
-                    return place  # it is known by its whole way, which would begin elsewhere
+                    return place  # its key has the whole path, which would be another one in the copy
     return None
 
 

@@ -128,7 +128,7 @@ def read_submission(folder: Path) -> Submission:
 
 
 def _overrides(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """What held for every run; of older submissions what their command line and profile tell of it."""
+    """What was laid over every run; older submissions have it in their command line and profile only."""
     if content.get("overrides") is not None:
         return tuple(map(str, content["overrides"]))
     profile = content.get("profile") or {}

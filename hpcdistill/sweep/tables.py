@@ -191,7 +191,7 @@ def make_tables(plan: Plan, found: Found, statuses: Mapping[str, TaskStatus]) ->
 
 
 def best_rows(table: ResultTable, metric: Metric, printed: bool) -> set[int]:
-    """The rows whose number, rounded as it is shown, is the best of those it is compared with: the paper's or ours."""
+    """The numbers of the rows that are the best of their group: by the paper's number or ours, rounded as shown."""
     groups: dict[tuple[str, ...], dict[int, float]] = {}
     for number, row in enumerate(table.rows):
         entry = row.entries[metric.name]
@@ -350,7 +350,7 @@ def _orders(grid: Grid, rows: Sequence[TableRow]) -> list[Order]:
 
 
 def _flags(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
-    """What differs among runs whose numbers stand side by side."""
+    """A line for each thing in which runs differ whose numbers are compared."""
     flags = []
     revisions = Counter(run.revision for run in _runs(rows))
     if len(revisions) > 1:

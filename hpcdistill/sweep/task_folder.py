@@ -1,4 +1,4 @@
-"""A run's place in a sweep: `tasks/<key>/` with its configuration, its state and the log of each attempt.
+"""A run's folder in a sweep: `tasks/<key>/` with its configuration, its state and the log of each attempt.
 
 Nothing here imports torch: a task's process waits for hours beside the run it has started, on one core.
 """
@@ -74,7 +74,7 @@ class TaskFolder:
         return read_json(self.config, _CONFIGURATION, "submit the sweep again, which writes it anew")
 
     def environment(self) -> dict[str, str]:
-        """Variables that the run must see as its submitter did: a key is of places below the data root."""
+        """The variables that the run must see as its submitter did: keys are made of paths below the data root."""
         try:
             return read_json(self.path / ENVIRONMENT, _VARIABLES, "submit the sweep again, which writes it anew")
         except FileNotFoundError:  # of older code
@@ -124,7 +124,7 @@ def write_task(folder: Path, config: Mapping[str, Any], teacher: Mapping[str, An
     if teacher is not None:
         own = teacher["teacher"]  # one that has to be trained is not needed; a finished one goes along
         _write(folder / TEACHER, {**teacher, "teacher": own if own and own["config"] is None else None})
-        # As train does it: beside this file, with the student's words to it already in it.
+        # As train saves it: beside this file, the student's overrides of its teacher already merged into it.
         values["teacher"] = {**values["teacher"], "config": TEACHER, "overrides": {}}
     _write(folder / CONFIG, values)
 
@@ -143,7 +143,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 
 @dataclass
 class TaskFiles:
-    """What the files say of a run."""
+    """What the files of a task said when they were read; what is damaged is described and does not raise."""
 
     key: str
     folder: Path  # tasks/<key>
