@@ -121,13 +121,8 @@ def statuses_without_result(
     plan: Plan, found: Found, folder: Path, runs: Path, submissions: list[Submission]
 ) -> dict[str, TaskStatus]:
     """The status of the runs of `plan` that have no result: by the sweep's files, else by their run folders."""
-    problems: list[str] = []
     wanted = [key for key in plan.runs if key not in found.by_key]
-    statuses = {status.key: status for status in task_statuses(wanted, folder, runs, Queue(), submissions, problems)}
-    read = {run.folder.name for run in found.unreadable}
-    for problem in problems:
-        if not any(name in problem for name in read):  # those are said once
-            warn(problem)
+    statuses = {s.key: s for s in task_statuses(wanted, folder, runs, Queue(), submissions, found=found)}
     known = {status.run.name for status in statuses.values() if status.run}
     for config in sorted(runs.glob("*/config.yaml")):  # started by hand
         run = config.parent
@@ -169,7 +164,7 @@ def macs_counter(plan: Plan) -> Callable[[TableRow], float | None]:
         configs = [loaded.config.method, *(t.run.config.method for t in loaded.teachers.values() if t.run)]
         said = json.dumps([generator, *(config.model_dump(mode="json") for config in configs)], sort_keys=True)
         if said not in counted:
-            from hpcdistill.metrics.cost import network_cost
+            from hpcdistill.metrics.cost import network_cost  # takes torch, which few tables need
 
             try:
                 module = loaded.untrained().generators.get(generator)

@@ -183,7 +183,7 @@ class Local:
 
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES calls them."""
-    import torch
+    import torch  # seconds, which a submission to SLURM does without
 
     chosen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     count = torch.cuda.device_count()

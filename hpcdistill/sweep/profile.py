@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, field_validator
 
+from hpcdistill.config import RunConfig
 from hpcdistill.errors import UserError, nearest, plural
 from hpcdistill.settings import Section, load_section
 from hpcdistill.storage import user_path
-
-if TYPE_CHECKING:
-    from hpcdistill.config import RunConfig
 
 CLUSTERS = Path("slurm/clusters")
 MOST, MOST_HOURS, MOST_GB = 10**7, 10**5, 10**6  # far above any cluster, far below what SLURM's numbers hold

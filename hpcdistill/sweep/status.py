@@ -23,7 +23,7 @@ from hpcdistill.sweep.submissions import SKEW_S, Submission, epoch, read_submiss
 from hpcdistill.sweep.task_folder import TaskFiles, read_task
 from hpcdistill.training.records import read_result
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # half of the time that status takes to start
     from hpcdistill.sweep.plan import Plan
 
 RunState = Literal["finished", "running", "queued", "failed", "stopped", "blocked", "missing"]
@@ -72,11 +72,13 @@ def task_statuses(
     queue: Queue | None = None,
     submissions: list[Submission] | None = None,
     problems: list[str] | None = None,
+    found: Found | None = None,
 ) -> list[TaskStatus]:
     """The status of every run of a plan, or of the runs with these keys, in their order.
 
     `folder` is the sweep's (sweeps/), `runs` where the run folders lie. Damaged files of a run make it `failed`, with
-    the file in the reason; `problems` receives a line for each that belongs to no known run.
+    the file in the reason; `problems` receives a line for each that belongs to no known run. `submissions` and `found`:
+    what was read already.
     """
     planned: dict[str, Any] = {} if isinstance(plan_or_keys, Iterable) else plan_or_keys.runs
     keys = list(planned) if planned or not isinstance(plan_or_keys, Iterable) else list(plan_or_keys)
@@ -89,7 +91,8 @@ def task_statuses(
         for key, job in submission.jobs.items():
             if key in tasks:
                 tasks[key].jobs.append((submission, job))
-    found = find_results(runs, by_configuration=False) if runs.is_dir() else Found()
+    if found is None:
+        found = find_results(runs, by_configuration=False) if runs.is_dir() else Found()
     facts: dict[str, dict[str, Any]] = {}
     for submission in reversed(submissions):
         facts.update(submission.runs)
