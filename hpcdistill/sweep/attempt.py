@@ -24,7 +24,6 @@ from hpcdistill.training.records import is_finished
 
 AttemptState = Literal["running", "finished", "failed", "stopped", "blocked"]
 BEAT_S = 30.0  # between two signs of life
-BLOCKED_LINE = "its teacher {name} ({key}) has no result"
 _FIND = """\
 import sys
 from hpcdistill.run import load_run
@@ -33,7 +32,7 @@ print(load_run(sys.argv[1:]).folder)
 _FIND_SECONDS = 200
 
 
-class Signals:
+class NotedSignals:
     """Signals that have come, for a loop to pass on; the handler does nothing but note them."""
 
     def __init__(self, noted: Iterable[int], unheard: Iterable[int] = ()) -> None:
@@ -153,9 +152,11 @@ class Attempt:
         self._save(state, code, message)
         return state
 
-    def block(self, message: str) -> None:
-        """Write down that it cannot be run."""
+    def block(self, name: str, key: str) -> str:
+        """Write down that it cannot be run without its teacher, the run `name` with the key `key`; the reason."""
+        message = f"its teacher {name} ({key}) has no result"
         self._save("blocked", None, message)
+        return message
 
     def refuse(self, message: str) -> None:
         """Write down that it was not started, for a mistake that its user is to mend."""

@@ -18,7 +18,7 @@ from hpcdistill.console import say, warn
 from hpcdistill.errors import EXIT_STOPPED, plural
 from hpcdistill.ranks.environment import of_outer_step, unignored
 from hpcdistill.sweep.arrays import Selection
-from hpcdistill.sweep.attempt import BEAT_S, BLOCKED_LINE, Attempt, Signals, teacher_run
+from hpcdistill.sweep.attempt import BEAT_S, Attempt, NotedSignals, teacher_run
 from hpcdistill.sweep.logs import last_words
 from hpcdistill.sweep.plan import Plan, PlannedRun
 from hpcdistill.sweep.plan_view import say_left
@@ -86,7 +86,7 @@ class Local:
         say(f"{runs} on {self.where}; Ctrl-C stops them, saved; watch: python slurm/status.py")
         # What `nohup` or a script ignores stays ignored; but not SIGINT by the runs, which are stopped by it.
         noted = unignored((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-        interrupts = Signals(noted, {signal.SIGINT}.difference(noted))
+        interrupts = NotedSignals(noted, {signal.SIGINT}.difference(noted))
         try:
             while (self.waiting and not interrupts.all) or any(slot.attempt for slot in self.slots):
                 self._look_after(interrupts)
@@ -117,7 +117,7 @@ class Local:
             with contextlib.suppress(OSError):
                 self._heartbeat.touch()
 
-    def _look_after(self, interrupts: Signals) -> None:
+    def _look_after(self, interrupts: NotedSignals) -> None:
         """Pass signals on, note the runs that have ended, start others in their slots."""
         self._beat()
         if new := interrupts.new():
@@ -146,8 +146,7 @@ class Local:
             number = task.begin_attempt()
             attempt = Attempt(task, number, extra=extra, environment=self._environment(slot), own_session=True)
             if run.teacher and teacher_run(task, run.teacher, Path.cwd()) is None:
-                message = BLOCKED_LINE.format(name=self.plan.runs[run.teacher].name, key=run.teacher)
-                attempt.block(message)
+                message = attempt.block(self.plan.runs[run.teacher].name, run.teacher)
                 self.ended.append("blocked")
                 warn(f"[{len(self.ended)}/{self.total}] {run.name} {run.key}: blocked: {message}")
                 coming.discard(run.key)

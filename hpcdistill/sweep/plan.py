@@ -103,12 +103,6 @@ class Plan:
         last = max((run.stage for run in self.runs.values()), default=-1)
         return [[run for run in self.runs.values() if run.stage == stage] for stage in range(last + 1)]
 
-    @property
-    def hours(self) -> tuple[float, int]:
-        """Estimated GPU hours of the runs that can be estimated, and how many cannot."""
-        known = [run.hours for run in self.runs.values() if run.hours is not None]
-        return sum(known), len(self.runs) - len(known)
-
 
 def make_plan(
     grids: Sequence[Grid],

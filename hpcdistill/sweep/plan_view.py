@@ -26,7 +26,7 @@ def show_cells(plan: Plan, statuses: Mapping[str, TaskStatus]) -> None:
         out.print()
 
 
-def show_arrays(plan: Plan, selection: Selection, arrays: Sequence[Array], scripts: Sequence[str]) -> None:
+def show_arrays(plan: Plan, selection: Selection, arrays: Sequence[Array], script: str | None) -> None:
     """The runs by stage with their GPU hours, what would be submitted, and the script of the first array."""
     stages = Table(title="Runs")
     for head in ("stage", "runs", "of cells", "teachers only", "to start", "GPU hours"):
@@ -56,7 +56,7 @@ def show_arrays(plan: Plan, selection: Selection, arrays: Sequence[Array], scrip
             table.add_row(array.name, size, parallel, str(array.shape), _starts(array, names), _hours(array.runs))
         table.add_row("collect", "1", "1", "CPU", "after all of them (afterany)", "-")
         out.print(table)
-    for script in scripts:
+    if script:
         out.print("\nThe script of the first array:\n")
         out.print(script, markup=False, soft_wrap=True)
 

@@ -236,21 +236,21 @@ def _show(plan: Plan, profile: Profile, runs: Path, options: argparse.Namespace)
     statuses = known_statuses(plan, options.folder, runs, ask=False)
     selection = select(plan, statuses, options.retry, options.local)
     show_cells(plan, statuses)
-    arrays, scripts = [], []
+    arrays, script = [], None
     if not options.local:
         arrays = make_arrays(selection, profile, largest_array(profile), options.parallel or profile.parallel)
         folder = options.folder.absolute() / "submissions" / "TIME-GRIDS" / "jobs"
-        numbers = [f"<{array.name}>" for array in arrays]
         jobs = JobMaker(profile, options.cluster or "default")
-        scripts = [jobs.script(array, array.dependency(numbers), folder / array.name) for array in arrays[:1]]
+        if arrays:  # the first waits for none of the others
+            script = jobs.script(arrays[0], arrays[0].dependency(()), folder / arrays[0].name)
     out.print("States: as of the files; SLURM was not asked for jobs.", soft_wrap=True)
-    show_arrays(plan, selection, arrays, scripts)
+    show_arrays(plan, selection, arrays, script)
     return selection
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Two submissions at once would both submit what is missing."""
+    """Keep a second submission out, which would submit the same missing runs; the kernel forgets a dead one's lock."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".submit.lock", "w") as file:
         try:

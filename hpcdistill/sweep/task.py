@@ -26,7 +26,7 @@ from hpcdistill.console import err
 from hpcdistill.errors import EXIT_RANK_LOST, EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from hpcdistill.ranks.environment import RANK_VARIABLES, port_of, restart_count
 from hpcdistill.storage import read_json, write_json
-from hpcdistill.sweep.attempt import BLOCKED_LINE, Attempt, Signals, teacher_run
+from hpcdistill.sweep.attempt import Attempt, NotedSignals, teacher_run
 from hpcdistill.sweep.task_folder import START, TaskFolder, filled_in
 
 EXIT_CANCELLED = 128 + signal.SIGTERM
@@ -54,7 +54,7 @@ class Task:
     requeues: int = 0  # how often the job may be put into the queue again
 
     def __call__(self) -> str:
-        received = Signals((signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM))
+        received = NotedSignals((signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM))
         here = SlurmJobEnvironment()
         rank, ranks = here.global_rank, here.num_tasks
         folder = TaskFolder(self.folder)
@@ -110,8 +110,7 @@ class Task:
             if self.teacher and teacher_run(folder, self.teacher, self.cwd) is None:
                 teacher = TaskFolder(folder.path.parent / self.teacher)
                 name = teacher.values()["name"] if teacher.config.is_file() else "run"
-                message = BLOCKED_LINE.format(name=name, key=self.teacher)
-                Attempt(folder, number, job=job, cwd=self.cwd).block(message)
+                Attempt(folder, number, job=job, cwd=self.cwd).block(name, self.teacher)
                 number = None
             if ranks > 1:
                 write_json(folder.path / START, {**mark, "number": number})
