@@ -250,7 +250,7 @@ def _show(plan: Plan, profile: Profile, runs: Path, options: argparse.Namespace)
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second submission out, which would submit the same missing runs; the kernel forgets a dead one's lock."""
+    """Two submissions at once would both submit what is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".submit.lock", "w") as file:
         try:

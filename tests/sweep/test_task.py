@@ -109,13 +109,10 @@ class Toy:
         environment |= {"SLURM_LOCALID": str(rank), "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "node[7-8]"}
         environment |= {"SUBMITIT_EXECUTOR": "slurm"}
         environment |= {"RANK": "99", "MASTER_PORT": "1"} | options.pop("environment", {})
-        pickle = self.folder / f"{task.key}.{rank}.pkl"
-        dump = "import sys, pickle, pathlib; from hpcdistill.sweep.task import Task\n"
-        dump += f"pickle.dump(Task(pathlib.Path({str(task.path)!r}), pathlib.Path({str(self.folder)!r}), **{options}), "
-        dump += f"open({str(pickle)!r}, 'wb'))"
-        subprocess.run([sys.executable, "-c", dump], check=True, cwd=CLONE)
+        call = self.folder / f"{task.key}.{rank}.pkl"
+        call.write_bytes(pickle.dumps(Task(task.path, self.folder, **options)))
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", CALL, str(pickle)], stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-P", "-c", CALL, str(call)], stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def wait_for(self, path: Path) -> None:
