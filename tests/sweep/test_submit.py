@@ -507,9 +507,7 @@ def test_many_cells_are_one_call_an_array(site: Site) -> None:
     assert len(site.scripts()) == 4, "one call an array, and the collector"
 
 
-def test_a_configuration_is_checked_once_a_cell_not_a_seed(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_configuration_is_checked_once_a_cell_not_a_seed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     checked, check = [], ConfigFiles.checked
     monkeypatch.setattr(ConfigFiles, "checked", lambda self, layers: checked.append(layers) or check(self, layers))
     assert site.submit("--dry-run", "--seeds", *map(str, range(20))) == 0
