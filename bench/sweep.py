@@ -22,12 +22,11 @@ from typing import Any
 
 from hpcdistill.command import positive, run_command
 from hpcdistill.console import Table, err, out, say
-from hpcdistill.sweep.grids.grid import load_grid
-from hpcdistill.sweep.grids.plan import Plan, make_plan
-from hpcdistill.sweep.jobs import submit
-from hpcdistill.sweep.results import collector
-from hpcdistill.sweep.watch.slurm_queue import Queue
-from hpcdistill.sweep.watch.status import task_statuses
+from hpcdistill.sweep import collect, submit
+from hpcdistill.sweep.grid import load_grid
+from hpcdistill.sweep.plan import Plan, make_plan
+from hpcdistill.sweep.slurm_queue import Queue
+from hpcdistill.sweep.status import task_statuses
 
 TARGETS = {"planned and submitted": 10.0, "status": 1.0, "collected": 5.0}  # seconds for 1,000 cells
 METRIC = "student/set5/psnr"
@@ -88,9 +87,7 @@ def measure(folder: Path, cells: int) -> dict[str, Any]:
         assert {status.state for status in statuses} == {"queued"}, statuses[0]
         save_results(plan, runs)
         start = time.perf_counter()
-        collector.main(
-            [str(runs), *words[1:], "--grid", str(grid), "--folder", str(sweep), "--out", str(folder / "out")]
-        )
+        collect.main([str(runs), *words[1:], "--grid", str(grid), "--folder", str(sweep), "--out", str(folder / "out")])
         seconds["collected"] = time.perf_counter() - start
         count = len(calls.read_text(encoding="utf-8").splitlines())
     page = (folder / "out" / "index.html").read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from hpcdistill.data.config import DataConfig
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.methods.settings import MethodConfig, config_class
 from hpcdistill.metrics.config import EvalConfig
-from hpcdistill.settings import LONGEST_NAME, Section, UserPlace, operational
+from hpcdistill.settings import LONGEST_NAME, Section, UserPlace, first_fault, operational
 from hpcdistill.storage import user_path
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.yaml_values import DEEPEST, dump_yaml, load_yaml
@@ -181,7 +181,8 @@ class ConfigFiles:
         try:
             return model.model_validate(values)
         except ValidationError as error:
-            raise UserError(_explain(error, layers, model)) from None
+            key, what = first_fault(error, model, "; set it in the file or on the command line")
+            raise UserError(f"{_origin(layers, key)}: {key}: {what}") from None
 
     def _read(self, path: Path, seen: tuple[Path, ...]) -> Iterator[Layer]:
         """`seen` are the files on the way to it."""
@@ -341,33 +342,6 @@ def _forget_sources(merged: Values, layer: Values) -> None:
         if isinstance(old, dict) and isinstance(new, dict) and any(key in new for key in SOURCES):
             for key in SOURCES:
                 old.pop(key, None)
-
-
-def _explain(error: ValidationError, layers: Sequence[Layer], model: type[Section]) -> str:
-    """The first fault as `file: key: what was expected; remedy`."""
-    faults = error.errors()
-    fault = faults[0]
-    key = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        what = f"unknown key; {nearest(str(fault['loc'][-1]), _fields(model, fault['loc'][:-1]))}"
-    elif fault["type"] == "missing":
-        what = "missing; set it in the file or on the command line"
-    else:
-        what = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-        # A section's own check says which of its keys is meant; the whole section would bury that.
-        if not (fault["type"] == "value_error" and isinstance(fault["input"], Mapping)):
-            what += f", got {json.dumps(fault['input'], default=str)}"
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return f"{_origin(layers, key)}: {key}: {what}{more}"
-
-
-def _fields(model: type[Any], location: Sequence[int | str]) -> list[str]:
-    """The valid keys of the section at `location`."""
-    for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        choices = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(choice for choice in choices if isinstance(choice, type) and issubclass(choice, Section))
-    return list(model.model_fields)
 
 
 def _origin(layers: Sequence[Layer], key: str) -> str:

@@ -20,8 +20,8 @@ from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.requirements import check_obtainable, is_there, needed_sets, needed_weights
 from hpcdistill.run import load_run
-from hpcdistill.sweep.grids.grid import load_grids
-from hpcdistill.sweep.grids.plan import make_plan
+from hpcdistill.sweep.grid import load_grids
+from hpcdistill.sweep.plan import make_plan
 
 
 def main(arguments: list[str]) -> None:

@@ -1,18 +1,22 @@
-"""The base class of every configuration section, and the mark for values that do not change a run's result."""
+"""The base class of every configuration section, what is said of a wrong value, and which values name a run."""
 
 from __future__ import annotations
 
+import json
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from hpcdistill.errors import UserError, nearest
 from hpcdistill.storage import user_place
-from hpcdistill.yaml_values import WrittenFloat, WrittenInt, number_of
+from hpcdistill.yaml_values import WrittenFloat, WrittenInt, load_yaml, number_of
 
 UserPlace = Annotated[str, AfterValidator(user_place)]  # a file or folder, `~` expanded, or an address as it is
 
@@ -39,6 +43,9 @@ class Section(BaseModel):
         return as_meant(value, _kind(cls, str(info.field_name)))
 
 
+S = TypeVar("S", bound=Section)
+
+
 def operational(default: Any, description: str, **constraints: Any) -> Any:
     """A field that says how a run is carried out (paths, workers, logging) and is not part of its identity."""
     return Field(default, description=description, json_schema_extra={"operational": True}, **constraints)
@@ -59,6 +66,55 @@ def identity_values(section: Section) -> dict[str, Any]:
         elif field.is_required() or value != field.get_default(call_default_factory=True):
             values[name] = value
     return values
+
+
+def load_section(path: Path, section: type[S], example: str) -> S:
+    """The YAML file `path` as a `section`; an empty file is all defaults. `example`: where to see how one is written.
+
+    Raises UserError, in one line, for what cannot be read or is wrong in it.
+    """
+    try:
+        values = load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if not isinstance(values, dict | None):
+        raise UserError(f"{path}: expected `key: value` lines at the top level; see {example}")
+    try:
+        return section.model_validate(values or {})
+    except ValidationError as error:
+        raise UserError(f"{path}: {': '.join(first_fault(error, section))}") from None
+
+
+def first_fault(error: ValidationError, section: type[Section], remedy: str = "") -> tuple[str, str]:
+    """The first fault: its key, and what was expected there; `remedy` says how to mend a missing value."""
+    faults = error.errors()
+    fault, location = faults[0], faults[0]["loc"]
+    if fault["type"] == "extra_forbidden":
+        what = f"unknown key; {nearest(str(location[-1]), _keys_at(section, location[:-1]))}"
+    elif fault["type"] == "missing":
+        what = f"missing{remedy}"
+    else:
+        what = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        # A check of a whole section or list says which of its values is meant; all of them would bury that.
+        if not (fault["type"] == "value_error" and isinstance(fault["input"], Mapping | list | tuple)):
+            what += f", got {json.dumps(fault['input'], default=str)}"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return ".".join(map(str, location)), what + more
+
+
+def _keys_at(section: type[Section], location: Sequence[int | str]) -> list[str]:
+    """The valid keys of the section at `location`, through lists and mappings of sections."""
+    annotation: Any = section
+    for part in location:
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            annotation = annotation.model_fields[str(part)].annotation
+        else:  # a key of a mapping, or a number in a list
+            annotation = next(argument for argument in reversed(get_args(annotation)) if argument is not ...)
+        if get_origin(annotation) in (Union, types.UnionType):
+            annotation = next(choice for choice in get_args(annotation) if choice is not types.NoneType)
+    return list(annotation.model_fields)
 
 
 class FieldKind(NamedTuple):

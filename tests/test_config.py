@@ -140,6 +140,10 @@ def test_the_file_that_set_the_wrong_value_is_named(tmp_path: Path, base: str) -
         ("method: plain_sr\n", "bad.yaml: method: expected keys, such as name"),
         ("just words\n", "expected `key: value` lines"),
         ("extends: [[a.yaml]]\n", "extends: expected a file name"),
+        (
+            "method: {name: output_distillation, scale: 2}\nteachers: {guide: {nework: student}}\n",
+            "bad.yaml: teachers.guide.nework: unknown key; did you mean 'network'",
+        ),
     ],
 )
 def test_a_damaged_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:

@@ -36,13 +36,13 @@ from hpcdistill.errors import UserError
 from hpcdistill.metrics.sr_evaluation import PackedTestSet
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.registry import METADATA_KEY, load_generator, unique_state
-from hpcdistill.sweep.grids.grid_file import read_grid_file
-from hpcdistill.sweep.jobs.profile import load_profile
-from hpcdistill.sweep.jobs.task_folder import TaskFolder, finished_run, started_run
-from hpcdistill.sweep.results.plots import curve
-from hpcdistill.sweep.results.run_results import find_results
-from hpcdistill.sweep.watch.slurm_queue import Queue
-from hpcdistill.sweep.watch.status import task_statuses
+from hpcdistill.sweep.grid_file import read_grid_file
+from hpcdistill.sweep.plots import curve
+from hpcdistill.sweep.profile import load_profile
+from hpcdistill.sweep.results import find_results, finished_run, started_run
+from hpcdistill.sweep.slurm_queue import Queue
+from hpcdistill.sweep.status import task_statuses
+from hpcdistill.sweep.task_folder import TaskFolder
 from hpcdistill.train import _show
 from hpcdistill.training.checkpoint import MANIFEST, Checkpoints
 from hpcdistill.training.lock import Holder, RunLock

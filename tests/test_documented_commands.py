@@ -30,7 +30,7 @@ from hpcdistill.data.pack.fetching import wanted_at
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
 from hpcdistill.run import load_run
-from hpcdistill.sweep.grids.grid import load_grids
+from hpcdistill.sweep.grid import load_grids
 from hpcdistill.training.metrics_log import MetricsLog
 
 CLONE = Path(__file__).resolve().parents[1]

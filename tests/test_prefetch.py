@@ -25,7 +25,7 @@ from hpcdistill.data.places import data_root
 from hpcdistill.errors import UserError
 from hpcdistill.requirements import check_present, missing_for, needed_sets, needed_weights
 from hpcdistill.run import load_run
-from hpcdistill.sweep.jobs import submit
+from hpcdistill.sweep import submit
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

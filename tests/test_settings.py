@@ -21,9 +21,9 @@ from hpcdistill.methods import METHODS
 from hpcdistill.methods.settings import config_class
 from hpcdistill.run import load_run
 from hpcdistill.settings import Section, identity_values
-from hpcdistill.sweep.grids.estimates import Estimates, load_estimates
-from hpcdistill.sweep.grids.grid_file import GridFile, read_grid_file
-from hpcdistill.sweep.jobs.profile import Profile, load_profile
+from hpcdistill.sweep.estimates import Estimates, load_estimates
+from hpcdistill.sweep.grid_file import GridFile, read_grid_file
+from hpcdistill.sweep.profile import Profile, load_profile
 
 CLONE = Path(__file__).resolve().parents[1]
 ODD = (

@@ -15,11 +15,9 @@ from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
 from hpcdistill.run import load_run
 from hpcdistill.storage import user_path, user_place
-from hpcdistill.sweep.grids.grid import load_grids
-from hpcdistill.sweep.jobs import submit
-from hpcdistill.sweep.jobs.profile import load_profile
-from hpcdistill.sweep.results import collector
-from hpcdistill.sweep.watch import watch_sweep
+from hpcdistill.sweep import collect, status_command, submit
+from hpcdistill.sweep.grid import load_grids
+from hpcdistill.sweep.profile import load_profile
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))  # the support modules of the data tests
 
@@ -95,8 +93,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], object], list[str], list[str]]] 
     "verify from": (script("verify"), ["x", "--repair"], ["--from"]),
     "submit": (submit.main, [], ["--folder"]),
     "submit grid": (submit.main, ["--dry-run", "--local"], [""]),
-    "status": (watch_sweep.main, [], ["--folder", "--runs"]),
-    "collect": (collector.main, [], ["--out", "--folder", "--data-root", ""]),
+    "status": (status_command.main, [], ["--folder", "--runs"]),
+    "collect": (collect.main, [], ["--out", "--folder", "--data-root", ""]),
 }
 
 

@@ -1,1 +1,1 @@
-"""Many runs: their identity and their reports."""
+"""Many runs: grids of configurations, their plan, submission to SLURM or here, status, tables and reports."""

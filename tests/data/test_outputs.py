@@ -25,7 +25,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.evaluate import main as evaluate
 from hpcdistill.requirements import check_runs_apart
 from hpcdistill.run import load_run
-from hpcdistill.sweep.results.grid_report import make_folder
+from hpcdistill.sweep.grid_report import make_folder
 
 sys.path.insert(0, str(Path(__file__).parent))
 

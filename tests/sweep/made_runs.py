@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hpcdistill.sweep.grids.grid import Cell, Grid, Metric
-from hpcdistill.sweep.grids.plan import Plan
+from hpcdistill.sweep.grid import Cell, Grid, Metric
+from hpcdistill.sweep.plan import Plan
 
 PSNR = Metric("psnr", "Set5 PSNR", "student/set5/psnr", "higher", 2)
 NAME = "student/set5/psnr"

@@ -10,12 +10,11 @@ from made_runs import save_run
 from toy_sweep import put_grid
 
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.grids.grid import load_grids
-from hpcdistill.sweep.grids.plan import make_plan
-from hpcdistill.sweep.jobs import submit
-from hpcdistill.sweep.jobs.submission import SubmissionFolder
-from hpcdistill.sweep.results.collector import main
-from hpcdistill.sweep.watch import watch_sweep
+from hpcdistill.sweep import status_command, submit
+from hpcdistill.sweep.collect import main
+from hpcdistill.sweep.grid import load_grids
+from hpcdistill.sweep.plan import make_plan
+from hpcdistill.sweep.submissions import SubmissionFolder
 
 NAME = "student/toy/psnr"
 OWN = """\
@@ -236,7 +235,7 @@ def test_status_and_tables_say_the_same_of_a_damaged_result(clone: Clone, capsys
     task = Path(f"sweeps/tasks/{key}/state.json")
     task.parent.mkdir(parents=True)
     task.write_text(json.dumps({"key": key, "state": "finished", "run": str(file.parent.absolute())}))
-    assert watch_sweep.main(["--json"]) == 1
+    assert status_command.main(["--json"]) == 1
     [run] = json.loads(capsys.readouterr().out)["runs"]
     assert run["state"] == "failed"
     line = f"{file}: damaged (last: expected a step and metrics); submit again with --retry failed"

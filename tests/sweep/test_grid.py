@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.grids.grid import Grid, load_grid, load_grids
+from hpcdistill.sweep.grid import Grid, load_grid, load_grids
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,16 +22,16 @@ from test_report import Strict
 from hpcdistill.config import to_yaml
 from hpcdistill.errors import UserError
 from hpcdistill.run import load_run
-from hpcdistill.sweep.grids.grid import Cell, Metric, load_grid
-from hpcdistill.sweep.grids.plan import make_plan
-from hpcdistill.sweep.results import grid_report
-from hpcdistill.sweep.results.collect import ResultTable, collect
-from hpcdistill.sweep.results.collector import main
-from hpcdistill.sweep.results.grid_report import About, anchor_of, newest_sample, report_page, write_report
-from hpcdistill.sweep.results.plots import axis_plots, cost_plots, curve, curve_charts
-from hpcdistill.sweep.results.run_results import Found, find_results
-from hpcdistill.sweep.results.tables import lay_out
-from hpcdistill.sweep.watch.status import TaskStatus
+from hpcdistill.sweep import grid_report
+from hpcdistill.sweep.collect import main
+from hpcdistill.sweep.grid import Cell, Metric, load_grid
+from hpcdistill.sweep.grid_report import About, anchor_of, newest_sample, report_page, write_report
+from hpcdistill.sweep.plan import make_plan
+from hpcdistill.sweep.plots import axis_plots, cost_plots, curve, curve_charts
+from hpcdistill.sweep.results import Found, find_results
+from hpcdistill.sweep.status import TaskStatus
+from hpcdistill.sweep.table_layout import lay_out
+from hpcdistill.sweep.tables import ResultTable, make_tables
 
 ABOUT = About("A sweep <&>", "python slurm/collect.py", "runs", "2026-11-22 03:00 UTC")
 GRID = """\
@@ -72,7 +72,7 @@ def made_table(runs: Path) -> tuple[ResultTable, Found]:
             save_picture(run, "student-00000100.png", seed=int(value))
     found = find_results(runs)
     failed = TaskStatus("d-3-0", "run", "failed", reason="no <memory>")
-    return collect(plan(grid(cells)), found, {"d-3-0": failed})[0], found
+    return make_tables(plan(grid(cells)), found, {"d-3-0": failed})[0], found
 
 
 def page_of(runs: Path) -> str:
@@ -115,7 +115,7 @@ def test_large_pictures_are_named_instead(tmp_path: Path, monkeypatch: pytest.Mo
 def test_damaged_picture(tmp_path: Path) -> None:
     save_picture(save_run(tmp_path, "a-0-0", 1.0), "student-00000001.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     found = find_results(tmp_path)
-    (table,) = collect(plan(grid([run_cell("a")])), found, {})
+    (table,) = make_tables(plan(grid([run_cell("a")])), found, {})
     page = Strict(report_page([lay_out(table)], found, [], ABOUT))
     assert page.all("img") == []
 
@@ -165,7 +165,7 @@ def test_costs_printed_and_counted(tmp_path: Path) -> None:
     save_run(tmp_path, "b-1-0", 32.0)
     macs = Metric("macs", "MACs (G)", None, "lower", 1)
     found = find_results(tmp_path)
-    (table,) = collect(plan(grid(cells, (PSNR, macs))), found, {})
+    (table,) = make_tables(plan(grid(cells, (PSNR, macs))), found, {})
     asked = []
 
     def counted(row: object) -> float:
@@ -175,7 +175,7 @@ def test_costs_printed_and_counted(tmp_path: Path) -> None:
     (plot,) = cost_plots(table, "x", counted)
     assert asked == [table.rows[1]]
     assert "counted" in plot.note
-    (without,) = collect(plan(grid(cells[1:])), found, {})
+    (without,) = make_tables(plan(grid(cells[1:])), found, {})
     assert cost_plots(without, "x", counted) == []
 
 
@@ -335,7 +335,7 @@ def said_of(folder: Path, label: str) -> list[int]:
         (run / "metrics.jsonl").write_text(json.dumps({"step": 5, NAME: 30.0 + number}) + "\n", encoding="utf-8")
     made = grid(cells, (metric, macs), title=label)
     found = find_results(folder)
-    (table,) = collect(plan(made), found, {})
+    (table,) = make_tables(plan(made), found, {})
     assert curve_charts(table)
     assert len(axis_plots(table, "x")) == 2
     assert cost_plots(table, "x", lambda _: None)
@@ -351,7 +351,7 @@ def test_grids_whose_names_look_alike_have_ids_of_their_own(tmp_path: Path) -> N
     made_table(tmp_path)
     found = find_results(tmp_path)
     cells = [run_cell(name) for name in "abc"]
-    tables = [collect(plan(grid(cells, name=name)), found, {})[0] for name in ("my_grid", "my-grid")]
+    tables = [make_tables(plan(grid(cells, name=name)), found, {})[0] for name in ("my_grid", "my-grid")]
     page = Strict(report_page([lay_out(table) for table in tables], found, [], ABOUT))
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))

@@ -17,11 +17,11 @@ from stand_in import put_stand_in
 from toy_sweep import put_grid
 
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.jobs import attempt, local
-from hpcdistill.sweep.jobs.submit import main
-from hpcdistill.sweep.jobs.task_folder import TaskFolder, write_task
-from hpcdistill.sweep.watch.slurm_queue import Queue
-from hpcdistill.sweep.watch.status import task_statuses
+from hpcdistill.sweep import attempt, local
+from hpcdistill.sweep.slurm_queue import Queue
+from hpcdistill.sweep.status import task_statuses
+from hpcdistill.sweep.submit import main
+from hpcdistill.sweep.task_folder import TaskFolder, write_task
 
 CLONE = Path(__file__).resolve().parents[2]
 COLLECT = "import sys, pathlib; pathlib.Path('collected').write_text(' '.join(sys.argv[1:]))\n"
@@ -260,8 +260,8 @@ def test_scratch_with_an_unset_variable_is_refused_at_once(here: Here, monkeypat
 
 
 def start(here: Here, *words: str, ignoring: str = "", seconds: float = 0.0) -> subprocess.Popen[str]:
-    code = "import sys; from hpcdistill.command import run_command; from hpcdistill.sweep.jobs.submit import main\n"
-    code += "from hpcdistill.sweep.jobs import local; local.visible_gpus = lambda: []; run_command(main)"
+    code = "import sys; from hpcdistill.command import run_command; from hpcdistill.sweep.submit import main\n"
+    code += "from hpcdistill.sweep import local; local.visible_gpus = lambda: []; run_command(main)"
     ignored = ["sh", "-c", f"trap '' {ignoring}; exec \"$@\"", "sh"] if ignoring else []
     return subprocess.Popen(
         [*ignored, sys.executable, "-P", "-c", code, "toy.yaml", "--local", *words],

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from hpcdistill.console import Terminal
-from hpcdistill.sweep.grids.grid import load_grids
-from hpcdistill.sweep.grids.plan import Plan, make_plan
-from hpcdistill.sweep.jobs import plan_view
-from hpcdistill.sweep.watch.status import TaskStatus
+from hpcdistill.sweep import plan_view
+from hpcdistill.sweep.grid import load_grids
+from hpcdistill.sweep.plan import Plan, make_plan
+from hpcdistill.sweep.status import TaskStatus
 
 CLONE = Path(__file__).resolve().parents[2]
 

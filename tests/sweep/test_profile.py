@@ -11,9 +11,9 @@ import yaml
 
 from hpcdistill.errors import UserError
 from hpcdistill.run import load_run
-from hpcdistill.sweep.grids.grid import load_grids
-from hpcdistill.sweep.grids.plan import make_plan
-from hpcdistill.sweep.jobs.profile import CollectShape, Profile, Shape, load_profile
+from hpcdistill.sweep.grid import load_grids
+from hpcdistill.sweep.plan import make_plan
+from hpcdistill.sweep.profile import CollectShape, Profile, Shape, load_profile
 
 CLONE = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcdistill.sweep.watch.slurm_queue import Job, Queue, tasks_of
+from hpcdistill.sweep.slurm_queue import Job, Queue, tasks_of
 
 # Recorded: array 1 of five tasks (done, failed with code 3, running, cancelled, running), array 2 after its tasks one
 # to one, array 4 of 901 tasks one at a time, and job 5 requeued.

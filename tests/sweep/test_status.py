@@ -18,11 +18,11 @@ import pytest
 from terminal import ROWS, run_in_terminal
 
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.watch import watch_sweep
-from hpcdistill.sweep.watch.slurm_queue import Job, Queue
-from hpcdistill.sweep.watch.status import TaskStatus, task_statuses
-from hpcdistill.sweep.watch.status_table import duration
-from hpcdistill.sweep.watch.tails import last_words, read_progress
+from hpcdistill.sweep import status_command
+from hpcdistill.sweep.logs import cause, read_progress
+from hpcdistill.sweep.slurm_queue import Job, Queue
+from hpcdistill.sweep.status import TaskStatus, task_statuses
+from hpcdistill.sweep.status_table import duration
 
 CLONE = Path(__file__).resolve().parents[2]
 NOW = time.time()
@@ -494,7 +494,7 @@ def test_the_steps_of_a_configuration_without_a_plan(sweep: Sweep) -> None:
     ],
 )
 def test_the_line_that_says_why(sweep: Sweep, log: str, said: str | None) -> None:
-    assert last_words(sweep.log("a", log)) == said
+    assert cause(sweep.log("a", log)) == said
 
 
 def test_the_log_says_more_than_a_goodbye(sweep: Sweep) -> None:
@@ -523,7 +523,7 @@ def command(sweep: Sweep, *words: str) -> tuple[str, ...]:
 
 @pytest.fixture
 def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_sweep, "Queue", lambda keep_s=0.0: Said(answers=False))
+    monkeypatch.setattr(status_command, "Queue", lambda keep_s=0.0: Said(answers=False))
 
 
 @pytest.mark.usefixtures("no_slurm")
@@ -533,7 +533,7 @@ def test_json_has_every_run_with_its_cells(sweep: Sweep, capsys: pytest.CaptureF
     described = {"a": {"name": "student", "steps": 1000, "teacher": "t"}, "t": {"name": "teacher", "steps": 5}}
     sweep.submission({"a": "17_3"}, grids=grids, described=described)
     sweep.result("teacher-1", "t")
-    assert watch_sweep.main([*command(sweep, "--json")]) == 0
+    assert status_command.main([*command(sweep, "--json")]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["summary"] == {"finished": 1, "queued": 1}
     assert shown["grids"] == {"g": {"queued": 1}, "h": {"queued": 1}, "teachers": {"finished": 1}}
@@ -554,7 +554,7 @@ def test_cells_of_one_title_are_told_apart_by_their_labels(sweep: Sweep, capsys:
     sweep.submission({}, at=NOW - 9, grids={"g": {"cells": cells}}, keys=["a", "b"])
     again = [cells[0] | {"key": "c"}, cells[1]]  # the grid's first cell is another run now
     sweep.submission({}, "two", at=NOW, grids={"g": {"cells": again}}, keys=["b", "c"])
-    assert watch_sweep.main([*command(sweep, "--json")]) == 0
+    assert status_command.main([*command(sweep, "--json")]) == 0
     assert sorted(run["key"] for run in json.loads(capsys.readouterr().out)["runs"]) == ["b", "c"]
 
 
@@ -565,12 +565,12 @@ def test_what_has_failed_is_shown_with_its_log_and_in_the_exit_code(
     sweep.submission({"a": "17_3", "b": "17_4"})
     sweep.state("a", "failed", job="17_3", message="error: no space")
     sweep.log("a", "one\ntwo\nerror: no space\n")
-    assert watch_sweep.main([*command(sweep)]) == 1
+    assert status_command.main([*command(sweep)]) == 1
     shown = capsys.readouterr().out
     assert "no space" in shown
     assert "  two\n" in shown
     assert "g: b" not in shown  # queued: only counted
-    watch_sweep.main([*command(sweep, "--all")])
+    status_command.main([*command(sweep, "--all")])
     assert "g: b" in capsys.readouterr().out
 
 
@@ -628,8 +628,8 @@ def test_watching_into_a_file_says_each_change(
         if len(seen) == 3:
             sweep.state("a", "failed", message="error: no space")
 
-    monkeypatch.setattr(watch_sweep.time, "sleep", wait)
-    assert watch_sweep.main([*command(sweep, "--watch")]) == 1
+    monkeypatch.setattr(status_command.time, "sleep", wait)
+    assert status_command.main([*command(sweep, "--watch")]) == 1
     last = capsys.readouterr().out
     assert "1 run," in seen[0]
     assert seen[1:] == ["", ""]
@@ -641,7 +641,7 @@ def test_watching_into_a_file_says_each_change(
 def test_damaged_plans_are_named_and_their_tasks_shown(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     write(sweep.folder / "submissions" / "bad" / "plan.json", '{"grids": 3}')
     sweep.state("a", "stopped")
-    assert watch_sweep.main([*command(sweep, "--json")]) == 1
+    assert status_command.main([*command(sweep, "--json")]) == 1
     shown = json.loads(capsys.readouterr().out)
     [problem] = shown["problems"]
     assert problem.startswith(f"{sweep.folder / 'submissions/bad/plan.json'}: cannot be read")
@@ -651,14 +651,14 @@ def test_damaged_plans_are_named_and_their_tasks_shown(sweep: Sweep, capsys: pyt
 @pytest.mark.usefixtures("no_slurm")
 def test_mistakes_are_one_line(sweep: Sweep, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such folder; submit first"):
-        watch_sweep.main(["--folder", str(tmp_path / "nowhere")])
+        status_command.main(["--folder", str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match=r"nothing has been submitted"):
-        watch_sweep.main([*command(sweep)])
+        status_command.main([*command(sweep)])
     sweep.submission({"a": "17_3"}, grids={"dssd-1": {"cells": [{"title": "a", "seed": 0, "key": "a"}]}})
     with pytest.raises(UserError, match=r"dsd-1: no such grid in .*; did you mean 'dssd-1'\?"):
-        watch_sweep.main([*command(sweep, "dsd-1")])
+        status_command.main([*command(sweep, "dsd-1")])
     with pytest.raises(UserError, match=r"does not say how it was submitted.*dssd-1 --retry failed"):
-        watch_sweep.main([*command(sweep, "--retry", "failed")])
+        status_command.main([*command(sweep, "--retry", "failed")])
 
 
 def test_cancel_spares_what_other_grids_need(
@@ -674,14 +674,14 @@ def test_cancel_spares_what_other_grids_need(
     slurm = Said(*(job("PENDING", number) for number in jobs.values()))
     cancelled: list[str] = []
     monkeypatch.setattr(slurm, "cancel", lambda ids: cancelled.extend(ids) or [])
-    monkeypatch.setattr(watch_sweep, "Queue", lambda keep_s=0.0: slurm)
-    assert watch_sweep.main([*command(sweep, "g", "--cancel")]) == 0
+    monkeypatch.setattr(status_command, "Queue", lambda keep_s=0.0: slurm)
+    assert status_command.main([*command(sweep, "g", "--cancel")]) == 0
     assert sorted(cancelled) == ["17_0", "17_1"]
     said = capsys.readouterr().err
     assert "g: a, seed 0: cancelled job 17_0 (queued)" in said
     assert "left alone, other grids need it" in said
     cancelled.clear()
-    watch_sweep.main([*command(sweep, "--cancel")])
+    status_command.main([*command(sweep, "--cancel")])
     assert sorted(cancelled) == ["16_0", "17_0", "17_1", "17_2"]
 
 
@@ -689,7 +689,7 @@ def test_cancel_spares_what_other_grids_need(
 def test_cancel_stops_local_runs(sweep: Sweep, process: subprocess.Popen[bytes]) -> None:
     sweep.submission({}, keys=["a"])
     sweep.state("a", "running", host=socket.gethostname(), pid=process.pid, started=utc(time.time()))
-    assert watch_sweep.main([*command(sweep, "--cancel")]) == 0
+    assert status_command.main([*command(sweep, "--cancel")]) == 0
     assert process.wait(20) == -signal.SIGTERM
 
 
@@ -703,11 +703,11 @@ def test_a_local_runner_s_runs_are_signalled_by_it_alone(
     sent: list[tuple[int, int]] = []
     with monkeypatch.context() as patched:  # the fixture kills its process itself
         patched.setattr(os, "kill", lambda number, what: sent.append((number, what)))
-        assert watch_sweep.main([*command(sweep, "--cancel")]) == 0
+        assert status_command.main([*command(sweep, "--cancel")]) == 0
         assert sent == [(os.getpid(), signal.SIGTERM)]
         # The runner has other grids' runs, too.
         sent.clear()
-        assert watch_sweep.main([*command(sweep, "g", "--cancel")]) == 0
+        assert status_command.main([*command(sweep, "g", "--cancel")]) == 0
         assert sent == [(process.pid, signal.SIGTERM)]
 
 
@@ -716,20 +716,20 @@ def test_retry_submits_with_the_same_words(sweep: Sweep, monkeypatch: pytest.Mon
     called: list[list[str]] = []
     submit = type(sys)("submit")
     submit.main = lambda words: called.append(words) or 0  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "hpcdistill.sweep.jobs.submit", submit)
-    monkeypatch.setattr("hpcdistill.sweep.jobs.submit", submit, raising=False)
+    monkeypatch.setitem(sys.modules, "hpcdistill.sweep.submit", submit)
+    monkeypatch.setattr("hpcdistill.sweep.submit", submit, raising=False)
     cells = {"cells": [{"title": "a", "seed": 0, "key": "a"}]}
     sweep.submission({}, "one", grids={"g": cells}, command=["g", "--seeds", "1"])
     sweep.submission({}, "two", at=NOW, grids={"g": cells, "h": cells}, command=["g", "h"])
     sweep.submission({}, "three", at=NOW - 7200, grids={"k": cells}, command=["k", "train.steps=3"])
-    assert watch_sweep.main([*command(sweep, "--retry", "failed")]) == 0
+    assert status_command.main([*command(sweep, "--retry", "failed")]) == 0
     assert called == [["g", "h", "--retry", "failed"], ["k", "train.steps=3", "--retry", "failed"]]
     called.clear()
-    watch_sweep.main([*command(sweep, "k", "--retry", "missing")])
+    status_command.main([*command(sweep, "k", "--retry", "missing")])
     assert called == [["k", "train.steps=3", "--retry", "missing"]]
 
 
-def test_the_script_loads_no_torch_and_reads_recorded_answers(sweep: Sweep, tmp_path: Path) -> None:
+def test_the_script_loads_no_configuration_and_reads_recorded_answers(sweep: Sweep, tmp_path: Path) -> None:
     """The whole command, with programs that print what SLURM 22.05 has printed."""
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -748,7 +748,7 @@ def test_the_script_loads_no_torch_and_reads_recorded_answers(sweep: Sweep, tmp_
     sweep.state("t", "running", job="16_0")
     code = (
         "import sys, runpy\nsys.argv = sys.argv[1:]\ntry:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "finally:\n    assert 'torch' not in sys.modules\n"
+        "finally:\n    assert not {'torch', 'hpcdistill.config', 'submitit'} & set(sys.modules)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(CLONE / "slurm" / "status.py"), *command(sweep, "--json")],
@@ -799,7 +799,7 @@ def test_grids_are_named_as_everywhere(
     sweep.submission({"g": "1_0", "gone": "1_1"}, grids=cells)
 
     def shown(*words: str) -> set[str]:
-        watch_sweep.main([*words, *command(sweep, "--json")])
+        status_command.main([*words, *command(sweep, "--json")])
         return {run["key"] for run in json.loads(capsys.readouterr().out)["runs"]}
 
     assert shown() == {"g", "gone"}

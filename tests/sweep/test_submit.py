@@ -19,11 +19,13 @@ import pytest
 from toy_sweep import put_grid, put_slurm
 
 from hpcdistill.command import run_command
+from hpcdistill.config import ConfigFiles
 from hpcdistill.errors import UserError
 from hpcdistill.run import load_run
-from hpcdistill.sweep.jobs.submit import _undisturbed, collect_command, main
-from hpcdistill.sweep.jobs.task import Command
-from hpcdistill.sweep.jobs.task_folder import utc
+from hpcdistill.sweep.slurm_jobs import undisturbed
+from hpcdistill.sweep.submissions import utc
+from hpcdistill.sweep.submit import collect_command, main
+from hpcdistill.sweep.task import Command
 
 CLONE = Path(__file__).resolve().parents[2]
 CPU = "gpus_per_node: 0\nset: [train.device=cpu]\n"
@@ -141,18 +143,17 @@ def test_students_that_pair_with_their_teachers_wait_for_them_alone(site: Site) 
             assert plan["jobs"][key].partition("_")[2] == plan["jobs"][run["teacher"]].partition("_")[2]
 
 
-def test_arrays_are_cut_below_the_clusters_largest(site: Site) -> None:
-    (site.slurm / "most").write_text("2")
+@pytest.mark.parametrize(
+    ("file", "answer"),
+    [("most", "2"), ("parameters", "bf_interval=1,max_array_tasks=2,preempt_youngest_first")],
+    ids=["the cluster's largest", "what the scheduler takes"],
+)
+def test_arrays_are_cut_below_slurms_limit(site: Site, file: str, answer: str) -> None:
+    (site.slurm / file).write_text(answer)
     assert site.submit("--parallel", "3") == 0
-    options = site.options()[:-1]
+    *options, last = site.options()
     assert [entry.get("array") for entry in options] == ["0-1%2", None, "0-1%1", "0-1%1"], "one alone is no array"
-    assert site.options()[-1]["dependency"] == "afterany:101:102:103:104"
-
-
-def test_arrays_are_cut_below_what_the_scheduler_takes(site: Site) -> None:
-    (site.slurm / "parameters").write_text("bf_interval=1,max_array_tasks=2,preempt_youngest_first")
-    assert site.submit("--parallel", "3") == 0
-    assert [entry.get("array") for entry in site.options()[:-1]] == ["0-1%2", None, "0-1%1", "0-1%1"]
+    assert last["dependency"] == "afterany:101:102:103:104"
 
 
 def test_a_refused_array_names_the_key_of_the_profile(site: Site) -> None:
@@ -306,6 +307,7 @@ def test_a_dry_run_shows_everything_and_touches_nothing(site: Site, capsys: pyte
     assert site.submit("--dry-run") == 0
     assert sorted(site.folder.rglob("*")) == [path for path in before if not path.is_relative_to(site.slurm / "bin")]
     shown = capsys.readouterr().out
+    assert "as of the files; SLURM was not asked" in shown
     for text in ("CARN", "31.90", "reported", "HFRM", "stage0-0", "stage1-0", "#SBATCH --array=0-1%2", "7 distinct"):
         assert text in shown, text
     assert "6 cells, 1 of them reported" in " ".join(shown.split())
@@ -434,6 +436,8 @@ def test_an_overlay_lies_over_every_run_and_goes_to_the_collector(site: Site) ->
     for key in plan["runs"]:
         values = json.loads((site.folder / "sweeps" / "tasks" / key / "config.json").read_text())
         assert (values["train"]["steps"], values["train"]["batch_size"]) == (3, 2)
+    assert {run["steps"] for run in plan["runs"].values()} == {3}
+    assert plan["overrides"] == ["train.device=cpu", "short.yaml", "train.batch_size=2"]
     assert "short.yaml" in plan["command"], "`status.py --retry` gives the same words"
     words = " ".join(collector(site).command)
     assert "runs train.device=cpu short.yaml train.batch_size=2 --grid" in words
@@ -501,6 +505,13 @@ def test_many_cells_are_one_call_an_array(site: Site) -> None:
     assert site.submit("--seeds", *map(str, range(40))) == 0
     assert len(site.plan()["jobs"]) == 202, "200 cells, and two teachers that they share"
     assert len(site.scripts()) == 4, "one call an array, and the collector"
+
+
+def test_a_configuration_is_checked_once_a_cell_not_a_seed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked, check = [], ConfigFiles.checked
+    monkeypatch.setattr(ConfigFiles, "checked", lambda self, layers: checked.append(layers) or check(self, layers))
+    assert site.submit("--dry-run", "--seeds", *map(str, range(20))) == 0
+    assert len(checked) <= 12, "five cells, the teachers of four, and the teacher's file alone"
 
 
 def with_many_alone(site: Site) -> None:
@@ -577,11 +588,6 @@ def test_ctrl_c_waits_until_the_job_is_written_down(site: Site) -> None:
         site.submit()
     assert len(site.scripts()) == 1
     assert set(site.plan()["jobs"].values()) == {"101_0", "101_1"}
-
-
-def test_a_dry_run_says_what_its_states_are_worth(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    assert site.submit("--dry-run") == 0
-    assert "as of the files; SLURM was not asked" in capsys.readouterr().out
 
 
 def test_what_a_grid_says_is_no_markup(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
@@ -662,14 +668,6 @@ def test_an_own_grid_has_no_column_of_a_paper(site: Site, capsys: pytest.Capture
     assert "(paper)" not in capsys.readouterr().out
 
 
-def test_an_overlay_holds_for_every_run_and_is_no_grid(site: Site) -> None:
-    (site.folder / "over.yaml").write_text("train: {steps: 7}\n")
-    assert site.submit("over.yaml") == 0
-    assert {run["steps"] for run in site.plan()["runs"].values()} == {7}
-    assert site.plan()["overrides"] == ["train.device=cpu", "over.yaml"]
-    assert "over.yaml" in collector(site).command
-
-
 def test_a_grid_without_anything_to_run_is_known_to_status_and_tables(site: Site) -> None:
     assert site.submit() == 0
     for key in site.plan()["runs"]:
@@ -698,7 +696,7 @@ def test_ctrl_c_that_was_ignored_interrupts_nothing() -> None:
     """As in what a script runs in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with _undisturbed():
+        with undisturbed():
             os.kill(os.getpid(), signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:

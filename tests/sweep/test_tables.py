@@ -1,220 +1,338 @@
-"""Tables as text: each format says the same numbers, signs and bold, and nothing in a label breaks it."""
+"""From result.json to numbers: means, deviations and orders computed by hand, and nothing dropped."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from made_runs import NAME, PSNR, grid, plan, run_cell, save_run
+from made_runs import NAME, PSNR, age, grid, plan, run_cell, save_identity, save_run
 
-from hpcdistill.sweep.grids.grid import Cell, Metric
-from hpcdistill.sweep.results.collect import ResultTable, collect
-from hpcdistill.sweep.results.run_results import find_results
-from hpcdistill.sweep.results.table_formats import escape_latex, html, latex, markdown
-from hpcdistill.sweep.results.tables import lay_out, notes, number_text
-from hpcdistill.sweep.results.tidy import CSV_COLUMNS, as_json, tidy_csv
-from hpcdistill.sweep.watch.status import TaskStatus
+from hpcdistill.config import to_yaml
+from hpcdistill.errors import UserError
+from hpcdistill.run import load_run
+from hpcdistill.sweep.grid import Cell, Metric, load_grid
+from hpcdistill.sweep.plan import make_plan
+from hpcdistill.sweep.results import find_results, finished_run
+from hpcdistill.sweep.slurm_queue import Queue
+from hpcdistill.sweep.status import TaskStatus, task_statuses
+from hpcdistill.sweep.table_layout import lay_out, notes
+from hpcdistill.sweep.tables import Summary, best_rows, describe_protocol, make_tables
 
 
-@pytest.fixture
-def table(tmp_path: Path) -> ResultTable:
-    """a: two of three seeds, one failed; b: the better one, no printed number; CARN: reported; bicubic: measured."""
-    cells = [
-        run_cell("a", 31.04),
-        run_cell("b"),
-        Cell({"method": "CARN"}, "reported", (), {"psnr": 32.13}, {"psnr": NAME}),
-        Cell({"method": "bicubic"}, "reported", (), {"psnr": 28.42}, {"psnr": NAME}, {"psnr": 28.426}, note="By hand."),
+def status(key: str, state: str, **values: object) -> TaskStatus:
+    return TaskStatus(key, "run", state, **values)  # type: ignore[arg-type]
+
+
+def test_mean_and_sample_deviation(tmp_path: Path) -> None:
+    made = grid([run_cell("a", 31.0)], seeds=(0, 1, 2))
+    for seed, best, last in ((0, 30.9, 30.0), (1, 31.0, 30.5), (2, 31.4, 31.0)):
+        save_run(tmp_path, f"a-0-{seed}", best, last)
+    (table,) = make_tables(plan(made), find_results(tmp_path), {})
+    entry = table.rows[0].entries["psnr"]
+    assert entry.best is not None
+    assert entry.last is not None
+    assert entry.best.deviation is not None
+    assert entry.difference is not None
+    # By hand: mean 31.1; squares 0.04 + 0.01 + 0.09 = 0.14; 0.14 / (3 - 1) = 0.07.
+    assert entry.best.n == 3
+    assert math.isclose(entry.best.mean, 31.1, rel_tol=1e-12)
+    assert math.isclose(entry.best.deviation, 0.07**0.5, rel_tol=1e-9)
+    assert math.isclose(entry.last.mean, 30.5, rel_tol=1e-12)
+    assert entry.last.deviation == 0.5  # squares 0.25 + 0 + 0.25, over 2: 0.25
+    assert math.isclose(entry.difference, 0.1, rel_tol=1e-9)
+    assert table.counts == {"finished": 3}
+
+
+def test_one_run_has_no_deviation() -> None:
+    assert Summary((31.0,)).deviation is None
+    assert Summary((31.0,)).mean == 31.0
+    assert math.isnan(Summary((31.0, math.nan)).mean)
+    assert math.isnan(Summary((math.inf, -math.inf)).mean)
+    assert Summary((math.inf, 1.0)).mean == math.inf
+    assert math.isnan(Summary((math.inf, 1.0)).deviation or 0.0)
+
+
+def test_order_by_hand(tmp_path: Path) -> None:
+    """Printed 1 2 3 4, ours 1 3 2 4: of 6 pairs 5 agree and 1 does not, (5 - 1) / 6."""
+    cells = [run_cell(name, value) for name, value in zip("abcd", (1.0, 2.0, 3.0, 4.0), strict=True)]
+    cells.append(run_cell("unprinted"))
+    cells.append(run_cell("unfinished", 0.5))
+    for number, value in enumerate((1.0, 3.0, 2.0, 4.0, 9.0)):
+        save_run(tmp_path, f"{'abcd'[number] if number < 4 else 'unprinted'}-{number}-0", value)
+    (table,) = make_tables(plan(grid(cells)), find_results(tmp_path), {})
+    (order,) = table.orders
+    assert order.n == 4
+    assert math.isclose(order.tau, 4 / 6, rel_tol=1e-12)
+
+
+def test_order_with_ties_is_tau_b(tmp_path: Path) -> None:
+    """Printed 1 1 2, ours 1 2 3: 2 pairs agree, 1 is tied in print; 2 / sqrt((3 - 1) * 3)."""
+    cells = [run_cell("a", 1.0), run_cell("b", 1.0), run_cell("c", 2.0)]
+    for number, value in enumerate((1.0, 2.0, 3.0)):
+        save_run(tmp_path, f"{'abc'[number]}-{number}-0", value)
+    (order,) = make_tables(plan(grid(cells)), find_results(tmp_path), {})[0].orders
+    assert math.isclose(order.tau, 2 / 6**0.5, rel_tol=1e-12)
+
+
+def test_groups_are_compared_apart(tmp_path: Path) -> None:
+    """x2's numbers are higher than x4's: an order over both would say nothing of the methods."""
+    cells = [run_cell("a", 37.0, scale="x2"), run_cell("a", 31.0, scale="x4")]
+    cells += [run_cell("b", 38.0, scale="x2"), run_cell("b", 32.0, scale="x4")]
+    for number, value in enumerate((37.5, 31.5, 37.1, 31.6)):
+        save_run(tmp_path, f"{'aabb'[number]}-{number}-0", value)
+    (table,) = make_tables(plan(grid(cells, within=("scale",))), find_results(tmp_path), {})
+    assert {order.group: (order.tau, order.n) for order in table.orders} == {("x2",): (-1.0, 2), ("x4",): (1.0, 2)}
+    assert [row.cell.title for row in table.rows] == ["a, x2", "b, x2", "a, x4", "b, x4"]  # group by group
+    assert best_rows(table, PSNR, printed=True) == {1, 3}
+    assert best_rows(table, PSNR, printed=False) == {0, 3}
+
+
+def test_best_ties_as_they_are_shown(tmp_path: Path) -> None:
+    cells = [run_cell(name) for name in "abc"]
+    for number, value in enumerate((31.0712, 31.0749, 31.06)):  # 31.07, 31.07, 31.06
+        save_run(tmp_path, f"{'abc'[number]}-{number}-0", value)
+    (table,) = make_tables(plan(grid(cells)), find_results(tmp_path), {})
+    assert best_rows(table, PSNR, printed=False) == {0, 1}
+    assert best_rows(table, PSNR, printed=True) == set()
+    fid = Metric("psnr", "FID", NAME, "lower", 2)
+    assert best_rows(table, fid, printed=False) == {2}
+
+
+def test_nothing_is_dropped(tmp_path: Path) -> None:
+    names = ["done", "gone", "failed", "running", "queued", "blocked", "stopped", "broken", "unmeasured"]
+    cells = [run_cell(name, 30.0) for name in names]
+    cells.append(Cell({"method": "CARN"}, "reported", (), {"psnr": 32.13}, {"psnr": NAME}))
+    cells.append(Cell({"method": "bicubic"}, "reported", (), {"psnr": 28.42}, {"psnr": NAME}, {"psnr": 28.426}))
+    save_run(tmp_path, "done-0-0", 30.0)
+    broken = save_run(tmp_path, "broken-7-0", 30.0)
+    (broken / "result.json").write_text('{"name": "run", "key": "brok', encoding="utf-8")
+    (broken / "config.yaml").write_text("nonsense", encoding="utf-8")
+    save_run(tmp_path, "unmeasured-8-0", {"student/set14/psnr": 27.0})
+    found = find_results(tmp_path)
+    assert [run.folder.name for run in found.unreadable] == ["run-broken-7-0"]
+    assert "Unterminated string" in found.unreadable[0].reason
+    states = ("failed", "running", "queued", "blocked", "stopped")
+    statuses = {f"{name}-{2 + n}-0": status(f"{name}-{2 + n}-0", name) for n, name in enumerate(states)}
+    statuses["failed-2-0"] = status("failed-2-0", "failed", reason="out of memory", log=Path("a.log"))
+    statuses["gone-1-0"] = status("gone-1-0", "finished", run=tmp_path / "elsewhere")
+    statuses["broken-7-0"] = status("broken-7-0", "failed", reason="damaged")
+    (table,) = make_tables(plan(grid(cells)), found, statuses)
+    shown = [(row.cell.title, dict(row.states("psnr"))) for row in table.rows]
+    assert shown == [
+        ("done", {}),
+        ("gone", {"missing": 1}),
+        ("failed", {"failed": 1}),
+        ("running", {"running": 1}),
+        ("queued", {"queued": 1}),
+        ("blocked", {"blocked": 1}),
+        ("stopped", {"stopped": 1}),
+        ("broken", {"failed": 1}),
+        ("unmeasured", {"unmeasured": 1}),
+        ("CARN", {"reported": 1}),
+        ("bicubic", {"measured": 1}),
     ]
-    for key, best, last in (("a-0-0", 31.0, 30.9), ("a-0-1", 31.1, 31.0), ("b-1-0", 31.2, 31.2), ("b-1-1", 31.2, 31.1)):
-        save_run(tmp_path, key, best, last)
-    save_run(tmp_path, "b-1-2", 31.2)
-    failed = TaskStatus("a-0-2", "run", "failed", reason="out of memory")
-    return collect(plan(grid(cells, seeds=(0, 1, 2))), find_results(tmp_path), {"a-0-2": failed})[0]
+    assert table.rows[2].trials[0].reason == "out of memory (log: a.log)"
+    assert "not in this folder" in table.rows[1].trials[0].reason
+    bicubic = table.rows[10].entries["psnr"]
+    assert bicubic.best == Summary((28.426,))
+    assert bicubic.last is None
 
 
-def test_markdown(table: ResultTable) -> None:
-    rows = [line for line in markdown(lay_out(table)).splitlines() if line.startswith("|")]
-    up, plus = "\u2191", "\u00b1"
-    assert rows == [
-        f"| method | Set5 PSNR {up} paper | Set5 PSNR {up} ours | Set5 PSNR {up} diff. | Set5 PSNR {up} ours, last |",
-        "|---|---:|---:|---:|---:|",
-        # 31.05 from 31.0 and 31.1: deviation sqrt(0.005) = 0.0707
-        f"| a | 31.04 | 31.05 {plus} 0.07 (2) \u27171 | +0.01 | 30.95 {plus} 0.07 (2) |".replace(
-            "\u27171", "\u2717" + "1"
-        ),
-        f"| b |  | **31.20** {plus} 0.00 (3) |  | 31.17 {plus} 0.06 (3) |",
-        "| CARN | **32.13** | \u2020 |  |  |",
-        "| bicubic | 28.42 | 28.43 \u2021 | +0.01 |  |",
-    ]
-    below = markdown(lay_out(table)).splitlines()[len(rows) + 3 :]
-    assert "- By hand." in below
-    assert any("\u2020 reported by the paper" in line and "\u2717 failed" in line for line in below)
-    assert any("Kendall tau-b" in line and "(n = 2), the same order" in line for line in below)  # a and bicubic
+def test_result_under_another_key(tmp_path: Path) -> None:
+    """A run of the same identity, written before there were keys: its task knows the folder."""
+    folder = save_run(tmp_path, "other", 30.0)
+    statuses = {"a-0-0": status("a-0-0", "finished", run=Path("/moved") / folder.name)}
+    (table,) = make_tables(plan(grid([run_cell("a")])), find_results(tmp_path), statuses)
+    assert table.rows[0].trials[0].run
 
 
-def test_latex(table: ResultTable) -> None:
-    lines = latex(lay_out(table)).splitlines()
-    assert r"a & 31.04 & 31.05 $\pm$ 0.07 (2) $\times$1 & +0.01 & 30.95 $\pm$ 0.07 (2) \\" in lines
-    assert r"CARN & \textbf{32.13} & $\dagger$ &  &  \\" in lines
-    assert r"\cmidrule(lr){2-5}" in lines
-    assert r" & \multicolumn{4}{c}{Set5 PSNR $\uparrow$} \\" in lines
-    assert r"\caption{Toys (A paper, table 3)}" in lines
-    for name in ("table", "tabular"):
-        assert sum(line.startswith(rf"\begin{{{name}}}") for line in lines) == 1
-        assert lines.count(rf"\end{{{name}}}") == 1
-    body = lines[lines.index(r"\toprule") : lines.index(r"\bottomrule")]
-    assert {line.count("&") for line in body if line.endswith(r"\\") and "multicolumn" not in line} == {4}
-    assert all(ord(character) < 128 for character in latex(lay_out(table)))  # any LaTeX can read it
+def test_key_of_an_old_result(tmp_path: Path) -> None:
+    """result.json without a key: by the run's configuration."""
+    loaded = load_run(["configs/fsrcnn/x4.yaml", "seed=3"])
+    folder = save_run(tmp_path, "x", 30.0, key=None)
+    (folder / "config.yaml").write_text(to_yaml(loaded.config), encoding="utf-8")
+    stray = save_run(tmp_path, "y", 30.0, key=None)
+    found = find_results(tmp_path)
+    assert {run.folder: run.key for run in found.runs} == {folder: loaded.key, stray: None}
+    assert list(found.by_key) == [loaded.key]
 
 
-def test_html(table: ResultTable) -> None:
-    text = html(lay_out(table))
-    assert '<td class="ours" data-sort="31.05"' in text
-    assert '<b>31.20</b> <span class="spread">\u00b1 0.00</span> <span class="n">(3)</span>' in text
-    assert text.count("<tr") == 2 + 4
-    assert text.count('aria-sort="none"') == 5
-    assert "seed 2: failed (out of memory)" in text
+def test_an_old_result_of_another_version_of_its_method_has_no_key(tmp_path: Path) -> None:
+    """Its numbers are of other code: they are no cell's of today."""
+    loaded = load_run(["configs/fsrcnn/x4.yaml"])
+    version = loaded.config.method.VERSION
+    folders = {}
+    for name, trained in (("old", version - 1), ("now", version)):
+        folders[name] = save_run(tmp_path, name, 30.0, key=None)
+        (folders[name] / "config.yaml").write_text(to_yaml(loaded.config), encoding="utf-8")
+        identity = {"identity": {"data": ["d1"], "version": trained}}
+        (folders[name] / "environment.json").write_text(json.dumps(identity), encoding="utf-8")
+    found = find_results(tmp_path)
+    assert {run.folder: run.key for run in found.runs} == {folders["old"]: None, folders["now"]: loaded.key}
+    assert found.runs[0].data == {"training data": ("d1",)}
 
 
-def test_json(table: ResultTable) -> None:
-    content = json.loads(json.dumps(as_json(table), allow_nan=False))
-    a, b, carn, bicubic = content["cells"]
-    ours = a["metrics"]["psnr"]
-    assert ours["best"]["values"] == [31.0, 31.1]
-    assert math.isclose(ours["best"]["deviation"], 0.005**0.5, rel_tol=1e-9)
-    assert math.isclose(ours["difference"], 0.01, rel_tol=1e-9)
-    assert ours["without"] == {"failed": 1}
-    assert [run["state"] for run in a["runs"]] == ["finished", "finished", "failed"]
-    assert a["runs"][2]["reason"] == "out of memory"
-    assert b["metrics"]["psnr"]["printed"] is None
-    assert b["metrics"]["psnr"]["difference"] is None
-    assert carn["kind"] == "reported"
-    assert bicubic["metrics"]["psnr"]["measured"] is True
-    assert content["order"] == [{"metric": "psnr", "group": [], "kendall_tau_b": 1.0, "n": 2}]
-
-
-def test_csv(table: ResultTable, tmp_path: Path) -> None:
-    save_run(tmp_path, "stray", {"x": math.nan, "y": math.inf})
-    other = [run for run in find_results(tmp_path).runs if run.key == "stray"]
-    lines = list(csv.DictReader(io.StringIO(tidy_csv([table], other))))
-    assert list(lines[0]) == CSV_COLUMNS
-    a = [line for line in lines if json.loads(line["labels"]) == {"method": "a"}]
-    assert [(line["seed"], line["which"], line["step"], line["value"], line["state"]) for line in a] == [
-        ("0", "best", "90", "31.0", "finished"),
-        ("0", "last", "100", "30.9", "finished"),
-        ("1", "best", "90", "31.1", "finished"),
-        ("1", "last", "100", "31.0", "finished"),
-        ("2", "", "", "", "failed"),
-    ]
-    assert {line["printed"] for line in a} == {"31.04"}
-    assert a[0]["protocol"] == "PSNR on luma; rule pisr, scale 4; set5 (5 images)"
-    assert a[0]["run"] == "run-a-0-0"
-    strays = [line for line in lines if not line["grid"]]
-    assert [(line["metric"], line["which"], line["value"]) for line in strays] == [
-        ("x", "best", "nan"),
-        ("y", "best", "inf"),
-        ("x", "last", "nan"),
-        ("y", "last", "inf"),
-    ]
-    reported = [line for line in lines if line["state"] in ("reported", "measured")]
-    assert [(line["printed"], line["value"], line["which"]) for line in reported] == [
-        ("32.13", "", ""),
-        ("28.42", "28.426", "measured"),
-    ]
-
-
-def test_not_finite_numbers(tmp_path: Path) -> None:
-    save_run(tmp_path, "a-0-0", math.nan, math.inf)
-    save_run(tmp_path, "b-1-0", 30.0)
-    (table,) = collect(plan(grid([run_cell("a", 31.0), run_cell("b", 30.0)])), find_results(tmp_path), {})
-    layout = lay_out(table)
-    assert "| a | **31.00** | nan | nan | inf |" in markdown(layout)
-    assert 'data-sort="" title="best weights' in html(layout)  # at the end, however it is sorted
-    entry = json.loads(json.dumps(as_json(table), allow_nan=False))["cells"][0]["metrics"]["psnr"]
-    assert entry["best"] == {"mean": None, "deviation": None, "n": 1, "values": [None]}
-    assert entry["difference"] is None
-    assert table.orders == ()  # one cell has both numbers: no order
-
-
-def test_nothing_in_a_label_breaks_a_format(tmp_path: Path) -> None:
-    hostile = r"50% & $x_1$ #2 {a}~^ \b | <i>`c`</i> [d] *e*"
-    save_run(tmp_path, f"{hostile}-0-0".replace("/", "-"), 30.0, key=f"{hostile}-0-0")
-    (table,) = collect(plan(grid([run_cell(hostile, 30.0), run_cell("[b]")])), find_results(tmp_path), {})
-    layout = lay_out(table)
-    row = next(line for line in latex(layout).splitlines() if line.startswith("50"))
-    assert row.startswith(
-        r"50\% \& \$x\_1\$ \#2 \{a\}\textasciitilde{}\textasciicircum{} \textbackslash{}b \textbar{} "
-        r"\textless{}i\textgreater{}`c`\textless{}/i\textgreater{} {[}d] {*}e{*} & "
+def test_how_to_measure_what_a_finished_run_lacks(tmp_path: Path) -> None:
+    """A later grid wants a test set that the run, which is not trained again, knew nothing of."""
+    path = tmp_path / "late.yaml"
+    path.write_text(
+        "title: Late\nmetrics: {psnr: {of: student/late set/psnr, better: higher}}\nbase: configs/fsrcnn/x4.yaml\n"
+        "set: ['data.eval.late set=data/late set']\ncells: [{labels: {method: FSRCNN}}]\n",
+        encoding="utf-8",
     )
-    assert len(re.findall(r"(?<!\\)&", row)) == 4
-    assert r"\\ [" not in latex(layout).replace("\n", " ")  # would be an optional argument
-    assert "<i>" not in html(layout)
-    line = next(line for line in markdown(layout).splitlines() if line.startswith("| 50"))
-    assert len(re.findall(r"(?<!\\)\|", line)) == 6
-    assert json.loads(json.dumps(as_json(table)))["cells"][0]["labels"]["method"] == hostile
+    made = make_plan([load_grid(path)])
+    [key] = made.runs
+    folder = save_run(tmp_path / "runs", key, 30.0)
+    (table,) = make_tables(made, find_results(tmp_path / "runs"), {})
+    command = f"python -m hpcdistill.evaluate {folder} --generator student --data 'data/late set'"
+    assert table.unmeasured == (f"{folder.name} has finished without late set; `{command}` measures it",)
+    assert f"Not measured: {table.unmeasured[0]}." in notes(lay_out(table))
+    save_run(tmp_path / "runs", f"{key}-again", {"student/late set/psnr": 31.0}, key=key)
+    assert make_tables(made, find_results(tmp_path / "runs"), {})[0].unmeasured == ()
 
 
-def test_escapes_by_hand() -> None:
-    assert escape_latex(r"a_b\c") == r"a\_b\textbackslash{}c"
-    assert escape_latex("two\n\nlines  of\ta title") == "two lines of a title"
-
-
-def test_a_title_over_several_lines_is_one_in_latex(tmp_path: Path) -> None:
-    (table,) = collect(plan(grid([run_cell("a\n\nb")], title="Toys\n\nof 2 lines")), find_results(tmp_path), {})
-    lines = latex(lay_out(table)).splitlines()
-    assert "" not in lines, "an empty line ends the paragraph, which \\caption may not have"
-    assert r"\caption{Toys of 2 lines (A paper, table 3)}" in lines
+def test_the_later_of_two_counts(tmp_path: Path) -> None:
+    new = save_run(tmp_path, "a-0-0", 31.0)
+    old = save_run(tmp_path / "aside", "a-0-0", 30.0).rename(tmp_path / "zz")
+    age(old, 60)
+    found = find_results(tmp_path)
+    assert found.by_key["a-0-0"].folder == new
+    assert found.twice == ["zz and run-a-0-0 are the same run; the later one is shown"]
 
 
 @pytest.mark.parametrize(
-    ("value", "digits", "signed", "text"),
+    ("content", "why"),
     [
-        (31.0449, 2, False, "31.04"),
-        (-0.004, 2, True, "0.00"),
-        (0.004, 2, True, "0.00"),
-        (0.016, 2, True, "+0.02"),
-        (-0.0005, 3, False, "-0.001"),
-        (664.7, 0, False, "665"),
-        (math.nan, 2, True, "nan"),
-        (-math.inf, 2, False, "-inf"),
+        ("[]", "expected a JSON object"),
+        ('{"name": "a", "best": 3}', "best: expected a step and metrics"),
+        ('{"name": "a", "best": {"step": 1, "metrics": {"m": "high"}}}', "m: expected a number, got 'high'"),
+        ('{"best": null}', "name: missing"),
+        ('{"name": "a", "protocol": "pisr"}', "protocol: expected a JSON object"),
+        ("", "Expecting value"),
     ],
 )
-def test_numbers(value: float, digits: int, signed: bool, text: str) -> None:
-    assert number_text(value, digits, signed) == text
+def test_damaged_results_are_named(tmp_path: Path, content: str, why: str) -> None:
+    folder = save_run(tmp_path, "a", 1.0)
+    (folder / "result.json").write_text(content, encoding="utf-8")
+    found = find_results(tmp_path)
+    assert found.runs == []
+    assert why in found.unreadable[0].reason
 
 
-def test_wide_tables_have_panels(tmp_path: Path) -> None:
-    """Two trained metrics side by side; what is only printed stays together."""
-    trained = tuple(Metric(name, name, f"student/{name}/psnr", "higher", 2) for name in ("m1", "m2", "m3"))
-    metrics = (*trained, Metric("params", "params", None, "lower", 0), Metric("macs", "MACs", None, "lower", 1))
-    of = {metric.name: str(metric.of) for metric in trained}
-    printed = {"m1": 1.0, "m2": 2.0, "m3": 3.0, "params": 13.0, "macs": 6.0}
-    cells = [Cell({"method": "a"}, "run", ("base.yaml",), printed, of)]
-    (table,) = collect(plan(grid(cells, metrics)), find_results(tmp_path), {})
-    layout = lay_out(table)
-    shown = [list(dict.fromkeys(column.metric.name for column in p.columns if column.metric)) for p in layout.panels]
-    assert shown == [["m1", "m2"], ["m3", "params", "macs"]]
-    assert latex(layout).count(r"\begin{tabular}") == 2
-    params = next(place for column, place in zip(layout.panels[1].columns, layout.panels[1].rows[0], strict=True)
-                  if column.metric and column.metric.name == "params")  # fmt: skip
-    assert params.text == "13"
-    assert not params.signs  # never measured: nothing is missing
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"last": 3},
+        {"last": {"metrics": {"m": True}}},
+        {"protocol": []},
+        {"steps": "many"},
+        {"key": 3},
+        {"name": None},
+        {},
+    ],
+    ids=json.dumps,
+)
+def test_status_and_the_tables_agree_on_what_is_damaged(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = save_run(tmp_path / "runs", "k", 31.0, **change)
+    state = {"state": "finished", "run": str(folder), "attempt": 1, "name": "run"}
+    (tmp_path / "tasks" / "k").mkdir(parents=True)
+    (tmp_path / "tasks" / "k" / "state.json").write_text(json.dumps(state))
+    [status] = task_statuses(["k"], tmp_path, tmp_path / "runs", Queue({"PATH": ""}))
+    found = find_results(tmp_path / "runs")
+    assert (status.state == "finished") == bool(found.runs) == (not change)
+    if change:
+        assert status.state == "failed"
+        assert found.unreadable[0].reason in str(status.reason)
+        assert finished_run(tmp_path / "runs", "k") is None
 
 
-def test_without_a_paper_there_is_no_column_of_it(tmp_path: Path) -> None:
-    save_run(tmp_path, "a-0-0", 31.0)
-    (table,) = collect(plan(grid([run_cell("a")], paper="", table="")), find_results(tmp_path), {})
-    assert [column.kind for column in lay_out(table).panels[0].columns] == ["label", "ours", "last"]
-    assert lay_out(table).caption == "Toys"
+def test_not_finite_numbers_survive(tmp_path: Path) -> None:
+    save_run(tmp_path, "a-0-0", {NAME: math.nan, "x": math.inf, "y": None})
+    (run,) = find_results(tmp_path).runs
+    metrics = run.metrics("best")
+    assert math.isnan(metrics[NAME])
+    assert math.isnan(metrics["y"])
+    assert metrics["x"] == math.inf
 
 
-def test_notes_name_what_is_mixed(tmp_path: Path) -> None:
-    save_run(tmp_path, "a-0-0", 1.0)
-    save_run(tmp_path, "b-1-0", 1.0, revision="other")
-    (table,) = collect(plan(grid([run_cell("a"), run_cell("b")], (PSNR,))), find_results(tmp_path), {})
-    assert notes(lay_out(table))[0].startswith("Attention: Code of 2 revisions: 0123456789ab (1 run), other (1 run)")
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        find_results(tmp_path / "runz")
+
+
+def test_flags(tmp_path: Path) -> None:
+    cells = [run_cell("a"), run_cell("b"), run_cell("c")]
+    protocol = {"metric": "PSNR on luma", "rule": "pisr", "scale": 4, "selects": "a", "test_sets": {"set5": 5}}
+    more_sets = {"selects": "b", "test_sets": {"set5": 5, "set14": 14}}
+    save_identity(save_run(tmp_path, "a-0-0", 1.0, protocol=protocol), ["d1"])
+    save_identity(save_run(tmp_path, "b-1-0", 2.0, protocol=protocol | more_sets), ["d1"])
+    (table,) = make_tables(plan(grid(cells)), find_results(tmp_path), {})
+    assert table.flags == ()  # another test set besides, and what chose the weights, do not matter
+    other = protocol | {"rule": "matlab"}
+    save_identity(save_run(tmp_path, "c-2-0", 3.0, protocol=other, revision="fedcba987654+"), ["d2"])
+    (table,) = make_tables(plan(grid(cells)), find_results(tmp_path), {})
+    assert table.flags == (
+        "Code of 2 revisions: 0123456789ab (2 runs), fedcba987654+ (1 run).",
+        "1 run of code with changes that were not committed (+).",
+        "Cells that are compared differ in rule: pisr (2 runs), matlab (1 run).",
+        "Cells that are compared differ in training data: d1 (2 runs), d2 (1 run).",
+    )
+
+
+def test_groups_may_differ_in_protocol(tmp_path: Path) -> None:
+    cells = [run_cell("a", scale="x2"), run_cell("a", scale="x4")]
+    for number, scale in enumerate((2, 4)):
+        save_run(tmp_path, f"a-{number}-0", 1.0, protocol={"rule": "pisr", "scale": scale, "test_sets": {"set5": 5}})
+    found = find_results(tmp_path)
+    assert make_tables(plan(grid(cells, within=("scale",))), found, {})[0].flags == ()
+    assert len(make_tables(plan(grid(cells)), found, {})[0].flags) == 1
+
+
+def test_protocol_in_words() -> None:
+    result = {"protocol": {"metric": "PSNR", "rule": "pisr", "scale": 4, "test_sets": {"set5": 5, "b100": 100}}}
+    assert describe_protocol(result) == "PSNR; rule pisr, scale 4; set5 (5 images), b100 (100 images)"
+    assert describe_protocol({"protocol": {"note": "fid: weights", "test_sets": {}}}) == "fid: weights"
+    assert describe_protocol(json.loads('{"protocol": null}')) == "nothing was measured"
+
+
+def test_a_row_of_bicubic_and_who_is_below_it(tmp_path: Path) -> None:
+    """A group of one scale each has its own; what a grid measures itself stays alone."""
+    cells = [run_cell(name, scale=scale) for scale in ("x2", "x4") for name in "ab"]
+    numbers = {"x2": 33.66, "x4": 28.42}
+    for number, (cell, value) in enumerate(zip(cells, (36.0, 33.0, 28.40, 30.0), strict=True)):
+        bicubic = {"set5": {"psnr": numbers[cell.labels["scale"]], "ssim": 0.9}}
+        save_run(tmp_path, f"{cell.labels['method']}-{number}-0", value, bicubic=bicubic)
+    found = find_results(tmp_path)
+    (table,) = make_tables(plan(grid(cells, within=("scale",))), found, {})
+    assert [row.cell.title for row in table.rows] == [
+        *("a, x2", "b, x2", "bicubic enlargement, x2"),
+        *("a, x4", "b, x4", "bicubic enlargement, x4"),
+    ]
+    ours = [row.entries["psnr"].best for row in table.rows]
+    assert [entry.mean for entry in ours if entry] == [36.0, 33.0, 33.66, 28.40, 30.0, 28.42]
+    assert table.rows[2].states("psnr") == {"measured": 1}
+    assert best_rows(table, PSNR, printed=False) == {0, 4}
+    assert table.flags == ("Below bicubic in Set5 PSNR: b, x2 (33.00 against 33.66), a, x4 (28.40 against 28.42).",)
+    assert table.counts == {"finished": 4, "measured": 2}
+    own = Cell({"method": "bicubic", "scale": "x2"}, "reported", (), {"psnr": 33.7}, {"psnr": NAME}, {"psnr": 33.66})
+    (table,) = make_tables(plan(grid([*cells[:2], own], within=("scale",))), found, {})
+    assert [row.cell.title for row in table.rows] == ["a, x2", "b, x2", "bicubic, x2"]
+    assert len(table.flags) == 1
+
+
+@pytest.mark.parametrize("bicubic", [None, 3, [], {"set5": 3}, {"set5": {"psnr": "high"}}, {"set5": {"psnr": None}}])
+def test_results_without_bicubic_have_no_row(tmp_path: Path, bicubic: object) -> None:
+    save_run(tmp_path, "a-0-0", 20.0, bicubic=bicubic)
+    (table,) = make_tables(plan(grid([run_cell("a")])), find_results(tmp_path), {})
+    assert [row.cell.title for row in table.rows] == ["a"]
+    assert table.flags == ()
+
+
+def test_runs_that_do_not_agree_on_bicubic_have_no_row(tmp_path: Path) -> None:
+    for number, value in enumerate((28.42, 28.39)):
+        save_run(tmp_path, f"{'ab'[number]}-{number}-0", 30.0, bicubic={"set5": {"psnr": value}})
+    (table,) = make_tables(plan(grid([run_cell("a"), run_cell("b")])), find_results(tmp_path), {})
+    assert [row.cell.title for row in table.rows] == ["a", "b"]

@@ -18,11 +18,12 @@ from stand_in import put_stand_in
 from hpcdistill.data.index import Index
 from hpcdistill.errors import UserError
 from hpcdistill.run import Run, load_run
-from hpcdistill.sweep.jobs.attempt import Attempt, teacher_run
-from hpcdistill.sweep.jobs.task import Task
-from hpcdistill.sweep.jobs.task_folder import TaskFolder, filled_in, last_words, write_task
-from hpcdistill.sweep.watch.slurm_queue import Queue
-from hpcdistill.sweep.watch.status import task_statuses
+from hpcdistill.sweep.attempt import Attempt, teacher_run
+from hpcdistill.sweep.logs import last_words
+from hpcdistill.sweep.slurm_queue import Queue
+from hpcdistill.sweep.status import task_statuses
+from hpcdistill.sweep.task import Command, Task
+from hpcdistill.sweep.task_folder import TaskFolder, filled_in, write_task
 
 CLONE = Path(__file__).resolve().parents[2]
 PATHS = {"PYTHONPATH": str(CLONE)}
@@ -368,7 +369,7 @@ def test_a_damaged_file_of_the_task_is_one_line(toy: Toy, file: str, capfd: pyte
 
 def test_importing_a_task_is_light() -> None:
     """Its process waits for hours beside the run: without torch's memory, and started in a moment."""
-    code = "import sys, hpcdistill.sweep.jobs.task, hpcdistill.sweep.jobs.submit; print('torch' in sys.modules)"
+    code = "import sys, hpcdistill.sweep.task, hpcdistill.sweep.submit; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CLONE)
     assert done.stdout == "False\n"
 
@@ -382,3 +383,9 @@ def test_the_last_words_of_a_log(tmp_path: Path) -> None:
     assert last_words(log) == "error: the disk is full"
     log.write_text("Traceback (most recent call last):\n  File\nValueError: 3\n\n")
     assert last_words(log) == "ValueError: 3"
+
+
+def test_jobs_that_earlier_code_has_queued_find_their_task() -> None:
+    """submitit pickles a job's class by its module's name, and loads it again at each requeue."""
+    for name, kind in (("Task", Task), ("Command", Command)):
+        assert pickle.loads(f"chpcdistill.sweep.jobs.task\n{name}\n.".encode()) is kind

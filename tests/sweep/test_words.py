@@ -6,18 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from hpcdistill.config import RunConfig
 from hpcdistill.errors import UserError
-from hpcdistill.sweep.grids.grid import GRIDS, grid_file, load_grids
-from hpcdistill.sweep.grids.grid_file import GridFile
-from hpcdistill.sweep.grids.words import OF_A_RUN, Words, sort_words
+from hpcdistill.sweep.grid import GRIDS, grid_file, load_grids
+from hpcdistill.sweep.grid_file import GridFile
+from hpcdistill.sweep.plan import RUN_KEYS, Words, sort_words
 
 CLONE = Path(__file__).resolve().parents[2]
 
 
 def test_the_keys_of_runs_and_of_grids_are_told_apart() -> None:
-    assert set(OF_A_RUN) == {*RunConfig.model_fields, "extends"}
-    assert not set(OF_A_RUN) & set(GridFile.model_fields)
+    assert not set(RUN_KEYS) & set(GridFile.model_fields)
 
 
 def test_every_file_of_the_clone_is_what_it_is() -> None:

@@ -1,1 +1,1 @@
-"""Runs as tasks: on SLURM's arrays, or on this machine."""
+"""Where jobs that were submitted by earlier code look for theirs; everything else is in `hpcdistill.sweep`."""

@@ -1,1 +1,0 @@
-"""Grids of configurations, and the plan of what is to be run."""

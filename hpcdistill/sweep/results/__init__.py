@@ -1,1 +1,0 @@
-"""Results as the papers' tables, a CSV and a page."""

@@ -1,1 +1,0 @@
-"""How far a sweep is: its files, and what SLURM says."""
