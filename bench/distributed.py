@@ -34,7 +34,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from hpcdistill.command import run_command
 from hpcdistill.console import Table, is_main_process, out, say, warn
 from hpcdistill.methods.base import Batch, Method
-from hpcdistill.ranks.process_group import join, leave
+from hpcdistill.ranks.rendezvous import join, leave
 from hpcdistill.run import load_run
 from hpcdistill.training.averaging import Averages
 from hpcdistill.training.checkpoint import Checkpoints

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
+
+# How commands end. The last two say that the same command goes on from the checkpoint: a job may requeue itself.
+EXIT_CRASHED: Final = 1
+EXIT_USER_ERROR: Final = 2
+EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, the shell's convention
+EXIT_RANK_LOST: Final = 71  # EX_OSERR of sysexits.h: a rank, or a process that a run needs, died or hangs
+EXIT_STOPPED: Final = 75  # EX_TEMPFAIL: stopped on request, and saved
 
 
 class UserError(ValueError):
-    """Something the user can mend; commands print its message as one line and end with exit code 2."""
+    """Something the user can mend; commands print its message as one line and end with `code`."""
 
-    code = 2
+    code: int = EXIT_USER_ERROR
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))  # libraries quote over several lines; one is promised
 
 
 class LostProcess(UserError):
-    """A process that a run needs was killed or hangs, as a rank may be: the same command goes on from the checkpoint.
+    """A process that a run needs was killed or hangs; the same command goes on from the checkpoint."""
 
-    Commands end with exit code 71 (`ranks.watch.EXIT_RANK_LOST`), by which a SLURM job is put into the queue again.
-    """
-
-    code = 71
+    code = EXIT_RANK_LOST
 
 
 def plural(count: int, noun: str, several: str = "") -> str:

@@ -12,7 +12,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
 from hpcdistill.errors import UserError, nearest
-from hpcdistill.ranks.process_group import join
+from hpcdistill.ranks.rendezvous import join
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.determinism import prepare_determinism
 from hpcdistill.training.engines import requested_settings

@@ -25,7 +25,7 @@ from hpcdistill.data.images import encode_png
 from hpcdistill.data.read.loader import ReadAhead, StopWaiting
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Carry, Method, Phase, Progress
-from hpcdistill.ranks import watch
+from hpcdistill.ranks import watchdog
 from hpcdistill.ranks.signals import StopSignals
 from hpcdistill.storage import write_bytes
 from hpcdistill.training.averaging import Averages
@@ -234,7 +234,7 @@ class Training:
                 self.averages.update(self.guard.halted)
         self.guard.keep()
         self.progress.advance()
-        watch.progress()
+        watchdog.progress()
 
     def train_phase(self, phase: Phase, parts: Sequence[Batch], carries: Sequence[Carry], progress: Progress) -> None:
         """One update of the phase's group, from all micro-batches."""
@@ -386,8 +386,8 @@ class Training:
         return self.averages.generators if self.averages else {}
 
     def _told_to_stop(self) -> bool:
-        watch.progress()
-        return self.signals.told()
+        watchdog.progress()
+        return self.signals.requested()
 
 
 def _delivered(loader: Iterable[Batch], timeout: float) -> Generator[Batch | None]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from accelerate.state import AcceleratorState, GradientState
 
-from hpcdistill.ranks.process_group import leave
+from hpcdistill.ranks.rendezvous import leave
 
 
 def launch(ranks: int, work: Callable[[int, int], None], seconds: float = 90) -> list[int]:

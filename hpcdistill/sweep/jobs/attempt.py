@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpcdistill.console import warn
+from hpcdistill.errors import EXIT_RANK_LOST as EXIT_RANK_LOST
+from hpcdistill.errors import EXIT_STOPPED as EXIT_STOPPED
 from hpcdistill.sweep.jobs.task_folder import STATE, TaskFolder, finished_run, last_words, started_run, utc
 from hpcdistill.training.records import is_finished
 
 State = Literal["running", "finished", "failed", "stopped", "blocked"]
-EXIT_STOPPED = 75  # ranks.signals.EXIT_STOPPED, which cannot be imported without torch
-EXIT_RANK_LOST = 71  # ranks.watch.EXIT_RANK_LOST, likewise
 BEAT_S = 30.0  # between two signs of life
 EXIT_BLOCKED_LINE = "its teacher {name} ({key}) has no result"
 _FIND = """\

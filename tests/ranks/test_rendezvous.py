@@ -15,11 +15,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 from ranked_commands import Ranks
 
-from hpcdistill.errors import UserError
-from hpcdistill.ranks import meeting
-from hpcdistill.ranks.meeting import Participant, check_devices
-from hpcdistill.ranks.process_group import join
-from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
+from hpcdistill.errors import EXIT_STOPPED, UserError
+from hpcdistill.ranks import rendezvous
+from hpcdistill.ranks.rendezvous import Participant, check_devices, join
+from hpcdistill.ranks.signals import StopSignals
 
 HOST = os.uname().nodename
 PROBLEM = "train.device: no CUDA device is visible"
@@ -68,7 +67,7 @@ def test_different_failures_are_all_said(tmp_path: Path) -> None:
 @pytest.mark.distributed
 def test_a_rank_that_nobody_hears_speaks_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0, whose process holds the store, is gone."""
-    monkeypatch.setattr(meeting, "EARLY", 1.0)
+    monkeypatch.setattr(rendezvous, "EARLY", 1.0)
 
     def main(rank: int, ranks: int) -> None:
         if rank == 0:
@@ -81,7 +80,7 @@ def test_a_rank_that_nobody_hears_speaks_itself(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.distributed
-def test_a_crash_before_the_meeting_has_its_traceback(tmp_path: Path) -> None:
+def test_a_crash_before_the_rendezvous_has_its_traceback(tmp_path: Path) -> None:
     def main(rank: int, ranks: int) -> None:
         if rank == 1:
             raise ZeroDivisionError("division by zero")
@@ -97,7 +96,7 @@ def test_a_crash_before_the_meeting_has_its_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_signal_ends_the_wait(told: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 2 never comes."""
-    monkeypatch.setattr(meeting, "EARLY", 3.0)
+    monkeypatch.setattr(rendezvous, "EARLY", 3.0)
 
     def main(rank: int, ranks: int) -> None:
         if rank == 2:
@@ -114,8 +113,8 @@ def test_a_signal_ends_the_wait(told: int, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.distributed
 def test_a_rank_that_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "EARLY", 1.0)
-    monkeypatch.setattr(meeting, "JOIN_LIMIT", 2.0)
+    monkeypatch.setattr(rendezvous, "EARLY", 1.0)
+    monkeypatch.setattr(rendezvous, "JOIN_LIMIT", 2.0)
 
     def main(rank: int, ranks: int) -> None:
         if rank != 1:
@@ -139,7 +138,7 @@ def test_devices_that_do_not_fit_are_said_once(
     devices: list[tuple[str, str]], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def main(rank: int, ranks: int) -> None:
-        monkeypatch.setattr(meeting, "_device", lambda cpu: devices[rank])
+        monkeypatch.setattr(rendezvous, "_device", lambda cpu: devices[rank])
         join(True, 600.0)
 
     codes, said = end_of(main, tmp_path, 2)
@@ -169,8 +168,8 @@ def test_devices_that_do_not_fit() -> None:
 
 @pytest.mark.distributed
 def test_a_server_that_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "EARLY", 1.0)
-    monkeypatch.setattr(meeting, "JOIN_LIMIT", 1.0)
+    monkeypatch.setattr(rendezvous, "EARLY", 1.0)
+    monkeypatch.setattr(rendezvous, "JOIN_LIMIT", 1.0)
 
     def main(rank: int, ranks: int) -> None:
         if rank == 1:
