@@ -28,7 +28,7 @@ from hpcdistill.ranks.environment import check_launcher
 from hpcdistill.ranks.signals import StopSignals, on_any_rank
 from hpcdistill.requirements import check_present, check_runs_apart, needed_sets
 from hpcdistill.run import Run, Teacher, of_another_length, weights_file
-from hpcdistill.training.distribution import make_accelerator
+from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.loop import Training
 from hpcdistill.training.run_folder import RunFolder, code_revision
 from hpcdistill.training.segments import lay_out

@@ -28,19 +28,17 @@ from hpcdistill.methods.base import Batch, Carry, Method, Phase, Progress
 from hpcdistill.ranks import watchdog
 from hpcdistill.ranks.signals import StopSignals
 from hpcdistill.storage import write_bytes
-from hpcdistill.training.averaging import Averages
+from hpcdistill.training.accelerator import precision_of
 from hpcdistill.training.batch_norm import synchronise
 from hpcdistill.training.checkpoint import Checkpoint, Checkpoints
 from hpcdistill.training.config import TrainConfig
+from hpcdistill.training.deepspeed import Copies, cuts_weights, make_groups, replaced, requested_settings, whole
 from hpcdistill.training.determinism import deterministic
-from hpcdistill.training.engines import Copies, cuts_weights, make_groups, replaced, requested_settings, whole
 from hpcdistill.training.evaluation import Evaluation, EvaluationStopped, Evaluator
-from hpcdistill.training.freezing import Freezer
-from hpcdistill.training.group import TermGradients, TrainedGroup
 from hpcdistill.training.metrics_log import MetricsLog, RunningMeans
 from hpcdistill.training.nonfinite import NonFiniteGuard
+from hpcdistill.training.optimization import Averages, Freezer, TermGradients, TrainedGroup
 from hpcdistill.training.position import Position, best_of, restore_checkpoint, save_checkpoint, save_networks
-from hpcdistill.training.precision import precision_of
 from hpcdistill.training.progress import TrainingProgress
 from hpcdistill.training.run_folder import RunFolder
 from hpcdistill.training.segments import PutBack, Stretch, lay_out, load_weights_of

@@ -18,7 +18,7 @@ from hpcdistill.models.registry import load_generator, load_weights, save_genera
 from hpcdistill.models.resnet_generator import ResNetGenerator
 from hpcdistill.models.spectral_classifier import SpectralClassifier
 from hpcdistill.models.unet_generator import UNetGenerator
-from hpcdistill.training.freezing import Freezer
+from hpcdistill.training.optimization import Freezer
 
 
 def fresh(kind: str) -> nn.Module:

@@ -29,7 +29,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Group
 from hpcdistill.storage import JSON_OBJECT, parse_json, user_path
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.group import TrainedGroup, _outputs_to_fp32
+from hpcdistill.training.optimization import TrainedGroup, outputs_to_fp32
 
 _MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 # What the run's own configuration decides; DeepSpeed's file may leave it out or say "auto".
@@ -138,7 +138,7 @@ class ShardedGroup(TrainedGroup):
         weights = min(500_000_000, sum(parameter.numel() for parameter in self.parameters))
         half = accelerator.mixed_precision != "no"
         if half:
-            group.module.register_forward_hook(_outputs_to_fp32)
+            group.module.register_forward_hook(outputs_to_fp32)
         self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
             model=_Autocast(group.module, accelerator) if half else group.module,
             optimizer=self.adam,
