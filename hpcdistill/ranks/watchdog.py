@@ -23,7 +23,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NoReturn
@@ -133,11 +133,11 @@ class Watchdog:
     def stop(self) -> None:
         """End in good order: together, as a launcher kills who is late, the store's process last."""
         global _active
-        others = range(1, self.ranks)
+        awaited = [f"left/{rank}" for rank in (range(1, self.ranks) if self.rank == 0 else (0,))]
         with contextlib.suppress(*STORE_ERRORS):
             if self.rank == 0:
                 self.store.set("left/0")
-            while not self.store.has(*(f"left/{rank}" for rank in (others if self.rank == 0 else (0,)))):
+            while not self.store.has(*awaited):
                 time.sleep(0.05)  # a rank that dies or hangs now is noticed by the thread
             if failure := self.store.failure():  # who fails leaves, too
                 self.leave_for(failure, f"error: {failure.seen_by(self.rank)}")
@@ -172,8 +172,8 @@ class Watchdog:
                     if beat != seen[0] or self.store.has(f"left/{neighbour}"):
                         seen = (beat, now)
                     elif now - seen[1] > LOST_AFTER:
-                        said = f"{self._name(neighbour)} has given no sign of life for {LOST_AFTER:.0f} s"
-                        self.store.publish(Failure(-1, self.host, said, EXIT_RANK_LOST, (neighbour,)))
+                        message = f"{self._name(neighbour)} has given no sign of life for {LOST_AFTER:.0f} s"
+                        self._publish_loss(message, [neighbour])
                     if self._standing() > self.stall:
                         self._check_stall()
                 self._answered = time.monotonic()
@@ -263,8 +263,7 @@ class Watchdog:
         if all(beat["stands"] > self.stall for beat in beats.values()):
             each = "; ".join(f"rank {rank} ({beat['host']}) in {beat['at']}" for rank, beat in beats.items())
             each += "".join(f"; rank {rank} has come to its end" for rank in range(self.ranks) if rank not in beats)
-            said = f"no rank has gone on for {self.stall:.0f} s (train.timeout): {each}"
-            self.store.publish(Failure(-1, self.host, said, EXIT_RANK_LOST))
+            self._publish_loss(f"no rank has gone on for {self.stall:.0f} s (train.timeout): {each}")
 
     def _culprit(self) -> Failure | None:
         """Who broke the collective call that this rank was waiting in."""
@@ -282,21 +281,23 @@ class Watchdog:
                     seen[rank] = (beat, now)
             if dead := [rank for rank in silent if now - seen[rank][1] > DEAD_AFTER]:
                 names = ", ".join(map(self._name, dead))
-                said = f"{names} died without a word (killed? out of memory?); see its log"
-                return self.store.publish(Failure(-1, self.host, said, EXIT_RANK_LOST, dead))
+                return self._publish_loss(f"{names} died without a word (killed? out of memory?); see its log", dead)
             if now - start > LAST_WORDS:
                 break
             time.sleep(0.2)
         each = "; ".join(f"{self._name(rank)} in {json.loads(seen[rank][0])['at']}" for rank in silent)
-        said = f"the other ranks waited in vain: {each}"
-        return self.store.publish(Failure(-1, self.host, said, EXIT_RANK_LOST))
+        return self._publish_loss(f"the other ranks waited in vain: {each}")
+
+    def _publish_loss(self, message: str, lost: Sequence[int] = ()) -> Failure:
+        """Publish what this rank has noticed of others; the ranks `lost` cannot hear of it. Returns what counts."""
+        return self.store.publish(Failure(-1, self.host, message, EXIT_RANK_LOST, lost))
 
     def _store_lost(self, how: str = "is gone") -> Failure:
         holder = f"rank 0 ({self._first_host})"
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             holder = "torchrun's process"
-        said = f"{holder}, which holds the ranks' common store, {how} (killed? out of memory?); see its log"
-        return Failure(-1, self.host, said, EXIT_RANK_LOST, (0,), published=False)
+        message = f"{holder}, which holds the ranks' common store, {how} (killed? out of memory?); see its log"
+        return Failure(-1, self.host, message, EXIT_RANK_LOST, (0,), published=False)
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} ({json.loads(self.store.get(f'beat/{rank}'))['host']})"

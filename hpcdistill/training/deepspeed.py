@@ -176,13 +176,11 @@ class ShardedGroup(TrainedGroup):
         norm = self.wrapped.get_global_grad_norm()
         return torch.as_tensor(norm, dtype=torch.float32, device=halted.device).detach()
 
-    # --- whole weights ---------------------------------------------------------------------------------------------
+    # --- gathered weights ------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
+    def gathered(self) -> contextlib.AbstractContextManager[Any]:
         """While it lasts the module's weights are whole on every rank, to be read."""
-        with self._gathered(None):
-            yield
+        return self._gathered(None)
 
     @contextlib.contextmanager
     def replaced(self) -> Iterator[None]:
@@ -297,11 +295,11 @@ class _Autocast(nn.Module):
 
 
 @contextlib.contextmanager
-def whole(groups: Iterable[TrainedGroup]) -> Iterator[None]:
+def gathered(groups: Iterable[TrainedGroup]) -> Iterator[None]:
     """While it lasts the weights of these groups are whole on every rank, to be read."""
     with contextlib.ExitStack() as stack:
         for group in groups:
-            stack.enter_context(group.whole())
+            stack.enter_context(group.gathered())
         yield
 
 
@@ -335,7 +333,7 @@ class Copies:
     @torch.no_grad()
     def refresh(self, groups: Iterable[TrainedGroup]) -> None:
         """Take over the weights as they are now from the generators' groups; every rank must call it."""
-        with whole(groups):
+        with gathered(groups):
             for name, module in self._cut.items():
                 self.generators[name].load_state_dict(module.state_dict())
 

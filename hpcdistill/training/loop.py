@@ -32,7 +32,7 @@ from hpcdistill.training.accelerator import precision_of
 from hpcdistill.training.batch_norm import synchronise
 from hpcdistill.training.checkpoint import Checkpoint, Checkpoints
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.deepspeed import Copies, cuts_weights, make_groups, replaced, requested_settings, whole
+from hpcdistill.training.deepspeed import Copies, cuts_weights, gathered, make_groups, replaced, requested_settings
 from hpcdistill.training.determinism import deterministic
 from hpcdistill.training.evaluation import Evaluation, EvaluationStopped, Evaluator
 from hpcdistill.training.metrics_log import MetricsLog, RunningMeans
@@ -228,7 +228,7 @@ class Training:
         for phase in stretch.segment.phases:
             self.train_phase(phase, parts, carries, progress)
         if self.averages:
-            with whole(self.generating):
+            with gathered(self.generating):
                 self.averages.update(self.guard.halted)
         self.guard.keep()
         self.progress.advance()
@@ -344,7 +344,7 @@ class Training:
     def save_networks(self, which: str) -> None:
         """The generators as they are evaluated, and what is saved beside them; every rank must call it."""
         generators, saved = self.evaluated(), self.method.saved
-        with whole(self.groups.values() if saved else ()):
+        with gathered(self.groups.values() if saved else ()):
             save_networks(generators, saved, which, self.folder, self.accelerator, self.position.step)
 
     def save(self, background: bool) -> None:

@@ -75,7 +75,7 @@ class TrainedGroup:
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def whole(self) -> contextlib.AbstractContextManager[Any]:
+    def gathered(self) -> contextlib.AbstractContextManager[Any]:
         """While it lasts the module's weights are whole on every rank, to be read."""
         return contextlib.nullcontext()
 

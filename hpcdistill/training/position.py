@@ -97,7 +97,7 @@ def save_checkpoint(
         folder.confirm()
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, group in groups.items():
-        with group.whole():
+        with group.gathered():
             if writes:
                 state = unique_state(group.module)
                 tensors[f"networks/{name}"] = _copied(state) if group.collective else state
