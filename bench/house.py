@@ -1,4 +1,4 @@
-"""This checkout beside an older one, command by command, in turns: `python bench/house.py [--against 869aaa5] [--runs 5]`.
+"""This checkout beside an older one, command by command, in turns: `python bench/house.py [--against 869aaa5]`.
 
 Processor seconds (user and system, children too) and the largest resident memory of a whole process: printing a
 configuration, planning every grid, the status of a sweep, and a training of FSRCNN on a CPU, whose seconds a step are

@@ -185,7 +185,7 @@ class ConfigFiles:
 
     def _read(self, path: Path, seen: tuple[Path, ...]) -> Iterator[Layer]:
         """`seen` are the files on the way to it."""
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - as in _is_file
             if (path / "config.yaml").is_file():
                 raise UserError(f"{path}: is a run folder; its configuration is {path / 'config.yaml'}")
             raise UserError(f"{path}: is a folder; name a configuration file, e.g. configs/dssd/x4.yaml")

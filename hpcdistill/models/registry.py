@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ def _rebuilt(
         if isinstance(value, int | float) and not abs(value) <= most:
             raise ValueError(f"{key} is larger than the file has numbers")
     with torch.device("meta"):
-        _check_shapes(kind(**arguments), weights, origin)
+        expected = kind(**arguments).state_dict()
+    _refuse(kind.__name__, _other_shapes(expected, weights), origin)
     return kind(**arguments)
 
 
@@ -88,19 +89,20 @@ class _NoFit(UserError):
     """Weights of another network."""
 
 
-def _check_shapes(module: nn.Module, weights: dict[str, torch.Tensor], origin: str, absent: Sequence[str] = ()) -> None:
-    """_NoFit when tensors are `absent`, are not part of `module`, or have another shape there."""
-    expected = module.state_dict()
-    unexpected = [name for name in weights if name not in expected]
-    wrong = [
+def _other_shapes(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """What has another shape in `weights` than in the network."""
+    return [
         f"{name} is {list(tensor.shape)} instead of {list(expected[name].shape)}"
         for name, tensor in weights.items()
         if name in expected and tensor.shape != expected[name].shape
     ]
-    faults = [f"{name} is missing" for name in absent] + [f"{name} is not part of it" for name in unexpected] + wrong
+
+
+def _refuse(network: str, faults: Sequence[str], origin: str) -> None:
+    """_NoFit, with the first of `faults` where there are any."""
     if faults:
         raise _NoFit(
-            f"{origin}: not the weights of this {type(module).__name__}: {faults[0]} ({len(faults)} tensors differ); "
+            f"{origin}: not the weights of this {network}: {faults[0]} ({len(faults)} tensors differ); "
             "use a checkpoint of the same architecture, channels and scale"
         )
 
@@ -111,7 +113,9 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], origin: st
     # safetensors keeps one copy of a tensor that two names share (tie_sdm): its other names may be absent.
     shared = {tensor.data_ptr() for name, tensor in expected.items() if name in weights and tensor.numel()}
     missing = [name for name, tensor in expected.items() if name not in weights and tensor.data_ptr() not in shared]
-    _check_shapes(module, weights, origin, missing)
+    faults = [f"{name} is missing" for name in missing]
+    faults += [f"{name} is not part of it" for name in weights if name not in expected]
+    _refuse(type(module).__name__, faults + _other_shapes(expected, weights), origin)
     module.load_state_dict(weights, strict=False)
 
 

@@ -149,9 +149,7 @@ def test_efficientnet_lite0_knows_what_it_sees(test_data: Path) -> None:
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EfficientNetLite0Features, "PACKAGES", ("efficientnet_lite_pytorch", "no_such_package"))
-    with pytest.raises(
-        UserError, match=r"needs the package no-such-package; `pip install 'hpcdistill\[efficientnet\]'"
-    ):
+    with pytest.raises(UserError, match=r"needs the package no-such-package; `pip install -e '\.\[efficientnet\]'"):
         open_features("efficientnet-lite0")
 
 

@@ -629,7 +629,7 @@ def test_watching_into_a_file_says_each_change(
     monkeypatch.setattr(watch_sweep.time, "sleep", wait)
     assert watch_sweep.main([*command(sweep, "--watch")]) == 1
     last = capsys.readouterr().out
-    assert "1 runs" in seen[0]
+    assert "1 run," in seen[0]
     assert seen[1:] == ["", ""]
     assert "no space" in last
     assert not re.search(r"\x1b\[[0-9;?]*[A-LN-Za-ln-z]", seen[0] + last)  # colours end in m; nothing moves the cursor
