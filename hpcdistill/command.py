@@ -130,23 +130,20 @@ def crash(error: Exception) -> NoReturn:
 
 def end(message: str, code: int, style: str) -> NoReturn:
     """Print one line and end. With several ranks one of them prints, and says which it is from."""
-    watchdog = _watchdog()
+    watchdog, plain = _watchdog(), message.removeprefix("error: ")
     if watchdog is None:
         if rank() == 0:
             err.print(message, style=style, markup=False, soft_wrap=True)
         # Ranks that fail before they have met fail alike, mostly: the others speak where they have something to add.
-        told = code == EXIT_INTERRUPTED or (
-            ranks() > 1 and _publish_early_failure(message.removeprefix("error: "), code)
-        )
-        if rank() > 0 and not told:
+        rank_0_speaks = code == EXIT_INTERRUPTED or (ranks() > 1 and _publish_early_failure(plain, code))
+        if rank() > 0 and not rank_0_speaks:
             err.print(f"rank {rank()}: {message}", style=style, markup=False, soft_wrap=True)
         sys.exit(code)
     _stay()
-    said = message.removeprefix("error: ")
-    failure = watchdog.fail(said, code)
+    failure = watchdog.fail(plain, code)
     if failure.rank == watchdog.rank and not failure.published:
         message = f"rank {watchdog.rank}: {message}"
-    elif failure.rank != watchdog.rank and failure.message != said:  # all may have met the same
+    elif failure.rank != watchdog.rank and failure.message != plain:  # all may have met the same
         message = f"error: {failure.seen_by(watchdog.rank)}"
     watchdog.leave_for(failure, message, style)
 

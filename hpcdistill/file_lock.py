@@ -41,8 +41,10 @@ def try_lock(file: int, byte: int = 0, *, shared: bool = False) -> bool:
     """
     try:
         fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB, 1, byte)
-    except (BlockingIOError, PermissionError):
-        return False
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):  # EPERM is another thing: some file systems refuse all locks
+            return False
+        raise
     return True
 
 

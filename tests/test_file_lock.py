@@ -91,7 +91,15 @@ def test_a_file_system_without_locks(number: int, path: Path, monkeypatch: pytes
     assert attempt(path) is None
 
 
-def test_any_other_error_is_passed_on(path: Path, tmp_path: Path) -> None:
+def test_any_other_error_is_passed_on(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))  # no sign of another holder
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "lockf", refuse)
+        with pytest.raises(PermissionError):
+            attempt(path)
+    path.unlink()
     with pytest.raises(FileNotFoundError), locked(tmp_path / "missing" / "lock"):
         pass
     path.mkdir()

@@ -18,7 +18,7 @@ from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
-from ranked_commands import Ranks
+from ranked_commands import Ranks, end_of
 from toy import BATCH, Regression, ToyReader, regression_samples, rows, run
 
 from hpcdistill.errors import EXIT_RANK_LOST, UserError
@@ -55,19 +55,6 @@ def raising(error: Exception) -> Callable[[], None]:
         raise error
 
     return fail
-
-
-def end_of(
-    main: Callable[[int, int], int | None], folder: Path, ranks: int = 3, seconds: float = 60
-) -> tuple[list[int | None], list[str], float]:
-    """Exit codes, what each rank said, and the time from the first end to the last."""
-    with Ranks(ranks, main, folder) as started:
-        codes = started.codes(seconds)
-        return (
-            codes,
-            [started.said(rank) for rank in range(ranks)],
-            max(started.ended.values()) - min(started.ended.values()),
-        )
 
 
 PROBLEM = "data.train: the file x.png is no image; remove it"
