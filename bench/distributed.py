@@ -34,14 +34,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from hpcdistill.command import run_command
 from hpcdistill.console import Table, is_main_process, out, say, warn
 from hpcdistill.methods.base import Batch, Method
-from hpcdistill.ranks.process_group import join, leave
+from hpcdistill.ranks.rendezvous import join, leave
 from hpcdistill.run import load_run
-from hpcdistill.training.averaging import Averages
+from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.checkpoint import Checkpoints
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.distribution import make_accelerator
-from hpcdistill.training.group import TrainedGroup
 from hpcdistill.training.loop import Training
+from hpcdistill.training.optimization import Averages, TrainedGroup
 from hpcdistill.training.position import Position, save_checkpoint
 from hpcdistill.training.run_folder import RunFolder
 

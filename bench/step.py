@@ -34,8 +34,8 @@ from hpcdistill.methods.plain_sr import PlainSR
 from hpcdistill.methods.privileged_student import PrivilegedStudent
 from hpcdistill.methods.privileged_teacher import PrivilegedTeacherTraining
 from hpcdistill.models.privileged import PrivilegedTeacher
+from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.loop import Training
 from hpcdistill.training.run_folder import RunFolder, describe_session
 

@@ -13,16 +13,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpcdistill.console import err
-from hpcdistill.errors import UserError
+from hpcdistill.errors import EXIT_CRASHED, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from hpcdistill.ranks.environment import adopt_slurm, check_ranks, rank, ranks
 from hpcdistill.storage import user_path
 
 if TYPE_CHECKING:
-    from hpcdistill.ranks.watch import RankWatch
-
-EXIT_CRASHED = 1
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
+    from hpcdistill.ranks.watchdog import Watchdog
 
 _SYSTEM_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -40,7 +36,7 @@ _SYSTEM_ERRORS = {
 def run_command(main: Callable[[list[str]], int | None]) -> None:
     """Call `main` with the command line and turn what a user can mend into one line on stderr.
 
-    With several ranks that line comes once, and names the rank that it is from; see `ranks.watch`.
+    With several ranks that line comes once, and names the rank that it is from; see `ranks.watchdog`.
     """
     try:
         adopt_slurm()
@@ -114,57 +110,58 @@ def fail(message: str, code: int = EXIT_USER_ERROR) -> NoReturn:
 
 def crash(error: Exception) -> NoReturn:
     """A traceback, for what no user can mend; but one line when another rank is behind it."""
-    watch = _watch()
+    watchdog = _watchdog()
     last = traceback.format_exception_only(error)[-1].strip()
-    if watch is None:
+    if watchdog is None:
         if ranks() > 1:
             traceback.print_exception(error)
-            _tell(f"{last} (a traceback is in its log)", EXIT_CRASHED)
+            _publish_early_failure(f"{last} (a traceback is in its log)", EXIT_CRASHED)
             sys.exit(EXIT_CRASHED)
         raise error
     _stay()
-    failure = watch.explain(error)
+    failure = watchdog.explain(error)
     if failure is None:
-        failure = watch.fail(f"{last} (a traceback is in its log)", EXIT_CRASHED)
-        if failure.rank == watch.rank:
+        failure = watchdog.fail(f"{last} (a traceback is in its log)", EXIT_CRASHED)
+        if failure.rank == watchdog.rank:
             traceback.print_exception(error)
-            watch.leave_for(failure)
-    watch.leave_for(failure, f"error: {failure.seen_by(watch.rank)}")
+            watchdog.leave_for(failure)
+    watchdog.leave_for(failure, f"error: {failure.seen_by(watchdog.rank)}")
 
 
 def end(message: str, code: int, style: str) -> NoReturn:
     """Print one line and end. With several ranks one of them prints, and says which it is from."""
-    watch = _watch()
-    if watch is None:
+    watchdog, plain = _watchdog(), message.removeprefix("error: ")
+    if watchdog is None:
         if rank() == 0:
             err.print(message, style=style, markup=False, soft_wrap=True)
         # Ranks that fail before they have met fail alike, mostly: the others speak where they have something to add.
-        told = code == EXIT_INTERRUPTED or (ranks() > 1 and _tell(message.removeprefix("error: "), code))
-        if rank() > 0 and not told:
+        rank_0_speaks = code == EXIT_INTERRUPTED or (ranks() > 1 and _publish_early_failure(plain, code))
+        if rank() > 0 and not rank_0_speaks:
             err.print(f"rank {rank()}: {message}", style=style, markup=False, soft_wrap=True)
         sys.exit(code)
     _stay()
-    said = message.removeprefix("error: ")
-    failure = watch.fail(said, code)
-    if failure.rank == watch.rank and not failure.told:
-        message = f"rank {watch.rank}: {message}"
-    elif failure.rank != watch.rank and failure.message != said:  # all may have met the same
-        message = f"error: {failure.seen_by(watch.rank)}"
-    watch.leave_for(failure, message, style)
+    failure = watchdog.fail(plain, code)
+    if failure.rank == watchdog.rank and not failure.published:
+        message = f"rank {watchdog.rank}: {message}"
+    elif failure.rank != watchdog.rank and failure.message != plain:  # all may have met the same
+        message = f"error: {failure.seen_by(watchdog.rank)}"
+    watchdog.leave_for(failure, message, style)
 
 
 def _part() -> None:
     """Leave the other ranks in good order, where there are any."""
-    if _watch() is not None:
-        sys.modules["hpcdistill.ranks.process_group"].leave()
+    if _watchdog() is not None:
+        sys.modules["hpcdistill.ranks.rendezvous"].leave()
 
 
 def _end_unread() -> None:
     """End all ranks when the reader of this one's output has left: nothing where it is alone, or has parted."""
-    if watch := _watch():
+    if watchdog := _watchdog():
         _stay()
-        failure = watch.fail("the reader of its output has left", EXIT_CRASHED)
-        watch.leave_for(failure, None if failure.rank == watch.rank else f"error: {failure.seen_by(watch.rank)}")
+        failure = watchdog.fail("the reader of its output has left", EXIT_CRASHED)
+        watchdog.leave_for(
+            failure, None if failure.rank == watchdog.rank else f"error: {failure.seen_by(watchdog.rank)}"
+        )
 
 
 def _stay() -> None:
@@ -176,14 +173,14 @@ def _stay() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _tell(message: str, code: int) -> bool:
-    """`meeting.tell`, for a rank that fails before the others have met it."""
-    from hpcdistill.ranks.meeting import tell
+def _publish_early_failure(message: str, code: int) -> bool:
+    """For a rank that fails before the rendezvous; without importing torch for commands that do without."""
+    from hpcdistill.ranks.rendezvous import publish_early_failure
 
-    return tell(message, code)
+    return publish_early_failure(message, code)
 
 
-def _watch() -> RankWatch | None:
-    """The watch over the ranks, where there is one; without importing torch for commands that do without."""
-    module = sys.modules.get("hpcdistill.ranks.watch")
+def _watchdog() -> Watchdog | None:
+    """The watchdog of this rank, where there is one; without importing torch for commands that do without."""
+    module = sys.modules.get("hpcdistill.ranks.watchdog")
     return module.active() if module else None

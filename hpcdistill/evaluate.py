@@ -22,8 +22,7 @@ from hpcdistill.errors import UserError, nearest, plural
 from hpcdistill.metrics.base import SR_METRICS, ImageRow, SetResult
 from hpcdistill.metrics.reference import LEAST, below
 from hpcdistill.models.weights_file import generator_file
-from hpcdistill.ranks.environment import rank, ranks
-from hpcdistill.ranks.launcher import check_launcher
+from hpcdistill.ranks.environment import check_launcher, rank, ranks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +41,7 @@ def main(argv: list[str]) -> int:
     check_launcher("hpcdistill.evaluate")
     code = _run(arguments)
     if ranks() > 1:
-        from hpcdistill.ranks.process_group import leave
+        from hpcdistill.ranks.rendezvous import leave
 
         leave()
     return code
@@ -250,7 +249,7 @@ def _evaluate_share(
         evaluate_image,
         evaluating,
     )
-    from hpcdistill.ranks import watch
+    from hpcdistill.ranks import watchdog
 
     device = _device(arguments.device)
     generator.to(device)
@@ -264,7 +263,7 @@ def _evaluate_share(
     hidden = rank() > 0 or not err.moves
     with shared_work(ranks(), device), evaluating(generator) as network:
         for number in track(mine, "evaluating", console=err, transient=True, disable=hidden):
-            watch.progress()
+            watchdog.progress()
             try:
                 name, hr, lr = images[number]
                 row, output = evaluate_image(network, name, hr, lr, scale, arguments.rule, device)
@@ -293,7 +292,7 @@ def _device(asked: str) -> str:
     if ranks() > 1:
         from accelerate import PartialState
 
-        from hpcdistill.ranks.process_group import join
+        from hpcdistill.ranks.rendezvous import join
 
         join(device == "cpu", STALL)
         PartialState(cpu=device == "cpu")

@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
                 sys.stdout.write(f"# the {teacher.role}'s configuration\n---\n" + to_yaml(teacher.run.config))
         return 0
     # Imported only now: a configuration is printed, and a misspelt one refused, in a third of a second without torch.
-    from hpcdistill.ranks.process_group import leave
+    from hpcdistill.ranks.rendezvous import leave
     from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
     from hpcdistill.trainer import train
 

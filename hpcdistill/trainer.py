@@ -23,12 +23,12 @@ from hpcdistill.methods.base import Method
 from hpcdistill.metrics.reference import BICUBIC
 from hpcdistill.metrics.run_evaluators import bicubic_reference, open_evaluator
 from hpcdistill.models.registry import load_generator, load_weights
-from hpcdistill.ranks import watch
-from hpcdistill.ranks.launcher import check_launcher
+from hpcdistill.ranks import watchdog
+from hpcdistill.ranks.environment import check_launcher
 from hpcdistill.ranks.signals import StopSignals, on_any_rank
 from hpcdistill.requirements import check_present, check_runs_apart, needed_sets
 from hpcdistill.run import Run, Teacher, of_another_length, weights_file
-from hpcdistill.training.distribution import make_accelerator
+from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.loop import Training
 from hpcdistill.training.run_folder import RunFolder, code_revision
 from hpcdistill.training.segments import lay_out
@@ -39,7 +39,7 @@ def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None
     check_launcher("hpcdistill.train")
     config = run.config
     accelerator = make_accelerator(config.train)
-    with watch.main_first():  # a built-in set is packed once, by rank 0
+    with watchdog.main_first():  # a built-in set is packed once, by rank 0
         pack_missing(place for place in needed_sets(run) if not is_remote(place))
     check_present(run)
     check_runs_apart(config)
@@ -98,7 +98,7 @@ def _train(
     _initialise(method, config)
     needs = method.needs
     reader = None
-    with watch.patient(), contextlib.suppress(StagingStopped):  # staging may take long
+    with watchdog.patient(), contextlib.suppress(StagingStopped):  # staging may take long
         reader = open_reader(
             config.data.train,
             needs,
@@ -107,7 +107,7 @@ def _train(
             config.train.batch_size,
             accelerator.process_index,
             accelerator.num_processes,
-            lambda: signals is not None and signals.told(),
+            lambda: signals is not None and signals.requested(),
         )
     # Together: a rank that had staged already would wait for the one that was stopped.
     if on_any_rank(accelerator, reader is None) or reader is None:
@@ -125,7 +125,7 @@ def _train(
     # Everything that can be wrong with the configuration has been said; only now is something written.
     if accelerator.is_main_process:
         folder.create(to_yaml(run.self_contained()), identity)
-        watch.before_exit(folder.release)
+        watchdog.before_exit(folder.release)
     accelerator.wait_for_everyone()
     training = Training(
         method,

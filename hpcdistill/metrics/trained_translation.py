@@ -23,7 +23,7 @@ from hpcdistill.metrics.real_side import load_translation_index
 from hpcdistill.metrics.run_evaluators import check_size, features_if_there, lpips_if_there
 from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol
-from hpcdistill.ranks import watch
+from hpcdistill.ranks import watchdog
 from hpcdistill.yaml_values import load_yaml
 
 DEFAULT_SIZE = 256  # pixels
@@ -120,7 +120,7 @@ def _save(evaluator: TranslationEvaluator, generator: nn.Module, backwards: bool
     mine = range(evaluator.rank, len(names), evaluator.ranks)
     hidden = evaluator.rank > 0 or not err.moves
     for number in track(mine, "writing", console=err, transient=True, disable=hidden):
-        watch.progress()
+        watchdog.progress()
         [image] = evaluator.translations(generator, "data", [number], backwards)
         pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
         save_image(folder, names[number], pixels)
@@ -128,7 +128,7 @@ def _save(evaluator: TranslationEvaluator, generator: nn.Module, backwards: bool
 
 def _at_work() -> bool:
     """A `stop` that never stops, and shows the other ranks that this one goes on."""
-    watch.progress()
+    watchdog.progress()
     return False
 
 

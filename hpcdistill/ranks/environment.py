@@ -1,14 +1,13 @@
 """What a process is told at its start: which rank it is, from the variables of torchrun, accelerate, submitit or a
-plain `srun`; and which signals it is to ignore."""
+plain `srun`; whether its launcher has started all ranks; and which signals it is to ignore."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
-import socket
 import zlib
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 
 from hpcdistill.errors import UserError
 
@@ -137,11 +136,6 @@ def ranks_here() -> int:
     return number("LOCAL_WORLD_SIZE", 1, least=1)
 
 
-def place() -> str:
-    """Host and process, and the SLURM job, for messages."""
-    return f"process {os.getpid()} on {socket.gethostname()}" + (f" ({job()})" if job() else "")
-
-
 def job() -> str | None:
     """`SLURM job 17`, with its array task where it is one; None outside SLURM."""
     number = os.environ.get("SLURM_JOB_ID")
@@ -162,3 +156,55 @@ def unignored(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
     `nohup` does so with SIGHUP, a script with SIGINT in what it runs in the background.
     """
     return [one for one in signals if signal.getsignal(one) is not signal.SIG_IGN]
+
+
+def check_launcher(module: str) -> None:
+    """Raise UserError when a launcher was asked for several processes and one was started, which runs `module`.
+
+    `accelerate launch` does so silently with `--cpu`: without an MPI launcher its `--num_processes` is ignored. And
+    SLURM starts an sbatch script once, however many tasks it has.
+    """
+    if ranks() > 1:
+        return
+    import psutil  # 11 ms, which every command would pay
+
+    if tasks := tasks_without_srun(os.environ):
+        raise UserError(
+            f"SLURM gave this job {tasks} tasks, and the command was started once; put `srun` in front of it, "
+            "or ask for --ntasks=1 (with --cpus-per-task for more cores)"
+        )
+    try:
+        parent = psutil.Process().parent()
+        command = parent.cmdline() if parent else []
+    except psutil.Error:  # gone, or another user's: nothing to compare with
+        return
+    asked = asked_processes(command)
+    if asked > 1:
+        raise UserError(
+            f"accelerate launch was asked for {asked} processes and started one (--cpu ignores --num_processes); "
+            f"use `torchrun --nproc-per-node {asked} -m {module} ...`"
+        )
+
+
+def tasks_without_srun(environment: Mapping[str, str]) -> int:
+    """The tasks of a SLURM job whose script (or salloc's shell) runs a command without `srun`; 0 when there is no more
+    than one."""
+    interactive = "4294967290"  # the step that salloc's shell is, where a cluster makes it one
+    in_step = environment.get("SLURM_STEP_ID", interactive) != interactive
+    if "SLURM_JOB_ID" not in environment or in_step or "RANK" in environment:
+        return 0
+    tasks = environment.get("SLURM_NTASKS", "1")
+    return int(tasks) if tasks.isdigit() and int(tasks) > 1 else 0
+
+
+def asked_processes(command: Sequence[str]) -> int:
+    """The number of processes in an `accelerate launch` command line; 1 for any other command."""
+    launches = any(part.endswith(("accelerate", "accelerate-launch", "accelerate.commands.launch")) for part in command)
+    if not launches:
+        return 1
+    for position, part in enumerate(command):
+        name, _, value = part.partition("=")
+        if name in ("--num_processes", "--num-processes"):
+            value = value or (command[position + 1] if position + 1 < len(command) else "")
+            return int(value) if value.isdigit() else 1
+    return 1

@@ -15,11 +15,11 @@ import torch
 from accelerate import Accelerator
 
 from hpcdistill.console import err, is_main_process, say
-from hpcdistill.ranks import watch
+from hpcdistill.errors import EXIT_INTERRUPTED
+from hpcdistill.errors import EXIT_STOPPED as EXIT_STOPPED
+from hpcdistill.ranks import watchdog
 from hpcdistill.ranks.environment import unignored
-from hpcdistill.ranks.failure import EXIT_STOPPED as EXIT_STOPPED
 
-EXIT_INTERRUPTED: Final = 130  # command.EXIT_INTERRUPTED, which is above this
 # SLURM's time limit and preemption (SIGTERM, or what `sbatch --signal` names), Ctrl-C, submitit (SIGUSR2).
 STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 PACE: Final = 1.0  # seconds between two agreements of the ranks
@@ -33,7 +33,7 @@ class StopSignals:
     """Catches the signals in STOPPING while in use, but for those that were ignored; a second SIGINT stops at once.
 
     Python calls a handler when its main thread comes back from whatever it waits in, which may be a collective call
-    that nobody answers. So a thread listens, too: it sets the flag, has the watch pass it on to the other ranks, and
+    that nobody answers. So a thread listens, too: it sets the flag, has the watchdog pass it on to the other ranks, and
     ends the process where a second SIGINT finds the main thread stuck.
     """
 
@@ -53,30 +53,30 @@ class StopSignals:
         self._previous_mouth = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
         self._done.clear()
         threading.Thread(target=self._listen, args=(ear,), name="signals", daemon=True).start()
-        watch.listen(lambda: self.received)
+        watchdog.listen(lambda: self.received)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        watch.listen(None)
+        watchdog.listen(None)
         signal.set_wakeup_fd(self._previous_mouth)
         self._done.set()
         self._mouth.close()
         for number, handler in self._previous.items():
             # A launcher ends the others when one rank has failed: they first say who it was, in bounded time.
-            last_words = kind is not None and watch.active() is not None
+            last_words = kind is not None and watchdog.active() is not None
             signal.signal(number, signal.SIG_IGN if last_words else handler)  # type: ignore[arg-type]
 
     def restart(self) -> None:
         """What comes now has a pace of its own, another network's steps, say; call it at the same step on all ranks."""
         self._steps, self._next, self._since = 0, 1, time.monotonic()
 
-    def told(self) -> bool:
+    def requested(self) -> bool:
         """Whether this rank, or within seconds any other, has received a signal. Ranks hear of it one by one."""
-        return self.received or watch.stop_wanted()
+        return self.received or watchdog.stop_requested()
 
     def agreed(self, accelerator: Accelerator) -> bool:
         """True on every rank when any rank has received a signal; a collective call with more than one rank."""
-        return on_any_rank(accelerator, self.told())
+        return on_any_rank(accelerator, self.requested())
 
     def agreed_at_step(self, accelerator: Accelerator) -> bool:
         """`agreed`, to be called after every step: the ranks ask one another about once in PACE seconds."""
@@ -86,10 +86,10 @@ class StopSignals:
         if self._steps < self._next:
             return False
         now = time.monotonic()
-        told, seconds = self._most(accelerator, float(self.told()), (now - self._since) / self._steps)
+        most, seconds = _largest(accelerator, float(self.requested()), (now - self._since) / self._steps)
         # The slowest rank's pace, the same number on all: so all come to the next agreement at the same step.
         self._steps, self._next, self._since = 0, min(MOST_STEPS, max(1, int(PACE / max(seconds, 1e-9)))), now
-        return told > 0
+        return most > 0
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -118,7 +118,7 @@ class StopSignals:
                 if heard[0] not in STOPPING:
                     continue
                 if self._is_second(heard[0], first, now) and not self._done.wait(STUCK):
-                    if alone := watch.active():
+                    if alone := watchdog.active():
                         alone.interrupt("stopped", EXIT_INTERRUPTED)
                     return
                 first = now if first is None else first
@@ -130,9 +130,6 @@ class StopSignals:
         again = number == signal.SIGINT and first is not None
         return again and (now - (first or 0.0) > ECHO or "RANK" not in os.environ)
 
-    def _most(self, accelerator: Accelerator, *values: float) -> list[float]:
-        return _largest(accelerator, *values)
-
 
 def on_any_rank(accelerator: Accelerator, flag: bool) -> bool:
     """Whether `flag` is set on any rank, the same on all; a collective call with more than one rank."""
@@ -140,9 +137,10 @@ def on_any_rank(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def _largest(accelerator: Accelerator, *values: float) -> list[float]:
-    told = torch.tensor(values, device=accelerator.device)
-    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-    largest: list[float] = told.tolist()
+    """The largest of each of `values` over all ranks."""
+    reduced = torch.tensor(values, device=accelerator.device)
+    torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX)
+    largest: list[float] = reduced.tolist()
     return largest
 
 

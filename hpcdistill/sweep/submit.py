@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
-import fcntl
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +17,7 @@ from hpcdistill.command import UserPath, positive, whole
 from hpcdistill.console import out, say, warn
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError
+from hpcdistill.file_lock import locked
 from hpcdistill.requirements import check_runs_apart, how_to_get, missing_for
 from hpcdistill.storage import user_path
 from hpcdistill.sweep.arrays import Selection, make_arrays, select
@@ -252,12 +251,7 @@ def _show(plan: Plan, profile: Profile, runs: Path, options: argparse.Namespace)
 def _alone(folder: Path) -> Iterator[None]:
     """Two submissions at once would both submit what is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".submit.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another submission is being made there; wait for it to end") from None
-        except OSError as error:  # a file system without locks
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
+    with locked(folder / ".submit.lock") as held:
+        if held is False:
+            raise UserError(f"{folder}: another submission is being made there; wait for it to end")
         yield

@@ -235,14 +235,14 @@ class Checkpoints:
         for replaced in (path for path in self._folders() if path.name.startswith(".")):
             target = self._path(_step(replaced))
             if target.exists():
-                if self._whole(target) or not self._whole(replaced):
+                if self._is_intact(target) or not self._is_intact(replaced):
                     self._remove(replaced)
                     continue
                 self._remove(target)
             replaced.rename(target)
             (self._damaged.add if replaced in self._damaged else self._damaged.discard)(target)
 
-    def _whole(self, path: Path) -> bool:
+    def _is_intact(self, path: Path) -> bool:
         try:
             self._read(path)
         except _UNREADABLE as error:

@@ -1,15 +1,17 @@
 """lock.json: one process trains a run folder, whichever host it is on, and nobody waits for one that is gone.
 
-File locks do not reach every host of a cluster, so the lock is a file that names its holder and whose time the holder
-renews. Who finds another's lock takes it only when that one is certainly gone (its process on this host, its SLURM
-job), is an earlier start of the same job, or has given no sign of life for five minutes. Should two nevertheless
-believe that they hold it, all but the one named in the file end before their next save: see `RunLock.confirm`.
+A file lock (`file_lock`) is not enough: it does not reach every host of a cluster, it does not say which job holds it,
+and an orphan of a requeued job keeps it. So the lock is a file that names its holder and whose time the holder renews.
+Who finds another's lock takes it only when that one is certainly gone (its process on this host, its SLURM job), is an
+earlier start of the same job, or has given no sign of life for five minutes. Should two nevertheless believe that they
+hold it, all but the one named in the file end before their next save: see `RunLock.confirm`. A file made with O_EXCL
+and called stale after five minutes fails with wrong clocks, with a process number that another process has got, and
+with two that find the same dead lock (tests/training/test_lock.py).
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -21,7 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +32,7 @@ from pydantic import Field, TypeAdapter
 
 from hpcdistill.console import say, warn
 from hpcdistill.errors import UserError
+from hpcdistill.file_lock import locked
 from hpcdistill.storage import parse_json
 
 HEARTBEAT_S = 30.0
@@ -288,25 +291,11 @@ def _link(draft: Path, path: Path) -> bool:
 @contextmanager
 def _guard(path: Path) -> Iterator[bool]:
     """Keep others from replacing the lock for a moment; False where that cannot be done."""
-    guard = path.with_name(f".{path.name}.guard")
-    try:
-        file = os.open(guard, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError:
-        yield False
-        return
-    try:
-        locked, end = False, time.monotonic() + _GUARD_S
-        while not locked and time.monotonic() < end:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                locked = True
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):  # no locks on this file system
-                    break
-                time.sleep(0.002)
-        yield locked
-    finally:
-        os.close(file)
+    with ExitStack() as stack:
+        held: bool | None = None
+        with suppress(OSError):
+            held = stack.enter_context(locked(path.with_name(f".{path.name}.guard"), _GUARD_S))
+        yield held is True
 
 
 def _beat(path: Path, token: str, stop: threading.Event, interval: float) -> None:

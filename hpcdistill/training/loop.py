@@ -25,22 +25,20 @@ from hpcdistill.data.images import encode_png
 from hpcdistill.data.read.loader import ReadAhead, StopWaiting
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Carry, Method, Phase, Progress
-from hpcdistill.ranks import watch
+from hpcdistill.ranks import watchdog
 from hpcdistill.ranks.signals import StopSignals
 from hpcdistill.storage import write_bytes
-from hpcdistill.training.averaging import Averages
+from hpcdistill.training.accelerator import precision_of
 from hpcdistill.training.batch_norm import synchronise
 from hpcdistill.training.checkpoint import Checkpoint, Checkpoints
 from hpcdistill.training.config import TrainConfig
+from hpcdistill.training.deepspeed import Copies, cuts_weights, gathered, make_groups, replaced, requested_settings
 from hpcdistill.training.determinism import deterministic
-from hpcdistill.training.engines import Copies, cuts_weights, make_groups, replaced, requested_settings, whole
 from hpcdistill.training.evaluation import Evaluation, EvaluationStopped, Evaluator
-from hpcdistill.training.freezing import Freezer
-from hpcdistill.training.group import TermGradients, TrainedGroup
 from hpcdistill.training.metrics_log import MetricsLog, RunningMeans
 from hpcdistill.training.nonfinite import NonFiniteGuard
+from hpcdistill.training.optimization import Averages, Freezer, TermGradients, TrainedGroup
 from hpcdistill.training.position import Position, best_of, restore_checkpoint, save_checkpoint, save_networks
-from hpcdistill.training.precision import precision_of
 from hpcdistill.training.progress import TrainingProgress
 from hpcdistill.training.run_folder import RunFolder
 from hpcdistill.training.segments import PutBack, Stretch, lay_out, load_weights_of
@@ -230,11 +228,11 @@ class Training:
         for phase in stretch.segment.phases:
             self.train_phase(phase, parts, carries, progress)
         if self.averages:
-            with whole(self.generating):
+            with gathered(self.generating):
                 self.averages.update(self.guard.halted)
         self.guard.keep()
         self.progress.advance()
-        watch.progress()
+        watchdog.progress()
 
     def train_phase(self, phase: Phase, parts: Sequence[Batch], carries: Sequence[Carry], progress: Progress) -> None:
         """One update of the phase's group, from all micro-batches."""
@@ -346,7 +344,7 @@ class Training:
     def save_networks(self, which: str) -> None:
         """The generators as they are evaluated, and what is saved beside them; every rank must call it."""
         generators, saved = self.evaluated(), self.method.saved
-        with whole(self.groups.values() if saved else ()):
+        with gathered(self.groups.values() if saved else ()):
             save_networks(generators, saved, which, self.folder, self.accelerator, self.position.step)
 
     def save(self, background: bool) -> None:
@@ -386,8 +384,8 @@ class Training:
         return self.averages.generators if self.averages else {}
 
     def _told_to_stop(self) -> bool:
-        watch.progress()
-        return self.signals.told()
+        watchdog.progress()
+        return self.signals.requested()
 
 
 def _delivered(loader: Iterable[Batch], timeout: float) -> Generator[Batch | None]:

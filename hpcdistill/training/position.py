@@ -15,9 +15,8 @@ from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Method
 from hpcdistill.models.registry import load_weights, save_generator, unique_state
 from hpcdistill.storage import Damaged, parse_json, write_bytes
-from hpcdistill.training.averaging import Averages
 from hpcdistill.training.checkpoint import Checkpoint, Checkpoints
-from hpcdistill.training.group import TrainedGroup
+from hpcdistill.training.optimization import Averages, TrainedGroup
 from hpcdistill.training.run_folder import RunFolder
 
 
@@ -98,7 +97,7 @@ def save_checkpoint(
         folder.confirm()
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, group in groups.items():
-        with group.whole():
+        with group.gathered():
             if writes:
                 state = unique_state(group.module)
                 tensors[f"networks/{name}"] = _copied(state) if group.collective else state

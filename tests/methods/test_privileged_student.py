@@ -20,8 +20,8 @@ from hpcdistill.models import NETWORKS
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.settings import identity_values
+from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.loop import Training
 from hpcdistill.training.run_folder import RunFolder
 

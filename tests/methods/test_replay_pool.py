@@ -12,8 +12,8 @@ from torch import Tensor
 from hpcdistill.data import counter
 from hpcdistill.methods import replay_pool
 from hpcdistill.methods.replay_pool import STREAM, ReplayPool
+from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.distribution import make_accelerator
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))  # where the processes of the distributed tests are
 from processes import launch

@@ -21,7 +21,7 @@ from hpcdistill.methods.base import Carry, Method, Progress, Terms
 from hpcdistill.methods.cyclegan import CycleGAN
 from hpcdistill.methods.distilled_gan import DistilledGAN
 from hpcdistill.methods.pix2pix import Pix2Pix
-from hpcdistill.training.freezing import Freezer
+from hpcdistill.training.optimization import Freezer
 
 CROP = 48  # maps of 12x12 pixels, the smallest that a discriminator of two strided layers takes
 BATCH = 2

@@ -11,7 +11,7 @@ from torch.nn import functional
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.cost import image_cost
 from hpcdistill.models.discriminator import PatchDiscriminator, Projection, SpectralClassifier
-from hpcdistill.training.freezing import Freezer
+from hpcdistill.training.optimization import Freezer
 
 
 def visible(network: torch.nn.Module) -> torch.nn.Module:

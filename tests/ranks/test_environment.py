@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,14 +12,15 @@ import pytest
 from hpcdistill.command import run_command
 from hpcdistill.ranks.environment import (
     adopt_slurm,
+    asked_processes,
     first_host,
     job,
     of_outer_job,
     of_outer_step,
     port_of,
     restart_count,
+    tasks_without_srun,
 )
-from hpcdistill.ranks.launcher import tasks_without_srun
 
 # Printed on a cluster of two nodes; of the second task where there are two.
 JOB = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "hd[1-2]", "SLURM_TASKS_PER_NODE": "1(x2)"}
@@ -225,3 +229,34 @@ def test_a_run_of_its_own_inside_a_job_is_no_rank_of_it(around: dict[str, str]) 
     assert left.get("CUDA_VISIBLE_DEVICES") == around.get("CUDA_VISIBLE_DEVICES"), "the GPUs are the job's"
     assert OWN.items() <= left.items()
     assert not [name for name in left if name.startswith(("SLURM_STEP", "SLURM_CPU_BIND", "PMI_", "PMIX_R"))]
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        ("python /venv/bin/accelerate launch --cpu --num_processes 2 -m hpcdistill.train x.yaml", 2),
+        ("python /venv/bin/accelerate launch --num_processes=4 -m hpcdistill.train x.yaml", 4),
+        ("python -m accelerate.commands.launch --num-processes 3 -m hpcdistill.train", 3),
+        ("python /venv/bin/accelerate launch -m hpcdistill.train x.yaml", 1),
+        ("bash", 1),
+        ("python -m pytest --num_processes 2", 1),
+        ("accelerate launch --num_processes", 1),
+    ],
+)
+def test_asked_processes(command: str, asked: int) -> None:
+    assert asked_processes(command.split()) == asked
+
+
+@pytest.mark.distributed
+def test_accelerate_on_cpus_that_starts_one_process_is_reported() -> None:
+    accelerate = shutil.which("accelerate", path=str(Path(sys.executable).parent)) or "accelerate"
+    command = [accelerate, "launch", "--cpu", "--num_processes", "2", "-m", "hpcdistill.train"]
+    done = subprocess.run(
+        [*command, "configs/fsrcnn/x4.yaml", "configs/variants/cpu.yaml", "train.steps=1"],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode != 0
+    assert "asked for 2 processes and started one" in done.stderr

@@ -37,8 +37,8 @@ from toy import (
 from hpcdistill.data.read.loader import Batch, StepLoader
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.shared_work import shared_work
-from hpcdistill.ranks import signals, watch
-from hpcdistill.ranks.process_group import join, leave
+from hpcdistill.ranks import signals, watchdog
+from hpcdistill.ranks.rendezvous import join, leave
 from hpcdistill.ranks.signals import EXIT_STOPPED, STOPPING, StopSignals
 from hpcdistill.training import loop
 from hpcdistill.training.checkpoint import Checkpoints
@@ -232,7 +232,7 @@ def test_ranks_agree_about_once_a_second(seconds: float, expected: list[int], mo
         asked.append(step)
         return list(values)
 
-    monkeypatch.setattr(agreeing, "_most", most)
+    monkeypatch.setattr(signals, "_largest", most)
     accelerator: Any = type("Two", (), {"num_processes": 2})()
     for step in range(1, expected[-1] + 1):
         now += seconds
@@ -251,7 +251,7 @@ def test_the_slowest_rank_sets_the_pace(slow: int, monkeypatch: pytest.MonkeyPat
         return [0.0, 0.5 if slow else 0.125]
 
     monkeypatch.setattr(signals.time, "monotonic", lambda: now)
-    monkeypatch.setattr(agreeing, "_most", most)
+    monkeypatch.setattr(signals, "_largest", most)
     accelerator: Any = type("Two", (), {"num_processes": 2})()
     while step < 21:
         now, step = now + 0.125, step + 1
@@ -263,7 +263,7 @@ def test_a_slow_student_does_not_take_over_its_teacher_s_pace(monkeypatch: pytes
     now = 0.0
     monkeypatch.setattr(signals.time, "monotonic", lambda: now)
     agreeing = StopSignals()
-    monkeypatch.setattr(agreeing, "_most", lambda accelerator, *own: list(own))
+    monkeypatch.setattr(signals, "_largest", lambda accelerator, *own: list(own))
     accelerator: Any = type("Two", (), {"num_processes": 2})()
     for _ in range(30):
         now += 0.008
@@ -284,7 +284,7 @@ def test_one_rank_s_signal_interrupts_all_ranks_evaluation(told: int, tmp_path: 
         if number == 101 and rank == told:
             os.kill(os.getpid(), signal.SIGUSR1)
         for _ in range(600 if number > 100 and rank != told else 0):
-            if watch.stop_wanted():
+            if watchdog.stop_requested():
                 break
             time.sleep(0.1)
 
@@ -302,15 +302,15 @@ def test_a_stop_is_forgotten_by_who_listens_next(tmp_path: Path) -> None:
             if rank == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
             limit = time.monotonic() + 20
-            while not watch.stop_wanted():
+            while not watchdog.stop_requested():
                 assert time.monotonic() < limit
                 time.sleep(0.05)
-            assert (first.told(), first.received) == (True, rank == 0)
-        assert not watch.stop_wanted()
+            assert (first.requested(), first.received) == (True, rank == 0)
+        assert not watchdog.stop_requested()
         dist.barrier()
         with StopSignals() as second:
             time.sleep(1.5)
-            assert not second.told()
+            assert not second.requested()
         leave()
 
     with Ranks(2, main, tmp_path) as started:

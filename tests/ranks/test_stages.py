@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 from ranked_commands import Ranks
 
-from hpcdistill import train
+from hpcdistill import train, trainer
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.data.read.staging import StagingStopped
@@ -52,7 +52,7 @@ def trained(command: list[str], folder: Path, change: Callable[[int], None]) -> 
 def test_staging_that_stops_on_one_rank_stops_both(
     stopped: int, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_reader = train.open_reader
+    open_reader = trainer.open_reader
 
     def staged(rank: int) -> None:
         def opened(*arguments: Any) -> Any:
@@ -60,7 +60,7 @@ def test_staging_that_stops_on_one_rank_stops_both(
                 raise StagingStopped
             return open_reader(*arguments)
 
-        monkeypatch.setattr(train, "open_reader", opened)
+        monkeypatch.setattr(trainer, "open_reader", opened)
 
     codes, said = trained(command, tmp_path / "first", staged)
     assert codes == [EXIT_STOPPED] * 2

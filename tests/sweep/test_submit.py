@@ -21,6 +21,7 @@ from toy_sweep import put_grid, put_slurm
 from hpcdistill.command import run_command
 from hpcdistill.config import ConfigFiles
 from hpcdistill.errors import UserError
+from hpcdistill.file_lock import locked
 from hpcdistill.run import load_run
 from hpcdistill.sweep.slurm_jobs import undisturbed
 from hpcdistill.sweep.submissions import utc
@@ -88,6 +89,16 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setenv("PATH", f"{put_slurm(site.slurm)}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     return site
+
+
+def test_two_submissions_at_once_are_not_made(site: Site) -> None:
+    (site.folder / "sweeps").mkdir()
+    with locked(Path("sweeps/.submit.lock")) as held:
+        assert held
+        with pytest.raises(UserError, match="sweeps: another submission is being made there; wait for it to end"):
+            site.submit()
+    assert not site.scripts()
+    assert site.submit() == 0
 
 
 def test_a_grid_is_one_array_a_stage_and_the_collector(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

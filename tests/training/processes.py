@@ -14,7 +14,7 @@ import torch
 import torch._dynamo  # which the first optimizer imports, for more than a second: once here, not in each forked rank
 from accelerate.state import AcceleratorState, GradientState
 
-from hpcdistill.ranks.process_group import leave
+from hpcdistill.ranks.rendezvous import leave
 
 
 def launch(ranks: int, work: Callable[[int, int], None], seconds: float = 90) -> list[int]:

@@ -81,6 +81,14 @@ class Ranks:
         return [process.exitcode for process in self.processes]
 
 
+def end_of(main: Main, folder: Path, ranks: int = 3, seconds: float = 60) -> tuple[list[int | None], list[str], float]:
+    """Exit codes, what each rank said, and the time from the first end to the last."""
+    with Ranks(ranks, main, folder) as started:
+        codes = started.codes(seconds)
+        apart = max(started.ended.values()) - min(started.ended.values())
+        return codes, [started.said(rank) for rank in range(ranks)], apart
+
+
 def _command(rank: int, ranks: int, port: int, main: Main, output: Path) -> None:
     stream = output.open("a", buffering=1)
     for number in (1, 2):

@@ -33,10 +33,10 @@ from toy import (
 
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Carry, Progress
+from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.checkpoint import MANIFEST, Checkpoint, Checkpoints
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.distribution import make_accelerator
-from hpcdistill.training.group import TrainedGroup
+from hpcdistill.training.optimization import TrainedGroup
 from hpcdistill.training.position import Position, save_checkpoint
 from hpcdistill.training.run_folder import RunFolder
 

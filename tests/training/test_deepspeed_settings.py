@@ -12,7 +12,7 @@ import pytest
 
 from hpcdistill.errors import UserError
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.engines import requested_settings
+from hpcdistill.training.deepspeed import requested_settings
 
 CLONE = Path(__file__).resolve().parents[2]
 CONFIGS = CLONE / "configs" / "deepspeed"

@@ -19,9 +19,9 @@ from translation import distilled, samples
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Method
 from hpcdistill.training import determinism
+from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.determinism import deterministic, prepare_determinism
-from hpcdistill.training.distribution import make_accelerator
 
 CPU = torch.device("cpu")
 VARIABLE = "CUBLAS_WORKSPACE_CONFIG"

@@ -36,13 +36,11 @@ from toy import (
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Carry, OptimizerSettings, Phase, Progress, Terms
 from hpcdistill.methods.plain_sr import PlainSR
-from hpcdistill.training.averaging import Averages
+from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.evaluation import Evaluation
-from hpcdistill.training.group import TermGradients
 from hpcdistill.training.metrics_log import MetricsLog, RunningMeans
-from hpcdistill.training.schedule import learning_rate
+from hpcdistill.training.optimization import Averages, TermGradients, learning_rate
 
 STEPS = 12
 

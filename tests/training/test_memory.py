@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import resource, sys, torch
 if sys.argv[1] == "kept":
-    from hpcdistill.training.memory import keep_freed_memory
+    from hpcdistill.training.accelerator import keep_freed_memory
     assert keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

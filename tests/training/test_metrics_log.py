@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from toy import BATCH, Killed, Regression, ToyReader, kill_at, regression_samples, rows, run
 
+from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.metrics_log import MetricsLog
 
 

@@ -15,10 +15,15 @@ from toy import SEED, Killed, ToyReader, kill_at, run, uniform
 
 from hpcdistill.methods.plain_sr import PlainSR
 from hpcdistill.settings import identity_values
-from hpcdistill.training import precision
+from hpcdistill.training import accelerator as accelerator_module
+from hpcdistill.training.accelerator import (
+    has_native_bf16,
+    make_accelerator,
+    precision_of,
+    started_with,
+    take_precision,
+)
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.distribution import make_accelerator
-from hpcdistill.training.precision import has_native_bf16, precision_of, started_with, take_precision
 
 
 def sr_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -44,7 +49,7 @@ def test_what_auto_takes_is_said_where_a_run_has_its_folder(
     assert capsys.readouterr().err == ""
     assert take_precision("auto", True, tmp_path) == "fp32"
     assert capsys.readouterr().err == "train.precision: auto takes fp32 on a CPU\n"
-    monkeypatch.setattr(precision, "has_native_bf16", lambda device: True)
+    monkeypatch.setattr(accelerator_module, "has_native_bf16", lambda device: True)
     assert take_precision("auto", True, tmp_path) == "bf16"
     assert capsys.readouterr().err == "train.precision: auto takes bf16 on a CPU\n"
     assert PartialState().device == torch.device("cpu")
@@ -87,7 +92,7 @@ def test_an_auto_run_goes_on_in_the_precision_it_began_with(tmp_path: Path, monk
         return PlainSR(PlainSR.Config(scale=2))
 
     options = {"checkpoint_every": 2}
-    monkeypatch.setattr(precision, "has_native_bf16", lambda device: True)
+    monkeypatch.setattr(accelerator_module, "has_native_bf16", lambda device: True)
     whole = run(method(), ToyReader(4, sr_samples), tmp_path / "whole", 4, precision="bf16", **options)
     with pytest.raises(Killed):
         run(method(), ToyReader(4, sr_samples, before=kill_at(3)), tmp_path / "run", 4, precision="auto", **options)

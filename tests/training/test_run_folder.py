@@ -31,8 +31,8 @@ from toy import (
 
 from hpcdistill.errors import UserError
 from hpcdistill.training import run_folder
+from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.evaluation import Evaluation
 from hpcdistill.training.position import save_networks
 from hpcdistill.training.run_folder import RunFolder

@@ -33,10 +33,10 @@ from toy import (
 
 from hpcdistill.methods.base import Batch, Carry, Progress, Terms
 from hpcdistill.ranks import signals
+from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.distribution import make_accelerator
-from hpcdistill.training.freezing import Freezer
 from hpcdistill.training.metrics_log import RunningMeans
+from hpcdistill.training.optimization import Freezer
 
 STEPS = 24
 SAVED = "step-00000010"  # the newest checkpoint of a run that is killed at step 13

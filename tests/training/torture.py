@@ -38,8 +38,8 @@ from small_methods import build, samples_of, write_vgg
 from torch import nn
 from toy import ToyReader, newest_tensors, rows, run
 
+from hpcdistill.errors import EXIT_RANK_LOST
 from hpcdistill.metrics.shared_work import shared_work
-from hpcdistill.ranks.watch import EXIT_RANK_LOST
 from hpcdistill.training import checkpoint
 from hpcdistill.training.checkpoint import Checkpoints
 from hpcdistill.training.evaluation import Evaluation, until_stopped

@@ -20,8 +20,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from hpcdistill.data.counter import below, draw
 from hpcdistill.methods.base import Batch, Carry, Group, Method, OptimizerSettings, Phase, Progress, Segment, Terms
 from hpcdistill.models import GENERATORS
+from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.distribution import make_accelerator
 from hpcdistill.training.evaluation import Evaluation, Evaluator
 from hpcdistill.training.loop import Outcome, Training
 from hpcdistill.training.run_folder import RunFolder

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
+import math
 import os
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from hpcdistill.console import say, warn
+from hpcdistill.console import warn
 from hpcdistill.data.progress import megabytes
 from hpcdistill.errors import UserError
-
-_CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre mounted without `flock`, some NFS servers
-
-# A POSIX lock is the process's: threads of one process need one of their own.
-_threads: dict[str, threading.Lock] = {}
-_threads_lock = threading.Lock()
+from hpcdistill.file_lock import locked
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
@@ -53,48 +47,14 @@ def exclusive(lock: Path, waiting: str) -> Iterator[None]:
 
     The file is removed at the end. UserError when it cannot be written.
     """
-    with _threads_lock:
-        thread = _threads.setdefault(str(lock.absolute()), threading.Lock())
-    if not thread.acquire(blocking=False):
-        say(waiting)
-        thread.acquire()
-    try:
-        file = _locked(lock, waiting)
+    with ExitStack() as stack:
         try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)  # still held: who waits for this file sees that it is gone and makes its own
-            os.close(file)
-    finally:
-        thread.release()
-
-
-def _locked(lock: Path, waiting: str) -> int:
-    while True:
-        try:
-            file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            held = stack.enter_context(locked(lock, math.inf, waiting, remove=True))
         except OSError as error:
             raise cannot_write(lock.parent, error) from None
-        try:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                say(waiting)
-                fcntl.lockf(file, fcntl.LOCK_EX)
-            if lock.exists() and os.path.samestat(os.fstat(file), lock.stat()):
-                return file
-        except FileNotFoundError:
-            pass  # removed between the two looks by the one that held it
-        except OSError as error:
-            if error.errno in _CANNOT_LOCK:
-                warn(f"{lock.parent}: this file system has no locks; do not fetch the same file twice at once")
-                return file
-            os.close(file)
-            raise
-        except BaseException:
-            os.close(file)
-            raise
-        os.close(file)
+        if held is None:
+            warn(f"{lock.parent}: this file system has no locks; do not fetch the same file twice at once")
+        yield
 
 
 def sync_filesystem(folder: Path) -> None:

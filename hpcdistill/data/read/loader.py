@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from hpcdistill.errors import LostProcess, UserError
-from hpcdistill.ranks import watch
+from hpcdistill.ranks import watchdog
 
 Batch = dict[str, Tensor]
 
@@ -68,7 +68,7 @@ class ReadAhead(DataLoader[Batch]):
         workers: list[BaseProcess] = []
         ended = partial(_end, workers)
         atexit.register(ended)  # a traceback may keep this generator: multiprocessing would wait for its workers then
-        watch.before_exit(partial(_kill, workers))  # the watch ends a process whose main thread is stuck
+        watchdog.before_exit(partial(_kill, workers))  # the watchdog ends a process whose main thread is stuck
         try:
             items = self._start(workers)
             while (item := self._next(items, workers)) is not None:
@@ -119,9 +119,9 @@ class ReadAhead(DataLoader[Batch]):
             # Raised out here, so that they do not keep torch's frames.
             if lost:
                 raise _lost(lost[0])
-            if watch.active() is not None:  # the ranks stop, and are found hanging, together
+            if watchdog.active() is not None:  # the ranks stop, and are found hanging, together
                 continue
-            if watch.told_here():
+            if watchdog.signal_received():
                 raise StopWaiting
             if looks * _LOOK > self.patience:
                 raise LostProcess(

@@ -9,7 +9,6 @@ copies locks the first byte; each process that uses the set locks the second byt
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -41,6 +40,7 @@ from hpcdistill.data.index import INDEX_NAME, SHARD_NAME, Index, Shard
 from hpcdistill.data.outputs import check_apart
 from hpcdistill.data.progress import Progress, megabytes
 from hpcdistill.errors import UserError
+from hpcdistill.file_lock import NO_LOCKS, is_at, try_lock, unlock
 from hpcdistill.storage import JSON_OBJECT, parse_json, write_bytes, write_json
 
 MARKER = ".staged.json"
@@ -57,9 +57,7 @@ _REASONS = {
     errno.EPERM: "permission denied",
     errno.EEXIST: "is a file, not a folder",
     errno.ENOTDIR: "is a file, not a folder",
-    errno.ENOLCK: "its file system has no locks",
-    errno.ENOSYS: "its file system has no locks",
-    errno.EOPNOTSUPP: "its file system has no locks",
+    **dict.fromkeys(NO_LOCKS, "its file system has no locks"),
 }
 
 T = TypeVar("T")
@@ -215,7 +213,8 @@ def _exclusive(folder: Path, stopping: Callable[[], bool]) -> Iterator[None]:
     before = _HELD.get(_key(folder))
     handle = _locked(folder, stopping)
     try:
-        fcntl.lockf(handle, fcntl.LOCK_SH, 1, _IN_USE)  # only clean() locks it against this, and only inside
+        while not try_lock(handle.fileno(), _IN_USE, shared=True):  # clean() holds it, and only for a moment
+            time.sleep(_LOOK)
         yield
     except BaseException:
         if handle is not before:
@@ -223,7 +222,7 @@ def _exclusive(folder: Path, stopping: Callable[[], bool]) -> Iterator[None]:
         raise
     finally:
         if not handle.closed:
-            fcntl.lockf(handle, fcntl.LOCK_UN, 1, _COPYING)
+            unlock(handle.fileno(), _COPYING)
 
 
 def _locked(folder: Path, stopping: Callable[[], bool]) -> TextIO:
@@ -234,41 +233,30 @@ def _locked(folder: Path, stopping: Callable[[], bool]) -> TextIO:
             inside = set(os.listdir(folder))  # noqa: PTH208 - one look: a set in the making begins with its lock
             if inside and not inside & {LOCK, MARKER}:
                 raise UserError(f"{folder}: was not made by staging; move it away, or {_REMEDY}")
-            # Closing any handle of a file gives up the process's locks on it: there is one for each set.
+            # One handle a set: closing any gives up all locks of this process on the file.
             handle = _HELD.get(key) or path.open("a+", encoding="utf-8")
         except FileNotFoundError:  # clean() was faster
             continue
         _HELD[key] = handle
         try:
             waited = False
-            while not _taken(handle):  # not one waiting call, which no signal could end
+            while not try_lock(handle.fileno(), _COPYING):  # not one waiting call, which no signal could end
                 if not waited:
                     say(f"{folder}: waiting for {_holder(handle)}, which stages it")
                 waited = True
                 if stopping():
                     raise StagingStopped
                 time.sleep(_LOOK)
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(handle.fileno())):
+            if is_at(path, handle.fileno()):
                 handle.seek(0)
                 handle.truncate()
                 json.dump({"process": os.getpid(), "host": socket.gethostname()}, handle)
                 handle.flush()
                 return handle
-        except FileNotFoundError:
-            pass
         except BaseException:
             release(folder)
             raise
         release(folder)  # removed by clean() in the meantime: this is the lock of nothing
-
-
-def _taken(handle: TextIO) -> bool:
-    """Whether this process is now, or was already, the one that copies."""
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _COPYING)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
 
 
 def _holder(handle: TextIO) -> str:
@@ -363,10 +351,7 @@ def _remove(folder: Path) -> bool:
         say(f"{folder}: of another user, left")
         return False
     with (folder / LOCK).open("a+", encoding="utf-8") as handle:
-        try:
-            for byte in (_COPYING, _IN_USE):
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
-        except (BlockingIOError, PermissionError):
+        if not all(try_lock(handle.fileno(), byte) for byte in (_COPYING, _IN_USE)):
             say(f"{folder}: in use by a running process, left")
             return False
         names = _made(folder)

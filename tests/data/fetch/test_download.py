@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from serving import HTML, Faults, Server
 
+from hpcdistill import file_lock
 from hpcdistill.data.fetch import disk, download, transfer
 from hpcdistill.data.fetch.download import Download, check_file, fetch_file
 from hpcdistill.data.fetch.transfer import check_scheme, fetch_bytes, open_stream
@@ -449,7 +450,7 @@ def test_a_read_only_cache_with_the_file_is_good_enough(
 
 def fetch_reporting(file: Download, cache: Path, start: Any, lines: Queue[str]) -> None:
     """A forked process: fetch when told to, and send every line that is said."""
-    for module in (disk, transfer):
+    for module in (file_lock, transfer):
         module.say = lines.put  # type: ignore[attr-defined]
     assert start.wait(30)
     lines.put(f"done {fetch_file(file, cache)}")
@@ -489,7 +490,7 @@ def test_two_processes_download_once(folder: Path, cache: Path) -> None:
 
 def test_two_threads_download_once(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits = threading.Event()
-    monkeypatch.setattr(disk, "say", lambda line: waits.set())
+    monkeypatch.setattr(file_lock, "say", lambda line: waits.set())
     with Server(folder, hold_after=100_000) as server:
         file = wanted(server.address(NAME), sha256=SHA256)
         threads = [threading.Thread(target=fetch_file, args=(file, cache)) for _ in range(2)]

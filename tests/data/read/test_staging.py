@@ -254,7 +254,7 @@ def test_lock_that_clean_removed(source: Path, scratch: Path, monkeypatch: pytes
             shutil.rmtree(next(scratch.iterdir()))
         calls.append(operation)
 
-    monkeypatch.setattr(staging.fcntl, "lockf", removing)
+    monkeypatch.setattr(fcntl, "lockf", removing)
     folder = stage(str(source), scratch)
     assert staged(folder) == contents(source)
     assert os.path.samestat((folder / LOCK).stat(), os.fstat(staging._HELD[folder].fileno()))
@@ -353,7 +353,7 @@ def test_scratch_that_cannot_be_used(source: Path, tmp_path: Path, monkeypatch: 
         with pytest.raises(UserError, match=r"scratch: is read-only; .*data\.stage=DIR"):
             stage(str(source), tmp_path / "scratch")
     with monkeypatch.context() as patch:
-        patch.setattr(staging.fcntl, "lockf", failing(errno.ENOLCK))
+        patch.setattr(fcntl, "lockf", failing(errno.ENOLCK))
         with pytest.raises(UserError, match=r"its file system has no locks; .*data\.stage=DIR"):
             stage(str(source), tmp_path / "scratch")
     assert not staging._HELD
@@ -436,7 +436,7 @@ def test_clean_without_locks_is_one_line(
     def fail(*arguments: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(staging.fcntl, "lockf", fail)
+    monkeypatch.setattr(fcntl, "lockf", fail)
     with pytest.raises(UserError, match=rf"{folder.name}: .*{said}.*; remove the folder by hand when no run uses it"):
         script("stage").main(["--clean", "--to", str(scratch)])
     assert (folder / "index.json").is_file()

@@ -18,13 +18,13 @@ from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
-from ranked_commands import Ranks
+from ranked_commands import Ranks, end_of
 from toy import BATCH, Regression, ToyReader, regression_samples, rows, run
 
-from hpcdistill.errors import UserError
+from hpcdistill.errors import EXIT_RANK_LOST, UserError
 from hpcdistill.metrics.shared_work import shared_work
-from hpcdistill.ranks import watch
-from hpcdistill.ranks.process_group import join, leave
+from hpcdistill.ranks import watchdog
+from hpcdistill.ranks.rendezvous import join, leave
 from hpcdistill.ranks.signals import StopSignals
 
 pytestmark = pytest.mark.distributed
@@ -55,19 +55,6 @@ def raising(error: Exception) -> Callable[[], None]:
         raise error
 
     return fail
-
-
-def end_of(
-    main: Callable[[int, int], int | None], folder: Path, ranks: int = 3, seconds: float = 60
-) -> tuple[list[int | None], list[str], float]:
-    """Exit codes, what each rank said, and the time from the first end to the last."""
-    with Ranks(ranks, main, folder) as started:
-        codes = started.codes(seconds)
-        return (
-            codes,
-            [started.said(rank) for rank in range(ranks)],
-            max(started.ended.values()) - min(started.ended.values()),
-        )
 
 
 PROBLEM = "data.train: the file x.png is no image; remove it"
@@ -130,7 +117,7 @@ def kill_self(number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
 @pytest.mark.parametrize(("victim", "ranks"), [(0, 2), (0, 4), (1, 4)])
 def test_a_killed_rank_is_named(victim: int, ranks: int, tmp_path: Path) -> None:
     codes, said, apart = end_of(work({victim: kill_self()}), tmp_path, ranks)
-    assert codes == [-9 if rank == victim else watch.EXIT_RANK_LOST for rank in range(ranks)]
+    assert codes == [-9 if rank == victim else EXIT_RANK_LOST for rank in range(ranks)]
     assert apart < 25
     host = os.uname().nodename
     expected = (
@@ -144,10 +131,10 @@ def test_a_killed_rank_is_named(victim: int, ranks: int, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_rank_gives_no_sign_of_life(victim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "LOST_AFTER", 5.0)
+    monkeypatch.setattr(watchdog, "LOST_AFTER", 5.0)
     with Ranks(2, work({victim: kill_self(signal.SIGSTOP)}), tmp_path) as started:
         codes = started.codes(40, without=(victim,))
-        assert codes[1 - victim] == watch.EXIT_RANK_LOST
+        assert codes[1 - victim] == EXIT_RANK_LOST
         [line] = started.said(1 - victim).splitlines()
     assert line.startswith(f"error: rank {victim} ({os.uname().nodename})")
     assert "has given no sign of life for 5 s" in line
@@ -155,15 +142,15 @@ def test_a_stopped_rank_gives_no_sign_of_life(victim: int, tmp_path: Path, monke
 
 def test_a_stopped_and_continued_job_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`scontrol suspend`: all ranks sleep for longer than any limit."""
-    monkeypatch.setattr(watch, "LOST_AFTER", 4.0)
-    monkeypatch.setattr(watch, "DEAD_AFTER", 2.0)
+    monkeypatch.setattr(watchdog, "LOST_AFTER", 4.0)
+    monkeypatch.setattr(watchdog, "DEAD_AFTER", 2.0)
 
     def main(rank: int, ranks: int) -> None:
         join(True, 4.0)
         for number in range(40):
             meet()
             (tmp_path / f"at-{rank}").write_text(str(number))
-            watch.progress()
+            watchdog.progress()
             time.sleep(0.1)
 
     with Ranks(2, main, tmp_path) as started:
@@ -190,7 +177,7 @@ def test_a_hanging_reader_is_named(culprit: int, tmp_path: Path) -> None:
         run(Regression(), reader, tmp_path / "run", 20, timeout=3)
 
     codes, said, apart = end_of(main, tmp_path, ranks=2)
-    assert codes == [watch.EXIT_RANK_LOST] * 2
+    assert codes == [EXIT_RANK_LOST] * 2
     assert apart < 5
     assert said[1] == ""
     line = said[0].splitlines()[-1]
@@ -207,9 +194,9 @@ def test_a_rank_that_goes_on_lets_the_others_wait(tmp_path: Path) -> None:
         join(True, 2.0)
         for _ in range(40 if rank == 1 else 0):  # an evaluation's larger share
             time.sleep(0.1)
-            watch.progress()
+            watchdog.progress()
         if rank == 0:
-            with watch.patient():
+            with watchdog.patient():
                 time.sleep(0.1)
         meet()
 
@@ -221,7 +208,7 @@ def test_main_first_outlasts_every_limit(tmp_path: Path) -> None:
     def main(rank: int, ranks: int) -> None:
         join(True, 2.0)
         for turn in range(2):
-            with watch.main_first():
+            with watchdog.main_first():
                 if rank == 0:
                     time.sleep(3 if turn == 0 else 0)
                     (tmp_path / f"packed-{turn}").touch()
@@ -235,7 +222,7 @@ def test_main_first_outlasts_every_limit(tmp_path: Path) -> None:
 def test_an_error_in_main_first_ends_who_waits(tmp_path: Path) -> None:
     def main(rank: int, ranks: int) -> None:
         join(True, STALL)
-        with watch.main_first():
+        with watchdog.main_first():
             raise UserError(PROBLEM)
 
     codes, said, apart = end_of(main, tmp_path)
@@ -246,7 +233,7 @@ def test_an_error_in_main_first_ends_who_waits(tmp_path: Path) -> None:
 def test_what_must_be_done_before_the_end_is_done(tmp_path: Path) -> None:
     def main(rank: int, ranks: int) -> None:
         join(True, STALL)
-        watch.before_exit(lambda: (tmp_path / f"released-{rank}").touch())
+        watchdog.before_exit(lambda: (tmp_path / f"released-{rank}").touch())
         work({1: raising(UserError(PROBLEM))})(rank, ranks)
 
     end_of(main, tmp_path, ranks=2)
@@ -255,7 +242,7 @@ def test_what_must_be_done_before_the_end_is_done(tmp_path: Path) -> None:
 
 def test_rank_0_leaves_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds the store: the others may take longer than LAST_WORDS to come to their end."""
-    monkeypatch.setattr(watch, "LAST_WORDS", 1.0)
+    monkeypatch.setattr(watchdog, "LAST_WORDS", 1.0)
 
     def main(rank: int, ranks: int) -> int:
         join(True, STALL)
@@ -274,7 +261,7 @@ def test_join_again_after_leaving(tmp_path: Path) -> None:
             join(True, STALL)
             meet()
             leave()
-            assert watch.active() is None
+            assert watchdog.active() is None
 
     codes, said, _ = end_of(main, tmp_path)
     assert (codes, said) == ([0, 0, 0], ["", "", ""])
@@ -323,7 +310,7 @@ def test_a_rank_that_hangs_in_its_share_of_an_evaluation_is_noticed(culprit: int
                 time.sleep(1000)
 
     codes, said, apart = end_of(main, tmp_path, ranks=2, seconds=30)
-    assert codes == [watch.EXIT_RANK_LOST] * 2
+    assert codes == [EXIT_RANK_LOST] * 2
     assert apart < 5
     assert said[0].startswith("error: no rank has gone on for 3 s (train.timeout): rank 0 (")
     places = [part.split(" in ")[1] for part in said[0].split("train.timeout): ")[1].split("; ")]
@@ -340,7 +327,7 @@ def test_a_rank_that_leaves_before_the_others_is_noticed(early: int, tmp_path: P
         meet()
 
     codes, said, _ = end_of(main, tmp_path, ranks=2, seconds=30)
-    assert codes == [watch.EXIT_RANK_LOST] * 2
+    assert codes == [EXIT_RANK_LOST] * 2
     assert said[0].startswith("error: no rank has gone on for 3 s (train.timeout): ")
     assert said[0].count("\n") == 1
     assert said[1] == ""
@@ -370,10 +357,10 @@ def test_the_lock_goes_last(tmp_path: Path) -> None:
     def main(rank: int, ranks: int) -> None:
         join(True, STALL)
         if rank == 0:
-            watch.before_exit(lambda: (tmp_path / f"after-{len(list(tmp_path.glob('ended-*')))}").touch())
+            watchdog.before_exit(lambda: (tmp_path / f"after-{len(list(tmp_path.glob('ended-*')))}").touch())
         else:
-            watch.before_exit(lambda: time.sleep(0.5))
-            watch.before_exit(lambda: (tmp_path / f"ended-{rank}").touch())
+            watchdog.before_exit(lambda: time.sleep(0.5))
+            watchdog.before_exit(lambda: (tmp_path / f"ended-{rank}").touch())
         work({1: raising(UserError(PROBLEM))})(rank, ranks)
 
     codes, said, _ = end_of(main, tmp_path)
@@ -395,7 +382,7 @@ def test_a_launcher_that_ends_the_others_does_not_take_their_words(tmp_path: Pat
                 if started.processes[rank].exitcode is None:
                     os.kill(started.pid(rank), signal.SIGTERM)
             time.sleep(0.1)
-        assert started.codes(40) == [watch.EXIT_RANK_LOST, -9, watch.EXIT_RANK_LOST]
+        assert started.codes(40) == [EXIT_RANK_LOST, -9, EXIT_RANK_LOST]
         lines = [line for line in started.said(0).splitlines() if line and not line.startswith("stopping after")]
     assert lines == [f"error: rank 1 ({os.uname().nodename}) died without a word (killed? out of memory?); see its log"]
 
@@ -404,7 +391,7 @@ PROGRAM = """\
 import os, signal, sys, time
 import torch, torch.distributed as dist
 from hpcdistill.command import run_command
-from hpcdistill.ranks.process_group import join
+from hpcdistill.ranks.rendezvous import join
 from hpcdistill.ranks.signals import StopSignals
 
 def main(arguments):

@@ -1,18 +1,36 @@
-"""One trained group: its module, wrapper, optimizer, and an update that a non-finite loss cannot spoil."""
+"""Optimization: the trained groups, their learning rates, freezing all but one, and averaged weights (EMA)."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import copy
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
 
-from hpcdistill.methods.base import Group
-from hpcdistill.training.schedule import learning_rate
+from hpcdistill.methods.base import Group, OptimizerSettings
+
+
+def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
+    """Adam's step size for 0-based `step` of `steps`.
+
+    cosine: lr_n + (lr_0 - lr_n) (1 + cos(pi t)) / 2 with t = step / steps; linear: lr_0 up to `decay_from`, then
+    straight to lr_n, reached one step after the last.
+    """
+    first, last = settings.learning_rate, settings.final_learning_rate
+    done = min(step / steps, 1.0)
+    if settings.schedule == "cosine":
+        return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
+    if settings.schedule == "linear":
+        return first + (last - first) * max(0.0, (done - settings.decay_from) / (1 - settings.decay_from))
+    return first
 
 
 class TrainedGroup:
@@ -38,7 +56,7 @@ class TrainedGroup:
             # generator that is its group's module would be evaluated in half precision, others in full.
             for patched in ("forward", "_original_forward"):
                 vars(group.module).pop(patched, None)
-            group.module.register_forward_hook(_outputs_to_fp32)
+            group.module.register_forward_hook(outputs_to_fp32)
         self.adam = adam
         self.parameters = list(group.module.parameters())
         self.rate = self.settings.learning_rate
@@ -57,7 +75,7 @@ class TrainedGroup:
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def whole(self) -> contextlib.AbstractContextManager[Any]:
+    def gathered(self) -> contextlib.AbstractContextManager[Any]:
         """While it lasts the module's weights are whole on every rank, to be read."""
         return contextlib.nullcontext()
 
@@ -109,7 +127,7 @@ class TrainedGroup:
             self.adam.state[parameter] = {"step": tensors[f"{name}.step"].to(parameter.device), **moments}
 
 
-def _outputs_to_fp32(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> Any:
+def outputs_to_fp32(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> Any:
     """What a group returns to a method's losses is float32, also where the group is frozen."""
     return convert_to_fp32(outputs)
 
@@ -155,3 +173,90 @@ class TermGradients:
         pairs = zip(self.parameters, found, strict=True)
         flat = [(torch.zeros_like(p) if gradient is None else gradient).flatten() for p, gradient in pairs]
         return torch.cat(flat) if flat else torch.zeros_like(term)[None]
+
+
+class Freezer:
+    """Switches between groups. A frozen module still normalises as in training, but remembers nothing of it.
+
+    What a method itself has frozen inside a group stays frozen.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._parameters = {
+            name: [parameter for parameter in module.parameters() if parameter.requires_grad]
+            for name, module in modules.items()
+        }
+        self._norms = {
+            name: [part for part in module.modules() if isinstance(part, _NormBase) and part.track_running_stats]
+            for name, module in modules.items()
+        }
+        self._spectral = {
+            name: [part for part in module.modules() if isinstance(part, _SpectralNorm)]
+            for name, module in modules.items()
+        }
+        self._active: str | None = None
+        self._marked: list[tuple[Tensor, Tensor]] = []  # vectors of the power iterations, and what they were
+
+    def only(self, group: str) -> None:
+        """Let `group` train and freeze the others; free of work when `group` was active already."""
+        if group == self._active:
+            return
+        # Freeze first: a parameter that two groups share must end up trainable.
+        for name in sorted(self._parameters, key=lambda name: name == group):
+            active = name == group
+            for parameter in self._parameters[name]:
+                parameter.requires_grad_(active)
+            for norm in self._norms[name]:
+                norm.track_running_stats = active
+            for spectral in self._spectral[name]:
+                spectral.training = active
+        self._active = group
+
+    @torch.no_grad()
+    def mark(self) -> None:
+        """Remember where the power iterations of the active group stand, for `rewind`."""
+        assert self._active is not None
+        vectors = [vector for part in self._spectral[self._active] for vector in part.buffers(recurse=False)]
+        self._marked = [(vector, vector.clone()) for vector in vectors]
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """Put the power iterations back to the mark. No weight moves between the micro-batches of a phase, so that
+        each repeats the iterations of the first: it sees the same weights, and they end where one batch ends."""
+        for vector, marked in self._marked:
+            vector.copy_(marked)
+
+    def release(self) -> None:
+        """Undo every freeze, for evaluation and saving."""
+        for name in self._parameters:
+            for parameter in self._parameters[name]:
+                parameter.requires_grad_(True)
+            for norm in self._norms[name]:
+                norm.track_running_stats = True
+            for spectral in self._spectral[name]:
+                spectral.training = True
+        self._active = None
+
+
+class Averages:
+    """Averaged copies of `generators`: a <- decay * a + (1 - decay) * weight after each step; buffers are copied."""
+
+    def __init__(self, generators: Mapping[str, nn.Module], decay: float) -> None:
+        self.decay = decay
+        self.generators: dict[str, nn.Module] = {
+            name: copy.deepcopy(module).requires_grad_(False).eval() for name, module in generators.items()
+        }
+        self._pairs = [(self.generators[name], module) for name, module in generators.items()]
+
+    @torch.no_grad()
+    def update(self, halted: Tensor) -> None:
+        """Take in the weights of a step; with `halted` (0-dim bool) everything stays as it is."""
+        for average, module in self._pairs:
+            averaged: list[Tensor] = list(average.parameters())
+            if averaged:
+                share = (~halted).to(averaged[0].dtype) * (1 - self.decay)
+                differences: list[Tensor] = list(torch._foreach_sub(list(module.parameters()), averaged))
+                torch._foreach_mul_(differences, share)
+                torch._foreach_add_(averaged, differences)
+            for kept, buffer in zip(average.buffers(), module.buffers(), strict=True):
+                kept.copy_(torch.where(halted, kept, buffer))

@@ -29,7 +29,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Group
 from hpcdistill.storage import JSON_OBJECT, parse_json, user_path
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.group import TrainedGroup, _outputs_to_fp32
+from hpcdistill.training.optimization import TrainedGroup, outputs_to_fp32
 
 _MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 # What the run's own configuration decides; DeepSpeed's file may leave it out or say "auto".
@@ -138,7 +138,7 @@ class ShardedGroup(TrainedGroup):
         weights = min(500_000_000, sum(parameter.numel() for parameter in self.parameters))
         half = accelerator.mixed_precision != "no"
         if half:
-            group.module.register_forward_hook(_outputs_to_fp32)
+            group.module.register_forward_hook(outputs_to_fp32)
         self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
             model=_Autocast(group.module, accelerator) if half else group.module,
             optimizer=self.adam,
@@ -176,13 +176,11 @@ class ShardedGroup(TrainedGroup):
         norm = self.wrapped.get_global_grad_norm()
         return torch.as_tensor(norm, dtype=torch.float32, device=halted.device).detach()
 
-    # --- whole weights ---------------------------------------------------------------------------------------------
+    # --- gathered weights ------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
+    def gathered(self) -> contextlib.AbstractContextManager[Any]:
         """While it lasts the module's weights are whole on every rank, to be read."""
-        with self._gathered(None):
-            yield
+        return self._gathered(None)
 
     @contextlib.contextmanager
     def replaced(self) -> Iterator[None]:
@@ -297,11 +295,11 @@ class _Autocast(nn.Module):
 
 
 @contextlib.contextmanager
-def whole(groups: Iterable[TrainedGroup]) -> Iterator[None]:
+def gathered(groups: Iterable[TrainedGroup]) -> Iterator[None]:
     """While it lasts the weights of these groups are whole on every rank, to be read."""
     with contextlib.ExitStack() as stack:
         for group in groups:
-            stack.enter_context(group.whole())
+            stack.enter_context(group.gathered())
         yield
 
 
@@ -335,7 +333,7 @@ class Copies:
     @torch.no_grad()
     def refresh(self, groups: Iterable[TrainedGroup]) -> None:
         """Take over the weights as they are now from the generators' groups; every rank must call it."""
-        with whole(groups):
+        with gathered(groups):
             for name, module in self._cut.items():
                 self.generators[name].load_state_dict(module.state_dict())
 

@@ -1,4 +1,10 @@
-"""How the ranks find one another and see that they fit, and what one that fails before tells those that wait for it."""
+"""Rendezvous: the ranks find one another, see that their devices fit, and form the process group.
+
+Why not `init_process_group` alone: when a rank fails before it, say for a wrong setting, the others wait until its
+time-out (30 minutes by default), do not learn why, and are deaf to signals (measured with torch 2.13: the handler of a
+SIGTERM runs only when the time-out is over). Here a rank that fails early publishes why, and the waiting ranks end
+within seconds (tests/ranks/test_rendezvous.py).
+"""
 
 from __future__ import annotations
 
@@ -7,27 +13,27 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Final, NoReturn
 
 import torch
+import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from hpcdistill.console import err
-from hpcdistill.errors import UserError
-from hpcdistill.ranks import watch
-from hpcdistill.ranks.board import STORE_ERRORS, Board
-from hpcdistill.ranks.environment import rank, ranks
-from hpcdistill.ranks.failure import EXIT_STOPPED, Failure, leave_at_once
+from hpcdistill.errors import EXIT_STOPPED, UserError
+from hpcdistill.ranks.environment import local_rank, rank, ranks
+from hpcdistill.ranks.store import STORE_ERRORS, Failure, RankStore, leave_at_once
+from hpcdistill.ranks.watchdog import Watchdog, active, signal_received
 
 JOIN_LIMIT: Final = 120.0  # seconds: nodes of one job do not start in the same instant
-EARLY: Final = 5.0  # seconds that a rank which fails before the others have come spends on telling them
+EARLY: Final = 5.0  # seconds that a rank which fails before the rendezvous spends on telling the others
 _STORE_LIMIT: Final = timedelta(minutes=5)  # of the process group's own questions
 
 _store: TCPStore | None = None  # for all groups of this process: rank 0 serves it, or torchrun's process does
-_meetings = 0  # how many this process has been to
+_completed = 0  # rendezvous of this process
 
 
 @dataclass(frozen=True)
@@ -39,21 +45,54 @@ class Participant:
     gpu: str = ""  # the GPU's UUID
 
 
-def meet(cpu: bool, make_watch: Callable[[Board], watch.RankWatch]) -> tuple[watch.RankWatch, PrefixStore]:
-    """Wait until every rank is there; this rank's watch, not started yet, and the keys for the process group.
+def join(cpu: bool, stall: float) -> None:
+    """Form the process group (gloo on CPUs, NCCL on GPUs) and start the watchdog; nothing when there is a group.
 
-    UserError when they do not come together within JOIN_LIMIT, or have devices that do not fit. Ends the process when
-    one of them has published why it does not come.
+    Accelerate takes the group that there is. `stall`: seconds without progress after which the ranks count as hanging.
+    UserError when the ranks do not find one another within JOIN_LIMIT, do not fit (GPUs on some, or two on one), or
+    cannot compute together. Ends the process when a rank has published why it does not come.
     """
+    global _completed
+    if ranks() < 2 or dist.is_initialized():
+        return
+    if not cpu:
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+    watchdog, group = _meet(cpu, stall)
+    watchdog.start()
+    _completed += 1  # from here on the watchdog looks after the ranks
+    # The watchdog says first, and more clearly, who hangs.
+    limit = timedelta(seconds=max(1800.0, 2 * stall))
+    try:
+        dist.init_process_group("gloo" if cpu else "nccl", store=group, rank=rank(), world_size=ranks(), timeout=limit)
+        dist.barrier()
+    except RuntimeError as error:
+        if failure := watchdog.explain(error):
+            watchdog.leave_for(failure, f"error: {failure.seen_by(watchdog.rank)}")
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"rank {rank()} of {ranks()} has met the others, but cannot compute with them ({reason}); check that the "
+            "nodes reach one another, and that GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names their network"
+        ) from None
+
+
+def leave() -> None:
+    """End this process's part in the distributed run; once, when no stage follows."""
+    if watchdog := active():
+        watchdog.stop()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _meet(cpu: bool, stall: float) -> tuple[Watchdog, PrefixStore]:
+    """Wait until every rank is there; this rank's watchdog, not started yet, and the store of the process group."""
     address, port = _address()
     end = time.monotonic() + JOIN_LIMIT
     own = Participant(socket.gethostname(), *_device(cpu))
     try:
         store = _own_store(JOIN_LIMIT)
-        client = _connected(JOIN_LIMIT)
-        board = Board(PrefixStore(f"{_prefix()}/watch", client))
-        made = make_watch(board)
-        everybody = _present(board, own, end)
+        shared = RankStore(PrefixStore(f"{_prefix()}/watch", _connected(JOIN_LIMIT)))
+        watchdog = Watchdog(shared, rank(), ranks(), stall)
+        everybody = _present(shared, own, end)
     except (*STORE_ERRORS, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
@@ -61,14 +100,7 @@ def meet(cpu: bool, make_watch: Callable[[Board], watch.RankWatch]) -> tuple[wat
             "if another program uses the port, set MASTER_PORT to a free one, and check that all nodes reach the host"
         ) from None
     check_devices(everybody)
-    group = PrefixStore(f"{_prefix()}/group", store)
-    return made, group
-
-
-def met() -> None:
-    """The meeting is over: from here on the watch has its eyes on the ranks."""
-    global _meetings
-    _meetings += 1
+    return watchdog, PrefixStore(f"{_prefix()}/group", store)
 
 
 def check_devices(everybody: Sequence[Participant]) -> None:
@@ -90,67 +122,67 @@ def check_devices(everybody: Sequence[Participant]) -> None:
             )
 
 
-def tell(message: str, code: int) -> bool:
+def publish_early_failure(message: str, code: int) -> bool:
     """Tell the ranks that wait for this one why it does not come. True: rank 0 says so, this rank need not."""
-    if _meetings:  # it is over: nobody waits
+    if _completed:  # nobody waits
         return False
     try:
-        board = Board(PrefixStore(f"{_prefix()}/watch", _own_store(EARLY)))
-        counts = board.publish(Failure(rank(), socket.gethostname(), message, code))
-        board.set(f"words/{rank()}", message)
+        shared = RankStore(PrefixStore(f"{_prefix()}/watch", _own_store(EARLY)))
+        first = shared.publish(Failure(rank(), socket.gethostname(), message, code))
+        shared.set(f"words/{rank()}", message)
         try:
-            return rank() == 0 or _said_by_rank_0(board, message, counts)
+            return rank() == 0 or _said_by_rank_0(shared, message, first)
         finally:
-            _hear(board)
+            _acknowledge(shared)
     except (*STORE_ERRORS, OSError):
         return False
 
 
-def _said_by_rank_0(board: Board, message: str, counts: Failure) -> bool:
+def _said_by_rank_0(shared: RankStore, message: str, first: Failure) -> bool:
     """Whether rank 0 prints this, either because it waits for us, or because it has failed in the same way."""
     end = time.monotonic() + EARLY
     while time.monotonic() < end:
-        if board.has("words/0"):
-            return board.get("words/0") == message
-        if board.has("here/0"):
-            return counts.message == message
+        if shared.has("words/0"):
+            return shared.get("words/0") == message
+        if shared.has("here/0"):
+            return first.message == message
         time.sleep(0.05)
     return False
 
 
-def _hear(board: Board) -> None:
-    """Note that this rank knows; rank 0 may hold the store and waits for the others to know, too."""
-    board.set(f"heard/{rank()}")
+def _acknowledge(shared: RankStore) -> None:
+    """Note that this rank knows of the failure. Rank 0, which may hold the store, waits until all others do."""
+    shared.set(f"heard/{rank()}")
     if rank() == 0:
-        board.await_all([f"heard/{other}" for other in range(1, ranks())], EARLY)
+        shared.wait([f"heard/{other}" for other in range(1, ranks())], EARLY)
 
 
-def _present(board: Board, own: Participant, end: float) -> list[Participant]:
+def _present(shared: RankStore, own: Participant, end: float) -> list[Participant]:
     """Every rank as it presents itself."""
     keys = [f"here/{number}" for number in range(ranks())]
-    board.set(keys[rank()], json.dumps(asdict(own)))
-    while not board.has(*keys):
-        if failure := board.failure():
-            _end_for(board, failure)
-        if watch.told_here():
-            said = "stopped by a signal before the ranks had met; the same command goes on"
-            _end_for(board, board.publish(Failure(rank(), own.host, said, EXIT_STOPPED)))
+    shared.set(keys[rank()], json.dumps(asdict(own)))
+    while not shared.has(*keys):
+        if failure := shared.failure():
+            _end_for(shared, failure)
+        if signal_received():
+            message = "stopped by a signal before the ranks had met; the same command goes on"
+            _end_for(shared, shared.publish(Failure(rank(), own.host, message, EXIT_STOPPED)))
         if time.monotonic() > end:
-            absent = ", ".join(str(number) for number, key in enumerate(keys) if not board.has(key))
+            absent = ", ".join(str(number) for number, key in enumerate(keys) if not shared.has(key))
             raise UserError(
                 f"rank {rank()} of {ranks()} has waited {JOIN_LIMIT:.0f} s in vain for rank {absent}; see its log, and "
                 "check that the launcher has started it"
             )
         time.sleep(0.05)
-    return [Participant(**json.loads(board.get(key))) for key in keys]
+    return [Participant(**json.loads(shared.get(key))) for key in keys]
 
 
-def _end_for(board: Board, failure: Failure) -> NoReturn:
-    """End this process for a failure before the meeting; rank 0 says it, or who failed where rank 0 has not come."""
+def _end_for(shared: RankStore, failure: Failure) -> NoReturn:
+    """End this process for a failure before the rendezvous. Rank 0 prints it, or its own rank where 0 has not come."""
     if rank() == 0:
         err.print(f"error: {failure.seen_by(0)}", style="bold red", markup=False, soft_wrap=True)
     with contextlib.suppress(*STORE_ERRORS):  # the store's process has ended: it knows
-        _hear(board)
+        _acknowledge(shared)
     leave_at_once(failure.code)
 
 
@@ -168,10 +200,10 @@ def _connected(seconds: float, serves: bool = False) -> TCPStore:
     limit, end = timedelta(seconds=seconds), time.monotonic() + seconds
     # torch would wait for the server, too, but with lines of C++ at the end, and deaf to signals.
     while not serves and not _listens(address, port):
-        if watch.told_here():  # to be passed on, where that is possible
+        if signal_received():  # to be passed on, where that is possible
             end = min(end, time.monotonic() + EARLY)
         if time.monotonic() > end:
-            if watch.told_here():
+            if signal_received():
                 leave_at_once(EXIT_STOPPED)
             raise ConnectionError(f"nobody has listened there for {seconds:.0f} s")
         time.sleep(0.1)
@@ -194,8 +226,8 @@ def _address() -> tuple[str, int]:
 
 
 def _prefix() -> str:
-    """torchrun's process keeps one store over its restarts: each attempt, and each meeting, has keys of its own."""
-    return f"hpcdistill/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_meetings + 1}"
+    """torchrun's process keeps one store over its restarts: each attempt, and each rendezvous, has keys of its own."""
+    return f"hpcdistill/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_completed + 1}"
 
 
 def _device(cpu: bool) -> tuple[str, str]:

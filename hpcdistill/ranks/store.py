@@ -1,26 +1,47 @@
-"""What the ranks tell one another beside their collective calls: keys of the store by which they met."""
+"""What the ranks tell one another beside their collective calls: keys in the store of their rendezvous."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
 import threading
 import time
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, NoReturn
 
 from torch._C._distributed_c10d import Store
-from torch.distributed import DistError
 
-from hpcdistill.ranks.failure import Failure
+from hpcdistill.console import err
 
-STORE_ERRORS: Final = (DistError, RuntimeError)
+STORE_ERRORS: Final = (RuntimeError,)  # torch's DistError is one
 _STORE_LIMIT: Final = timedelta(seconds=20)
 
 
-class Board:
-    """The keys; `store` must be a client that nothing else uses. Every call may raise STORE_ERRORS: it is gone."""
+@dataclass(frozen=True)
+class Failure:
+    """Why the ranks end; the first that is published counts."""
+
+    rank: int  # -1: nobody's own words
+    host: str
+    message: str
+    code: int
+    lost: Sequence[int] = ()  # ranks that cannot hear of it
+    published: bool = True  # False: the store is gone, each rank speaks for itself
+
+    def seen_by(self, rank: int) -> str:
+        """The line for rank `rank` to print."""
+        return self.message if self.rank in (-1, rank) else f"rank {self.rank} ({self.host}): {self.message}"
+
+
+class RankStore:
+    """torch's `store` with text values; it must be a client that nothing else uses.
+
+    Every call may raise STORE_ERRORS: the store is gone.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -42,14 +63,17 @@ class Board:
         with self._lock:
             return bool(self._store.check(list(keys)))
 
-    def await_all(self, keys: Iterable[str], seconds: float) -> None:
+    def wait(self, keys: Iterable[str], seconds: float) -> None:
         """Return when all have been set, or so much later."""
         wanted, end = list(keys), time.monotonic() + seconds
         while wanted and time.monotonic() < end and not self.has(*wanted):
             time.sleep(0.05)
 
     def publish(self, failure: Failure) -> Failure:
-        """The first words count: what fails afterwards is probably a consequence. Those that count."""
+        """Publish why the ranks end; returns what counts, the first that was published.
+
+        What fails afterwards is probably a consequence.
+        """
         with self._lock:
             found: bytes = self._store.compare_set("failure", "", json.dumps(asdict(failure)))
         return Failure(**json.loads(found))
@@ -62,3 +86,12 @@ class Board:
                 return None
             time.sleep(0.2)
         return Failure(**json.loads(self.get("failure")))
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End without the clean-up of torch.distributed, which would wait for ranks that are no more."""
+    with contextlib.suppress(OSError, ValueError):
+        err.show_cursor(True)  # a progress display hides it
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
