@@ -17,7 +17,7 @@ from ranked_commands import Ranks
 from toy import BATCH, Regression, ToyReader, newest_tensors, regression_samples, rows, run, saved, states_equal
 
 from hpcdistill.data.read.loader import StepLoader
-from hpcdistill.methods.base import Batch, Carry, Terms
+from hpcdistill.methods.base import Batch, Carry, Progress, Terms
 from hpcdistill.ranks.signals import EXIT_STOPPED
 
 STEPS = 8
@@ -50,11 +50,11 @@ class Fails(Regression):
         super().__init__()
         self.error, self.step = error, 0
 
-    def loss(self, batch: Batch, carry: Carry) -> Terms:
+    def loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         self.step += 1
         if self.step > AT:
             raise self.error
-        return super().loss(batch, carry)
+        return super().loss(batch, carry, progress)
 
 
 @pytest.fixture(autouse=True)
@@ -136,14 +136,14 @@ def test_no_reader_process_outlives_a_rank_that_the_watch_ends(tmp_path: Path) -
         time.sleep(1000)
 
     class FailsWhenBothHang(Regression):
-        def loss(self, batch: Batch, carry: Carry) -> Terms:
+        def loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
             if os.environ["RANK"] == "1":
                 limit = time.monotonic() + 30
                 while len(list(tmp_path.glob("hangs-*"))) < 2:
                     assert time.monotonic() < limit
                     time.sleep(0.05)
                 raise OSError(errno.ENOSPC, "No space left", "runs/x")
-            return super().loss(batch, carry)
+            return super().loss(batch, carry, progress)
 
     def main(rank: int, ranks: int) -> None:
         run(FailsWhenBothHang(), WorkerReader(hangs, 4, rank, ranks), tmp_path / "run", STEPS, timeout=60)
