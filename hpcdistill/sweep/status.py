@@ -92,7 +92,7 @@ def task_statuses(
             if key in tasks:
                 tasks[key].jobs.append((submission, job))
     if found is None:
-        found = find_results(runs, by_configuration=False) if runs.is_dir() else Found()
+        found = _results_of(tasks.values(), runs)
     facts: dict[str, dict[str, Any]] = {}
     for submission in reversed(submissions):
         facts.update(submission.runs)
@@ -110,6 +110,22 @@ def task_statuses(
         named = {status.run.name for status in statuses if status.run}
         problems += [line for name, line in evidence.damaged.items() if name not in named]
     return statuses
+
+
+def _results_of(tasks: Iterable[TaskFiles], runs: Path) -> Found:
+    """The results below `runs` and, of tasks that have none there, in the folders that their own runs were put into."""
+    found = find_results(runs, by_configuration=False) if runs.is_dir() else Found()
+    elsewhere = {folder for task in tasks if task.key not in found.by_key and (folder := task.runs) is not None}
+    folders = [folder for folder in sorted(elsewhere) if folder.is_dir() and folder.resolve() != runs.resolve()]
+    if not folders:
+        return found
+    more = find_results(*folders, by_configuration=False)
+    return Found(
+        found.runs + more.runs,
+        found.unreadable + more.unreadable,
+        found.twice + more.twice,
+        more.by_key | found.by_key,
+    )
 
 
 class _Evidence:

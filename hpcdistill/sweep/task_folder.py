@@ -174,6 +174,14 @@ class TaskFiles:
         found = self._config.get(section)
         return found if isinstance(found, dict) else {}
 
+    @property
+    def runs(self) -> Path | None:
+        """The folder of runs that its state or its configuration names; None when neither can be read."""
+        if isinstance(run := self.state.get("run"), str):
+            return Path(run).parent
+        found = self._config.get("runs")
+        return Path(found) if isinstance(found, str) else None
+
     @cached_property
     def _config(self) -> dict[str, Any]:
         try:
