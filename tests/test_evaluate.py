@@ -411,3 +411,17 @@ def test_what_is_not_evaluated_is_named(images: Path, capsys: pytest.CaptureFixt
     (images / "holiday").rename(images / "HR")
     main([*BICUBIC, str(images)])
     assert f"{images}: not read: 1 image beside HR/" in capsys.readouterr().err
+
+
+def test_a_set_that_was_packed_beside_the_images_is_not_taken_for_them(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_set(images / "packed", "lr-hr", [{"hr.png": noise(24, 24, 1), "lr2.png": noise(12, 12, 2)}], scales=[2])
+    assert main([*BICUBIC, str(images), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 2
+
+
+def test_a_set_of_another_kind_is_called_by_it(tmp_path: Path) -> None:
+    write_set(tmp_path / "pairs", "paired", [{"ab.jpg": noise(48, 96, 1)}])
+    with pytest.raises(UserError, match=r"pairs: is packed for image translation \(paired\), not for super-resolution"):
+        main([*BICUBIC, str(tmp_path / "pairs")])

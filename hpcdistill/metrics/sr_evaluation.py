@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpcdistill.console import warn
-from hpcdistill.data.folders import beside, left_out
+from hpcdistill.data.folders import SUFFIXES, beside, left_out
 from hpcdistill.data.images import Colour, read_rgb
 from hpcdistill.data.index import INDEX_NAME, Index, Sample, load_index
 from hpcdistill.data.read.cache import check_member
@@ -95,7 +95,9 @@ class PackedTestSet(SRImages):
 
     def __init__(self, path: Path, scale: int) -> None:
         self._index: Index = load_index(path)
-        if self._index.kind != "lr-hr" or scale not in self._index.scales:
+        if self._index.kind != "lr-hr":
+            raise UserError(f"{path}: is packed for image translation ({self._index.kind}), not for super-resolution")
+        if scale not in self._index.scales:
             scales = ", ".join(f"x{known}" for known in self._index.scales) or "no super-resolution scale"
             raise UserError(f"{path}: packed for {scales}, not for x{scale}; evaluate a folder of HR images instead")
         if not self._index.samples:
@@ -139,7 +141,11 @@ def load_test_set(path: Path | str, scale: int, background: Colour | None = None
     UserError for a missing or empty folder, or a scale that was not packed.
     """
     path = Path(path)
-    if (path / INDEX_NAME).is_file() or (path.is_dir() and any(path.glob(f"*/{INDEX_NAME}"))):
+    if (path / INDEX_NAME).is_file():
+        return PackedTestSet(path, scale)
+    # The splits of a packed set; not where the folder holds images of its own, and a set was packed beside them.
+    own = path.is_dir() and any(entry.suffix.lower() in SUFFIXES or entry.name == "HR" for entry in path.iterdir())
+    if not own and any(path.glob(f"*/{INDEX_NAME}")):
         return PackedTestSet(path, scale)
     return FolderTestSet(path, scale, background)
 

@@ -29,13 +29,14 @@ def save_generator(generator: nn.Module, path: Path, notes: dict[str, Any] | Non
     write_bytes(path, save(unique_state(generator), metadata))
 
 
-def load_generator(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_generator(path: Path | str) -> tuple[nn.Module, dict[str, Any]]:
     """Rebuild the network saved at `path`, in eval mode on the CPU, and return it with its notes.
 
     Of a run folder its student is meant, or its only network: the best weights or, where nothing was evaluated, the
     last. Raises UserError for a file that is missing, damaged, another kind of checkpoint, of an unknown class, or
     whose tensors do not fit.
     """
+    path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file; give a generator's .safetensors file or a run folder")
     path = chosen_file(path)
