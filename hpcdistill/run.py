@@ -174,10 +174,14 @@ class Teacher:
 
     @property
     def folder(self) -> Path | None:
-        """The run's folder; None for a file of weights."""
+        """The run's folder; None for a file of weights. UserError for one that is named and not there."""
         if self.run is not None:
             return self.run.folder
-        return Path(self.settings.run) if self.settings.run else None
+        if self.settings.run is None:
+            return None
+        if not os.path.isdir(self.settings.run):  # noqa: PTH112 - Path's raises for a name that is too long
+            raise UserError(f"{self._key}.run: {self.settings.run}: no such run folder; name that of a finished run")
+        return Path(self.settings.run)
 
     @property
     def identity(self) -> list[str]:
@@ -185,7 +189,9 @@ class Teacher:
         if self.settings.weights:
             refuse_other_kinds(self.file)
             return [sha256_file(self.file)]
-        short = self.run.short if self.run else _short_of(Path(self.settings.run or ""), self._key)
+        folder = self.folder
+        assert folder is not None
+        short = self.run.short if self.run else _short_of(folder, self._key)
         return [short, *self._which]
 
     @property
@@ -199,6 +205,8 @@ class Teacher:
     def file(self) -> Path:
         """The trained weights; UserError when they are not there, or when it is not clear which network is meant."""
         if self.settings.weights:
+            if not os.path.isfile(self.settings.weights):  # noqa: PTH113 - Path's raises for a name that is too long
+                raise UserError(f"{self._key}.weights: {self.settings.weights}: no such file; give a .safetensors file")
             return Path(self.settings.weights)
         folder = self.folder
         assert folder is not None

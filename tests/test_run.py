@@ -192,7 +192,7 @@ def test_whoever_was_taught_can_teach(finished: Run, tiny: str, tmp_path: Path) 
         ("{config: student.yaml}", "student.yaml: is its own teacher"),
         ("{checkpoint: best}", "teacher: name one of config, run, weights; none is given"),
         ("{run: a, weights: b}", "teacher: name one of config, run, weights; run and weights is given"),
-        ("{run: nowhere}", "teacher.run: nowhere is no run's folder"),
+        ("{run: nowhere}", "teacher.run: nowhere: no such run folder"),
     ],
 )
 def test_what_cannot_teach(teacher: str, words: str, tiny: str, tmp_path: Path) -> None:
