@@ -71,7 +71,8 @@ class RunFolder:
         Call it before anything is written: what made the folder again would leave half a run in it.
         """
         self._lock.confirm()
-        if self._lock.holder is not None and not self.path.is_dir():
+        # Not the folder itself: a save that meets its removal leaves it there, half empty.
+        if self._lock.holder is not None and not (self.path / "config.yaml").is_file():
             raise UserError(
                 f"{self.path}: the run folder was removed or moved while it was trained in; nothing more is saved. "
                 "The same command starts the run again, or goes on once the folder is back in its place"
