@@ -90,6 +90,10 @@ def task_statuses(
             if key in tasks:
                 tasks[key].jobs.append((submission, job))
     results = read_results(runs)
+    # A state that is damaged does not say where its run is: it may be outside `runs`.
+    for other in {task.runs for task in tasks.values() if task.damage and task.key not in results.by_key}:
+        if other is not None:
+            results.by_key = read_results(other).by_key | results.by_key
     facts: dict[str, dict[str, Any]] = {}
     for submission in reversed(submissions):
         facts.update(submission.runs)
