@@ -156,6 +156,8 @@ class Checkpoints:
         target = self._path(step)
         temporary = self._temporary(target)
         try:
+            if self.confirm:
+                self.confirm()  # before the folder of a run that was removed is made again
             self.folder.mkdir(parents=True, exist_ok=True)
             self._tidy()
             temporary.mkdir()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from hpcdistill.console import warn
+from hpcdistill.errors import UserError
 from hpcdistill.ranks.environment import ranks
 from hpcdistill.storage import Damaged, write_bytes, write_json
 from hpcdistill.training.lock import RunLock
@@ -65,8 +66,17 @@ class RunFolder:
             warn(f"{self.path.name}: started with code revision {first}, going on with {now}")
 
     def confirm(self) -> None:
-        """Raise UserError when another process has taken this run over: call it before anything is written."""
+        """Raise UserError when another process has taken this run over, or when the folder that this one holds is gone.
+
+        Call it before anything is written: what made the folder again would leave half a run in it.
+        """
         self._lock.confirm()
+        # Not the folder itself: a save that meets its removal leaves it there, half empty.
+        if self._lock.holder is not None and not (self.path / "config.yaml").is_file():
+            raise UserError(
+                f"{self.path}: the run folder was removed or moved while it was trained in; nothing more is saved. "
+                "The same command starts the run again, or goes on once the folder is back in its place"
+            )
 
     def release(self) -> None:
         """Let the next process train this run."""

@@ -419,6 +419,24 @@ def test_a_damaged_state_does_not_hide_a_result(sweep: Sweep) -> None:
     assert sweep.look("a").state == "finished"
 
 
+def test_a_damaged_result_outside_the_folder_of_runs_is_damaged_too(sweep: Sweep) -> None:
+    elsewhere = sweep.folder / "elsewhere" / "toy-a"  # the sweep was submitted with runs=...
+    sweep.state("a", "finished", run=str(elsewhere))
+    write(elsewhere / "result.json", {"key": "a", "last": 3})
+    status = sweep.look("a")
+    assert (status.state, status.damaged) == ("failed", True)
+    assert str(status.reason).startswith(f"{elsewhere / 'result.json'}: damaged (")
+
+
+def test_a_damaged_state_does_not_hide_a_result_outside_the_folder_of_runs(sweep: Sweep) -> None:
+    elsewhere = sweep.folder / "elsewhere"
+    write(sweep.folder / "tasks" / "a" / "state.json", "{")
+    write(sweep.folder / "tasks" / "a" / "config.json", {"runs": str(elsewhere)})
+    sweep.result("toy-a", "a")
+    sweep.runs.rename(elsewhere)
+    assert sweep.look("a").state == "finished"
+
+
 def test_values_of_another_kind_are_survived(sweep: Sweep) -> None:
     sweep.submission({"a": "17_3"})
     sweep.state("a", "failed", attempt="two", started=[], run=7, log=3, message=None, job=None)

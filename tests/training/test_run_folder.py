@@ -155,3 +155,19 @@ def test_a_damaged_environment_is_written_again(
     folder.release()
     assert len(json.loads((tmp_path / "environment.json").read_text())["sessions"]) == 1
     assert capsys.readouterr().err.count("environment.json: damaged (") == 1
+
+
+@pytest.mark.parametrize(("log_every", "checkpoint_every"), [(3, 100), (100, 3)])
+def test_a_run_whose_folder_is_removed_ends_in_a_line_and_does_not_make_it_again(
+    tmp_path: Path, log_every: int, checkpoint_every: int
+) -> None:
+    folder = tmp_path / "run"
+
+    def before(step: int) -> None:
+        if step == 1:
+            shutil.rmtree(folder)
+
+    reader = ToyReader(BATCH, regression_samples, before=before)
+    with pytest.raises(UserError, match="the run folder was removed or moved"):
+        run(Regression(), reader, folder, 8, log_every=log_every, checkpoint_every=checkpoint_every)
+    assert not folder.exists()

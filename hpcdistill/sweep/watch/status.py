@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import psutil
 
+from hpcdistill.storage import Damaged
 from hpcdistill.sweep.watch.slurm_queue import Job, Queue
 from hpcdistill.sweep.watch.submissions import SKEW_S, Submission, epoch, read_submissions
 from hpcdistill.sweep.watch.tails import Progress, last_words, read_progress
-from hpcdistill.sweep.watch.task_files import Results, TaskFiles, read_results, read_task
-from hpcdistill.training.records import read_result
+from hpcdistill.sweep.watch.task_files import Results, TaskFiles, damage, read_results, read_task
+from hpcdistill.training.records import RESULT, read_result
 
 if TYPE_CHECKING:
     from hpcdistill.sweep.grids.plan import Plan
@@ -89,6 +90,10 @@ def task_statuses(
             if key in tasks:
                 tasks[key].jobs.append((submission, job))
     results = read_results(runs)
+    # A state that is damaged does not say where its run is: it may be outside `runs`.
+    for other in {task.runs for task in tasks.values() if task.damage and task.key not in results.by_key}:
+        if other is not None:
+            results.by_key = read_results(other).by_key | results.by_key
     facts: dict[str, dict[str, Any]] = {}
     for submission in reversed(submissions):
         facts.update(submission.runs)
@@ -153,9 +158,14 @@ class _Known:
         found = self.results.by_key.get(task.key)
         if found is None and (run := self.run_of(task)) is not None and run.name not in self.results.damaged:
             # A run of the same identity that another key, or none, has been written into.
+            # Or one outside `runs`, where `runs=...` was given to the sweep.
             content = None
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 content = read_result(run)
+            except Damaged as error:
+                self.results.damaged[run.name] = damage(run / RESULT, error.why)
+            except (OSError, ValueError) as error:
+                self.results.damaged[run.name] = damage(run / RESULT, str(error))
             found = (run, content) if content is not None else None
         return found
 

@@ -61,6 +61,12 @@ class TaskFiles:
         found = self._config.get(section)
         return found if isinstance(found, dict) else {}
 
+    @property
+    def runs(self) -> Path | None:
+        """The folder of runs that its configuration names; None when that cannot be read."""
+        found = self._config.get("runs")
+        return Path(found) if isinstance(found, str) else None
+
     @cached_property
     def _config(self) -> dict[str, Any]:
         try:
