@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 from typing import Any
 
 from hpcdistill.errors import UserError, nearest
@@ -71,11 +73,14 @@ class Registry(MutableMapping[str, Any]):
 def imported(path: str, kind: str) -> Any:
     """What `package.module:Class` names; UserError when it cannot be imported."""
     module, _, name = path.partition(":")
+    if not module.startswith("hpcdistill.") and (here := str(Path.cwd())) not in sys.path:
+        # `python -m` has this folder there, `python slurm/submit_ablations.py` has not.
+        sys.path.append(here)
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise UserError(
             f"no {kind} '{path}': {error}; write package.module:Class of a module that Python finds "
             "(in this folder, installed, or on PYTHONPATH)"

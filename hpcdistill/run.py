@@ -31,6 +31,7 @@ from hpcdistill.data.fetch.location import digest_at, is_remote
 from hpcdistill.data.places import data_root
 from hpcdistill.data.test_sets import real_digests, test_set_digest
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.methods.settings import role_key
 from hpcdistill.models.weights_file import refuse_other_kinds
 from hpcdistill.settings import identity_values
 from hpcdistill.storage import sha256_file, user_path
@@ -199,7 +200,7 @@ class Teacher:
         """What the student's key has of it."""
         if self.run is not None:
             return [self.run.key, *self._which]
-        return [self.settings.weights or self.settings.run or "", *self._which]
+        return [relative_place(self.settings.weights or self.settings.run or ""), *self._which]
 
     @property
     def file(self) -> Path:
@@ -214,7 +215,8 @@ class Teacher:
         found = [*folder.glob(f"generators/{which}/*.safetensors"), *folder.glob(f"saved/{which}/*.safetensors")]
         files = {file.stem: file for file in found}
         if not files:
-            raise UserError(f"{self._key}: {folder} holds no {which} weights; name a finished run's folder")
+            remedy = f", or set {self._key}.checkpoint=last" if which == "best" else ""
+            raise UserError(f"{self._key}: {folder} holds no {which} weights; name a finished run's folder{remedy}")
         return files[self._network(files)]
 
     def load(self) -> nn.Module:
@@ -250,7 +252,7 @@ class Teacher:
 
     @property
     def _key(self) -> str:
-        return self.role if self.role == "teacher" else f"teachers.{self.role}"
+        return role_key(self.role)
 
 
 class Runs:
@@ -293,7 +295,7 @@ class Runs:
             if settings.config is not None:
                 path = Path(settings.config)
                 carried_out: Layer = (str(file), {"train": carried_out_by(config)})
-                special = (f"{role}.overrides", settings.overrides)
+                special = (f"{role_key(role)}.overrides", settings.overrides)
                 taught = self.files.checked([carried_out, *self.files.layers(path), *shared, special])
                 if path.resolve() in seen:
                     raise UserError(f"{path}: is its own teacher, by way of {seen[-1]}; name another configuration")

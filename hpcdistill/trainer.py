@@ -19,7 +19,9 @@ from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.pack.fetching import pack_missing
 from hpcdistill.data.read.reader import open_reader
 from hpcdistill.data.read.staging import StagingStopped
+from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Method
+from hpcdistill.methods.settings import role_key
 from hpcdistill.metrics.reference import BICUBIC
 from hpcdistill.metrics.run_evaluators import bicubic_reference, open_evaluator
 from hpcdistill.models.registry import load_generator, load_weights
@@ -66,8 +68,14 @@ def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None
 
 
 def _is_trained(teacher: Teacher, name: str, accelerator: Accelerator, signals: StopSignals | None) -> bool:
-    """Train the run that teaches `name` unless it has finished, or is no run of ours; False when stopped."""
+    """Train the run that teaches `name` unless it has finished, or is named by folder or file; False when stopped."""
     if teacher.run is None:
+        # Its identity is there from its first step on: the same student would learn from other weights another day.
+        if teacher.folder is not None and _finished(RunFolder(teacher.folder), accelerator) is None:
+            raise UserError(
+                f"{role_key(teacher.role)}.run: {teacher.folder} has not finished; train it to its end, or name the "
+                f"file of weights under {role_key(teacher.role)}.weights"
+            )
         say(f"{name}: its {teacher.role} is {teacher.file}")
         return True
     folder = RunFolder(teacher.run.folder)
@@ -149,6 +157,7 @@ def _train(
     images = steps * config.train.batch_size
     # Of a session that only wrote the result, whose steps had all been made before: the mean over those.
     rate = outcome.images_per_second or images / max(outcome.position.seconds, 1e-9)
+    further = {role: _name(teacher) for role, teacher in run.teachers.items() if role != "teacher"}
     result = {
         "name": config.name,
         "identity": identity["short"],
@@ -168,6 +177,7 @@ def _train(
         "protocol": evaluator.protocol() if evaluator else None,
         BICUBIC: bicubic_reference(evaluator, accelerator),
         "teacher": _name(run.teachers.get("teacher")),
+        **({"teachers": further} if further else {}),
         "weights": method.origins,
         "revision": code_revision(),
     }

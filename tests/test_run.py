@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,16 @@ def test_what_cannot_teach(teacher: str, words: str, tiny: str, tmp_path: Path) 
         _ = load_run([config, tiny]).identity
 
 
+def test_a_run_that_has_not_finished_does_not_teach(finished: Run, tiny: str, tmp_path: Path) -> None:
+    """It has an identity and best weights already; those would be others the next day, under the same identity."""
+    folder = tmp_path / "unfinished"
+    shutil.copytree(finished.folder, folder)
+    (folder / "result.json").unlink()
+    config = written(tmp_path, STUDENT + f"teacher: {{run: {folder}, checkpoint: best}}\n")
+    with pytest.raises(UserError, match=r"teacher\.run: .*unfinished has not finished"):
+        train(load_run([config, tiny, f"runs={tmp_path / 'runs'}"]))
+
+
 def test_a_role_that_the_method_does_not_have(finished: Run, tiny: str, tmp_path: Path) -> None:
     config = written(tmp_path, STUDENT + f"teachers: {{techer: {{run: {finished.folder}}}}}\n")
     with pytest.raises(UserError, match=r"teachers\.techer: the method has no such role; did you mean 'teacher'"):
@@ -220,6 +231,7 @@ def test_an_outside_method_with_two_teachers(
     ]
     run, result = trained(written(tmp_path, "\n".join(lines)), tiny, f"runs={tmp_path / 'runs'}")
     assert result["method"] == "one_s_own:Agreeing"
+    assert result["teachers"] == dict.fromkeys(("first", "second"), finished.folder.name)
     assert run.identity["teachers"] == {"first": [finished.short, "last"], "second": [finished.short, "best"]}
     assert load_file(run.folder / "generators" / "last" / "student.safetensors")
     assert load_run([str(run.folder / "config.yaml")]).identity == run.identity

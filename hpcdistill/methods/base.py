@@ -1,7 +1,7 @@
 """The contract between a method and the training loop.
 
 A method is an `nn.Module` that owns its networks and says what one iteration is; the loop does the rest, the same
-for every method. Read this file, then `methods/plain_sr.py` for the smallest one.
+for every method. Read this file, then `methods/sr.py` and `methods/output_distillation.py` for a small one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Progress:
     @classmethod
     def at(cls, step: int, steps: int, seed: int = 0, device: torch.device | str = "cpu") -> Progress:
         """Before the update number `step` (from 0) of a run of `steps` updates."""
-        counts = torch.tensor([step, steps], device=device)
+        # Filled on the device: copying them there, as torch.tensor does, would wait for all that is computed there.
+        counts = [torch.full((), count, dtype=torch.int64, device=device) for count in (step, steps)]
         return cls(counts[0], counts[1], seed, step)
 
     @property

@@ -27,6 +27,11 @@ Teachers = Mapping[str, "nn.Module"]  # role -> a network that another run has t
 NO_TEACHERS: Teachers = MappingProxyType({})
 
 
+def role_key(role: str) -> str:
+    """The key of a configuration that says who fills the role `role`."""
+    return role if role == "teacher" else f"teachers.{role}"
+
+
 @dataclass(frozen=True)
 class Role:
     """What a method asks of a network that another run has trained. None and () leave a property open."""
@@ -40,7 +45,7 @@ class Role:
     def filled(self, role: str, teachers: Teachers) -> nn.Module:
         """The network in the role `role`, checked and frozen; UserError when there is none or it does not fit."""
         if role not in teachers:
-            key = role if role == "teacher" else f"teachers.{role}"
+            key = role_key(role)
             raise UserError(
                 f"{key}: the method needs a teacher; name its config under `{key}.config`, a finished run's folder "
                 f"under `{key}.run`, or a file under `{key}.weights`"
@@ -50,21 +55,21 @@ class Role:
 
     def check(self, role: str, network: nn.Module) -> None:
         """UserError when `network` cannot fill the role `role`: what differs, and what to set."""
-        name = type(network).__name__
+        name, key = type(network).__name__, role_key(role)
         takes = getattr(network, "takes", None)
         if self.takes and takes not in self.takes:
-            raise UserError(f"{role}: a {name} reads {takes}, wanted is a network of {' or '.join(self.takes)}")
+            raise UserError(f"{key}: a {name} reads {takes}, wanted is a network of {' or '.join(self.takes)}")
         for what, wanted in (("scale", self.scale), ("channels", self.channels)):
             its = getattr(network, what, None)
             if wanted is not None and its != wanted:
                 raise UserError(
-                    f"{role}: its {what} is {its}, the student's is {wanted}; "
-                    f"set method.{what} alike in both configs, e.g. {role}.overrides.method.{what}={wanted}"
+                    f"{key}: its {what} is {its}, the student's is {wanted}; "
+                    f"set method.{what} alike in both configs, e.g. {key}.overrides.method.{what}={wanted}"
                 )
         for layer in self.maps:
             valid = getattr(network, "map_channels", {})
             if layer not in valid:
-                raise UserError(f"{role}: a {name} has no feature map '{layer}'; {nearest(layer, valid)}")
+                raise UserError(f"{key}: a {name} has no feature map '{layer}'; {nearest(layer, valid)}")
 
 
 class OptimizerSettings(Section):

@@ -13,7 +13,7 @@ three, whose luma is then rounded again under "matlab" only (`rgb2ycbcr` of an 8
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from hpcdistill.errors import UserError
 from hpcdistill.ops.colour import luma
 
 Rule = Literal["pisr", "matlab"]
-RULES: tuple[Rule, ...] = get_args(Rule)
 PEAK = 255.0  # of luma too, although studio-swing luma ends at 235: the literature's convention
 WINDOW = 11  # SSIM's Gaussian window, pixels
 SIGMA = 1.5  # its standard deviation, pixels

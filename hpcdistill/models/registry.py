@@ -22,8 +22,10 @@ METADATA_KEY = "hpcdistill"
 
 def save_generator(generator: nn.Module, path: Path, notes: dict[str, Any] | None = None) -> None:
     """Write `generator` as safetensors with its class, arguments and `notes` (JSON values) in the metadata."""
-    assert type(generator).__name__ in GENERATORS, "only what load_generator knows may be saved"
-    description = {"class": type(generator).__name__, "arguments": generator.arguments, "notes": notes or {}}
+    name = type(generator).__name__
+    if name not in GENERATORS:
+        raise UserError(f"{name}: such a network could not be loaded again; add it: GENERATORS['{name}'] = {name}")
+    description = {"class": name, "arguments": generator.arguments, "notes": notes or {}}
     # One key: safetensors writes several in random order, and the same generator should give the same bytes.
     metadata = {METADATA_KEY: json.dumps(description)}
     write_bytes(path, save(unique_state(generator), metadata))

@@ -17,6 +17,7 @@ import yaml
 from hpcdistill.config import COMMAND_LINE, ConfigFiles, RunConfig, is_override
 from hpcdistill.console import warn
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.methods.settings import role_key
 from hpcdistill.metrics.config import BACKWARDS
 from hpcdistill.run import Run, Runs
 from hpcdistill.storage import user_path
@@ -283,7 +284,8 @@ def _teacher_to_train(loaded: Run) -> Run | None:
         if not wanted.needed:
             continue
         if role not in loaded.teachers:
-            raise UserError(f"{loaded.config.method.name}: needs a {role}; name its config under `{role}.config`")
+            key = f"{role_key(role)}.config"
+            raise UserError(f"{loaded.config.method.name}: needs a {role}; name its config under `{key}`")
     trained = {role: teacher.run for role, teacher in loaded.teachers.items() if teacher.run is not None}
     teacher = trained.pop("teacher", None)
     if trained or (teacher and teacher.config.method.learns() and any(t.run for t in teacher.teachers.values())):

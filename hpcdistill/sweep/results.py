@@ -134,7 +134,7 @@ def key_of(folder: Path) -> str | None:
         if version is not None and version != run.config.method.VERSION:
             return None
         return run.key
-    except (UserError, OSError):
+    except Exception:  # a method from outside the package may raise anything when it is imported
         return None
 
 

@@ -143,6 +143,8 @@ class Training:
                 self.take_step(stretch, step, batch)
                 self.position.step = step + 1
                 self.position.seconds = earlier_seconds + self.progress.seconds
+                if self.position.step == stretch.end:
+                    self.leave()
                 stop = self.signals.agreed_at_step(self.accelerator)
                 due = self.due(stop)
                 if due.line or due.evaluation or due.checkpoint:
@@ -197,7 +199,6 @@ class Training:
 
     def enter(self, stretch: Stretch) -> None:
         """Begin a segment: keep what it puts back, take the weights it asks for, let the method prepare itself."""
-        self.leave()
         segment, evaluated = stretch.segment, self.evaluated()
         with replaced(self.groups.values()):
             self.put_back.take(segment.put_back, self.method.generators, self._averaged())
@@ -207,7 +208,7 @@ class Training:
         self.signals.restart()
 
     def leave(self) -> None:
-        """End the segment before: the weights that it promised to put back."""
+        """End a segment: the weights that it promised to put back, before they are evaluated or saved."""
         if self.put_back.states:
             with replaced(self.groups.values()):
                 self.put_back.give(self.method.generators, self._averaged())
@@ -302,7 +303,8 @@ class Training:
         rates = {f"learning_rate/{group.name}": group.rate for group in self.groups.values()}
         images, seconds = step * self.config.batch_size, round(self.position.seconds, 3)
         self.log.write({"step": step, "images": images, **values, **rates, "seconds": seconds})
-        self.progress.show_losses({key: value for key, value in values.items() if not key.startswith("gradient")})
+        others = ("gradient/", "gradient_norm/", "underflow/")  # what is shown is summed: loss terms alone
+        self.progress.show_losses({key: value for key, value in values.items() if not key.startswith(others)})
 
     def evaluate(self) -> None:
         """Evaluate; when a signal interrupts it, the position says that it is still due."""
@@ -374,7 +376,6 @@ class Training:
     def finished(self) -> Outcome:
         """All steps are made: the last weights as files."""
         self.freezer.release()
-        self.leave()
         self.save_networks("last")
         for group in self.groups.values():
             group.close()

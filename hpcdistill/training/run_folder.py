@@ -1,4 +1,7 @@
-"""A run's folder: config.yaml, environment.json, metrics.jsonl, checkpoints/, samples/, generators/, result.json."""
+"""A run's folder: config.yaml, environment.json, metrics.jsonl, checkpoints/, samples/, generators/, result.json.
+
+A GAN's has saved/ besides, with its discriminators.
+"""
 
 from __future__ import annotations
 

@@ -176,3 +176,12 @@ def test_numbers_that_are_damaged_reserve_no_memory(arguments: dict[str, Any], t
     save_file(FSRCNN(2).state_dict(), path, metadata(arguments={"scale": 2} | arguments))
     with pytest.raises(UserError, match=r"g\.safetensors: its metadata does not rebuild a network"):
         load_generator(path)
+
+
+def test_a_network_that_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
+    class Foreign(torch.nn.Module):
+        arguments: dict[str, Any] = {}  # noqa: RUF012 - as a network from outside has it
+
+    with pytest.raises(UserError, match=r"Foreign: .*add it: GENERATORS\['Foreign'\] = Foreign"):
+        save_generator(Foreign(), tmp_path / "g.safetensors")
+    assert not list(tmp_path.iterdir())
