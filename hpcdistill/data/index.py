@@ -171,7 +171,12 @@ def _fault(index: Index) -> str | None:
         if shard.name in names:
             return f"shard {shard.name!a:.60} is listed twice"
         names.add(shard.name)
-    return next(filter(None, (_sample_fault(sample, len(index.shards)) for sample in index.samples)), None)
+    if fault := next(filter(None, (_sample_fault(sample, len(index.shards)) for sample in index.samples)), None):
+        return fault
+    # Two samples of one key are one to webdataset, and their images would be saved under one name.
+    if len({(sample.shard, sample.key) for sample in index.samples}) < len(index.samples):
+        return "a sample is listed twice"
+    return None
 
 
 def _shard_fault(shard: Shard) -> str | None:

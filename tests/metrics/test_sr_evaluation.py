@@ -226,6 +226,16 @@ def test_an_index_is_checked_before_anything_is_read(
     assert str(folder) in str(caught.value)
 
 
+def test_a_sample_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    """`--save-images` would write both under one name."""
+    folder = write_packed(tmp_path / "packed", {"0": members_of(picture(16, 16, 0))})
+    index = json.loads((folder / "index.json").read_text())
+    index["samples"] *= 2
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"index\.json: damaged \(a sample is listed twice\)"):
+        load_test_set(folder, 2)
+
+
 @pytest.mark.parametrize("rule", ["pisr", "matlab"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_evaluation_by_hand(tmp_path: Path, rule: Rule, channels: int) -> None:
