@@ -185,3 +185,13 @@ def test_a_network_that_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -
     with pytest.raises(UserError, match=r"Foreign: .*add it: GENERATORS\['Foreign'\] = Foreign"):
         save_generator(Foreign(), tmp_path / "g.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_weights_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One's own configuration may name a method by an import path; a file from elsewhere may not name a network so."""
+    (tmp_path / "elsewhere.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    description = json.dumps({"class": "elsewhere:Net", "arguments": {}, "notes": {}})
+    save_file({"w": torch.ones(2)}, tmp_path / "g.safetensors", {METADATA_KEY: description})
+    with pytest.raises(UserError, match="no network is named 'elsewhere:Net'"):
+        load_generator(tmp_path / "g.safetensors")

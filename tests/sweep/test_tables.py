@@ -175,6 +175,17 @@ def test_an_old_result_of_another_version_of_its_method_has_no_key(tmp_path: Pat
     assert found.runs[0].data == {"training data": ("d1",)}
 
 
+def test_an_old_result_of_a_method_that_cannot_be_imported_has_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One's own method may raise anything; the page of all the other runs is written all the same."""
+    (tmp_path / "broken_method.py").write_text("undefined_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = save_run(tmp_path / "runs", "old", 30.0, key=None)
+    (folder / "config.yaml").write_text("method: {name: 'broken_method:Method', scale: 2}\n", encoding="utf-8")
+    assert [run.key for run in find_results(tmp_path / "runs").runs] == [None]
+
+
 def test_how_to_measure_what_a_finished_run_lacks(tmp_path: Path) -> None:
     """A later grid wants a test set that the run, which is not trained again, knew nothing of."""
     path = tmp_path / "late.yaml"
