@@ -43,6 +43,7 @@ class PrivilegedTeacherTraining(Method):
             tie_sdm=config.tie_sdm,
             levels=config.levels,
             network=config.network,
+            **config.network_form(),
         )
         self.groups = {"teacher": Group(self.teacher, config.optimizer)}
         self.generators = {"teacher": self.teacher}

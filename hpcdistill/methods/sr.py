@@ -30,7 +30,7 @@ class SuperResolution(Method):
 
     def __init__(self, config: Any, teachers: Teachers = NO_TEACHERS) -> None:
         super().__init__(config, teachers)
-        self.student = build_network(config.network, config.scale, config.channels)
+        self.student = build_network(config.network, config.scale, config.channels, **config.network_form())
         self.groups = {"student": Group(self.student, config.optimizer)}
         self.generators = {"student": self.student}
 

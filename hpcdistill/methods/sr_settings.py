@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from hpcdistill.methods.settings import MethodConfig, OptimizerSettings, Role
 from hpcdistill.models import NETWORKS, Network
-from hpcdistill.settings import LARGEST_WEIGHT
+from hpcdistill.settings import LARGEST_WEIGHT, Section
+
+
+class CollapseSettings(Section):
+    """Layers of F that are trained wide and deployed narrow (`models.collapsible`)."""
+
+    form: Literal["none", "linear", "edge", "bottleneck"] = Field(
+        "none", description="linear: SESR's block; edge: ECBSR's; bottleneck: 1x1, k x k, 1x1; none = plain layers"
+    )
+    width: int = Field(256, gt=0, le=4096, description="channels inside a block of linear or bottleneck")
+    repeats: int = Field(1, gt=0, le=64, description="bottleneck: how many are added up")
+    skip: bool = Field(True, description="layers of as many channels out as in start near the identity")
+    layers: tuple[str, ...] | None = Field(
+        None, min_length=1, description="the layers, by name (mapping.0.0); unset = every convolution of F"
+    )
 
 
 class SuperResolutionConfig(MethodConfig):
@@ -17,7 +31,26 @@ class SuperResolutionConfig(MethodConfig):
     scale: Literal[2, 3, 4] = Field(description="s, the super-resolution factor")
     channels: Literal[1, 3] = Field(1, description="c; 1 = luma, 3 = RGB")
     network: Network = Field("fsrcnn", description="F; a teacher that is started from has the same")
+    residual: Literal["none", "bicubic"] | None = Field(
+        None,
+        description="what F adds to: bicubic = MATLAB's enlargement of its input; unset = F's own (vdsr, idn: bicubic)",
+    )
+    collapse: CollapseSettings = CollapseSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+
+    @field_validator("residual")
+    @classmethod
+    def _own_residual_is_the_default(cls, residual: str | None, info: ValidationInfo) -> str | None:
+        # One run, one identity, whether it is spelt out or not.
+        network = info.data.get("network")
+        return None if residual and network and residual == NETWORKS[network].RESIDUAL else residual
+
+    def network_form(self) -> dict[str, Any]:
+        """Keyword arguments of `models.sr_network.build_network`: those that are not F's own."""
+        form: dict[str, Any] = {"residual": self.residual} if self.residual else {}
+        if self.collapse.form != "none":
+            form["collapse"] = self.collapse.model_dump(mode="json", exclude_none=True)
+        return form
 
 
 class PlainSRConfig(SuperResolutionConfig):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from hpcdistill.models.sr_network import SRNetwork
@@ -30,7 +32,8 @@ class FSRCNN(SRNetwork):
     """Super-resolution by `scale`: `[B, channels, H, W]` in [0, 1] -> `[B, channels, sH, sW]`, not clamped.
 
     `d`, `s` and `m` are the paper's: channels of the features, channels after shrinking, number of mapping layers.
-    12,644 parameters with one channel (luma), 24,518 with three, at every scale. There is no global skip.
+    12,644 parameters with one channel (luma), 24,518 with three, at every scale. As published
+    there is no global skip; `residual="bicubic"` adds one.
     `upsampling` is "transposed" for training or "subpixel" for inference; `deploy` turns one into the other.
     """
 
@@ -38,16 +41,24 @@ class FSRCNN(SRNetwork):
     DISTILLED = "expanding"
 
     def __init__(
-        self, scale: int, channels: int = 1, d: int = 56, s: int = 12, m: int = 4, upsampling: Upsampling = "transposed"
+        self,
+        scale: int,
+        channels: int = 1,
+        d: int = 56,
+        s: int = 12,
+        m: int = 4,
+        upsampling: Upsampling = "transposed",
+        **form: Any,
     ) -> None:
-        super().__init__(scale, channels, d=d, s=s, m=m, upsampling=upsampling)
+        super().__init__(scale, channels, **form, d=d, s=s, m=m, upsampling=upsampling)
         self.map_channels = {"feature": d, "shrinking": s, "mapping": s, "expanding": d}
         self.feature = conv_prelu(channels, d, 5)
         self.shrinking = conv_prelu(d, s, 1)
         self.mapping = nn.Sequential(*(conv_prelu(s, s, 3) for _ in range(m)))
         self.expanding = conv_prelu(s, d, 1)
         self.upsampling = build_upsampling(upsampling, d, channels, scale)
+        self._take_form()
 
-    def _reconstructed(self, features: Tensor, prepared: Tensor) -> Tensor:
+    def _reconstructed(self, features: Tensor) -> Tensor:
         enlarged: Tensor = self.upsampling(features)
         return enlarged

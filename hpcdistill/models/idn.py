@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from hpcdistill.models.sr_network import SRNetwork
+from hpcdistill.models.sr_network import Residual, SRNetwork
 from hpcdistill.models.upsampling import Upsampling, build_upsampling
-from hpcdistill.ops.bicubic import upsample
 
 WIDTH = 64  # D3, channels between the blocks
 DIFFERENCE = 16  # d: D3 - D1 = D1 - D2 = D6 - D4 = D4 - D5
@@ -66,18 +67,20 @@ class IDN(SRNetwork):
 
     MAPS = ("fblock", *(f"dblock{block}" for block in range(1, BLOCKS + 1)))
     DISTILLED = MAPS[-1]
+    RESIDUAL: ClassVar[Residual] = "bicubic"
 
-    def __init__(self, scale: int, channels: int = 1, upsampling: Upsampling = "transposed") -> None:
-        super().__init__(scale, channels, upsampling=upsampling)
+    def __init__(self, scale: int, channels: int = 1, upsampling: Upsampling = "transposed", **form: Any) -> None:
+        super().__init__(scale, channels, **form, upsampling=upsampling)
         self.map_channels = dict.fromkeys(self.MAPS, WIDTH)
         self.fblock = nn.Sequential(_conv_lrelu(channels, WIDTH), _conv_lrelu(WIDTH, WIDTH))
         for name in self.MAPS[1:]:
             self.add_module(name, DBlock())
         self.upsampling = build_upsampling(upsampling, WIDTH, channels, scale, KERNEL)
+        self._take_form()
 
-    def _reconstructed(self, features: Tensor, prepared: Tensor) -> Tensor:
+    def _reconstructed(self, features: Tensor) -> Tensor:
         residual: Tensor = self.upsampling(features)
-        return upsample(prepared, self.scale) + residual
+        return residual
 
 
 def _conv_lrelu(channels_in: int, channels_out: int, kernel: int = 3, groups: int = 1) -> nn.Sequential:

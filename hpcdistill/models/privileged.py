@@ -110,7 +110,7 @@ class PrivilegedTeacher(nn.Module):
     it is not built, so that every parameter gets a gradient. `tie_sdm` lets the SDM share the HFRM's weights
     (equations 4-5 print one symbol for both). 82,668 parameters with HFRM and SDM, tied 47,656 (luma, FSRCNN).
     `network` names F (see `models.NETWORKS`); `upsampling` is its form: "transposed" for training,
-    "subpixel" for inference.
+    "subpixel" for inference; `form`, its `residual` and `collapse` (`SRNetwork`): F enlarges what the encoder made.
 
     `encoder_scales` and `degradation_scales` are the down-sampling factors from HR of the supervised levels, e.g.
     (2, 4): the targets are X' = HR/2 and X'' = HR/4.
@@ -126,6 +126,7 @@ class PrivilegedTeacher(nn.Module):
         levels: int | None = None,
         network: str = "fsrcnn",
         upsampling: Upsampling = "transposed",
+        **form: Any,
     ) -> None:
         super().__init__()
         _check_names(scale, encoder, degradation, network, upsampling)
@@ -169,7 +170,8 @@ class PrivilegedTeacher(nn.Module):
             self.encoder = HFRM(channels, strides[0])
         elif encoder == "pisr":
             self.encoder = PISREncoder(channels, scale)
-        self.network = build_network(network, scale, channels, upsampling)
+        self.network = build_network(network, scale, channels, upsampling, **form)
+        self.arguments |= {key: self.network.arguments[key] for key in form if key in self.network.arguments}
         self._degradation_kind = degradation
         self.degradation: nn.Module | None = None  # of a tied SDM too: it is the encoder
         if degradation == "sdm" and levels and not tie_sdm:
@@ -220,6 +222,7 @@ class PrivilegedTeacher(nn.Module):
             "levels": 0,
             "upsampling": "subpixel",
         }
+        deployed.arguments.pop("collapse", None)
         return deployed.eval()
 
     def _encode(self, image: Tensor) -> list[Tensor]:

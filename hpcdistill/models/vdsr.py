@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from torch import Tensor, nn
 
-from hpcdistill.models.sr_network import SRNetwork
-from hpcdistill.ops.bicubic import upsample
+from hpcdistill.models.sr_network import Residual, SRNetwork
+from hpcdistill.ops.enlargement import BicubicEnlargement
 
 DEPTH = 20  # the paper's d
 WIDTH = 64
@@ -25,21 +27,29 @@ class VDSR(SRNetwork):
 
     MAPS = tuple(f"conv{layer}" for layer in range(1, DEPTH))  # each after its ReLU
     DISTILLED = MAPS[-1]
+    RESIDUAL: ClassVar[Residual] = "bicubic"
 
-    def __init__(self, scale: int, channels: int = 1) -> None:
-        super().__init__(scale, channels)
+    def __init__(self, scale: int, channels: int = 1, **form: Any) -> None:
+        super().__init__(scale, channels, **form)
+        self.enlargement = BicubicEnlargement(scale, channels)  # what the network reads, whatever it adds at the end
         self.map_channels = dict.fromkeys(self.MAPS, WIDTH)
         for number, name in enumerate(self.MAPS):
             layer = _conv(WIDTH if number else channels, WIDTH)
             self.add_module(name, nn.Sequential(layer, nn.ReLU(inplace=True)))
         self.residual = _conv(WIDTH, channels)
+        self._take_form()
 
     def _prepared(self, image: Tensor) -> Tensor:
-        return upsample(image, self.scale)
+        assert self.enlargement is not None
+        enlarged: Tensor = self.enlargement(image)
+        return enlarged
 
-    def _reconstructed(self, features: Tensor, prepared: Tensor) -> Tensor:
-        residual: Tensor = self.residual(features)
-        return prepared + residual
+    def _reconstructed(self, features: Tensor) -> Tensor:
+        image: Tensor = self.residual(features)
+        return image
+
+    def _enlarged(self, prepared: Tensor) -> Tensor:
+        return prepared
 
 
 def _conv(channels_in: int, channels_out: int) -> nn.Conv2d:

@@ -86,12 +86,12 @@ def _weights(outputs: NDArray[np.int64], scale: Fraction) -> tuple[NDArray[np.in
 
 
 @lru_cache(maxsize=256)
-def _phases(scale: Fraction) -> tuple[tuple[int, tuple[float, ...]], ...]:
+def kernel_phases(scale: Fraction | int) -> tuple[tuple[int, tuple[float, ...]], ...]:
     """The kernel for a scale p/q: outputs r, r + p, r + 2p, ... see the same weights, each q inputs further on.
 
     For r = 0 .. p-1: the first input position of output r and its weights, without the zeros at both ends.
     """
-    firsts, weights = _weights(np.arange(scale.numerator), scale)
+    firsts, weights = _weights(np.arange(scale.numerator), Fraction(scale))
     phases = []
     for first, row in zip(firsts.tolist(), weights, strict=True):
         used = np.flatnonzero(row)
@@ -113,7 +113,7 @@ def _resize_axis(images: Tensor, axis: int, out: int, scale: Fraction) -> Tensor
         return images
     if scale.numerator > _MAX_PHASES:
         return _resize_axis_by_gather(images, axis, out, scale)
-    phases, step, period = _phases(scale), scale.denominator, scale.numerator
+    phases, step, period = kernel_phases(scale), scale.denominator, scale.numerator
     counts = [len(range(phase, out, period)) for phase in range(period)]
     spans = [
         (first, first + (count - 1) * step + len(taps))
