@@ -29,6 +29,25 @@ def l1(image: Tensor, target: Tensor) -> Tensor:
     return (image.to(dtype) - target.to(dtype)).abs().mean()
 
 
+def l2(image: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference (0-dim) of two tensors of one shape; ValueError when the shapes differ."""
+    _check_same_shape(image, target)
+    dtype = torch.promote_types(torch.promote_types(image.dtype, target.dtype), torch.float32)
+    return (image.to(dtype) - target.to(dtype)).square().mean()
+
+
+def fourier(image: Tensor, target: Tensor) -> Tensor:
+    """Mean of |Re F| + |Im F| (0-dim), F the orthonormal 2-D Fourier transform of the difference `[B, C, H, W]`.
+
+    The L1 of the transform as image restoration uses it (Cho et al., MIMO-UNet, ICCV 2021, equation 8), over the half
+    of the frequencies that a real image has. ValueError when the shapes differ.
+    """
+    _check_same_shape(image, target)
+    dtype = torch.promote_types(torch.promote_types(image.dtype, target.dtype), torch.float32)
+    transform = torch.fft.rfft2(image.to(dtype) - target.to(dtype), norm="ortho")
+    return torch.view_as_real(transform).abs().sum(-1).mean()
+
+
 # Perceptual distillation, on VGG16's maps of two images: sums over the layers of mean absolute differences.
 
 

@@ -115,6 +115,7 @@ class Segment:
     name: str
     phases: tuple[Phase, ...]
     steps: int | None = None  # None: what is left of the run
+    share: float | None = None  # instead of `steps`: that share of the run's, rounded, one at least
     load: tuple[tuple[str, Literal["best", "last"]], ...] = ()
     judged: str | None = None
     put_back: tuple[str, ...] = ()

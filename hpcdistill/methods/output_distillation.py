@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.losses import l1
 from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Group, Progress, Role, Teachers, Terms, constant, weigh
-from hpcdistill.methods.sr import SuperResolution
-from hpcdistill.methods.sr_settings import SuperResolutionConfig
+from hpcdistill.methods.sr import Reconstruction, SuperResolution
+from hpcdistill.methods.sr_settings import SRStudentConfig
 from hpcdistill.models.sr_network import SRNetwork
 from hpcdistill.settings import LARGEST_WEIGHT
 
@@ -42,7 +42,7 @@ class OutputDistillation(SuperResolution):
     T is frozen; P is trained with F and left behind.
     """
 
-    class Config(SuperResolutionConfig):
+    class Config(SRStudentConfig):
         name: Literal["output_distillation"] = "output_distillation"
         weight_reconstruction: float = Field(
             1.0, ge=0, le=LARGEST_WEIGHT, description="lambda_rec, weight of the L1 to the HR image"
@@ -85,14 +85,16 @@ class OutputDistillation(SuperResolution):
             self.groups = {"student": Group(self.projected, config.optimizer)}
             self._check_sizes()
 
-    def student_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
+    def student_loss(
+        self, batch: Batch, carry: Carry, progress: Progress, reconstruction: Reconstruction = l1
+    ) -> Terms:
         """The terms that have a weight; the teacher runs once, without gradients."""
         lr, hr = self.lr(batch), batch["hr"]
         output: Any = self.call("student", lr)
         sr: Tensor = output[0] if self.layer else output
         terms: Terms = {}
         if self.config.weight_reconstruction:
-            terms["reconstruction"] = weigh(self.weight_reconstruction, l1(sr, hr))
+            terms["reconstruction"] = weigh(self.weight_reconstruction, reconstruction(sr, hr))
         wanted, maps = self._taught(hr if getattr(self.teacher, "takes", "lr") == "hr" else lr)
         if self.config.weight_output:
             terms["output"] = weigh(self.weight_output, l1(sr, wanted))

@@ -21,7 +21,7 @@ from hpcdistill.methods.base import (
     constant,
     weigh,
 )
-from hpcdistill.methods.sr import SuperResolution
+from hpcdistill.methods.sr import Reconstruction, SuperResolution
 from hpcdistill.methods.sr_settings import PrivilegedStudentConfig
 from hpcdistill.models.privileged import PrivilegedTeacher, VIDEstimator
 from hpcdistill.models.sr_network import SRNetwork
@@ -62,25 +62,48 @@ class PrivilegedStudent(SuperResolution):
         if role.needed:
             self.teacher = _checked_teacher(role, teachers, config)
             if config.initialise == "teacher":
-                self.student.load_state_dict(self.teacher.network.state_dict())
+                self._start_from(self.teacher.network)
         if self.layer not in self.student.map_channels:
             raise UserError(f"method.layer: no layer '{self.layer}'; {nearest(self.layer, self.student.map_channels)}")
-        estimator = VIDEstimator(self.student.map_channels[self.layer]) if config.vid != "none" else None
+        width = self.student.map_channels[self.layer]
+        estimator = VIDEstimator(width, config.vid_scale) if config.vid != "none" else None
         module = StudentWithEstimator(self.student, estimator, self.layer)
         self.groups = {"student": Group(module, config.optimizer)}
         self.register_buffer("weight_vid", constant(config.weight_vid), persistent=False)
 
-    def student_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
+    def student_loss(
+        self, batch: Batch, carry: Carry, progress: Progress, reconstruction: Reconstruction = l1
+    ) -> Terms:
         """Reconstruction and distillation; the teacher's pass has no gradients and stops at the distilled layer."""
         lr = self.lr(batch)
         output = self.call("student", lr)
-        terms = {"reconstruction": l1(output.sr, batch["hr"])}
+        terms = {"reconstruction": reconstruction(output.sr, batch["hr"])}
         if self.config.vid != "none":
             with torch.no_grad():
                 target = self.teacher.features(batch["hr"] if self.teacher.takes == "hr" else lr, self.layer)
             distance = laplace if self.config.vid == "laplace" else gaussian
-            terms["vid"] = weigh(self.weight_vid, distance(output.mu, output.b, target))
+            terms["vid"] = weigh(self._weight(progress), distance(output.mu, output.b, target))
         return terms
+
+    def _weight(self, progress: Progress) -> Tensor:
+        """lambda^S at this step: what the configuration says but for the straight lines at its two ends."""
+        weight, share = self.weight_vid, progress.share
+        if self.config.vid_warm_up:
+            weight = weight * (share / self.config.vid_warm_up).clamp(max=1)
+        if self.config.vid_fade:
+            weight = weight * ((1 - share) / self.config.vid_fade).clamp(max=1)
+        return weight
+
+    def _start_from(self, network: SRNetwork) -> None:
+        """Take the weights of the teacher's F; UserError where they would not be the same function here."""
+        for key in ("residual", "collapse"):
+            its, own = network.arguments.get(key), self.student.arguments.get(key)
+            if its != own:
+                raise UserError(
+                    f"teacher: its {key} is {its}, that of the student, which starts from its weights, is {own}; set "
+                    f"method.{key} alike in both configs (teacher.overrides.method.{key}), or method.initialise=random"
+                )
+        self.student.load_state_dict(network.state_dict())
 
 
 def _checked_teacher(role: Role, teachers: Teachers, config: PrivilegedStudentConfig) -> PrivilegedTeacher:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from hpcdistill.data.needs import Needs
-from hpcdistill.losses import l1
+from hpcdistill.losses import fourier, l1, l2
 from hpcdistill.methods.base import (
     NO_TEACHERS,
     Batch,
@@ -16,16 +18,21 @@ from hpcdistill.methods.base import (
     Method,
     Phase,
     Progress,
+    Segment,
     Teachers,
     Terms,
 )
 from hpcdistill.models.sr_network import build_network
 
+Reconstruction = Callable[[Tensor, Tensor], Tensor]  # how far an enlarged image is from the HR one, 0-dim
+FINISHES: dict[str, Reconstruction] = {"l2": l2, "fourier": fourier}
+
 
 class SuperResolution(Method):
     """One student F of the configured network and one phase: L1(Y, F(X)), X the LR patch, Y the HR patch.
 
-    A method adds its terms in `student_loss`; one that trains more than F builds its own group.
+    A method adds its terms in `student_loss`; one that trains more than F builds its own group. With `finish` the last
+    share of the run is a segment of its own, with another loss in the place of L1.
     """
 
     def __init__(self, config: Any, teachers: Teachers = NO_TEACHERS) -> None:
@@ -38,6 +45,14 @@ class SuperResolution(Method):
     def phases(self) -> tuple[Phase, ...]:
         return (Phase("student", "student", self.student_loss),)
 
+    def segments(self) -> tuple[Segment, ...]:
+        finish = getattr(self.config, "finish", None)
+        if finish is None or finish.loss == "none":
+            return super().segments()
+        loss = partial(self.student_loss, reconstruction=FINISHES[finish.loss])
+        last = Segment("finish", (Phase("finish", "student", loss),), share=finish.share)
+        return (*super().segments(), last)
+
     @property
     def needs(self) -> Needs:
         return Needs("lr-hr", self.config.scale, (self.config.scale,), self.config.channels)
@@ -46,6 +61,8 @@ class SuperResolution(Method):
         """X, [B, c, H, W] in [0, 1]."""
         return batch[f"lr{self.config.scale}"]
 
-    def student_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
+    def student_loss(
+        self, batch: Batch, carry: Carry, progress: Progress, reconstruction: Reconstruction = l1
+    ) -> Terms:
         """Reconstruction alone."""
-        return {"reconstruction": l1(self.call("student", self.lr(batch)), batch["hr"])}
+        return {"reconstruction": reconstruction(self.call("student", self.lr(batch)), batch["hr"])}

@@ -21,7 +21,9 @@ class CollapseSettings(Section):
     repeats: int = Field(1, gt=0, le=64, description="bottleneck: how many are added up")
     skip: bool = Field(True, description="layers of as many channels out as in start near the identity")
     layers: tuple[str, ...] | None = Field(
-        None, min_length=1, description="the layers, by name (mapping.0.0); unset = every convolution of F"
+        None,
+        min_length=1,
+        description="the layers, by name (mapping.0.0); unset = every convolution of F, not a transposed one",
     )
 
 
@@ -36,6 +38,9 @@ class SuperResolutionConfig(MethodConfig):
         description="what F adds to: bicubic = MATLAB's enlargement of its input; unset = F's own (vdsr, idn: bicubic)",
     )
     collapse: CollapseSettings = CollapseSettings()
+    first_weights: Literal["own", "pytorch"] = Field(
+        "own", description="own = as the network's paper draws them; pytorch = its defaults, which PISR's code takes"
+    )
     optimizer: OptimizerSettings = OptimizerSettings()
 
     @field_validator("residual")
@@ -50,10 +55,27 @@ class SuperResolutionConfig(MethodConfig):
         form: dict[str, Any] = {"residual": self.residual} if self.residual else {}
         if self.collapse.form != "none":
             form["collapse"] = self.collapse.model_dump(mode="json", exclude_none=True)
+        if self.first_weights != "own":
+            form["first_weights"] = self.first_weights
         return form
 
 
-class PlainSRConfig(SuperResolutionConfig):
+class FinishSettings(Section):
+    """The last part of a run, with another reconstruction loss in the place of L1."""
+
+    loss: Literal["none", "l2", "fourier"] = Field(
+        "none", description="l2: mean squared difference; fourier: L1 of the Fourier transforms; none = L1 to the end"
+    )
+    share: float = Field(0.1, gt=0, lt=1, description="the part's share of the run's steps")
+
+
+class SRStudentConfig(SuperResolutionConfig):
+    """What a method that trains F alone has besides."""
+
+    finish: FinishSettings = FinishSettings()
+
+
+class PlainSRConfig(SRStudentConfig):
     """The network F alone."""
 
     METHOD: ClassVar[str] = "hpcdistill.methods.plain_sr:PlainSR"
@@ -86,7 +108,7 @@ class PrivilegedTeacherConfig(SuperResolutionConfig):
     )
 
 
-class PrivilegedStudentConfig(SuperResolutionConfig):
+class PrivilegedStudentConfig(SRStudentConfig):
     """Defaults are DSSD's student."""
 
     METHOD: ClassVar[str] = "hpcdistill.methods.privileged_student:PrivilegedStudent"
@@ -97,6 +119,14 @@ class PrivilegedStudentConfig(SuperResolutionConfig):
         "laplace", description="form of the variational information distillation (equation 17: laplace)"
     )
     weight_vid: float = Field(1e-6, ge=0, le=LARGEST_WEIGHT, description="lambda^S, weight of VID")
+    vid_scale: float = Field(
+        0.1,
+        gt=0,
+        le=LARGEST_WEIGHT,
+        description="b = vid_scale * softplus(.); PISR's code has 0.1, equation 18 prints 1",
+    )
+    vid_warm_up: float = Field(0.0, ge=0, le=1, description="first share of the run, over which lambda^S rises from 0")
+    vid_fade: float = Field(0.0, ge=0, le=1, description="last share of the run, over which lambda^S falls to 0")
     layer: str | None = Field(
         None, description="the distilled layer; unset = F's own (fsrcnn: expanding, vdsr: conv19, idn: dblock4)"
     )

@@ -15,6 +15,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hpcdistill.models.collapsible import collapse
+from hpcdistill.ops.enlargement import BicubicEnlargement
+
 OUTPUT_SIZE = (720, 1280)  # height, width in pixels: the literature's size for super-resolution
 IMAGE_SIZE = (256, 256)  # and for image-to-image translation
 
@@ -30,18 +33,29 @@ class Cost(NamedTuple):
 def cost(module: nn.Module, input_shape: Sequence[int], **options: Any) -> Cost:
     """The cost of `module(image, **options)` for an image of `input_shape` `(B, C, H, W)`.
 
-    Counts convolutions and transposed convolutions, not their biases, activations or anything else. Runs on the meta
-    device: a copy of the module, no memory for feature maps, no arithmetic.
+    Counts convolutions and transposed convolutions (of a bicubic enlargement in `true_macs` only), not their biases,
+    activations or anything else. Runs on the meta device: a copy of the module, no memory for feature maps, no
+    arithmetic. What is trained wide is counted collapsed.
     """
     shadow = copy.deepcopy(module).to("meta").eval()
+    collapse(shadow)
     image = torch.empty(tuple(input_shape), device="meta")
     flops = _convolution_count(shadow, image, options, {})
     assert flops % 2 == 0  # FlopCounterMode counts a multiplication and an addition for each
+    _forget_enlargements(shadow)
     return Cost(
-        params=sum(parameter.numel() for parameter in module.parameters()),
+        params=sum(parameter.numel() for parameter in shadow.parameters()),
         macs=_convolution_count(shadow, image, options, {torch.ops.aten.convolution: _literature_macs}),
         true_macs=flops // 2,
     )
+
+
+def _forget_enlargements(module: nn.Module) -> None:
+    """Leave a bicubic enlargement out of the count, as the literature does: here it is convolutions."""
+    for parent in list(module.modules()):
+        for name, part in parent.named_children():
+            if isinstance(part, BicubicEnlargement):
+                setattr(parent, name, nn.Upsample(scale_factor=part.scale))
 
 
 def super_resolution_cost(generator: nn.Module) -> Cost:

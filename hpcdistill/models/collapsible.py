@@ -93,13 +93,13 @@ def _plain(layer: nn.Module) -> nn.Module:
 
 
 def chosen_layers(module: nn.Module, wanted: Sequence[str] | None) -> dict[str, Layer]:
-    """The (transposed) convolutions of `module` that `wanted` names, all of them for None.
+    """The (transposed) convolutions of `module` that `wanted` names; for None, all that are not transposed.
 
     UserError, with the right names, for one that is no convolution: behind an activation nothing collapses.
     """
     layers = {name: part for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)}
     if wanted is None:
-        return layers
+        return {name: layer for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
     for name in wanted:
         if name in layers:
             continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,7 +49,7 @@ class FSRCNN(SRNetwork):
         upsampling: Upsampling = "transposed",
         **form: Any,
     ) -> None:
-        super().__init__(scale, channels, **form, d=d, s=s, m=m, upsampling=upsampling)
+        super().__init__(scale, channels, {"d": d, "s": s, "m": m, "upsampling": upsampling}, **form)
         self.map_channels = {"feature": d, "shrinking": s, "mapping": s, "expanding": d}
         self.feature = conv_prelu(channels, d, 5)
         self.shrinking = conv_prelu(d, s, 1)

@@ -70,7 +70,7 @@ class IDN(SRNetwork):
     RESIDUAL: ClassVar[Residual] = "bicubic"
 
     def __init__(self, scale: int, channels: int = 1, upsampling: Upsampling = "transposed", **form: Any) -> None:
-        super().__init__(scale, channels, **form, upsampling=upsampling)
+        super().__init__(scale, channels, {"upsampling": upsampling}, **form)
         self.map_channels = dict.fromkeys(self.MAPS, WIDTH)
         self.fblock = nn.Sequential(_conv_lrelu(channels, WIDTH), _conv_lrelu(WIDTH, WIDTH))
         for name in self.MAPS[1:]:

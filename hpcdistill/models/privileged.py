@@ -19,7 +19,7 @@ from torch.nn import functional
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.models import NETWORKS
 from hpcdistill.models.fsrcnn import conv, conv_prelu
-from hpcdistill.models.sr_network import build_network
+from hpcdistill.models.sr_network import build_network, draw_as_pytorch
 from hpcdistill.models.upsampling import Upsampling
 from hpcdistill.ops.bicubic import downsample
 
@@ -31,7 +31,7 @@ STRIDES = {2: (2,), 3: (3,), 4: (2, 2)}
 WIDTH = 56
 NARROW = 12
 
-SCALE_FACTOR = 0.1  # of the estimator's b
+SCALE_FACTOR = 0.1  # of the estimator's b in PISR's code
 SMALLEST_SCALE = 1e-8  # keeps ln b and 1/b finite
 
 
@@ -110,7 +110,8 @@ class PrivilegedTeacher(nn.Module):
     it is not built, so that every parameter gets a gradient. `tie_sdm` lets the SDM share the HFRM's weights
     (equations 4-5 print one symbol for both). 82,668 parameters with HFRM and SDM, tied 47,656 (luma, FSRCNN).
     `network` names F (see `models.NETWORKS`); `upsampling` is its form: "transposed" for training,
-    "subpixel" for inference; `form`, its `residual` and `collapse` (`SRNetwork`): F enlarges what the encoder made.
+    "subpixel" for inference; `form`: `residual` and `collapse` of F (`SRNetwork`), and
+    `first_weights`.
 
     `encoder_scales` and `degradation_scales` are the down-sampling factors from HR of the supervised levels, e.g.
     (2, 4): the targets are X' = HR/2 and X'' = HR/4.
@@ -170,6 +171,8 @@ class PrivilegedTeacher(nn.Module):
             self.encoder = HFRM(channels, strides[0])
         elif encoder == "pisr":
             self.encoder = PISREncoder(channels, scale)
+        if self.encoder is not None and form.get("first_weights") == "pytorch":
+            draw_as_pytorch(self.encoder)
         self.network = build_network(network, scale, channels, upsampling, **form)
         self.arguments |= {key: self.network.arguments[key] for key in form if key in self.network.arguments}
         self._degradation_kind = degradation
@@ -178,6 +181,8 @@ class PrivilegedTeacher(nn.Module):
             self.degradation = HFRM(channels, strides[0])
         elif degradation == "cnn" and levels:
             self.degradation = nn.ModuleList(StridedCNN(channels, strides[: level + 1]) for level in range(levels))
+        if self.degradation is not None and form.get("first_weights") == "pytorch":
+            draw_as_pytorch(self.degradation)
 
     @property
     def map_channels(self) -> dict[str, int]:
@@ -250,11 +255,13 @@ class PrivilegedTeacher(nn.Module):
 class VIDEstimator(nn.Module):
     """q(t | student's map) of variational information distillation; used in training only, 12,770 parameters at 56.
 
-    Two branches Conv1x1-PReLU-Conv1x1 with their own weights; the second ends in 0.1 softplus(.) + 1e-8.
+    Two branches Conv1x1-PReLU-Conv1x1 with their own weights; the second ends in `scale` softplus(.) + 1e-8. PISR's
+    code has the scale 0.1, DSSD's equation 18 prints none (1).
     """
 
-    def __init__(self, channels: int = 56) -> None:
+    def __init__(self, channels: int = 56, scale: float = SCALE_FACTOR) -> None:
         super().__init__()
+        self.scale = scale
         self.mu = nn.Sequential(conv_prelu(channels, channels, 1), conv(channels, channels, 1))
         self.b = nn.Sequential(conv_prelu(channels, channels, 1), conv(channels, channels, 1))
 
@@ -268,7 +275,7 @@ class VIDEstimator(nn.Module):
             inputs = student_map.to(weight.dtype)
             dtype = torch.promote_types(weight.dtype, torch.float32)
             mu, b = self.mu(inputs).to(dtype), self.b(inputs).to(dtype)
-            return mu, SCALE_FACTOR * functional.softplus(b) + SMALLEST_SCALE
+            return mu, self.scale * functional.softplus(b) + SMALLEST_SCALE
 
 
 def _check_names(scale: int, encoder: str, degradation: str, network: str, upsampling: str) -> None:

@@ -27,6 +27,7 @@ class SRNetwork(nn.Module):
     `residual`: "bicubic" adds MATLAB's bicubic enlargement of the image to what the layers make, so that they learn
     what it misses; "none" leaves it to them; None is the network's own (`RESIDUAL`). `collapse`: keyword arguments of
     `collapsible.expand`, and `layers`, names of convolutions (None: all), for a network that is trained wide.
+    `first_weights`: "own", drawn as the network's paper does, or "pytorch", by PyTorch's defaults.
     """
 
     # Maps that `forward` and `features` can give, in the order they are computed, each after its activation.
@@ -41,17 +42,19 @@ class SRNetwork(nn.Module):
     def __init__(
         self,
         scale: int,
-        channels: int = 1,
+        channels: int,
+        own: Mapping[str, Any],  # arguments of the subclass
         *,
         residual: Residual | None = None,
         collapse: Mapping[str, Any] | None = None,
-        **others: Any,
+        first_weights: Literal["own", "pytorch"] = "own",
     ) -> None:
         super().__init__()
         self.scale = scale
         self.channels = channels
         self.global_skip: Residual = residual or self.RESIDUAL
-        self.arguments: dict[str, Any] = {"scale": scale, "channels": channels, **others}
+        self._first_weights = first_weights
+        self.arguments: dict[str, Any] = {"scale": scale, "channels": channels, **own}
         # Only what is not the network's own, so that files of networks without it stay what they were.
         if self.global_skip != self.RESIDUAL:
             self.arguments["residual"] = self.global_skip
@@ -61,7 +64,7 @@ class SRNetwork(nn.Module):
         for key, value in self.arguments.items():
             if isinstance(value, int) and value < 1:
                 raise UserError(f"{name}: {key} is {value}; give 1 or more")
-        upsampling = others.get("upsampling", "transposed")
+        upsampling = own.get("upsampling", "transposed")
         if upsampling not in get_args(Upsampling):
             raise UserError(f"{name}: upsampling is '{upsampling}'; {nearest(upsampling, get_args(Upsampling))}")
         if self.global_skip not in get_args(Residual):
@@ -109,7 +112,9 @@ class SRNetwork(nn.Module):
         return deployed.eval()
 
     def _take_form(self) -> None:
-        """Expand the layers that `collapse` names; the last thing that a constructor does."""
+        """Draw the first weights anew, expand the layers that `collapse` names: the end of each constructor."""
+        if self._first_weights == "pytorch":
+            draw_as_pytorch(self)
         if form := self.arguments.get("collapse"):
             options = {key: value for key, value in form.items() if key != "layers"}
             for layer in chosen_layers(self, form.get("layers")).values():
@@ -135,12 +140,19 @@ class SRNetwork(nn.Module):
         return name
 
 
+def draw_as_pytorch(module: nn.Module) -> None:
+    """Draw the weights of all layers as PyTorch does where it is told nothing (uniform, by fan-in)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.PReLU):
+            layer.reset_parameters()
+
+
 def build_network(
     name: str, scale: int, channels: int = 1, upsampling: Upsampling = "transposed", **form: Any
 ) -> SRNetwork:
     """A new F by its name (`method.network`), in its training form or, with `upsampling` "subpixel", for inference.
 
-    `form`: `residual` and `collapse` of `SRNetwork`. UserError for an unknown name.
+    `form`: `residual`, `collapse` and `first_weights` of `SRNetwork`. UserError for an unknown name.
     """
     network: SRNetwork = NETWORKS[name](scale, channels, **form)
     return network if upsampling == "transposed" else network.deploy().train()

@@ -30,7 +30,7 @@ class VDSR(SRNetwork):
     RESIDUAL: ClassVar[Residual] = "bicubic"
 
     def __init__(self, scale: int, channels: int = 1, **form: Any) -> None:
-        super().__init__(scale, channels, **form)
+        super().__init__(scale, channels, {}, **form)
         self.enlargement = BicubicEnlargement(scale, channels)  # what the network reads, whatever it adds at the end
         self.map_channels = dict.fromkeys(self.MAPS, WIDTH)
         for number, name in enumerate(self.MAPS):

@@ -39,10 +39,11 @@ def lay_out(segments: tuple[Segment, ...], steps: int, evaluated: bool) -> list[
     UserError when they do not fill the run, or when one takes the best weights and none is chosen before it
     (`evaluated`: whether the run has an evaluator).
     """
-    fixed = sum(segment.steps or 0 for segment in segments)
+    lengths = [segment.steps if segment.share is None else max(1, round(segment.share * steps)) for segment in segments]
+    fixed = sum(length or 0 for length in lengths)
     stretches, start = [], 0
-    for segment in segments:
-        end = start + (segment.steps if segment.steps is not None else max(0, steps - fixed))
+    for segment, length in zip(segments, lengths, strict=True):
+        end = start + (length if length is not None else max(0, steps - fixed))
         stretches.append(Stretch(segment, start, end))
         start = end
     if start != steps:
