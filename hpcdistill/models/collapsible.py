@@ -176,25 +176,28 @@ class _Edge(nn.Module):
     def __init__(self, kernel: Tensor) -> None:
         super().__init__()
         sobel = torch.tensor(_SOBEL)
-        masks = torch.stack([sobel, sobel.T, torch.tensor(_LAPLACE)]) if kernel.shape[2:] == (3, 3) else sobel[:0, None]
+        masks = torch.stack([sobel, sobel.T, torch.tensor(_LAPLACE)])
+        self.masked = kernel.shape[2:] == masks.shape[1:]
         self.register_buffer("masks", masks.to(kernel.device), persistent=False)
 
-    def forward(self, plain: Tensor, inner: Tensor, outer: Tensor, scales: Tensor, mixing: Tensor) -> Tensor:
+    def forward(self, plain: Tensor, inner: Tensor, outer: Tensor, *masked: Tensor) -> Tensor:
         kernel = plain + torch.einsum("amkl,mb->abkl", outer, inner)
-        if not len(self.masks):
-            return kernel
-        return kernel + torch.einsum("fa,fab,fkl->abkl", scales, mixing, self.masks.to(kernel.dtype))
+        if masked:
+            scales, mixing = masked
+            kernel = kernel + torch.einsum("fa,fab,fkl->abkl", scales, mixing, self.masks.to(kernel.dtype))
+        return kernel
 
     def right_inverse(self, kernel: Tensor) -> tuple[Tensor, ...]:
         """Random weights whose sum is `kernel`; the plain one makes up for the others."""
         a, b, *sides = kernel.shape
-        deviation, count = _deviation(kernel) / math.sqrt(2), len(self.masks)
+        deviation = _deviation(kernel) / math.sqrt(2)
         inner = kernel.new_empty(2 * a, b).normal_(std=b**-0.5)
         outer = kernel.new_empty(a, 2 * a, *sides).normal_(std=deviation * math.sqrt(b / (2 * a)))
-        scales = kernel.new_empty(count, a).normal_(std=_MASK_DEVIATION)
-        mixing = kernel.new_empty(count, a, b).normal_(std=b**-0.5)
-        others = self(torch.zeros_like(kernel), inner, outer, scales, mixing)
-        return kernel - others, inner, outer, scales, mixing
+        others = [inner, outer]
+        if self.masked:
+            scales = kernel.new_empty(len(self.masks), a).normal_(std=_MASK_DEVIATION)
+            others += [scales, kernel.new_empty(len(self.masks), a, b).normal_(std=b**-0.5)]
+        return kernel - self(torch.zeros_like(kernel), *others), *others
 
 
 def _deviation(kernel: Tensor) -> float:
