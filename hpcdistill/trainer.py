@@ -223,4 +223,10 @@ def _initialise(method: Method, config: RunConfig) -> None:
     """Load the weights that `init` names into the method's generators."""
     for name, path in config.init.items():
         file = weights_file(Path(path), name)
-        load_weights(method.generators[name], load_generator(file)[0].state_dict(), str(file))
+        network, generator = load_generator(file)[0], method.generators[name]
+        its, own = (getattr(one, "global_skip", None) for one in (network, generator))
+        if its != own:
+            raise UserError(
+                f"init.{name}: {file} has the residual {its}, this run has {own}; set method.residual={its}"
+            )
+        load_weights(generator, network.state_dict(), str(file))

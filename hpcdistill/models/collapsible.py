@@ -150,22 +150,25 @@ class _Bottleneck(nn.Module):
         self.width, self.repeats = width, repeats
 
     def forward(self, outer: Tensor, middle: Tensor, inner: Tensor) -> Tensor:
-        return torch.einsum("ram,rmnkl,rnb->abkl", outer, middle, inner)
+        # Four dimensions at most in the weights themselves: channels-last memory takes no more.
+        middle = middle.reshape(self.repeats, self.width, *middle.shape[1:])
+        inner = inner.reshape(self.repeats, self.width, -1)
+        outer = outer.reshape(-1, self.repeats, self.width)
+        kernel: Tensor = torch.einsum("arm,rmnkl,rnb->abkl", outer, middle, inner)
+        return kernel
 
     def right_inverse(self, kernel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Random weights whose products add up to `kernel`, each repeat an equal share of it."""
         a, b, *sides = kernel.shape
         width, repeats = self.width, self.repeats
-        share = kernel / repeats
         outer = kernel.new_empty(repeats, a, width).normal_(std=width**-0.5)
         inner = kernel.new_empty(repeats, width, b).normal_(std=width**-0.5)
         middle = kernel.new_empty(repeats, width, width, *sides).normal_(std=_deviation(kernel) / repeats**0.5)
         for number in range(repeats):
-            one = slice(number, number + 1)
-            missing = share - self(outer[one], middle[one], inner[one])
+            product = torch.einsum("am,mnkl,nb->abkl", outer[number], middle[number], inner[number])
             left, right = _right_inverse(outer[number]), _right_inverse(inner[number].T).T
-            middle[number] += torch.einsum("ma,abkl,bn->mnkl", left, missing, right)
-        return outer, middle, inner
+            middle[number] += torch.einsum("ma,abkl,bn->mnkl", left, kernel / repeats - product, right)
+        return outer.transpose(0, 1).flatten(1), middle.flatten(0, 1), inner.flatten(0, 1)
 
 
 class _Edge(nn.Module):

@@ -47,8 +47,11 @@ def in_stages(layer: nn.Conv2d, form: Form, image: Tensor) -> Tensor:
         return functional.conv2d(functional.conv2d(image, inner, **options), outer[:, :, None, None])
     if form == "bottleneck":
         outer, middle, inner = weights
+        repeats, width = WIDE["repeats"], WIDE["width"]
+        outer = outer.unflatten(1, (repeats, width)).transpose(0, 1)
+        middle, inner = middle.unflatten(0, (repeats, width)), inner.unflatten(0, (repeats, width))
         branches = []
-        for number in range(len(outer)):
+        for number in range(repeats):
             narrow = functional.conv2d(image, inner[number][:, :, None, None])
             wide = functional.conv2d(narrow, middle[number], **options)
             branches.append(functional.conv2d(wide, outer[number][:, :, None, None]))
