@@ -211,3 +211,14 @@ def test_on_cuda_as_on_the_cpu(name: str) -> None:
     with torch.no_grad():
         expected, result = network(image), network.cuda()(image.cuda()).cpu()
     torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("residual", ["none", "bicubic"])
+def test_one_exported_program_for_every_size(name: str, residual: str) -> None:
+    """No Python in a forward pass looks at an image's size: what exporters stumble over."""
+    network = visible(build_network(name, 3, residual=residual)).deploy()
+    sizes = {2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)}
+    program = torch.export.export(network, (torch.rand(1, 1, 6, 7),), dynamic_shapes=(sizes,))
+    image = torch.rand(1, 1, 9, 4)
+    torch.testing.assert_close(program.module()(image), network(image), rtol=0, atol=1e-6)
