@@ -46,13 +46,13 @@ def results(folder: Path) -> dict[str, dict[str, float]]:
 
 def test_results_have_the_rows_and_fields_that_are_promised(finished: Path) -> None:
     rows = results(finished)
-    assert list(rows) == ["bicubic", "fsrcnn", "dssd", "dssd-trained"]
+    assert list(rows) == ["bicubic", "fsrcnn", "residual", "dssd", "trained"]
     for row in rows.values():
         assert isinstance(row["psnr"], float)
         assert isinstance(row["ssim"], float)
         assert all(isinstance(row[key], int) for key in ("params", "macs", "steps"))
         assert row["images"] == 3
-    assert [row["steps"] for row in rows.values()] == [0, STEPS, STEPS, 20000]
+    assert [row["steps"] for row in rows.values()] == [0, STEPS, STEPS, STEPS, 20000]
 
 
 def test_costs_are_the_literatures(finished: Path) -> None:
@@ -61,10 +61,11 @@ def test_costs_are_the_literatures(finished: Path) -> None:
     # By hand, 320x180 pixels of LR: 5x5x56, 56x12, four times 3x3x12x12, 12x56; then 9x9x56 at each output pixel.
     lr = 320 * 180
     before = lr * (25 * 56 + 56 * 12 + 4 * 9 * 12 * 12 + 12 * 56)
-    for name in ("fsrcnn", "dssd", "dssd-trained"):
+    enlargement = {"residual": lr * 5 * (4 + 16), "dssd": lr * 5 * (4 + 16)}  # counted in what it really takes
+    for name in ("fsrcnn", "residual", "dssd", "trained"):
         assert rows[name]["params"] == 12644
         assert rows[name]["macs"] == before + 1280 * 720 * 81 * 56
-        assert rows[name]["true_macs"] == before + lr * 81 * 56
+        assert rows[name]["true_macs"] == before + lr * 81 * 56 + enlargement.get(name, 0)
 
 
 def test_bicubic_is_the_one_that_evaluate_measures(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +81,7 @@ def test_bicubic_is_the_one_that_evaluate_measures(finished: Path, capsys: pytes
 def test_the_rows_are_the_last_weights(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from hpcdistill.evaluate import main
 
-    for name, pattern in (("fsrcnn", "fsrcnn-x4-*"), ("dssd", "dssd-x4-*")):
+    for name, pattern in (("fsrcnn", "fsrcnn-x4-*"), ("residual", "fsrcnn-bicubic-x4-*"), ("dssd", "dssd-x4-*")):
         (run,) = (finished / "out/demo").glob(pattern)
         capsys.readouterr()
         assert main([str(run), "--which", "last", "--data", "packed/photos/test", "--json"]) == 0
@@ -94,10 +95,10 @@ def test_the_page_shows_what_was_measured(finished: Path) -> None:
         assert f">{row['psnr']:.2f}<" in html
         assert f">{row['ssim']:.4f}<" in html
     assert html.count("data:image/jpeg") == 3
-    assert html.count("data:image/png") == 3 * 2 * 6  # photographs, crops of each, what is given to original
+    assert html.count("data:image/png") == 3 * 2 * 7  # photographs, crops of each, what is given to original
     assert "images &lt;of a test&gt;" in html
     assert "public domain and CC0" in html
-    assert "say nothing about which method is better" in html
+    assert "says nothing about which of them is better" in html
     assert "runs=out/demo" in html
     assert not re.search(r"https?:|<script", html)
     assert str(finished) not in html
@@ -105,12 +106,12 @@ def test_the_page_shows_what_was_measured(finished: Path) -> None:
 
 def test_the_same_command_again_uses_what_is_finished(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.glob("out/demo/*/result.json")}
-    assert len(before) == 3
+    assert len(before) == 4
     rows = results(finished)
     capsys.readouterr()
     assert demo.main(["--out", "out/demo", "--steps", str(STEPS), "--data", "packed"]) == 0
     captured = capsys.readouterr()
-    assert captured.err.count("has finished already") == 2
+    assert captured.err.count("has finished already") == 3
     assert {path: path.stat().st_mtime_ns for path in finished.glob("out/demo/*/result.json")} == before
     assert results(finished) == rows
     assert "29.58" in captured.out  # bicubic's, in the table
@@ -125,7 +126,7 @@ def test_a_clone_without_the_trained_student_warns_and_leaves_its_row_out(
     assert demo.main(["--out", "without/out/demo", "--steps", str(STEPS), "--data", "packed"]) == 0
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
     assert "absent.safetensors" in warning
-    assert list(results(finished / "without")) == ["bicubic", "fsrcnn", "dssd"]
+    assert list(results(finished / "without")) == ["bicubic", "fsrcnn", "residual", "dssd"]
     html = (finished / "without/out/demo/report/index.html").read_text(encoding="utf-8")
     assert "its row is missing" in html
     assert "trained for longer" not in html
@@ -186,12 +187,14 @@ def test_the_words_say_what_the_numbers_say(gain: float, words: str) -> None:
 
 
 def test_the_verdict_claims_nothing_about_the_methods() -> None:
-    lines = verdict([row("bicubic", 29, 0), row("fsrcnn", 28, 2000), row("dssd", 29.5, 2000)])
-    assert lines[0].startswith("After 2,000 steps, plain FSRCNN is 1.00 dB below bicubic and the DSSD student 0.50 dB")
-    assert "say nothing about which method is better" in lines[-1]
-    assert len(lines) == 2
-    longer = verdict([row("bicubic", 29, 0), row("fsrcnn", 28), row("dssd", 29), row("dssd-trained", 30, 20000)])
-    assert "20,000 steps on other images is 1.00 dB above bicubic" in longer[1]
+    rows = [row("bicubic", 29, 0), row("fsrcnn", 28, 2000), row("residual", 29.6, 2000), row("dssd", 29.5, 2000)]
+    lines = verdict(rows)
+    assert lines[0].startswith("After 2,000 steps, plain FSRCNN is 1.00 dB below bicubic, the same network over the")
+    assert "bicubic image 0.60 dB above bicubic and the DSSD student over it 0.50 dB above bicubic" in lines[0]
+    assert "says nothing about which of them is better" in lines[-1]
+    assert len(lines) == 3
+    longer = verdict([*rows, row("trained", 30, 20000)])
+    assert "20,000 steps on other images is 1.00 dB above bicubic" in longer[2]
 
 
 def test_the_middle_of_a_photograph_begins_with_a_whole_lr_pixel() -> None:
