@@ -1,7 +1,7 @@
 """Rows of a grid with paired differences: `python docs/results/paired.py RESULTS.csv [--to LABEL=VALUE ...]`.
 
-Reads what `slurm/collect.py` wrote and prints a Markdown table of the last weights: mean and sample standard deviation over
-the seeds, and of the differences, seed by seed, to one row (the first, or the one of the labels that are given).
+Reads what `slurm/collect.py` wrote and prints a Markdown table of the last weights: mean and sample standard deviation
+over the seeds, and of the differences, seed by seed, to one row (the first, or the one of the labels that are given).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def main() -> None:
     chosen = [labels for labels in cells if wanted.items() <= dict(labels).items()]
     if not chosen:
         raise SystemExit(f"error: --to {' '.join(options.to)}: no such row in {options.results}")
-    print("\n".join(table(cells, chosen[0])))
+    sys.stdout.write("\n".join(table(cells, chosen[0])) + "\n")
 
 
 def read(path: Path) -> dict[tuple[tuple[str, str], ...], Values]:
