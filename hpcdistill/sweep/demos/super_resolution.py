@@ -34,7 +34,7 @@ from hpcdistill.sweep.demos.base import Box, Measured, Stage
 from hpcdistill.sweep.report import Charts, Commands, Crops, Facts, Image, Page, Row, Section, Table, Text
 
 # The student trained longer that the rows of the demo stand beside; a card of the same name lies beside it.
-PRETRAINED = base.CLONE / "hpcdistill/pretrained/dssd-x4-bsd-t91.safetensors"
+PRETRAINED = base.CLONE / "hpcdistill/pretrained/fsrcnn-bicubic-x4-bsd-t91.safetensors"
 VARIANT = "configs/variants/demo.yaml"
 OURS = "configs/variants/ours.yaml"
 CONFIGS = {
