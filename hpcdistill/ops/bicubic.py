@@ -1,7 +1,8 @@
-"""MATLAB's `imresize(image, scale, 'bicubic')`: the resize that super-resolution's test sets are defined by.
+"""MATLAB's `imresize(image, scale, 'bicubic')` of floating-point images.
 
 Keys' kernel with a = -0.5, widened by 1/scale when shrinking (antialiasing), half-sample-symmetric border,
-normalised weights, rows first, then columns, nothing rounded between the two.
+normalised weights, rows first, then columns, nothing rounded between the two. Of 8-bit images, which super-resolution's
+test sets are made of, MATLAB rounds in between: see `ops.downsampling`.
 """
 
 from __future__ import annotations
