@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from hpcdistill.command import UserPath, run_command, whole
 from hpcdistill.data.images import MAX_PIXELS, colour
@@ -11,6 +12,7 @@ from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import Recipe, load_recipe, recipe_names
 from hpcdistill.data.places import data_root, sources_folder
 from hpcdistill.errors import UserError
+from hpcdistill.ops.downsampling import ResizeRule
 
 _KINDS = {
     "lr-hr": "single images, packed with their down-sampled versions at 2, 3 and 4 (super-resolution)",
@@ -41,9 +43,11 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "--lr",
-        choices=["computed", "official"],
+        choices=["computed", *get_args(ResizeRule), "official"],
         default="computed",
-        help="down-sampled images: MATLAB's bicubic, computed here, or the official ones (default: computed)",
+        help="down-sampled images: newer, older = as MATLAB of about 2018 or of 2015 computes them, exact = as this "
+        "package did before it had these rules, official = those that came with the set; computed (default) = by the "
+        "rule of the set that lies in --out, else newer",
     )
     parser.add_argument(
         "--on-error", choices=["stop", "skip"], default="stop", help="what to do with a bad image (default: stop)"
@@ -81,6 +85,7 @@ def main(arguments: list[str]) -> None:
         overwrite=options.overwrite,
         max_pixels=options.max_pixels,
         official_lr=options.lr == "official",
+        resize=options.lr if options.lr in get_args(ResizeRule) else None,
         recursive=options.recursive,
         flatten=colour(options.flatten) if options.flatten is not None else None,
         processes=options.processes,

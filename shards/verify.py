@@ -121,6 +121,7 @@ def _plain(reports: Sequence[Report], findings: Findings) -> dict[str, object]:
                 "recipe": report.recipe,
                 "split": report.split,
                 "kind": report.kind,
+                "lr": report.lr,
                 "index_sha256": report.digest,
                 "samples": report.samples,
                 "images": report.images,
@@ -174,12 +175,12 @@ def _shard_table(reports: Sequence[Report]) -> Table:
 
 
 def _set_table(reports: Sequence[Report], findings: Findings) -> Table:
-    table = Table("data set", "kind", "samples", "images", "faults", "repeated", "leaks")
+    table = Table("data set", "kind", "LR images", "samples", "images", "faults", "repeated", "leaks")
     for report in reports:
         images = ", ".join(f"{role} {count}" for role, count in sorted(report.images.items()))
         counts = (len(report.faults), findings.count_in(report, "repeated"), findings.count_in(report, "leak"))
         name = f"{report.recipe} ({report.split})"
-        table.add_row(name, report.kind, str(report.samples), images, *map(str, counts))
+        table.add_row(name, report.kind, report.lr or "-", str(report.samples), images, *map(str, counts))
     return table
 
 

@@ -105,6 +105,18 @@ def carries_alpha(content: bytes) -> bool:
         return _has_alpha(image)
 
 
+def is_gray(content: bytes) -> bool:
+    """True when the image file that `content` holds stores one channel of gray, with or without alpha.
+
+    An RGB file of equal channels is none: MATLAB's code for super-resolution goes by what the file stores. Of a PNG its
+    first 26 bytes will do. `read_rgb` has to take the image.
+    """
+    if content[:8] == _PNG_SIGNATURE:
+        return content[25] in (0, 4)  # colour type: gray, gray with alpha
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        return image.mode in ("1", "L", "LA", "La")
+
+
 def read_packed(content: bytes, size: tuple[int, int], name: str, remedy: str) -> NDArray[np.uint8]:
     """Decode the content of a shard's image, which the index says has `size` (height, width): [H, W, 3].
 
@@ -179,17 +191,19 @@ def count_pixels(path: Path) -> int:
 
 
 def encode_png(image: NDArray[np.uint8], software: str = "") -> bytes:
-    """`[H, W, 3]` 8-bit RGB to PNG; the same bytes for the same pixels and the same Pillow and zlib.
+    """`[H, W, 3]` 8-bit RGB, or `[H, W, 1]` gray, to PNG; the same bytes for the same pixels, Pillow and zlib.
 
     With `software`, the file says that it was made by that.
     """
     assert image.dtype == np.uint8
-    assert image.shape[2:] == (3,)
+    assert image.shape[2:] in ((3,), (1,))
     buffer = io.BytesIO()
     about = PngInfo() if software else None
     if about:
         about.add_text("Software", software)
-    Image.fromarray(image).save(buffer, "PNG", compress_level=_PNG_LEVEL, pnginfo=about)
+    Image.fromarray(image if image.shape[2] == 3 else image[..., 0]).save(
+        buffer, "PNG", compress_level=_PNG_LEVEL, pnginfo=about
+    )
     return buffer.getvalue()
 
 

@@ -28,6 +28,12 @@ SCHEMA = 1
 INDEX_NAME = "index.json"
 
 Kind = Literal["lr-hr", "paired", "unpaired"]
+LR_RULES = {  # how the LR images of a set were made; the first three are `ops.downsampling.ResizeRule`
+    "newer": "MATLAB's imresize as of about 2018: 8 bits after each pass, mirrored at the border",
+    "older": "MATLAB's imresize as of 2015: 8 bits after each pass, the last pixel repeated at the border",
+    "exact": "MATLAB's kernel, rounded once at the end: how this package packed before",
+    "official": "files that came with the set",
+}
 
 # What an index may say before anything is read or written by it: types, ranges, and names that stay in the folder.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a recipe or split; becomes part of a folder's name
@@ -79,6 +85,17 @@ class Index:
     samples: tuple[Sample, ...]
     skipped: tuple[str, ...] = ()  # sources left out under `--on-error skip`
     notes: dict[str, Any] = field(default_factory=dict)  # the packer's versions and settings
+
+    @property
+    def lr(self) -> str | None:
+        """How its LR images were made: of `LR_RULES`, or what a later version calls it; None without LR images.
+
+        Sets packed before there were rules have none in their notes: theirs is `exact`.
+        """
+        resize = self.notes.get("resize")
+        if self.kind != "lr-hr" or resize is None:
+            return None
+        return "official" if resize == "official" else str(self.notes.get("lr", "exact"))
 
     def save(self, folder: Path) -> None:
         """Write `folder/index.json` atomically; its presence says that the data set is complete."""
@@ -161,7 +178,8 @@ def _fault(index: Index) -> str | None:
     if not all(_is_count(scale, 1) for scale in index.scales):
         return f"the scales {index.scales!a:.60} are no factors"
     texts = (index.licence, index.origin, *index.skipped)
-    if not (all(map(_is_text, texts)) and isinstance(index.notes, dict)):
+    notes_fit = isinstance(index.notes, dict) and _is_text(index.notes.get("lr", ""))
+    if not (all(map(_is_text, texts)) and notes_fit):
         return "the licence, the origin, what was skipped or the notes are of another kind"
     names = set()
     for shard in index.shards:

@@ -11,7 +11,6 @@ from matlab_reference import matlab_matrix, matlab_resize
 
 from hpcdistill.ops.bicubic import downsample, resize_bicubic, upsample
 
-
 SCALES = [Fraction(*s) for s in [(1, 2), (1, 3), (1, 4), (2, 1), (3, 1), (4, 1), (3, 2), (2, 3), (7, 11), (13, 9)]]
 
 

@@ -69,6 +69,7 @@ class Report:
     split: str
     kind: Kind
     digest: str  # hex sha256 of index.json
+    lr: str | None  # how its LR images were made: `Index.lr`
     shards: tuple[ShardReport, ...]
     images: dict[str, int]  # role -> how many the index lists
     faults: tuple[str, ...]  # of the folder as a whole, and of all shards
@@ -127,6 +128,7 @@ def verify(folder: Path) -> Report:
         split=index.split,
         kind=index.kind,
         digest=hashlib.sha256((folder / INDEX_NAME).read_bytes()).hexdigest(),
+        lr=index.lr,
         shards=tuple(shards),
         images=dict(Counter(role_of(suffix) for sample in index.samples for suffix in sample.members)),
         faults=tuple(faults),

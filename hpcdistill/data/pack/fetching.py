@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import shlex
+import tarfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
+
+import numpy as np
 
 from hpcdistill.console import say
 from hpcdistill.data.fetch.download import Download, check_file, fetch_file
 from hpcdistill.data.fetch.unpacking import unpack
+from hpcdistill.data.images import read_rgb
 from hpcdistill.data.index import INDEX_NAME, load_index
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import RECIPES, UNSPLIT, Recipe, load_recipe, recipe_names
 from hpcdistill.data.pack.sources import find_sources
 from hpcdistill.data.places import downloads_folder, sources_folder
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.ops.downsampling import ResizeRule, downsample_uint8
 
 
 @dataclass(frozen=True)
@@ -96,10 +102,11 @@ def refetch(folder: Path) -> None:
     official = index.notes.get("resize") == "official"
     out = folder if index.split == UNSPLIT else folder.parent
     if not recipe.downloads and not recipe.builtin:
+        lr = f" --lr {index.lr}" if index.lr and index.lr != "newer" else ""
         raise UserError(
             f"{folder}: the recipe {recipe.name} has no public address; mend it with --from PACKED_COPY, "
             f"or pack it again: `python shards/pack.py {recipe.name} --source IMAGES "
-            f"--out {shlex.quote(str(out))} --overwrite`"
+            f"--out {shlex.quote(str(out))}{lr} --overwrite`"
         )
     obtain(recipe, out, parts=recipe.parts if official else ())
 
@@ -109,8 +116,24 @@ def refetch_named(folder: Path) -> bool:
     wanted = wanted_at(folder)
     if wanted is None or not (wanted.recipe.downloads or wanted.recipe.builtin):
         return False
-    obtain(wanted.recipe, wanted.out, overwrite=True)
+    obtain(wanted.recipe, wanted.out, overwrite=True, resize=_rule_in_shards(folder))
     return True
+
+
+def _rule_in_shards(folder: Path) -> ResizeRule | None:
+    """The rule by which a packed set's LR images were made, found in its first readable shard; None for none of ours.
+
+    For a set whose index is damaged: packed again by another rule it would be another set to the runs that use it.
+    """
+    for shard in sorted(folder.glob("shard-*.tar")):
+        with suppress(tarfile.TarError, OSError, KeyError, AttributeError, UserError), tarfile.open(shard) as tar:
+            key = tar.getnames()[0].partition(".")[0]
+            hr, lr = (read_rgb(tar.extractfile(f"{key}.{role}.png").read(), key) for role in ("hr", "lr2"))  # type: ignore[union-attr]
+            cropped = hr[: 2 * len(lr), : 2 * lr.shape[1]]
+            for rule in get_args(ResizeRule):
+                if np.array_equal(downsample_uint8(cropped, 2, rule), lr):
+                    return cast(ResizeRule, rule)
+    return None
 
 
 def pack_missing(folders: Iterable[str]) -> None:

@@ -24,7 +24,7 @@ from multiprocessing.process import BaseProcess
 
 from hpcdistill.data.images import MAX_PIXELS, count_pixels
 from hpcdistill.data.index import Kind
-from hpcdistill.data.pack.packed_image import PackedImage, pack_image
+from hpcdistill.data.pack.packed_image import NEWEST, Form, PackedImage, pack_image
 from hpcdistill.data.pack.sources import Source
 from hpcdistill.errors import UserError
 
@@ -49,9 +49,13 @@ def available_cores() -> int:
 
 
 def packed_ahead(
-    sources: Sequence[Source], kind: Kind, max_pixels: int = MAX_PIXELS, processes: int | None = None
+    sources: Sequence[Source],
+    kind: Kind,
+    max_pixels: int = MAX_PIXELS,
+    processes: int | None = None,
+    form: Form = NEWEST,
 ) -> Generator[Made]:
-    """Each of `sources`, packed, in their order.
+    """Each of `sources`, packed in that form, in their order.
 
     `processes` = 1 works in this process with one thread, more start that many; None takes all cores, for a small set
     as threads. Raises UserError when a process was killed. Closing the generator ends all that it started.
@@ -72,7 +76,7 @@ def packed_ahead(
                 batch, pixels = following
                 if waiting and in_flight + pixels > limit:
                     break
-                waiting.append((pixels, workers.submit(batch, kind, max_pixels)))
+                waiting.append((pixels, workers.submit(batch, kind, max_pixels, form)))
                 in_flight += pixels
                 following = next(coming, None)
             pixels, future = waiting.popleft()
@@ -80,12 +84,12 @@ def packed_ahead(
             in_flight -= pixels
 
 
-def pack_batch(sources: Sequence[Source], kind: Kind, max_pixels: int) -> list[Made]:
+def pack_batch(sources: Sequence[Source], kind: Kind, max_pixels: int, form: Form) -> list[Made]:
     """Pack one after another; an image that cannot be used does not stop those behind it."""
     made: list[Made] = []
     for source in sources:
         try:
-            made.append(pack_image(source, kind, max_pixels))
+            made.append(pack_image(source, kind, max_pixels, form))
         except UserError as error:
             made.append(error)
         except MemoryError:
@@ -120,15 +124,15 @@ class _Workers:
             process.join()
             process.close()
 
-    def submit(self, batch: list[Source], kind: Kind, max_pixels: int) -> Future[list[Made]]:
-        return self._threads.submit(self._remote if self._own else pack_batch, batch, kind, max_pixels)
+    def submit(self, batch: list[Source], kind: Kind, max_pixels: int, form: Form) -> Future[list[Made]]:
+        return self._threads.submit(self._remote if self._own else pack_batch, batch, kind, max_pixels, form)
 
-    def _remote(self, batch: list[Source], kind: Kind, max_pixels: int) -> list[Made]:
+    def _remote(self, batch: list[Source], kind: Kind, max_pixels: int, form: Form) -> list[Made]:
         """What `pack_batch` gives, from the process of this thread."""
         try:
             if not hasattr(self._local, "connection"):
                 self._local.connection = self._start()
-            self._local.connection.send((batch, kind, max_pixels))
+            self._local.connection.send((batch, kind, max_pixels, form))
             answer: list[Made] | str = self._local.connection.recv()
         except (EOFError, OSError):
             raise UserError(

@@ -11,17 +11,28 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcdistill.data.images import MAX_PIXELS, carries_alpha, encode_png, read_file, read_rgb
+from hpcdistill.data.images import MAX_PIXELS, carries_alpha, encode_png, is_gray, read_file, read_rgb
 from hpcdistill.data.index import Kind, role_of
 from hpcdistill.data.pack.sources import Digest, FileDigest, Source, digest_of_files
 from hpcdistill.errors import UserError
-from hpcdistill.ops.downsampling import downsample_uint8
+from hpcdistill.ops.downsampling import ResizeRule, downsample_uint8
 
 SCALES = (2, 3, 4)
 MIN_SIDE = 12  # an LR image at 4 of fewer than 3 x 3 pixels teaches nothing
 
-Rgb = NDArray[np.uint8]
+Rgb = NDArray[np.uint8]  # [H, W, 3]; a gray HR is [H, W, 1]
 PackedMember = tuple[str, bytes, int, int]  # suffix, content, height, width of the decoded image
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the images of a super-resolution set are stored."""
+
+    resize: ResizeRule = "newer"  # of LR images that are computed
+    keeps_gray: bool = True  # HR of a gray file is a gray PNG; else RGB, as all others
+
+
+NEWEST = Form()
 
 
 @dataclass(frozen=True)
@@ -42,14 +53,14 @@ class PackedImage:
         return tuple(role_of(suffix) for suffix, _, _, _ in self.members if suffix != "json")
 
 
-def pack_image(source: Source, kind: Kind, max_pixels: int = MAX_PIXELS) -> PackedImage:
+def pack_image(source: Source, kind: Kind, max_pixels: int = MAX_PIXELS, form: Form = NEWEST) -> PackedImage:
     """Decode the files of one sample and make its members; UserError when it cannot be used.
 
     `lr-hr`: HR as PNG and its LRs, computed, or the official files when the source has them. `paired` and `unpaired`:
     the bytes of the files themselves (BMP and what has alpha become PNG), once decoded and found of the right sizes.
     """
     if kind == "lr-hr":
-        files, members = _lr_hr(source, max_pixels)
+        files, members = _lr_hr(source, max_pixels, form)
     else:
         files, members = _translation(source, max_pixels)
     digest = digest_of_files(source.name, files)
@@ -72,11 +83,12 @@ def padded(length: int) -> int:
     return -(-length // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def _lr_hr(source: Source, max_pixels: int) -> tuple[list[FileDigest], list[PackedMember]]:
+def _lr_hr(source: Source, max_pixels: int, form: Form) -> tuple[list[FileDigest], list[PackedMember]]:
     (role, path), *official = source.files
     content, digest = _read(role, path, max_pixels)
     files = [digest]
     hr = read_rgb(content, str(path), max_pixels=max_pixels, background=source.background)
+    gray = form.keeps_gray and is_gray(content)
     del content  # may be as large as the pixels
     height, width = hr.shape[:2]
     if min(height, width) < MIN_SIDE:
@@ -84,11 +96,13 @@ def _lr_hr(source: Source, max_pixels: int) -> tuple[list[FileDigest], list[Pack
             f"{path}: {width} x {height} pixels are too few, the smallest side must be {MIN_SIDE} or more; "
             "take the image out"
         )
-    members = [_as_png("hr", hr)]
+    if gray and source.background is not None:  # it may have become coloured
+        gray = bool((hr == hr[..., :1]).all())
+    members = [_as_png("hr", hr[..., :1] if gray else hr)]
     if not official:
         for scale in SCALES:
             cropped = hr[: height - height % scale, : width - width % scale]
-            members.append(_as_png(f"lr{scale}", downsample_uint8(cropped, scale)))
+            members.append(_as_png(f"lr{scale}", downsample_uint8(cropped, scale, form.resize)))
     for role, path in official:
         content, digest = _read(role, path, max_pixels)
         files.append(digest)

@@ -1,11 +1,11 @@
 """Packing: images into shards, with the same bytes every time, however many processes do it.
 
 One sample of single images is `<key>.hr.png` (the whole image), `<key>.lr2.png`, `.lr3.png`, `.lr4.png` (HR cropped at
-its top left corner to a multiple of s, then MATLAB's resize, or the official files) and `<key>.json`. A sample of a
-paired or unpaired set is `<key>.a.*`, `<key>.b.*`, or `<key>.ab.*`, the source's own files, and `<key>.json`; a shard
-of an unpaired set holds one side only. A finished shard is renamed into place beside a sidecar (`.shard-00000.json`)
-that says what went into it; a packer that was killed takes the shards whose sidecars still fit the sources and does
-the rest again. index.json is written when all shards are there, and only then.
+its top left corner to a multiple of s, then MATLAB's resize by one of its rules, or the official files) and
+`<key>.json`. A sample of a paired or unpaired set is `<key>.a.*`, `<key>.b.*`, or `<key>.ab.*`, the source's own files,
+and `<key>.json`; a shard of an unpaired set holds one side only. A finished shard is renamed into place beside a
+sidecar (`.shard-00000.json`) that says what went into it; a packer that was killed takes the shards whose sidecars
+still fit the sources and does the rest again. index.json is written when all shards are there, and only then.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import errno
 import hashlib
 import json
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import PIL
 from PIL import features
@@ -30,7 +30,7 @@ from hpcdistill.data.images import MAX_PIXELS, Colour
 from hpcdistill.data.index import INDEX_NAME, Index, Kind, Sample, Shard, load_index, role_of
 from hpcdistill.data.outputs import check_packing
 from hpcdistill.data.pack.pack_pool import packed_ahead
-from hpcdistill.data.pack.packed_image import SCALES
+from hpcdistill.data.pack.packed_image import SCALES, Form
 from hpcdistill.data.pack.recipes import UNSPLIT, Recipe
 from hpcdistill.data.pack.shard_files import (
     FinishedShard,
@@ -45,8 +45,11 @@ from hpcdistill.data.pack.shard_files import (
 from hpcdistill.data.pack.sources import Digest, Source, find_sources, image_folders, source_digest, unread
 from hpcdistill.data.progress import Progress
 from hpcdistill.errors import UserError, plural
+from hpcdistill.ops.downsampling import ResizeRule
 
-PACKER = 1  # raised when the same sources would give other bytes
+# Raised when the same sources would give other bytes. A set that is there is completed, and mended, by its own packer.
+FIRST_PACKER = 1  # all but super-resolution; there: LR images of rule `exact` or official ones, a gray HR made RGB
+PACKER = 2  # of super-resolution: the rule of the LR images stands in the index, a gray HR stays gray
 SHARD_SAMPLES = 256
 SHARD_BYTES = 128 << 20
 
@@ -80,16 +83,29 @@ class _SplitPacking:
     shard_samples: int
     shard_bytes: int
     official_lr: bool
+    packer: int
+    resize: ResizeRule  # of LR images that are computed
     flatten: Colour | None
 
     @property
     def kind(self) -> Kind:
         return self.recipe.kind
 
+    @property
+    def form(self) -> Form:
+        return Form(self.resize, keeps_gray=self.packer >= PACKER)
+
+    @property
+    def lr(self) -> str | None:
+        """As `Index.lr` will have it."""
+        if self.kind != "lr-hr":
+            return None
+        return "official" if self.official_lr else self.resize
+
     def settings(self) -> dict[str, Any]:
         """What a finished shard's bytes depend on beside its sources."""
         settings = {
-            "packer": PACKER,
+            "packer": self.packer,
             "recipe": self.recipe.name,
             "split": self.split,
             "kind": self.kind,
@@ -99,7 +115,11 @@ class _SplitPacking:
             "encoder": f"Pillow {PIL.__version__}, zlib {features.version('zlib')}, "
             f"zlib-ng {features.version('zlib_ng')}",
         }
-        return settings | self.flattened()
+        return settings | self.resized() | self.flattened()
+
+    def resized(self) -> dict[str, Any]:
+        """The rule of the LR images; nothing where the packer has but one, or they are the official ones."""
+        return {"lr": self.resize} if self.packer >= PACKER and not self.official_lr else {}
 
     def flattened(self) -> dict[str, Any]:
         """What transparent pixels were laid over; nothing where they are refused."""
@@ -115,6 +135,7 @@ def pack(
     overwrite: bool = False,
     max_pixels: int = MAX_PIXELS,
     official_lr: bool = False,
+    resize: ResizeRule | None = None,
     recursive: bool = False,
     flatten: Colour | None = None,
     processes: int | None = None,
@@ -124,7 +145,8 @@ def pack(
     """Pack `recipe` into `out`, or each of its splits into a folder of its own in `out`; return the indices by split.
 
     Goes on where a killed run stopped; a data set that is complete already is left alone. `official_lr` packs the LR
-    images that came with the set in place of computed ones; `recursive` those in folders below, too; `flatten` lays
+    images that came with the set in place of computed ones, whose rule is `resize` (None: that of the set or of another
+    split in `out`, unless `overwrite`, else `newer`); `recursive` packs those in folders below, too; `flatten` lays
     transparent pixels over that colour. `processes`: see `pack_pool.packed_ahead`; a training process passes 1. Raises
     UserError for bad images (unless `on_error` is "skip"), for an `out` that holds something else (unless `overwrite`)
     or the images themselves (always), for a full disk.
@@ -140,8 +162,21 @@ def pack(
     done = {}
     for split, sources in by_split.items():
         folder = folders[split]
+        there = None if overwrite else _there([folder, *folders.values()])
+        packer, rule = _packer(recipe.kind, official_lr, resize, there)
         job = _SplitPacking(
-            recipe, split, folder, on_error, max_pixels, processes, shard_samples, shard_bytes, official_lr, flatten
+            recipe,
+            split,
+            folder,
+            on_error,
+            max_pixels,
+            processes,
+            shard_samples,
+            shard_bytes,
+            official_lr,
+            packer,
+            rule,
+            flatten,
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -159,6 +194,28 @@ def pack(
     return done
 
 
+def _there(folders: Iterable[Path]) -> Index | None:
+    """The first of these packed sets that there is and that can be read."""
+    for folder in folders:
+        with suppress(UserError):
+            return load_index(folder)
+    return None
+
+
+def _packer(kind: Kind, official_lr: bool, resize: ResizeRule | None, there: Index | None) -> tuple[int, ResizeRule]:
+    """The packer for a set, and the rule of its LR images; `there`: what is to be completed, or is beside it."""
+    if kind != "lr-hr":
+        return FIRST_PACKER, "newer"
+    rule: ResizeRule = resize or "newer"
+    if resize is None and there is not None and there.lr in get_args(ResizeRule):
+        rule = cast(ResizeRule, there.lr)
+    if official_lr:
+        first = there is not None and there.lr == "official" and there.notes.get("packer") == FIRST_PACKER
+    else:
+        first = rule == "exact"
+    return FIRST_PACKER if first else PACKER, rule
+
+
 def _pack_split(job: _SplitPacking, sources: list[Source], overwrite: bool) -> Index:
     folder = job.folder
     for leftover in (".shard-*.tar.*.tmp", "..shard-*.json.*.tmp", f".{INDEX_NAME}.*.tmp"):  # of a run that was killed
@@ -168,7 +225,8 @@ def _pack_split(job: _SplitPacking, sources: list[Source], overwrite: bool) -> I
         if complete is not None:
             remove_sidecars(folder)
             count = len(complete.samples)
-            say(f"{folder}: already holds {'this image' if count == 1 else f'these {count} images'}, nothing to do")
+            these = "this image" if count == 1 else f"these {count} images"
+            say(f"{folder}: already holds {these}{_lr_said(complete)}, nothing to do")
             return complete
         (folder / INDEX_NAME).unlink(missing_ok=True)  # first: without it nobody takes the rest for whole
         remove(folder.glob("shard-*.tar"))
@@ -203,7 +261,7 @@ def _pack_split(job: _SplitPacking, sources: list[Source], overwrite: bool) -> I
 
 def _outcomes(job: _SplitPacking, sources: list[Source], first: int, progress: Progress) -> Generator[PackedSource]:
     """What becomes of the sources from position `first` on, in order."""
-    with closing(packed_ahead(sources[first:], job.kind, job.max_pixels, job.processes)) as made:
+    with closing(packed_ahead(sources[first:], job.kind, job.max_pixels, job.processes, job.form)) as made:
         for position, packed in enumerate(made, first):
             if isinstance(packed, UserError):
                 if job.on_error == "stop":
@@ -301,6 +359,8 @@ def _complete(job: _SplitPacking, sources: list[Source]) -> Index | None:
     same = (index.recipe, index.split, index.kind) == (job.recipe.name, job.split, job.kind)
     if not same or index.notes != _notes(job, sources, [source_digest(source) for source in sources]):
         what = "the same recipe with other images or another version" if same else _title(index.recipe, index.split)
+        if same and index.lr != job.lr:
+            what = f"the same recipe with LR images of rule {index.lr}, not {job.lr}"
         raise UserError(
             f"{job.folder}: holds another data set, {what}; choose another --out, or replace it with --overwrite"
         )
@@ -315,9 +375,11 @@ def _notes(job: _SplitPacking, sources: list[Source], digests: list[Digest]) -> 
     listing: list[Any] = list(digests)
     if job.kind == "unpaired":  # a digest does not say which side its image is on
         listing = [(*source.roles, *listed) for source, listed in zip(sources, digests, strict=True)]
-    notes: dict[str, Any] = {"packer": PACKER}
+    notes: dict[str, Any] = {"packer": job.packer}
     if job.kind == "lr-hr":
-        notes["resize"] = "official" if job.official_lr else "MATLAB bicubic, antialiased, rounded half up"
+        each = "" if job.resize == "exact" else " after each pass"
+        notes["resize"] = "official" if job.official_lr else f"MATLAB bicubic, antialiased, rounded half up{each}"
+        notes |= job.resized()
     notes |= job.flattened()
     notes["sources_sha256"] = hashlib.sha256(json.dumps(listing, ensure_ascii=False).encode()).hexdigest()
     return notes
@@ -335,12 +397,16 @@ def _title(recipe: str, split: str) -> str:
     return recipe if split == UNSPLIT else f"{recipe}/{split}"
 
 
+def _lr_said(index: Index) -> str:
+    return f", LR images {index.lr}" if index.lr else ""
+
+
 def _report(index: Index, folder: Path, kept: int, seconds: float) -> None:
     size = sum(shard.length for shard in index.shards) / 1e6
     again = f" ({kept} of them by an earlier run)" if kept else ""
     say(
         f"{folder}: {plural(len(index.samples), 'image')}{again}, shards: {len(index.shards)}, {size:.1f} MB, "
-        f"{seconds:.1f} s; licence: {index.licence}"
+        f"{seconds:.1f} s{_lr_said(index)}; licence: {index.licence}"
     )
     if index.skipped:
         were = "was" if len(index.skipped) == 1 else "were"

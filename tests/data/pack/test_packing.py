@@ -53,7 +53,7 @@ def packed(source: Path, out: Path, **options: object) -> dict[str, bytes]:
 
 
 def reference_lr(hr: np.ndarray, scale: int) -> np.ndarray:
-    """MATLAB's imresize(hr, 1/scale) with dense float64 matrices, rounded half up."""
+    """MATLAB's imresize(hr, 1/scale) with dense float64 matrices, rounded half up after each axis."""
 
     def matrix(length: int) -> np.ndarray:
         centres = (np.arange(length // scale) + 0.5) * scale - 0.5
@@ -68,8 +68,10 @@ def reference_lr(hr: np.ndarray, scale: int) -> np.ndarray:
         return dense
 
     height, width = (length - length % scale for length in hr.shape[:2])
-    exact = np.einsum("ij,jkc,lk->ilc", matrix(height), hr[:height, :width].astype(np.float64), matrix(width))
-    return np.floor(exact.clip(0, 255) + 0.5 + 1e-9).astype(np.uint8)
+    rows = np.einsum("ij,jkc->ikc", matrix(height), hr[:height, :width].astype(np.float64))
+    rounded = np.floor(rows.clip(0, 255) + 0.5 + 1e-9)
+    both = np.einsum("lk,ikc->ilc", matrix(width), rounded)
+    return np.floor(both.clip(0, 255) + 0.5 + 1e-9).astype(np.uint8)
 
 
 def test_webdataset_reads_equal_pixels(source: Path, tmp_path: Path) -> None:

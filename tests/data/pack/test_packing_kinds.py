@@ -251,7 +251,7 @@ def test_official_lr_images_are_taken_as_they_are(tmp_path: Path) -> None:
         pack(OFFICIAL, root, out)
     pack(OFFICIAL, root, tmp_path / "computed")
     index = load_index(tmp_path / "computed")
-    assert (index.scales, index.notes["resize"]) == ((2, 3, 4), "MATLAB bicubic, antialiased, rounded half up")
+    assert (index.scales, index.lr) == ((2, 3, 4), "newer")
 
 
 def test_an_official_image_that_is_no_8_bit_rgb_png_becomes_one(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_transparent_images_need_a_colour(recipe: Recipe, tmp_path: Path) -> Non
 def test_a_colour_that_nobody_gave_is_in_no_index(tmp_path: Path) -> None:
     save(tmp_path / "in" / "1.png", 1)
     pack(FOLDER, tmp_path / "in", tmp_path / "out", processes=1)
-    assert set(load_index(tmp_path / "out").notes) == {"packer", "resize", "sources_sha256"}
+    assert set(load_index(tmp_path / "out").notes) == {"packer", "resize", "lr", "sources_sha256"}
 
 
 def test_lr_images_of_the_names_of_their_hr(tmp_path: Path) -> None:
