@@ -74,6 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if skipped:
         warn(f"{plural(len(skipped), 'image')} {'was' if len(skipped) == 1 else 'were'} skipped: {', '.join(skipped)}")
+    gray = images.taken_as_gray(arguments.rule)
     if arguments.json:
         report = {
             **result.metrics,
@@ -84,12 +85,16 @@ def _run(arguments: argparse.Namespace) -> int:
             "bicubic": result.bicubic,
             "model": model,
             "data": str(arguments.data),
+            "lr": images.lr,
+            "gray": gray,
         }
         if arguments.on_error == "skip":
             report["skipped"] = skipped
         out.out(json.dumps(report, allow_nan=False), highlight=False)
     else:
-        title = f"{model} on {arguments.data}, x{scale}, rule {arguments.rule}"
+        title = f"{model} on {arguments.data}, x{scale}, rule {arguments.rule}, LR images {images.lr}"
+        if gray:
+            title += f", taken as gray: {', '.join(gray)}"
         out.print(title, markup=False, emoji=False, soft_wrap=True)
         out.print(_table(result))
         first = SR_METRICS[0].name
@@ -114,7 +119,8 @@ def _parser() -> argparse.ArgumentParser:
         "--rule",
         choices=("pisr", "matlab"),
         default="pisr",
-        help="pisr (default): the output is rounded to 8 bits, the reference is not; matlab: both are",
+        help="pisr (default): the output is rounded to 8 bits, the reference is not, gray images are made RGB; matlab: "
+        "both are rounded, gray images are taken as they are",
     )
     translation = parser.add_argument_group("translation", "by default as the run was configured")
     translation.add_argument("--size", type=whole, help="side that test images are resized to, pixels")
@@ -240,6 +246,7 @@ def _evaluate_share(
 ) -> tuple[list[ImageRow], list[ImageRow], list[str]]:
     """This rank's rows, bicubic's of the same images (unless it is what is evaluated), and the images it skipped."""
     from hpcdistill.data.outputs import save_image
+    from hpcdistill.metrics.psnr_ssim import gray_as_it_is
     from hpcdistill.metrics.sample_grid import colourise
     from hpcdistill.metrics.shared_work import shared_work
     from hpcdistill.metrics.sr_evaluation import (
@@ -266,7 +273,8 @@ def _evaluate_share(
             watchdog.progress()
             try:
                 name, hr, lr = images[number]
-                row, output = evaluate_image(network, name, hr, lr, scale, arguments.rule, device)
+                gray = images.is_gray(number)
+                row, output = evaluate_image(network, name, hr, lr, scale, arguments.rule, device, gray=gray)
             except UnusableImageError as error:
                 if arguments.on_error == "stop":
                     raise
@@ -275,9 +283,11 @@ def _evaluate_share(
                 continue
             rows.append(row)
             if upsampler is not None:
-                bicubic.append(evaluate_image(upsampler, name, hr, lr, scale, arguments.rule, device)[0])
+                beside, _ = evaluate_image(upsampler, name, hr, lr, scale, arguments.rule, device, gray=gray)
+                bicubic.append(beside)
             if arguments.save_images:
-                save_image(arguments.save_images, name, colourise(output[0], lr, scale))
+                as_it_is = gray_as_it_is(arguments.rule, gray)
+                save_image(arguments.save_images, name, colourise(output[0], lr, scale, as_it_is))
     return rows, bicubic, skipped
 
 

@@ -121,6 +121,28 @@ def test_a_network_is_shown_beside_bicubic(images: Path, run: Path, capsys: pyte
     assert "below" not in capsys.readouterr().err
 
 
+def test_how_lr_was_made_and_what_is_gray_are_said(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "set").mkdir()
+    gray = noise(40, 48, 0)[..., 0]
+    Image.fromarray(gray).save(tmp_path / "set" / "bridge.png")
+    Image.fromarray(noise(40, 48, 1)).save(tmp_path / "set" / "other.png")
+    arguments = [str(run), "--data", str(tmp_path / "set"), "--rule"]
+    main([*arguments, "matlab", "--json", "--save-images", str(tmp_path / "out")])
+    report = printed(capsys)
+    assert (report["lr"], report["gray"]) == ("newer", ["bridge"])
+    saved = np.asarray(Image.open(tmp_path / "out" / "bridge.png"))
+    assert (saved == saved[..., :1]).all()
+    main([*arguments, "matlab"])
+    assert "rule matlab, LR images newer, taken as gray: bridge\n" in capsys.readouterr().out
+    main([*arguments, "pisr", "--json"])
+    report = printed(capsys)
+    assert (report["lr"], report["gray"]) == ("newer", [])
+    main([*arguments, "pisr"])
+    assert "rule pisr, LR images newer\n" in capsys.readouterr().out
+
+
 def test_images_are_saved(images: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "out" / "sr"
     main([str(run), "--data", str(images), "--json", "--save-images", str(folder)])

@@ -12,4 +12,9 @@ from hpcdistill.metrics.sr_evaluation import SRImages, evaluate_image, evaluatin
 def evaluate_sr(generator: nn.Module, images: SRImages, scale: int, rule: Rule = "pisr") -> SetResult:
     """Every image at full size, one after the other."""
     with evaluating(generator) as network:
-        return summarise([evaluate_image(network, name, hr, lr, scale, rule)[0] for name, hr, lr in images])
+        return summarise(
+            [
+                evaluate_image(network, name, hr, lr, scale, rule, gray=images.is_gray(index))[0]
+                for index, (name, hr, lr) in enumerate(images)
+            ]
+        )

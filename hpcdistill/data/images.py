@@ -105,16 +105,22 @@ def carries_alpha(content: bytes) -> bool:
         return _has_alpha(image)
 
 
-def is_gray(content: bytes) -> bool:
-    """True when the image file that `content` holds stores one channel of gray, with or without alpha.
+def is_gray(source: Path | bytes) -> bool:
+    """True when an image file, or the content of one, stores one channel of gray, with or without alpha.
 
-    An RGB file of equal channels is none: MATLAB's code for super-resolution goes by what the file stores. Of a PNG its
-    first 26 bytes will do. `read_rgb` has to take the image.
+    An RGB file of equal channels is none: MATLAB's code for super-resolution goes by what the file stores. Only the
+    header is read; of a PNG's content the first 26 bytes will do. False for what is no image: reading it says why.
     """
-    if content[:8] == _PNG_SIGNATURE:
-        return content[25] in (0, 4)  # colour type: gray, gray with alpha
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        return image.mode in ("1", "L", "LA", "La")
+    try:
+        with open(source, "rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+            head = file.read(26)
+            if head[:8] == _PNG_SIGNATURE:
+                return head[25:] in (b"\x00", b"\x04")  # colour type: gray, gray with alpha
+            file.seek(0)
+            with Image.open(file, formats=_FORMATS) as image:
+                return image.mode in ("1", "L", "LA", "La")
+    except _DAMAGED:
+        return False
 
 
 def read_packed(content: bytes, size: tuple[int, int], name: str, remedy: str) -> NDArray[np.uint8]:

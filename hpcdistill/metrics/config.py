@@ -21,7 +21,9 @@ class EvalConfig(Section):
         None, description="the data.eval set whose PSNR (lr-hr) or FID chooses the best weights; unset = first"
     )
     rule: Literal["pisr", "matlab"] = Field(
-        "pisr", description="lr-hr: pisr: the output is rounded to 8 bits, the reference is not; matlab: both are"
+        "pisr",
+        description="lr-hr: pisr: the output is rounded to 8 bits, the reference is not, gray images are made RGB; "
+        "matlab: both are rounded, gray images are taken as they are",
     )
     size: int | None = Field(
         None,

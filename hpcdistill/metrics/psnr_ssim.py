@@ -1,13 +1,16 @@
 """PSNR and SSIM on luma, as super-resolution papers report them (`dssd.md`, section 4).
 
 Luma is Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255 for R, G, B in 0..255; `scale` pixels of border are left out.
-Two rules are in use. They differ in what is rounded to 8 bits, by 0.03 dB at 37 dB, so a number needs its rule:
+Two rules are in use, so a number needs its rule. They differ in what is rounded to 8 bits, by 0.03 dB at 37 dB, and in
+what a gray file is, which moves Set14 (one of its 14 files is gray) by 0.09 dB with bicubic enlargement:
 
-- "pisr": the network's output is clamped and rounded, the reference's luma is not rounded;
-- "matlab": both are rounded.
+- "pisr": the network's output is clamped and rounded, the reference's luma is not rounded; a gray image is made RGB and
+  then luma, so that its 0..255 becomes 16..235;
+- "matlab": both are rounded; a gray image is taken as it is. Bicubic's printed numbers are made so.
 
 What is rounded of the output is what the network makes: its luma for a network of one channel; its RGB for one of
-three, whose luma is then rounded again under "matlab" only (`rgb2ycbcr` of an 8-bit image gives 8 bits).
+three, whose luma is then rounded again under "matlab" only (`rgb2ycbcr` of an 8-bit image gives 8 bits). Beside a gray
+image taken as it is, the luma of an RGB output has the range 0..255 too (`rgb2gray`).
 """
 
 from __future__ import annotations
@@ -31,11 +34,12 @@ C2 = (0.03 * PEAK) ** 2
 _STRIP_PIXELS, _STRIP_ROWS = 1 << 14, 24  # a dozen float64 maps of it lie in a core's second-level cache
 
 
-def luma_pair(output: Tensor, reference: Tensor, scale: int, rule: Rule) -> tuple[Tensor, Tensor]:
+def luma_pair(output: Tensor, reference: Tensor, scale: int, rule: Rule, gray: bool = False) -> tuple[Tensor, Tensor]:
     """The two luma images that a rule compares, `[..., H - 2 scale, W - 2 scale]` float64 in 0..255.
 
     `output` is the network's `[..., c, H, W]`, nominally in [0, 1], luma (c = 1) or RGB (c = 3), neither clamped nor
-    rounded; `reference` is the HR image `[..., 3, H, W]`, uint8. Raises UserError when nothing is left of the image.
+    rounded; `reference` is the HR image `[..., 3, H, W]`, uint8. `gray`: its file stores gray, which counts under
+    "matlab" (see `gray_as_it_is`). Raises UserError when nothing is left of the image.
     """
     if output.shape[-2:] != reference.shape[-2:]:
         raise ValueError(f"the output is {list(output.shape[-2:])}, the reference {list(reference.shape[-2:])}")
@@ -45,16 +49,26 @@ def luma_pair(output: Tensor, reference: Tensor, scale: int, rule: Rule) -> tupl
     # Shaved first: the border is neither converted nor filtered.
     output = shave(output, scale).double().mul(PEAK).clamp_(0.0, PEAK).round_()
     reference = shave(reference, scale)
-    produced = output.squeeze(-3) if output.shape[-3] == 1 else luma_255(output)
-    expected = luma_255(reference)
+    full = gray_as_it_is(rule, gray)
+    produced = output.squeeze(-3) if output.shape[-3] == 1 else luma_255(output, full)
+    expected = luma_255(reference, full)
     if rule == "matlab":
         produced, expected = produced.round(), expected.round()
     return produced, expected
 
 
-def luma_255(rgb: Tensor) -> Tensor:
-    """`[..., 3, H, W]` RGB in 0..255, any dtype, to unrounded `[..., H, W]` float64 luma in 16..235."""
-    return luma(rgb.double() / PEAK).squeeze(-3) * PEAK
+def gray_as_it_is(rule: Rule, gray: bool) -> bool:
+    """Whether an image, whose file stores gray or not, is its own luma in 0..255: what networks get and are held to."""
+    return rule == "matlab" and gray
+
+
+def luma_255(rgb: Tensor, full: bool = False) -> Tensor:
+    """`[..., 3, H, W]` RGB in 0..255, any dtype, to unrounded `[..., H, W]` float64 luma in 16..235, `full`: in 0..255.
+
+    Of equal channels the full luma is their value to 1e-13, and so the same once it is rounded.
+    """
+    studio = luma(rgb.double() / PEAK).squeeze(-3) * PEAK
+    return (studio - 16) * (255 / 219) if full else studio
 
 
 def shave(images: Tensor, border: int) -> Tensor:

@@ -111,12 +111,19 @@ class SRRunEvaluator:
 
     def protocol(self) -> dict[str, Any]:
         """What result.json says about how the numbers were made."""
+        gray = {
+            name: taken
+            for name, images in self.evaluator.test_sets.items()
+            if (taken := images.taken_as_gray(self.config.rule))
+        }
         return {
             "metric": "PSNR (dB) and SSIM on luma, border of `scale` pixels shaved, mean over images",
             "rule": self.config.rule,
             "scale": self.evaluator.scale,
             "selects": self.selects,
             "test_sets": {name: len(images) for name, images in self.evaluator.test_sets.items()},
+            "lr": {name: images.lr for name, images in self.evaluator.test_sets.items()},
+            **({"gray": gray} if gray else {}),
         }
 
     def _picture(self, generator: nn.Module, stop: Callable[[], bool]) -> Image:

@@ -23,14 +23,14 @@ _PAPER, _INK = (255, 255, 255), (20, 20, 20)
 _FONT_SIZE, _LABEL_HEIGHT, _GAP = 12, 18, 4
 
 
-def colourise(sr: Tensor, lr: Image, scale: int) -> Image:
+def colourise(sr: Tensor, lr: Image, scale: int, gray: bool = False) -> Image:
     """An 8-bit RGB image of a generator's output `[c, H, W]` in [0, 1]; values outside are clamped.
 
     Luma (c = 1) gets the chroma of the bicubically enlarged `lr` `[H/s, W/s, 3]`, as papers make their figures;
-    RGB (c = 3) is only rounded.
+    RGB (c = 3) is only rounded, and so is what was made of a `gray` image taken as it is.
     """
-    if sr.shape[-3] == 3:
-        return _eight_bits(sr.float())
+    if sr.shape[-3] == 3 or gray:
+        return _eight_bits(sr.float().expand(3, -1, -1))
     enlarged = upsample(_planes(lr), scale).double().numpy()
     chroma = np.tensordot(_FROM_RGB[1:], enlarged, axes=1)
     ycc = np.concatenate([sr.detach().cpu().double().numpy() * 255 - _OFFSETS[0], chroma])
@@ -49,7 +49,7 @@ def sample_row(pair: ImagePair, output: Tensor, scale: int, side: int = 96) -> d
     """
     hr, lr = (np.ascontiguousarray(image[0].cpu().numpy().transpose(1, 2, 0)) for image in (pair.hr, pair.lr))
     top, left, height, width = busiest_crop(hr, side)
-    pictures = {"bicubic": bicubic_image(lr, scale), "SR": colourise(output[0], lr, scale), "HR": hr}
+    pictures = {"bicubic": bicubic_image(lr, scale), "SR": colourise(output[0], lr, scale, pair.gray), "HR": hr}
     return {label: picture[top : top + height, left : left + width] for label, picture in pictures.items()}
 
 

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from hpcdistill.console import warn
 from hpcdistill.data.folders import SUFFIXES, beside, left_out
-from hpcdistill.data.images import Colour, read_rgb
+from hpcdistill.data.images import Colour, is_gray, read_rgb
 from hpcdistill.data.index import INDEX_NAME, Index, Sample, load_index
 from hpcdistill.data.read.cache import check_member
 from hpcdistill.data.test_sets import hr_files
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.base import PSNR_CAP, SR_METRICS, ImageRow, SetResult, means
-from hpcdistill.metrics.psnr_ssim import Rule, luma_pair
+from hpcdistill.metrics.psnr_ssim import Rule, gray_as_it_is, luma_pair
 from hpcdistill.ops.bicubic import downsample_uint8, upsample
 from hpcdistill.ops.colour import luma
+from hpcdistill.ops.downsampling import ResizeRule
 from hpcdistill.training.evaluation import never, until_stopped
 
 Image = NDArray[np.uint8]  # [H, W, 3] RGB
@@ -42,11 +43,13 @@ def summarise(rows: Sequence[ImageRow]) -> SetResult:
 class SRImages(Sequence[tuple[str, Image, Image]]):
     """The images of a test set, read when asked for: (name, hr `[H, W, 3]`, lr `[H/s, W/s, 3]`), uint8 RGB.
 
-    HR is cropped to a multiple of s (bottom and right). Raises UserError for an image that cannot be read.
+    HR is cropped to a multiple of s (bottom and right). Raises UserError for an image that cannot be read. `lr`: how LR
+    was made, as `Index.lr`.
     """
 
-    def __init__(self, path: Path, scale: int, names: Sequence[str]) -> None:
+    def __init__(self, path: Path, scale: int, names: Sequence[str], lr: str) -> None:
         self.path = path
+        self.lr = lr
         self.scale = scale
         self.names = tuple(names)
 
@@ -65,9 +68,21 @@ class SRImages(Sequence[tuple[str, Image, Image]]):
         """The image at `index` in 0 .. len - 1."""
         raise NotImplementedError
 
+    def is_gray(self, index: int) -> bool:
+        """Whether the file of that image stores gray: see `psnr_ssim`. Reads no more than its header."""
+        raise NotImplementedError
+
+    def taken_as_gray(self, rule: Rule) -> list[str]:
+        """The names of the images that the rule takes as they are because their files store gray."""
+        if not gray_as_it_is(rule, True):
+            return []
+        return [name for index, name in enumerate(self.names) if self.is_gray(index)]
+
 
 class FolderTestSet(SRImages):
-    """A folder of HR images; LR is computed as MATLAB's `imresize` does, and rounded to 8 bits."""
+    """A folder of HR images; LR is computed as MATLAB's `imresize` does."""
+
+    RULE: ResizeRule = "newer"
 
     def __init__(self, path: Path, scale: int, background: Colour | None = None) -> None:
         self._files = hr_files(path)
@@ -79,7 +94,10 @@ class FolderTestSet(SRImages):
         # Set14 holds ppt3.png, another copy ppt3.bmp: only names that clash keep their suffix.
         stems = [file.stem for file in self._files]
         names = [file.name if stems.count(file.stem) > 1 else file.stem for file in self._files]
-        super().__init__(path, scale, names)
+        super().__init__(path, scale, names, self.RULE)
+
+    def is_gray(self, index: int) -> bool:
+        return is_gray(self._files[index])
 
     def read(self, index: int) -> tuple[str, Image, Image]:
         file = self._files[index]
@@ -87,11 +105,14 @@ class FolderTestSet(SRImages):
             hr = _cropped(read_rgb(file, str(file), background=self._background), self.scale, str(file))
         except UserError as error:
             raise UnusableImageError(str(error)) from None
-        return self.names[index], hr, downsample_uint8(hr, self.scale)
+        return self.names[index], hr, downsample_uint8(hr, self.scale, self.RULE)
 
 
 class PackedTestSet(SRImages):
-    """A packed data set's samples with their stored LR; see `data.index`."""
+    """A packed data set's samples with their stored LR; see `data.index`.
+
+    Sets packed before LR images had rules hold every HR as RGB: of them none is known to be gray.
+    """
 
     def __init__(self, path: Path, scale: int) -> None:
         self._index: Index = load_index(path)
@@ -102,7 +123,8 @@ class PackedTestSet(SRImages):
             raise UserError(f"{path}: packed for {scales}, not for x{scale}; evaluate a folder of HR images instead")
         if not self._index.samples:
             raise UserError(f"{path}: holds no images; pack the data set again")
-        super().__init__(path, scale, [Path(sample.source).stem or sample.key for sample in self._index.samples])
+        names = [Path(sample.source).stem or sample.key for sample in self._index.samples]
+        super().__init__(path, scale, names, self._index.lr or "unknown")
         if len(set(self.names)) < len(self.names):
             self.names = tuple(sample.key for sample in self._index.samples)
 
@@ -118,7 +140,15 @@ class PackedTestSet(SRImages):
             )
         return self.names[index], hr[:height, :width], lr
 
+    def is_gray(self, index: int) -> bool:
+        return is_gray(self._content(self._index.samples[index], "hr.png", 26))
+
     def _member(self, sample: Sample, suffix: str) -> Image:
+        shard = self._index.shards[sample.shard].name
+        return read_rgb(self._content(sample, suffix), f"{shard}/{sample.key}.{suffix}")
+
+    def _content(self, sample: Sample, suffix: str, most: int | None = None) -> bytes:
+        """The member, or its first `most` bytes."""
         place = sample.members.get(suffix)
         if place is None:
             raise UserError(f"{self.path}: {sample.key} has no {suffix}; pack the data set again")
@@ -128,10 +158,11 @@ class PackedTestSet(SRImages):
             raise UserError(f"{shard}: no such shard, although {INDEX_NAME} names it; copy or pack the data set again")
         with open(shard, "rb") as file:
             file.seek(place.offset)
-            content = file.read(place.length)
-        if len(content) != place.length:
+            length = place.length if most is None else min(place.length, most)
+            content = file.read(length)
+        if len(content) != length:
             raise UserError(f"{shard}: shorter than {INDEX_NAME} says; copy or pack the data set again")
-        return read_rgb(content, f"{shard.name}/{sample.key}.{suffix}")
+        return content
 
 
 def load_test_set(path: Path | str, scale: int, background: Colour | None = None) -> SRImages:
@@ -185,14 +216,15 @@ def evaluate_image(
     rule: Rule,
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
+    gray: bool = False,
 ) -> tuple[ImageRow, Tensor]:
     """One image's row and the output `[1, c, H, W]` it was computed from; call it inside `evaluating`.
 
     The generator says what it takes ("lr" or "hr") and its channels (1: luma, 3: RGB, in [0, 1]); it is on `device`.
-    See `luma_pair` for the rules. `autocast`: run it in this half precision. UnusableImageError for an image that is
-    too small, UserError for an output that is not finite.
+    See `luma_pair` for the rules. `autocast`: run it in this half precision. `gray`: as `SRImages.is_gray` says of it.
+    UnusableImageError for an image that is too small, UserError for an output that is not finite.
     """
-    pair = _as_tensors(hr, lr, device)
+    pair = _as_tensors(hr, lr, device, gray_as_it_is(rule, gray))
     output = super_resolve(generator, pair, autocast)
     return _row(name, pair, output, scale, rule), output
 
@@ -220,6 +252,7 @@ class ImagePair:
 
     hr: Tensor
     lr: Tensor
+    gray: bool = False  # of three equal channels, each of which is its luma as it is (`gray_as_it_is`)
 
 
 def super_resolve(generator: nn.Module, pair: ImagePair, autocast: torch.dtype | None = None) -> Tensor:
@@ -228,7 +261,7 @@ def super_resolve(generator: nn.Module, pair: ImagePair, autocast: torch.dtype |
     source: Tensor = pair.lr if generator.takes == "lr" else pair.hr
     image = source.float() / 255
     if _channels(generator) == 1:
-        image = luma(image)
+        image = image[:, :1] if pair.gray else luma(image)
     with torch.autocast(source.device.type, dtype=autocast, enabled=autocast is not None):
         output: Tensor = generator(image)
     if output.shape[-2:] != pair.hr.shape[-2:]:
@@ -272,8 +305,10 @@ class SREvaluator:
         """One image on the CPU, from memory after the first time."""
         key = (test_set, index)
         if key not in self._pairs:
-            _, hr, lr = self.test_sets[test_set].read(index)
-            self._pairs[key] = _as_tensors(hr, lr, "cpu")
+            images = self.test_sets[test_set]
+            _, hr, lr = images.read(index)
+            gray = gray_as_it_is(self.rule, True) and images.is_gray(index)
+            self._pairs[key] = _as_tensors(hr, lr, "cpu", gray)
         return self._pairs[key]
 
     def evaluate(
@@ -338,12 +373,12 @@ class SREvaluator:
 
     def _on_device(self, test_set: str, index: int) -> ImagePair:
         pair = self.pair(test_set, index)
-        return ImagePair(pair.hr.to(self.device), pair.lr.to(self.device))
+        return ImagePair(pair.hr.to(self.device), pair.lr.to(self.device), pair.gray)
 
 
 def _row(name: str, pair: ImagePair, output: Tensor, scale: int, rule: Rule) -> ImageRow:
     try:
-        produced, expected = luma_pair(output[0], pair.hr[0], scale, rule)
+        produced, expected = luma_pair(output[0], pair.hr[0], scale, rule, pair.gray)
         # One transfer from the device an image.
         values = torch.stack([metric.compute(produced, expected) for metric in SR_METRICS]).tolist()
     except UserError as error:
@@ -355,9 +390,9 @@ def _row(name: str, pair: ImagePair, output: Tensor, scale: int, rule: Rule) -> 
     }
 
 
-def _as_tensors(hr: Image, lr: Image, device: torch.device | str) -> ImagePair:
-    planes = (torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(device) for image in (hr, lr))
-    return ImagePair(*planes)
+def _as_tensors(hr: Image, lr: Image, device: torch.device | str, gray: bool) -> ImagePair:
+    planes = [torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(device) for image in (hr, lr)]
+    return ImagePair(planes[0], planes[1], gray)
 
 
 def _channels(generator: nn.Module) -> int:

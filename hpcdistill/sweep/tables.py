@@ -217,11 +217,23 @@ def _described(results: Iterable[Mapping[str, Any]]) -> list[str]:
     for result in results:
         protocol = result.get("protocol") or {}
         sets = protocol.get("test_sets") or {}
-        known = ", ".join(f"{name} {protocol[name]}" for name in ("rule", "scale") if name in protocol)
+        known = ", ".join(
+            [f"{name} {protocol[name]}" for name in ("rule", "scale") if name in protocol] + _lr(protocol)
+        )
         said = protocol.get("note") or "; ".join(filter(None, (str(protocol.get("metric", "")), known)))
         images = found.setdefault(str(said) or "nothing was measured", {})
         images.update({f"{name} ({plural(count, 'image')})": None for name, count in sets.items()})
     return [f"{said}; {', '.join(images)}" if images else said for said, images in found.items()]
+
+
+def _lr(protocol: Mapping[str, Any]) -> list[str]:
+    """How a run's LR images were made, and which it took as gray; nothing where an earlier version did not say."""
+    said = []
+    if rules := sorted({str(rule) for rule in (protocol.get("lr") or {}).values()}):
+        said.append(f"LR images {' and '.join(rules)}")
+    if names := [str(name) for taken in (protocol.get("gray") or {}).values() for name in taken or ()]:
+        said.append(f"taken as gray: {', '.join(dict.fromkeys(names))}")
+    return said
 
 
 def _trial(

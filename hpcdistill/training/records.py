@@ -119,6 +119,6 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(("steps", "batch_size", "images", "seed", "processes"), int),
     **dict.fromkeys(("seconds", "images_per_second"), (int, float)),
 }
-_PROTOCOL: dict[str, type] = {"test_sets": dict, "selects": str, "note": str}
+_PROTOCOL: dict[str, type] = {"test_sets": dict, "selects": str, "note": str, "lr": dict, "gray": dict}
 _RESULT: TypeAdapter[dict[str, Any]] = TypeAdapter(Annotated[Any, AfterValidator(_checked_result)])
 _ENVIRONMENT: TypeAdapter[dict[str, Any]] = TypeAdapter(Annotated[Any, AfterValidator(_checked_environment)])

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from whole_set import evaluate_sr
 
 from hpcdistill.data.index import Index, Member, Sample, Shard
+from hpcdistill.data.pack.packing import pack
+from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.psnr_ssim import Rule
 from hpcdistill.metrics.sr_evaluation import (
@@ -265,6 +267,76 @@ def test_evaluation_by_hand(tmp_path: Path, rule: Rule, channels: int) -> None:
     assert result.metrics["ssim"] == pytest.approx(np.mean([row["ssim"] for row in result.per_image]), abs=1e-12)
 
 
+@pytest.fixture
+def gray(tmp_path: Path) -> Path:
+    """A gray file, and the same pixels as RGB of equal channels."""
+    (tmp_path / "gray").mkdir()
+    pixels = picture(40, 60, 3)[..., 0]
+    Image.fromarray(pixels).save(tmp_path / "gray" / "a.png")
+    Image.fromarray(pixels).convert("RGB").save(tmp_path / "gray" / "b.png")
+    return tmp_path / "gray"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gray_image_by_hand(gray: Path, channels: int) -> None:
+    """`matlab`: it is its own luma. `pisr`, and RGB of the same pixels by either: 16 + 219/255 of it."""
+    pixels = np.asarray(Image.open(gray / "a.png")).astype(np.float64)
+    images = load_test_set(gray, 2)
+    small = images[0][2][..., 0].astype(np.float64)
+    for rule in ("matlab", "pisr"):
+        generator = Stub(2, channels, "lr", nearest(2))
+        result = evaluate_sr(generator, images, 2, rule)
+        for row, given in zip(result.per_image, generator.given, strict=True):
+            full = rule == "matlab" and row["name"] == "a"
+            lr, hr = ((image if full else 16 + image * 219 / 255) for image in (small, pixels))
+            fed = lr if channels == 1 else small
+            assert np.allclose(given[0, 0].numpy() * 255, fed, atol=1e-4)
+            output = lr.repeat(2, 0).repeat(2, 1)
+            if rule == "matlab":
+                output, hr = np.round(output), np.round(hr)
+            elif channels == 1:
+                output = np.round(output)
+            expected = peak_signal_noise_ratio(hr[2:-2, 2:-2], output[2:-2, 2:-2], data_range=255)
+            assert row["psnr"] == pytest.approx(expected, abs=1e-4)
+    assert images.taken_as_gray("matlab") == ["a"]
+
+
+def test_an_rgb_output_beside_a_gray_image(gray: Path) -> None:
+    """Its luma is MATLAB's rgb2gray: 0.299 R + 0.587 G + 0.114 B over the whole range."""
+    images = load_test_set(gray, 2)
+    tint = torch.tensor([30.0, -20.0, 10.0])[:, None, None] / 255
+    result = evaluate_sr(Stub(2, 3, "lr", lambda image: nearest(2)(image) * 0 + 0.5 + tint), images, 2, "matlab")
+    level = np.round(0.299 * 158 + 0.587 * 108 + 0.114 * 138)  # 127.5 + tint, each channel rounded half to even
+    reference = np.asarray(Image.open(gray / "a.png")).astype(np.float64)[2:-2, 2:-2]
+    expected = peak_signal_noise_ratio(reference, np.full_like(reference, level), data_range=255)
+    assert result.per_image[0]["psnr"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["pisr", "matlab"])
+def test_a_packed_gray_image_is_the_folder_s(gray: Path, tmp_path: Path, rule: Rule) -> None:
+    pack(load_recipe("folder"), gray, tmp_path / "packed", processes=1)
+    folder, packed = load_test_set(gray, 3), load_test_set(tmp_path / "packed", 3)
+    assert packed.taken_as_gray(rule) == folder.taken_as_gray(rule) == ["a"] * (rule == "matlab")
+    assert (packed.lr, folder.lr) == ("newer", "newer")
+    results = [evaluate_sr(bicubic_upsampler(3), images, 3, rule) for images in (folder, packed)]
+    assert results[0] == results[1]
+    evaluator = SREvaluator({"set": tmp_path / "packed"}, 3, 1, rule)
+    assert evaluator.result("set", evaluator.bicubic()["set"]) == results[1]
+
+
+def test_an_earlier_set_does_not_know_what_was_gray(gray: Path, tmp_path: Path) -> None:
+    """Its numbers stay what they were: of RGB, and of the LR images that are in it."""
+    pack(load_recipe("folder"), gray, tmp_path / "packed", processes=1, resize="exact")
+    images = load_test_set(tmp_path / "packed", 4)
+    assert images.lr == "exact"
+    assert images.taken_as_gray("matlab") == []
+    rows = evaluate_sr(bicubic_upsampler(4), images, 4, "matlab").per_image
+    assert rows[0]["psnr"] == rows[1]["psnr"]
+    _, hr, lr = images[0]
+    assert np.array_equal(lr, downsample_uint8(hr, 4, "exact"))
+    assert not np.array_equal(lr, downsample_uint8(hr, 4))
+
+
 def test_a_teacher_is_fed_with_hr_and_equal_images_are_capped(tmp_path: Path) -> None:
     folder = write_images(tmp_path, {"a.png": (40, 60)})
     generator = Stub(4, 1, "hr", lambda image: image)
@@ -368,12 +440,27 @@ def test_samples(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "scale"), PUBLISHED)
 def test_bicubic_gives_the_published_numbers(test_data: Path, name: str, scale: int) -> None:
+    """They are MATLAB's: by that rule, which takes Set14's gray image as it is."""
     psnr, ssim = PUBLISHED[name, scale]
-    result = evaluate_sr(bicubic_upsampler(scale), load_test_set(test_data / "sr_test" / name, scale), scale)
+    result = evaluate_sr(bicubic_upsampler(scale), load_test_set(test_data / "sr_test" / name, scale), scale, "matlab")
     assert result.images == {"Set5": 5, "Set14": 14, "B100": 100}[name]
-    # Copies of Set14 differ in one or two images; see dssd.md.
-    assert result.metrics["psnr"] == pytest.approx(psnr, abs=0.1 if name == "Set14" else 0.03)
+    assert result.metrics["psnr"] == pytest.approx(psnr, abs=0.03)
     assert result.metrics["ssim"] == pytest.approx(ssim, abs=0.002)
+
+
+def test_one_gray_image_sets_the_rules_apart_on_set14(test_data: Path) -> None:
+    """Made RGB, `bridge` gains 1.32 dB (219/255 of its range); `man` is RGB of equal channels, and stays so."""
+    images = load_test_set(test_data / "sr_test" / "Set14", 4)
+    assert images.taken_as_gray("matlab") == ["bridge"]
+    assert images.taken_as_gray("pisr") == []
+    by_rule = [evaluate_sr(bicubic_upsampler(4), images, 4, rule) for rule in ("pisr", "matlab")]
+    gains = {
+        pisr["name"]: pisr["psnr"] - matlab["psnr"]
+        for pisr, matlab in zip(by_rule[0].per_image, by_rule[1].per_image, strict=True)
+    }
+    assert gains.pop("bridge") == pytest.approx(1.32, abs=0.02)
+    assert max(map(abs, gains.values())) < 0.03
+    assert by_rule[0].metrics["psnr"] - by_rule[1].metrics["psnr"] == pytest.approx(0.095, abs=0.01)
 
 
 def test_the_rules_differ_as_stated(test_data: Path) -> None:
