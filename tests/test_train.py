@@ -229,6 +229,7 @@ def test_the_command_prints_the_result(tiny: str, tmp_path: Path, capsys: pytest
     [file] = tmp_path.glob("*/result.json")
     result = json.loads(file.read_text())
     assert result["bicubic"] == {"tiny": expected.metrics}
+    assert result["protocol"]["lr"] == {"tiny": load_test_set(packed, 3).lr}
     assert re.search(rf"bicubic/tiny/psnr\W+{expected.metrics['psnr']:.4f}", said.out)
     below = "dB below bicubic"
     assert below in said.err

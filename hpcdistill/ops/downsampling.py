@@ -5,8 +5,8 @@ border. The rules, and what of Set5's LR files that MATLAB wrote they give:
 
 - `newer` (MATLAB of about 2018, the default): mirrored about the border; all pixels of 15 files at 2, 3 and 4;
 - `older` (of 2015): the last pixel is repeated; all pixels of 5 files at 4;
-- `exact` (this package before it knew): mirrored, nothing rounded between the passes; about every tenth pixel of a file
-  is one level off, at saturated edges up to eight levels.
+- `exact` (this package before it knew): mirrored, nothing rounded between the passes; of an image of Set5, Set14, B100
+  or T91 7 to 16 % of the pixels differ from `newer`, most by one level, at saturated edges by up to twelve.
 
 At 1/s with an integer s every output sees the same weights, and these are integers over one denominator. Sums of
 products with 8-bit pixels are then integers too, and a floating-point type that holds the largest of them computes

@@ -13,16 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
 from whole_set import evaluate_sr
 
 from hpcdistill.data.index import Index, Member, Sample, Shard
+from hpcdistill.data.needs import Needs
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
+from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.metrics.psnr_ssim import Rule
+from hpcdistill.metrics.run_evaluators import SRRunEvaluator
 from hpcdistill.metrics.sr_evaluation import (
     PSNR_CAP,
     BicubicUpsampler,
@@ -322,6 +326,18 @@ def test_a_packed_gray_image_is_the_folder_s(gray: Path, tmp_path: Path, rule: R
     assert results[0] == results[1]
     evaluator = SREvaluator({"set": tmp_path / "packed"}, 3, 1, rule)
     assert evaluator.result("set", evaluator.bicubic()["set"]) == results[1]
+
+
+@pytest.mark.parametrize("rule", ["pisr", "matlab"])
+def test_a_run_s_result_says_how_lr_was_made_and_what_is_gray(gray: Path, tmp_path: Path, rule: Rule) -> None:
+    pack(load_recipe("folder"), gray, tmp_path / "packed", processes=1, resize="older")
+    sets, needs = {"x": str(gray), "y": str(tmp_path / "packed")}, Needs("lr-hr", channels=1, scale=2)
+    measured = SRRunEvaluator(sets, "x", "student", needs, EvalConfig(rule=rule), Accelerator(cpu=True))
+    protocol = measured.protocol()
+    assert protocol["lr"] == {"x": "newer", "y": "older"}
+    assert protocol.get("gray") == ({"x": ["a"], "y": ["a"]} if rule == "matlab" else None)
+    pictures = measured({"student": bicubic_upsampler(2)}, Accelerator(cpu=True)).pictures
+    assert set(pictures) == {"student"}
 
 
 def test_an_earlier_set_does_not_know_what_was_gray(gray: Path, tmp_path: Path) -> None:

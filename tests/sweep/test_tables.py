@@ -305,6 +305,10 @@ def test_groups_may_differ_in_protocol(tmp_path: Path) -> None:
 def test_protocol_in_words() -> None:
     result = {"protocol": {"metric": "PSNR", "rule": "pisr", "scale": 4, "test_sets": {"set5": 5, "b100": 100}}}
     assert describe_protocol(result) == "PSNR; rule pisr, scale 4; set5 (5 images), b100 (100 images)"
+    lr = {"lr": {"set5": "newer", "b100": "exact"}, "gray": {"set14": ["bridge"]}}
+    assert describe_protocol({"protocol": result["protocol"] | lr}).startswith(
+        "PSNR; rule pisr, scale 4, LR images exact and newer, taken as gray: bridge; set5"
+    )
     assert describe_protocol({"protocol": {"note": "fid: weights", "test_sets": {}}}) == "fid: weights"
     assert describe_protocol(json.loads('{"protocol": null}')) == "nothing was measured"
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from hpcdistill.console import say, warn
-from hpcdistill.data.index import Index, load_index
+from hpcdistill.data.index import LR_RULES, Index, load_index
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.cost import Cost, super_resolution_cost
 from hpcdistill.metrics.sample_grid import bicubic_image, busiest_crop, colourise
@@ -374,7 +374,7 @@ def _facts(story: SRStory) -> Facts:
             ("Trained on", f"{_names(train_set)}; from {train_set.origin}"),
             ("Measured on", f"{_names(test_set)}; from {test_set.origin}"),
             ("Licence", test_set.licence),
-            ("Shrunk by", str(test_set.notes.get("resize", "bicubic"))),
+            ("Shrunk by", LR_RULES.get(test_set.lr or "", "bicubic")),
             (
                 "Steps",
                 f"{first.steps:,} a student, {teacher.steps:,} the DSSD teacher; each "
