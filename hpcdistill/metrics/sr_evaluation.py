@@ -97,7 +97,12 @@ class FolderTestSet(SRImages):
         super().__init__(path, scale, names, self.RULE)
 
     def is_gray(self, index: int) -> bool:
-        return is_gray(self._files[index])
+        if not is_gray(self._files[index]):
+            return False
+        if self._background is None or len(set(self._background)) == 1:
+            return True
+        hr = self.read(index)[1]  # its transparent pixels may have become coloured
+        return bool((hr == hr[..., :1]).all())
 
     def read(self, index: int) -> tuple[str, Image, Image]:
         file = self._files[index]

@@ -340,6 +340,13 @@ def test_a_run_s_result_says_how_lr_was_made_and_what_is_gray(gray: Path, tmp_pa
     assert set(pictures) == {"student"}
 
 
+def test_gray_laid_over_a_colour_is_not_gray(tmp_path: Path) -> None:
+    for name, alpha in (("a.png", 0), ("b.png", 255)):
+        Image.fromarray(np.full((24, 24, 2), (90, alpha), np.uint8)).save(tmp_path / name)
+    taken = [load_test_set(tmp_path, 2, colour).taken_as_gray("matlab") for colour in ((9, 9, 9), (255, 0, 0))]
+    assert taken == [["a", "b"], ["b"]]
+
+
 def test_an_earlier_set_does_not_know_what_was_gray(gray: Path, tmp_path: Path) -> None:
     """Its numbers stay what they were: of RGB, and of the LR images that are in it."""
     pack(load_recipe("folder"), gray, tmp_path / "packed", processes=1, resize="exact")
