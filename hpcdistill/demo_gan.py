@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hpcdistill.command import run_command
+from hpcdistill.command import positive, run_command
 from hpcdistill.console import say
 from hpcdistill.demo import demo_parser, few_threads, timed
 
@@ -17,7 +17,9 @@ from hpcdistill.demo import demo_parser, few_threads, timed
 def main(argv: list[str]) -> int:
     """The command; returns the exit code."""
     variant = "configs/variants/demo-gan.yaml"
-    options = demo_parser("hpcdistill.demo_gan", __doc__, Path("runs/demo-gan"), variant).parse_args(argv)
+    parser = demo_parser("hpcdistill.demo_gan", __doc__, Path("runs/demo-gan"), variant)
+    parser.add_argument("--seed", type=positive, metavar="N", help="of the training, not of the pictures; default: 0")
+    options = parser.parse_args(argv)
     say(f"the GAN demo: from outlines to paintings, minutes on two CPU cores; everything goes to {options.out}")
     # Imported only now: --help answers at once.
     from hpcdistill.sweep.demos.translation import run_demo
