@@ -31,7 +31,7 @@ from hpcdistill.models.vgg import LAYERS, VGG16Features
 from hpcdistill.storage import write_bytes
 from hpcdistill.sweep.report import Image
 
-Kind = Literal["disc", "square", "triangle", "cross"]
+Kind = Literal["disc", "square", "triangle"]
 Plane = NDArray[np.float64]  # [SIDE, SIDE]
 
 RECIPE = "paired"  # the recipe that the pairs are packed with
@@ -39,13 +39,12 @@ SIDE = 64  # of a picture, pixels
 COUNTS = {"train": 1000, "test": 64}  # pictures
 SEEDS = {"train": 1, "test": 3}  # a picture is drawn from its split's seed and its number
 SHAPES = (2, 3, 4)  # how many a picture has; fewer where they found no room
-RADII = (7.0, 15.0)  # of the circle around a shape, pixels
+RADII = (8.0, 15.0)  # of the circle around a shape, pixels
 ATTEMPTS = 40  # places that are tried for the shapes of a picture
 COLOURS: dict[Kind, tuple[int, int, int]] = {
     "disc": (220, 60, 50),
     "square": (50, 100, 210),
     "triangle": (240, 190, 40),
-    "cross": (60, 160, 90),
 }
 TABLE_TOP, DARKER_BELOW = (
     (235, 228, 214),
@@ -58,13 +57,12 @@ VGG_SEED = 16
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape in a circle of `radius` around (x, y), turned by `angle`; pixels and radians, y downwards."""
+    """A shape in a circle of `radius` around (x, y), pixels, y downwards; all of them stand upright."""
 
     kind: Kind
     x: float
     y: float
     radius: float
-    angle: float
 
     def distance(self, shift: float = 0.0) -> Plane:
         """How far each pixel's centre is outside the outline, negative inside; `shift`: moved right and down.
@@ -73,19 +71,14 @@ class Shape:
         """
         rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
         right, down = columns - self.x - shift, rows - self.y - shift
-        cosine, sine = np.cos(self.angle), np.sin(self.angle)
-        u, v, radius = cosine * right + sine * down, cosine * down - sine * right, self.radius
         if self.kind == "disc":
-            found = np.hypot(u, v) - radius
+            found = np.hypot(right, down) - self.radius
         elif self.kind == "square":
-            found = np.maximum(abs(u), abs(v)) - 0.8 * radius
-        elif self.kind == "triangle":
-            normals = np.pi / 2 + np.arange(3) * 2 * np.pi / 3
-            found = np.max([np.cos(normal) * u + np.sin(normal) * v for normal in normals], axis=0) - 0.55 * radius
+            found = np.maximum(abs(right), abs(down)) - 0.8 * self.radius
         else:
-            half = 0.32 * radius  # of a bar's width
-            bars = np.maximum(abs(u) - half, abs(v) - radius), np.maximum(abs(u) - radius, abs(v) - half)
-            found = np.minimum(*bars)
+            normals = np.pi / 2 + np.arange(3) * 2 * np.pi / 3  # the first side lies below
+            sides = [np.cos(normal) * right + np.sin(normal) * down for normal in normals]
+            found = np.max(sides, axis=0) - 0.55 * self.radius
         return np.asarray(found, np.float64)
 
 
@@ -106,9 +99,9 @@ def some_shapes(random: np.random.Generator) -> list[Shape]:
     for _ in range(ATTEMPTS):
         radius = random.uniform(*RADII)
         x, y = random.uniform(radius + 1, SIDE - radius - 1, 2)
-        kind, angle = kinds[random.integers(len(kinds))], random.uniform(0, 2 * np.pi)
+        kind = kinds[random.integers(len(kinds))]
         if len(found) < wanted and all(np.hypot(x - one.x, y - one.y) > radius + one.radius for one in found):
-            found.append(Shape(kind, float(x), float(y), radius, angle))
+            found.append(Shape(kind, float(x), float(y), radius))
     return found
 
 

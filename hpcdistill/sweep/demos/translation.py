@@ -424,7 +424,7 @@ def _facts(story: GANStory) -> Facts:
         (
             ("Trained on", f"{story.counts['train']:,} pairs of {SIDE} x {SIDE} pixels, drawn by this program"),
             ("Measured on", f"{story.counts['test']} others, of another seed"),
-            ("Shapes", f"{kinds}; place, size and angle at random, none over another's"),
+            ("Shapes", f"{kinds}; place and size at random, none over another's"),
             ("Licence", "none is needed: no picture is anybody's"),
             (
                 "Networks",
