@@ -39,7 +39,7 @@ SIDE = 64  # of a picture, pixels
 COUNTS = {"train": 1000, "test": 64}  # pictures
 SEEDS = {"train": 1, "test": 3}  # a picture is drawn from its split's seed and its number
 SHAPES = (2, 3, 4)  # how many a picture has; fewer where they found no room
-RADII = (8.0, 15.0)  # of the circle around a shape, pixels
+RADII = (8.0, 16.0)  # of the circle around a shape, pixels
 ATTEMPTS = 40  # places that are tried for the shapes of a picture
 COLOURS: dict[Kind, tuple[int, int, int]] = {
     "disc": (220, 60, 50),
@@ -74,11 +74,11 @@ class Shape:
         if self.kind == "disc":
             found = np.hypot(right, down) - self.radius
         elif self.kind == "square":
-            found = np.maximum(abs(right), abs(down)) - 0.8 * self.radius
+            found = np.maximum(abs(right), abs(down)) - 0.7 * self.radius
         else:
             normals = np.pi / 2 + np.arange(3) * 2 * np.pi / 3  # the first side lies below
             sides = [np.cos(normal) * right + np.sin(normal) * down for normal in normals]
-            found = np.max(sides, axis=0) - 0.55 * self.radius
+            found = np.max(sides, axis=0) - 0.5 * self.radius
         return np.asarray(found, np.float64)
 
 
