@@ -134,7 +134,7 @@ def _lit(shape: Shape) -> NDArray[np.float64]:
         spot = 0.35 * shape.radius
         shine = np.exp(-((right + spot) ** 2 + (down + spot) ** 2) / (0.18 * shape.radius**2))
         body += (255 - body) * 0.8 * shine[:, :, None]
-    return np.clip(body, 0, 255)
+    return np.asarray(np.clip(body, 0, 255), np.float64)
 
 
 @lru_cache(maxsize=2)
