@@ -329,7 +329,7 @@ def test_the_verdict_says_what_is_shown_and_what_is_not() -> None:
     assert "Nothing is shown about photographs, about FESD against another method, or about FID" in lines[1]
     lines = verdict(story(13.5, 25.0))
     assert lines[0].startswith("The task is NOT solved after 2,000 steps: the student is 0.50 dB below one flat colour")
-    assert "Shown is no learning" in lines[1]
+    assert "So nothing is shown of learning" in lines[1]
 
 
 @pytest.mark.parametrize(

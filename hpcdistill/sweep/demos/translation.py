@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class GANStory:
     to_teacher: Mapping[str, Mapping[str, float]]  # row -> "psnr" and "l1" to the teacher's pictures
     stage: Stage  # the run
     pictures: Mapping[str, Mapping[str, Pictures]]  # split -> teacher, student -> what they made
-    counts: Mapping[str, int]  # pictures by split
+    counts: Mapping[str, int]  # pairs by split
     command: str  # that made the page
 
     @property
@@ -79,7 +80,7 @@ class GANStory:
 def run_demo(options: argparse.Namespace) -> int:
     """Draw, train, measure, and write the page; returns the exit code."""
     say("[1/3] drawing shapes and packing the pairs", style="bold")
-    packed = pack_pairs(options.out)
+    pack_pairs(options.out)
     write_random_vgg16(options.out / VGG)
     say("[2/3] training FESD-Pix2Pix: teacher, student and discriminator together", style="bold")
     with StopSignals() as signals:
@@ -88,48 +89,58 @@ def run_demo(options: argparse.Namespace) -> int:
         return EXIT_STOPPED
     _, stage = trained
 
-    data, result = stage.config.data, stage.result
+    data = stage.config.data
     sets = {"test": data.eval[TEST_SET], "train": data.train[0]}
     protocol = TranslationProtocol("paired", data.direction, data.crop, "test", kid=False)  # as the run measures it
     evaluator = TranslationEvaluator(sets, protocol, data.train, None, None)
     say(f"[3/3] measuring on {evaluator.count('test')} drawings that were not trained on", style="bold")
+    story = measured_story(stage, evaluator, options)
+    base.publish(options.out, numbers(story), demo_page(story), results_table(story), verdict(story))
+    return 0
+
+
+def measured_story(stage: Stage, evaluator: TranslationEvaluator, options: argparse.Namespace) -> GANStory:
+    """All rows on the sets "test" and "train" of the evaluator."""
     # The last weights: the best ones were chosen by these very pictures.
     last = stage.folder / "generators" / "last"
     flat = FlatColour(mean_colour([pair.painting for pair in pairs_of("train")]))
     generators: dict[str, nn.Module] = {"flat": flat, "drawing": nn.Identity()}
     generators |= {role: load_generator(last / f"{role}.safetensors")[0] for role in TRAINED}
-    rows = [measure(name, generator, evaluator) for name, generator in generators.items()]
     made = {name: translations(generator, evaluator, "test") for name, generator in generators.items()}
-    seen = {role: translations(generators[role], evaluator, "train", some=_places("train")) for role in TRAINED}
-    story = GANStory(
-        rows,
+    seen = {role: translations(generators[role], evaluator, "train", _places("train")) for role in TRAINED}
+    return GANStory(
+        [measure(name, generator, evaluator) for name, generator in generators.items()],
         {name: distance(made[name], made["teacher"]) for name in made if name != "teacher"},
         stage,
         {"test": {role: made[role] for role in TRAINED}, "train": seen},
-        {split: len(index.samples) for split, index in packed.items()},
+        {split: evaluator.count(split) for split in evaluator.test_sets},
         base.own_command("demo_gan", options, Path("runs/demo-gan")),
     )
-    results = {
-        "rows": [
-            {
-                **row.to_json(),
-                "to_teacher": story.to_teacher.get(row.name),
-                "pictures": len(row.per_image),
-                "per_picture": list(row.per_image),
-            }
-            for row in rows
-        ],
+
+
+def numbers(story: GANStory) -> dict[str, Any]:
+    """What results.json holds."""
+    stage = story.stage
+    rows = [
+        {
+            **row.to_json(),
+            "to_teacher": story.to_teacher.get(row.name),
+            "pictures": len(row.per_image),
+            "per_picture": list(row.per_image),
+        }
+        for row in story.rows
+    ]
+    return {
+        "rows": rows,
         "solved": solved(story),
-        "steps": result["steps"],
-        "batch_size": result["batch_size"],
-        "seconds": result["seconds"],
+        "steps": stage.steps,
+        "batch_size": stage.result["batch_size"],
+        "seconds": stage.result["seconds"],
         "seed": stage.config.seed,
-        "size": data.crop,
+        "size": stage.config.data.crop,
         "weights": "last",
         "pictures": story.counts,
     }
-    base.publish(options.out, results, demo_page(story), results_table(story), verdict(story))
-    return 0
 
 
 def training_arguments(folder: Path, steps: int | None, seed: int | None = None) -> tuple[str, ...]:
@@ -197,15 +208,20 @@ def verdict(story: GANStory) -> list[str]:
     flat, _, teacher, student = story.rows
     near, far = story.to_teacher["student"], story.to_teacher["flat"]
     done = solved(story)
-    shown = "a student learned to paint from its teacher and its discriminator alone" if done else "no learning"
+    shown = (
+        "Shown is that a student learned to paint from its teacher and its discriminator alone, on pictures made by a "
+        "rule."
+        if done
+        else "So nothing is shown of learning; more steps may (--steps)."
+    )
     return [
         f"The task is {'solved' if done else 'NOT solved'} after {story.stage.steps:,} steps: the student is "
         f"{base.compared(student, flat)}, the teacher {base.compared(teacher, flat)}, on {len(flat.per_image)} "
         f"drawings that were not trained on. The student's pictures are {near['psnr']:.2f} dB ({near['l1']:.1f} "
         f"levels) from the teacher's, the flat colour is {far['psnr']:.2f} dB ({far['l1']:.1f} levels) from them.",
         f"Solved means here: the student is {SOLVED:g} dB better than one flat colour, the mean of all pictures "
-        f"trained on, both beside the painting and beside the teacher's picture. Shown is {shown}, on pictures made by "
-        "a rule. Nothing is shown about photographs, about FESD against another method, or about FID.",
+        f"trained on, both beside the painting and beside the teacher's picture. {shown} Nothing is shown about "
+        "photographs, about FESD against another method, or about FID.",
     ]
 
 
