@@ -313,7 +313,7 @@ def test_a_run_without_any_weights(paired: Path, unpaired: Path, capsys: pytest.
     assert "prefetch --weights inception" in said
     assert "prefetch --weights alexnet" in said
     evaluation = measured(generators, Accelerator(cpu=True))
-    assert set(evaluation.metrics) == {"teacher/set/psnr", "student/set/psnr"}
+    assert set(evaluation.metrics) == {f"{name}/set/{metric}" for name in generators for metric in ("psnr", "l1")}
     assert (measured.selects, measured.larger_is_better) == ("student/set/psnr", True)
     protocol = measured.protocol()
     assert protocol["test_sets"] == {"set": 5}
