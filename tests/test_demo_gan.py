@@ -217,6 +217,7 @@ def test_the_page_shows_what_was_measured(finished: Path) -> None:
     words = " ".join(html.replace("&#39;", "'").split())
     assert "The task is NOT solved after 2 steps" in words
     assert "Nothing is shown about photographs" in words
+    assert "Nor is it shown that a teacher is needed" in words
     assert "4,982,500 pairs of 256x256 pixels, this one showed 16 of 64x64" in words
     for term in ("reconstruction", "L_dcd", "L_spectral", "fooling", "spectral classifier"):
         assert term.lower() in html.lower()
