@@ -289,8 +289,8 @@ def _caution(story: GANStory) -> tuple[str, ...]:
     full = round(load_recipe("edges2shoes").images["train"]["ab"] * stage.config.train.epochs)
     return (
         *verdict(story),
-        "Nor is it shown that a teacher is needed: in a measurement of three seeds the student's network alone, trained "
-        "on the pairs as Pix2Pix for 400 steps, came nearer to the paintings (docs/results/demo-gan.md).",
+        "Nor is it shown that a teacher is needed: in a measurement of three seeds the student's network alone, "
+        "trained on the pairs as Pix2Pix for 400 steps, came nearer to the paintings (docs/results/demo-gan.md).",
         "The pictures are made by a rule, and a drawing decides its painting; that is why a distance from the painting "
         "is a fair judge here, and why it says little about tasks where much is to be guessed. The literature's FID "
         "needs thousands of pictures to mean anything and is left out. The paper's recipe shows its networks "
