@@ -1,15 +1,15 @@
-"""`python -m hpcdistill.demo_gan`: from photographs to a distilled image translator and a page, in minutes on a CPU.
+"""`python -m hpcdistill.demo_gan`: from nothing to a distilled image translator and a page, in minutes on a CPU.
 
-Draws the edges of the photographs inside scikit-image and trains FESD-Pix2Pix (a teacher, a student and their
-discriminator, together) to turn the drawings back into photographs, by the very configuration and command that
-everything else uses. The same command again goes on, or uses what is finished.
+Draws outlines of shapes and trains FESD-Pix2Pix (a teacher, a student and their discriminator, together) to paint
+them, by the very configuration and command that everything else uses. It says whether the student learned to, on
+drawings it has not seen. The same command again goes on, or uses what is finished.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from hpcdistill.command import run_command
+from hpcdistill.command import positive, run_command
 from hpcdistill.console import say
 from hpcdistill.demo import demo_parser, few_threads, timed
 
@@ -17,8 +17,10 @@ from hpcdistill.demo import demo_parser, few_threads, timed
 def main(argv: list[str]) -> int:
     """The command; returns the exit code."""
     variant = "configs/variants/demo-gan.yaml"
-    options = demo_parser("hpcdistill.demo_gan", __doc__, Path("runs/demo-gan"), variant).parse_args(argv)
-    say(f"the GAN demo: from edges to photographs, minutes on two CPU cores; everything goes to {options.out}")
+    parser = demo_parser("hpcdistill.demo_gan", __doc__, Path("runs/demo-gan"), variant)
+    parser.add_argument("--seed", type=positive, metavar="N", help="of the training, not of the pictures; default: 0")
+    options = parser.parse_args(argv)
+    say(f"the GAN demo: from outlines to paintings, minutes on two CPU cores; everything goes to {options.out}")
     # Imported only now: --help answers at once.
     from hpcdistill.sweep.demos.translation import run_demo
 

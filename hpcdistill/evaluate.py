@@ -2,7 +2,7 @@
 
 RUN is a run folder (`runs/<name>-<8 hex>`), CHECKPOINT a generator's .safetensors file, SET a packed data set or, for
 super-resolution, a folder of HR images. Super-resolution is measured by PSNR and SSIM, translation by FID and KID and,
-with pairs, PSNR and LPIPS. Started by torchrun or srun, the ranks share the images and rank 0 prints.
+with pairs, PSNR, L1 and LPIPS. Started by torchrun or srun, the ranks share the images and rank 0 prints.
 """
 
 from __future__ import annotations

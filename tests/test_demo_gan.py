@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,24 +23,39 @@ from hpcdistill.errors import UserError
 from hpcdistill.metrics.cost import Cost
 from hpcdistill.models.registry import load_generator
 from hpcdistill.models.vgg import load_vgg16
+from hpcdistill.sweep.demos import shape_pairs
 from hpcdistill.sweep.demos.base import Measured, resolve
-from hpcdistill.sweep.demos.edge_pairs import (
+from hpcdistill.sweep.demos.shape_pairs import (
+    COLOURS,
+    RADII,
     FlatColour,
-    edge_drawing,
+    Shape,
+    drawn,
     mean_colour,
+    painted,
     pairs_of,
-    photographs,
+    some_shapes,
     write_pairs,
     write_random_vgg16,
 )
-from hpcdistill.sweep.demos.translation import CONFIG, GENERATORS, VARIANT, training_arguments, verdict
+from hpcdistill.sweep.demos.translation import CONFIG, ROWS, VARIANT, solved, training_arguments, verdict
 
 STEPS = 2
 COMMAND = ["--out", "out/gan", "--steps", str(STEPS)]
+COUNTS = {"train": 16, "test": 12}  # the demo's pictures, but for their number
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_pictures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shape_pairs, "COUNTS", COUNTS)
+        pairs_of.cache_clear()
+        yield
+    pairs_of.cache_clear()
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished(few_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which `demo_gan --steps 2` has run, from outside the clone."""
     folder = tmp_path_factory.mktemp("demo-gan")
     with pytest.MonkeyPatch.context() as patch:
@@ -48,13 +65,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def results(folder: Path) -> dict[str, dict[str, float]]:
+def results(folder: Path) -> dict[str, dict[str, Any]]:
     """results.json's rows by name."""
     return {row["name"]: row for row in json.loads((folder / "out/gan/results.json").read_text())["rows"]}
 
 
-def tiles(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The test pairs as Pillow reads them: edges and photograph."""
+def pairs_on_disk(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The test pairs as Pillow reads them: drawing and painting."""
     found = {}
     for path in sorted((folder / "out/gan/pairs/test").glob("*.png")):
         pixels = np.asarray(Image.open(path))
@@ -62,54 +79,114 @@ def tiles(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
+def translated(folder: Path, role: str) -> dict[str, np.ndarray]:
+    """What the last weights make of the test drawings, 8 bits, with no part of the evaluator."""
+    (run,) = (folder / "out/gan").glob("demo-gan-*")
+    generator = load_generator(run / f"generators/last/{role}.safetensors")[0].eval()
+    found = {}
+    for name, (drawing, _) in pairs_on_disk(folder).items():
+        with torch.no_grad():
+            output = generator(torch.tensor(drawing.transpose(2, 0, 1)[None] / 127.5 - 1, dtype=torch.float32))[0]
+        found[name] = ((output.numpy().transpose(1, 2, 0) + 1) * 127.5).clip(0, 255).round()
+    return found
+
+
 def decibels(image: np.ndarray, reference: np.ndarray) -> float:
     return 10 * math.log10(255**2 / np.mean((image.astype(float) - reference.astype(float)) ** 2))
 
 
-def test_the_pairs_are_tiles_of_the_photographs_beside_their_edges(finished: Path) -> None:
-    pairs = tiles(finished)
-    assert len(pairs) == 18  # three photographs of 192x128
-    assert {name.split("-")[0] for name in pairs} == {"chelsea", "coffee", "rocket"}
-    for edges, photograph in pairs.values():
-        assert edges.shape == photograph.shape == (64, 64, 3)
-        assert (edges == edges[:, :, :1]).all()
-    # Side by side again they are the photograph that Pillow shrinks.
-    source = next(source for source in photographs()["test"] if source.name.startswith("coffee"))
-    small = np.asarray(Image.open(source.path).convert("RGB").resize((192, 128), Image.Resampling.LANCZOS))
-    rows = [np.concatenate([pairs[f"coffee-128-{row}{column}"][1] for column in range(3)], axis=1) for row in (0, 1)]
-    assert np.array_equal(np.concatenate(rows), small)
+def levels(image: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.mean(np.abs(image.astype(float) - reference.astype(float))))
 
 
-def test_a_step_in_brightness_is_drawn_as_a_dark_line_on_white() -> None:
-    photograph = np.full((40, 200, 3), 40, np.uint8)
-    photograph[:, 100:] = 200
-    drawing = edge_drawing(photograph)
-    assert (drawing[:, [99, 100]] == 0).all()
-    assert (np.delete(drawing, [99, 100], axis=1) == 255).all()
-    assert (edge_drawing(np.full((40, 40, 3), 90, np.uint8)) == 255).all()
+def test_the_pairs_are_drawings_beside_paintings(finished: Path) -> None:
+    pairs = pairs_on_disk(finished)
+    assert len(pairs) == COUNTS["test"]
+    for drawing, painting in pairs.values():
+        assert drawing.shape == painting.shape == (64, 64, 3)
+        assert (drawing == drawing[:, :, :1]).all()
+    trained = {path.read_bytes() for path in (finished / "out/gan/pairs/train").glob("*.png")}
+    assert len(trained) == COUNTS["train"]
+    assert trained.isdisjoint(path.read_bytes() for path in (finished / "out/gan/pairs/test").glob("*.png"))
 
 
-def test_the_rows_are_the_last_weights_on_the_test_tiles(finished: Path) -> None:
-    pairs, rows = tiles(finished), results(finished)
-    assert list(rows) == ["flat", "teacher", "student"]
-    (run,) = (finished / "out/gan").glob("demo-gan-*")
-    for name in ("teacher", "student"):
-        generator = load_generator(run / f"generators/last/{name}.safetensors")[0].eval()
-        expected = []
-        for edges, photograph in pairs.values():
-            with torch.no_grad():
-                output = generator(torch.tensor(edges.transpose(2, 0, 1)[None] / 127.5 - 1, dtype=torch.float32))[0]
-            image = ((output.numpy().transpose(1, 2, 0) + 1) * 127.5).clip(0, 255).round()
-            expected.append(decibels(image, photograph))
-        assert rows[name]["psnr"] == pytest.approx(np.mean(expected), abs=2e-3)
-        assert rows[name]["tiles"] == 18
+# How far a pixel's centre is outside a shape of radius 20 around (32, 32), by hand: the square's half side is 14, the
+# triangle's inner circle has radius 10, its corners lie 20 from the middle, the first one straight above.
+@pytest.mark.parametrize(
+    ("kind", "row", "column", "outside"),
+    [
+        ("disc", 31, 51, math.hypot(19.5, 0.5) - 20),
+        ("disc", 12, 12, math.hypot(19.5, 19.5) - 20),
+        ("square", 31, 45, 13.5 - 14),
+        ("square", 17, 20, 14.5 - 14),
+        ("triangle", 42, 32, 10.5 - 10),
+        ("triangle", 41, 20, 9.5 - 10),
+        ("triangle", 11, 31, 0.5 * math.cos(math.radians(30)) + 20.5 * math.sin(math.radians(30)) - 10),
+    ],
+)
+def test_how_far_a_pixel_is_from_an_outline(kind: Any, row: int, column: int, outside: float) -> None:
+    shape = Shape(kind, 32, 32, 20)
+    assert shape.distance()[row, column] == pytest.approx(outside)
+    assert shape.distance(3)[row, column] == pytest.approx(Shape(kind, 35, 35, 20).distance()[row, column])
+    # The ink goes from full at the outline to none 1.2 pixels off.
+    grey = 255 * (1 - min(max(1.2 - abs(outside), 0), 1))
+    assert drawn([shape])[row, column].tolist() == [math.floor(grey + 0.5)] * 3
+
+
+def test_a_painting_has_the_kinds_colour_the_light_and_the_shadow() -> None:
+    shape = Shape("square", 32, 32, 20)
+    painting = painted([shape]).astype(float)
+    middle = painting[31:33, 31:33].mean(axis=(0, 1))
+    assert middle == pytest.approx(np.array(COLOURS["square"]) * 0.85, abs=2)
+    assert (painting[20, 20] > middle).all()
+    assert (painting[43, 43] < middle).all()
+    assert painting[0, 0].tolist() == [235, 228, 214]
+    assert painting[63, 0].tolist() == [185, 178, 164]
+    assert (painting[32, 47] < painting[32, 16] - 30).all()  # right of it in the shadow, left of it in the light
+    # A ball shines at the upper left, where no other kind does.
+    ball = painted([Shape("disc", 32, 32, 20)]).astype(float)
+    assert ball[25, 25].min() > 150 > COLOURS["disc"][1]
+
+
+def test_shapes_lie_side_by_side_inside_the_picture() -> None:
+    found = [some_shapes(np.random.default_rng(seed)) for seed in range(40)]
+    assert {shape.kind for shapes in found for shape in shapes} == set(COLOURS)
+    assert {len(shapes) for shapes in found} >= {2, 3}
+    for shapes in found:
+        for place, shape in enumerate(shapes):
+            inside = shape.distance() < 0
+            rows, columns = np.nonzero(inside)
+            assert RADII[0] <= shape.radius <= RADII[1]
+            assert np.hypot(columns + 0.5 - shape.x, rows + 0.5 - shape.y).max() <= shape.radius
+            assert not inside[[0, -1]].any()
+            assert not inside[:, [0, -1]].any()
+            for other in shapes[:place]:
+                assert not (inside & (other.distance() < 0)).any()
+
+
+def test_the_rows_are_the_last_weights_on_the_test_drawings(finished: Path) -> None:
+    pairs, rows = pairs_on_disk(finished), results(finished)
+    assert list(rows) == ["flat", "drawing", "teacher", "student"]
+    made = {role: translated(finished, role) for role in ("teacher", "student")}
+    made["drawing"] = {name: drawing for name, (drawing, _) in pairs.items()}
+    for name, pictures in made.items():
+        wanted = [decibels(pictures[pair], painting) for pair, (_, painting) in pairs.items()]
+        assert rows[name]["psnr"] == pytest.approx(np.mean(wanted), abs=2e-3)
+        wanted = [levels(pictures[pair], painting) for pair, (_, painting) in pairs.items()]
+        assert rows[name]["l1"] == pytest.approx(np.mean(wanted), abs=0.01)
+        assert rows[name]["pictures"] == COUNTS["test"]
+    near = [decibels(made["student"][pair], made["teacher"][pair]) for pair in pairs]
+    assert rows["student"]["to_teacher"]["psnr"] == pytest.approx(np.mean(near), abs=0.02)
+    near = [levels(made["student"][pair], made["teacher"][pair]) for pair in pairs]
+    assert rows["student"]["to_teacher"]["l1"] == pytest.approx(np.mean(near), abs=0.01)
+    assert rows["teacher"]["to_teacher"] is None
 
 
 def test_the_baseline_is_the_mean_colour_of_what_was_trained_on(finished: Path) -> None:
-    shrunk = [pair.photograph for source in photographs()["train"] for pair in pairs_of(source, "train")]
-    colour = np.mean(np.concatenate([image.reshape(-1, 3) for image in shrunk]), axis=0).round()
-    expected = np.mean([decibels(np.broadcast_to(colour, b.shape), b) for _, b in tiles(finished).values()])
-    assert results(finished)["flat"]["psnr"] == pytest.approx(expected, abs=2e-3)
+    paths = (finished / "out/gan/pairs/train").glob("*.png")
+    colour = np.mean([np.asarray(Image.open(path))[:, 64:].mean(axis=(0, 1)) for path in paths], axis=0).round()
+    wanted = [decibels(np.broadcast_to(colour, b.shape), b) for _, b in pairs_on_disk(finished).values()]
+    assert results(finished)["flat"]["psnr"] == pytest.approx(np.mean(wanted), abs=2e-3)
     flat = FlatColour(mean_colour([np.full((2, 3, 3), 51, np.uint8)]))
     assert torch.allclose(flat(torch.zeros(2, 3, 4, 5)), torch.tensor(51 / 127.5 - 1))
 
@@ -120,13 +197,14 @@ def test_the_same_metric_is_in_the_runs_own_log(finished: Path) -> None:
     assert result["steps"] == STEPS
     for name in ("teacher", "student"):
         measured = results(finished)[name]["psnr"]
-        assert result["last"]["metrics"][f"{name}/tiles/psnr"] == pytest.approx(measured, abs=1e-9)
+        assert result["last"]["metrics"][f"{name}/shapes/psnr"] == pytest.approx(measured, abs=1e-9)
 
 
 def test_the_page_shows_what_was_measured(finished: Path) -> None:
     html = (finished / "out/gan/report/index.html").read_text(encoding="utf-8")
     for row in results(finished).values():
         assert f">{row['psnr']:.2f}<" in html
+        assert f">{row['l1']:.1f}<" in html
         if row["params"]:
             assert f">{row['params']:,}<" in html
             assert f">{row['macs'] / 1e9:.3f} G<" in html
@@ -134,32 +212,37 @@ def test_the_page_shows_what_was_measured(finished: Path) -> None:
     assert re.search(r">3,404,\d{3}<", html)
     assert re.search(r">54,41\d,\d{3}<", html)
     assert ">1.219 G<" in html
-    assert html.count("data:image/jpeg") == 3 + 2
-    assert html.count("data:image/png") == 4 * (3 * 3 + 2)  # edges, teacher, student, photograph
-    assert "proves nothing" in html
-    assert "4,982,500 pairs of 256x256 pixels, this one showed 16 of 64x64" in " ".join(html.split())
-    assert "public domain and CC0" in html
+    assert html.count("data:image/jpeg") == 2
+    assert html.count("data:image/png") == 4 * (8 + 4)  # drawing, teacher, student, painting
+    words = " ".join(html.replace("&#39;", "'").split())
+    assert "The task is NOT solved after 2 steps" in words
+    assert "Nothing is shown about photographs" in words
+    assert "Nor is it shown that a teacher is needed" in words
+    assert "4,982,500 pairs of 256x256 pixels, this one showed 16 of 64x64" in words
     for term in ("reconstruction", "L_dcd", "L_spectral", "fooling", "spectral classifier"):
         assert term.lower() in html.lower()
     assert "has random filters and was never trained" in html
-    assert "ten times the paper's weight" in html.replace("&#39;", "'")
+    assert "100 times the paper's weight" in words
     assert not re.search(r"https?:|<script", html)
     assert str(finished) not in html
 
 
-def test_the_pictures_on_the_page_are_the_students(finished: Path) -> None:
+def test_the_pictures_on_the_page_are_the_networks(finished: Path) -> None:
     html = (finished / "out/gan/report/index.html").read_text(encoding="utf-8")
-    (run,) = (finished / "out/gan").glob("demo-gan-*")
-    student = load_generator(run / "generators/last/student.safetensors")[0].eval()
-    edges, shown = (
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(address))))
-        for address in re.findall(r'base64,([^"]*)" alt="coffee, all of it: (?:Edges|Student)"', html)
-    )
-    assert edges.shape == (128, 192, 3)
-    with torch.no_grad():
-        output = student(torch.tensor(edges.transpose(2, 0, 1)[None] / 127.5 - 1, dtype=torch.float32))[0]
-    expected = ((output.numpy().transpose(1, 2, 0) + 1) * 127.5).clip(0, 255)
-    assert np.abs(shown - expected).max() < 0.51
+    pairs = pairs_on_disk(finished)
+    made = {role: translated(finished, role) for role in ("teacher", "student")}
+    shown = re.findall(r'base64,([^"]*)" alt="test, number ([\d-]+): (Drawing|Teacher|Student|Painting)"', html)
+    assert len(shown) == 4 * 8
+    for address, name, label in shown:
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(address)))).astype(int)
+        wanted = {"Drawing": pairs[name][0], "Painting": pairs[name][1]}.get(label)
+        if wanted is None:
+            wanted = made[label.lower()][name]
+        assert np.abs(picture - wanted).max() <= (1 if label.lower() in made else 0)
+    # The two that the student did worst close the list, the very worst at the end.
+    quality = {name: decibels(made["student"][name], painting) for name, (_, painting) in pairs.items()}
+    order = list(dict.fromkeys(name for _, name, _ in shown))
+    assert order[-2:] == sorted(quality, key=lambda name: -quality[name])[-2:]
 
 
 def test_the_same_command_again_uses_what_is_finished(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,9 +275,11 @@ def test_fewer_steps_are_logged_and_evaluated_more_often(tmp_path: Path) -> None
     config = resolve(arguments).config
     assert config.train.steps == 40
     assert config.train.log_every < 10
+    assert config.seed == 0
+    assert resolve(training_arguments(tmp_path, None, 7)).config.seed == 7
     assert config.runs == str(tmp_path / "a b")
     assert config.data.train == (str(tmp_path / "a b/packed/train"),)
-    assert config.data.eval == {"tiles": str(tmp_path / "a b/packed/test")}
+    assert config.data.eval == {"shapes": str(tmp_path / "a b/packed/test")}
 
 
 @pytest.mark.parametrize("name", ["123", "true", "1e5", "a: b", "runs/demo-gan", "with space/x", "x/y.yaml"])
@@ -209,7 +294,7 @@ def test_the_demo_is_fesd_as_printed_but_for_the_feature_losses_weight() -> None
     names = ("student", "style", "dcd", "spectral", "reconstruction")
     for name in ("name", "family", "shift", "projection", "schedule", *(f"weight_{name}" for name in names)):
         assert getattr(small, name) == getattr(full, name)
-    assert small.weight_feature == 10 * full.weight_feature  # type: ignore[attr-defined]
+    assert small.weight_feature == 100 * full.weight_feature  # type: ignore[attr-defined]
 
 
 def test_the_untrained_vgg_is_vgg16_with_hes_weights(tmp_path: Path) -> None:
@@ -225,19 +310,36 @@ def test_the_untrained_vgg_is_vgg16_with_hes_weights(tmp_path: Path) -> None:
     assert write_random_vgg16(path)
 
 
-def row(name: str, psnr: float) -> Measured:
-    return Measured(name, *GENERATORS[name], {"psnr": psnr}, ({"name": "a-128-00", "psnr": psnr},), Cost(1, 2, 1))
+def story(student: float, near: float, flat_near: float = 13.0) -> Any:
+    """What `verdict` reads: PSNR of the student, and of student and flat colour to the teacher."""
+    quality = {"flat": 14.0, "drawing": 9.0, "teacher": 22.0, "student": student}
+    rows = [
+        Measured(name, *ROWS[name], {"psnr": psnr}, ({"name": "2-0000", "psnr": psnr},), Cost(1, 2, 1))
+        for name, psnr in quality.items()
+    ]
+    to_teacher = {"student": {"psnr": near, "l1": 4.0}, "flat": {"psnr": flat_near, "l1": 30.0}}
+    return SimpleNamespace(rows=rows, to_teacher=to_teacher, stage=SimpleNamespace(steps=2000))
 
 
-def test_the_verdict_claims_nothing() -> None:
-    lines = verdict(
-        [row("flat", 14), row("teacher", 15), row("student", 13.5)], 2000, {"train": "abcdef", "test": "xyz"}
-    )
+def test_the_verdict_says_what_is_shown_and_what_is_not() -> None:
+    lines = verdict(story(20.5, 25.0))
     assert lines[0].startswith(
-        "After 2,000 steps the teacher is 1.00 dB above one flat colour and the student 0.50 dB below one flat colour"
+        "The task is solved after 2,000 steps: the student is 6.50 dB above one flat colour, the"
     )
-    assert "on 1 tiles of 3 photographs" in lines[0]
-    assert "on 6 photographs proves nothing" in lines[1]
+    assert "25.00 dB (4.0 levels) from the teacher's, the flat colour is 13.00 dB (30.0 levels)" in lines[0]
+    assert "Nothing is shown about photographs, about FESD against another method, or about FID" in lines[1]
+    lines = verdict(story(13.5, 25.0))
+    assert lines[0].startswith("The task is NOT solved after 2,000 steps: the student is 0.50 dB below one flat colour")
+    assert "So nothing is shown of learning" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("student", "near", "is_solved"), [(16.0, 15.0, True), (15.9, 25.0, False), (20.0, 14.9, False)]
+)
+def test_a_task_is_solved_by_two_decibels_beside_painting_and_teacher(
+    student: float, near: float, is_solved: bool
+) -> None:
+    assert solved(story(student, near)) is is_solved
 
 
 @needs_chromium

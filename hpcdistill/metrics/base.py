@@ -53,8 +53,16 @@ PSNR_OF_PAIRS = ImageMetric(
     "hpcdistill.metrics.translation_evaluation:psnr_rgb",
     "RGB, 8 bits, mean over pairs (dB)",
 )
+L1_OF_PAIRS = ImageMetric(
+    "l1",
+    "L1 [levels]",
+    2,
+    "lower",
+    "hpcdistill.metrics.translation_evaluation:l1_rgb",
+    "RGB, 8 bits, mean over pairs (levels of 255)",
+)
 LPIPS_OF_PAIRS = ImageMetric("lpips", "LPIPS", 4, "lower", "", "AlexNet, version 0.1, mean over pairs")
-PAIR_METRICS = [PSNR_OF_PAIRS, LPIPS_OF_PAIRS]
+PAIR_METRICS = [PSNR_OF_PAIRS, L1_OF_PAIRS, LPIPS_OF_PAIRS]
 
 
 @dataclass(frozen=True)

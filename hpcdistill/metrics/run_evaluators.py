@@ -132,7 +132,7 @@ class SRRunEvaluator:
 
 
 class TranslationRunEvaluator:
-    """Every generator of an image-to-image run on every test set: FID, KID and, for pairs, PSNR and LPIPS.
+    """Every generator of an image-to-image run on every test set: FID, KID and, for pairs, PSNR, L1 and LPIPS.
 
     The best weights are chosen by the student's FID or, where Inception's weights are missing, its PSNR on pairs.
     """

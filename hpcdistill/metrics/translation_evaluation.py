@@ -1,4 +1,4 @@
-"""How well a generator translates images: FID, KID, and for pairs PSNR and LPIPS (`fesd.md`, section 7).
+"""How well a generator translates images: FID, KID, and for pairs PSNR, L1 and LPIPS (`fesd.md`, section 7).
 
 Each test image is resized to a square (bicubic, as in training; no crop, no flip), translated in eval mode and rounded
 to 8 bits in memory. Images are shared among ranks; what they found is gathered, and rank 0 compares the sets.
@@ -314,3 +314,11 @@ def psnr_rgb(produced: Tensor, targets: Tensor) -> Tensor:
     """Peak signal-to-noise ratio [B] in dB of uint8 RGB [B, 3, H, W], at most PSNR_CAP; float64."""
     error = (produced.double() - targets.double()).square().mean(dim=(1, 2, 3))
     return (10 * torch.log10(255.0**2 / error)).clamp(max=PSNR_CAP)
+
+
+def l1_rgb(produced: Tensor, targets: Tensor) -> Tensor:
+    """Mean absolute difference [B], levels in 0..255, of uint8 RGB [B, 3, H, W]; float64.
+
+    What Pix2Pix's generator is trained by (Isola et al., CVPR 2017), in the units of a picture.
+    """
+    return (produced.double() - targets.double()).abs().mean(dim=(1, 2, 3))

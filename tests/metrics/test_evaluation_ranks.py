@@ -237,7 +237,7 @@ def test_one_rank_s_failure_is_every_rank_s(sets: Path, ranks: int) -> None:
             assert all(generator.training for generator in generators.values())
             good = pair_of("paired")
             assert made(good, accelerator).metrics.keys() == {
-                f"{name}/set/{metric}" for name in good for metric in ("frechet", "kernel", "psnr", "lpips")
+                f"{name}/set/{metric}" for name in good for metric in ("frechet", "kernel", "psnr", "l1", "lpips")
             }
         second[0] = rank == 1 or ranks == 1
         generators = pair_of("sr", fault=second_call)

@@ -31,6 +31,7 @@ from hpcdistill.data.needs import Needs
 from hpcdistill.data.test_sets import real_folders
 from hpcdistill.errors import UserError
 from hpcdistill.metrics import run_evaluators
+from hpcdistill.metrics.base import L1_OF_PAIRS
 from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.metrics.frechet import frechet, kid, moments
 from hpcdistill.metrics.run_evaluators import TranslationRunEvaluator, open_evaluator
@@ -39,6 +40,7 @@ from hpcdistill.metrics.translation_evaluation import (
     TranslationEvaluator,
     TranslationProtocol,
     eight_bits,
+    l1_rgb,
     psnr_rgb,
 )
 from hpcdistill.run import load_run
@@ -155,12 +157,15 @@ def test_unpaired_sets_are_compared_as_sets(unpaired: Path, real: str, direction
 
 
 @pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
-def test_pairs_have_a_psnr_each(paired: Path, direction: str) -> None:
+def test_pairs_have_a_psnr_and_an_l1_each(paired: Path, direction: str) -> None:
     found = evaluator(paired, "paired", direction=direction).evaluate(Scale(), "set")
-    values = []
+    values, levels = [], []
     for a, b in PAIRS:
         source, target = (a, b) if direction == "AtoB" else (b, a)
         values.append(peak_signal_noise_ratio(resized(target), scaled(resized(source)), data_range=255))
+        levels.append(np.mean(np.abs(resized(target).astype(int) - scaled(resized(source)))))
+    assert [row["l1"] for row in found.per_image] == pytest.approx(levels, rel=1e-12)
+    assert found.metrics["l1"] == pytest.approx(np.mean(levels))
     assert [row["psnr"] for row in found.per_image] == pytest.approx(values, rel=1e-9)
     assert [row["name"] for row in found.per_image] == [f"image{n}" for n in range(5)]
     assert found.metrics["psnr"] == pytest.approx(math.fsum(values) / 5)
@@ -179,6 +184,14 @@ def test_eight_bits_are_rounded_and_clamped() -> None:
     assert eight_bits(output).tolist() == [0, 0, 0, 1, 128, 255, 255, 0, 255]
     same = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     assert psnr_rgb(same, same).tolist() == [PSNR_CAP]
+
+
+def test_l1_is_a_mean_for_each_image_and_does_not_wrap_around() -> None:
+    produced, target = torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
+    target[0, :, 0] = 255  # half of the first image
+    produced[1, 0, 1, 1] = 6  # one value of the second's twelve
+    assert l1_rgb(produced, target).tolist() == [127.5, 0.5]
+    assert L1_OF_PAIRS.better == "lower"
 
 
 def test_modes_and_training_are_left_alone(paired: Path) -> None:
@@ -300,7 +313,7 @@ def test_a_run_without_any_weights(paired: Path, unpaired: Path, capsys: pytest.
     assert "prefetch --weights inception" in said
     assert "prefetch --weights alexnet" in said
     evaluation = measured(generators, Accelerator(cpu=True))
-    assert set(evaluation.metrics) == {"teacher/set/psnr", "student/set/psnr"}
+    assert set(evaluation.metrics) == {f"{name}/set/{metric}" for name in generators for metric in ("psnr", "l1")}
     assert (measured.selects, measured.larger_is_better) == ("student/set/psnr", True)
     protocol = measured.protocol()
     assert protocol["test_sets"] == {"set": 5}

@@ -193,7 +193,9 @@ def cut(picture: Image, box: Box) -> Image:
     return picture[top : top + height, left : left + width]
 
 
-def psnr_chart(stages: Sequence[tuple[Measured, Stage, str]], levels: Sequence[Measured]) -> Chart:
+def psnr_chart(
+    stages: Sequence[tuple[Measured, Stage, str]], levels: Sequence[Measured], images: str = "photographs"
+) -> Chart:
     """PSNR over the steps, by each stage's metric; `levels` were measured once.
 
     The first steps climb from far below; in full they would press the rest into one line.
@@ -206,14 +208,14 @@ def psnr_chart(stages: Sequence[tuple[Measured, Stage, str]], levels: Sequence[M
     bottom = max(min(values), baseline - 2.5) if arrived else min(values)
     cut_off = " The frame cuts the first steps off." if bottom > min(values) else ""
     return Chart(
-        title="PSNR on the photographs not trained on",
+        title=f"PSNR on the {images} not trained on",
         x_label="step",
         y_label="PSNR [dB]",
         lines=lines,
         levels=level_lines,
         y_range=(bottom - 0.1, max(values) + 0.15),
         note="The rows of the table are the last weights; to choose the best point of a curve would be to choose by "
-        f"the test photographs.{cut_off}",
+        f"the test {images}.{cut_off}",
     )
 
 
