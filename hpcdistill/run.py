@@ -27,6 +27,7 @@ from hpcdistill.config import (
     origin_of,
     without,
 )
+from hpcdistill.data import held_out
 from hpcdistill.data.fetch.location import digest_at, is_remote
 from hpcdistill.data.places import data_root
 from hpcdistill.data.test_sets import real_digests, test_set_digest
@@ -74,7 +75,9 @@ class Run:
             "version": config.method.VERSION,
             "data": [digest_at(place) for place in config.data.train],
         }
-        if self.selected:
+        if self.selected == held_out.NAME:
+            record["selection"] = held_out.NAME  # which images these are follows from the data and their number
+        elif self.selected:
             folder = Path(config.data.eval[self.selected])
             record["selection"] = test_set_digest(folder)
             if real := real_digests(folder, config.eval.real, config.data.train):
@@ -114,7 +117,8 @@ class Run:
             "data": [relative_place(place) for place in config.data.train],
         }
         if self.selected:
-            record["selection"] = relative_place(config.data.eval[self.selected])
+            place = config.data.eval.get(self.selected)
+            record["selection"] = held_out.NAME if place is None else relative_place(place)
         if config.init:
             record["init"] = config.init
         record |= self._taught_by({role: teacher.key for role, teacher in self.teachers.items()})
@@ -122,8 +126,14 @@ class Run:
 
     @cached_property
     def selected(self) -> str | None:
-        """The test set whose metric chooses the best weights; None when nothing is evaluated."""
-        names, select = list(self.config.data.eval), self.config.eval.select
+        """The set whose metric chooses the best weights, of data.eval or the images held out; None without any."""
+        data, select = self.config.data, self.config.eval.select
+        names = list(data.eval)
+        if data.held_out:
+            held_out.check_kind(data.held_out, self.config.method.kind())
+            if held_out.NAME in names:
+                raise UserError(f"data.eval.{held_out.NAME}: data.held_out has this name; call the set otherwise")
+            names.insert(0, held_out.NAME)
         if select is not None and select not in names:
             raise UserError(f"eval.select: '{select}' is not one of data.eval ({', '.join(names) or 'empty'})")
         return select or (names[0] if names else None)

@@ -19,6 +19,7 @@ from hpcdistill.config import config_files, to_yaml
 from hpcdistill.console import Table, is_main_process, out, warn
 from hpcdistill.errors import plural
 from hpcdistill.metrics.reference import BICUBIC, below_bicubic, bicubic_value
+from hpcdistill.metrics.selection import choice_of
 from hpcdistill.run import load_run
 from hpcdistill.training.progress import NOTHING_MEASURED
 
@@ -95,7 +96,9 @@ def _show(result: dict[str, Any]) -> None:
         out.print(f"{title}; {NOTHING_MEASURED}", markup=False, soft_wrap=True)
         return
     table = Table(title=title)
-    table.caption = (result.get("protocol") or {}).get("note")
+    choice = choice_of(result)
+    said = (f"best: chosen by {choice}" if choice else None, (result.get("protocol") or {}).get("note"))
+    table.caption = "; ".join(filter(None, said)) or None
     table.add_column("metric")
     for which, part in measured.items():
         table.add_column(f"{which} (step {part.get('step')})" if result.get(which) else which, justify="right")

@@ -14,6 +14,8 @@ from torch import nn
 
 from hpcdistill.config import RunConfig, to_yaml
 from hpcdistill.console import say, warn
+from hpcdistill.data.check.overlap import find_overlap
+from hpcdistill.data.config import DataConfig
 from hpcdistill.data.counter import step_seed
 from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.pack.fetching import pack_missing
@@ -24,6 +26,7 @@ from hpcdistill.methods.base import Method
 from hpcdistill.methods.settings import role_key
 from hpcdistill.metrics.reference import BICUBIC
 from hpcdistill.metrics.run_evaluators import bicubic_reference, open_evaluator
+from hpcdistill.metrics.selection import describe_choice
 from hpcdistill.models.registry import load_generator, load_weights
 from hpcdistill.ranks import watchdog
 from hpcdistill.ranks.environment import check_launcher
@@ -31,6 +34,7 @@ from hpcdistill.ranks.signals import StopSignals, on_any_rank
 from hpcdistill.requirements import check_present, check_runs_apart, needed_sets
 from hpcdistill.run import Run, Teacher, of_another_length, weights_file
 from hpcdistill.training.accelerator import make_accelerator
+from hpcdistill.training.evaluation import Evaluator
 from hpcdistill.training.loop import Training
 from hpcdistill.training.run_folder import RunFolder, code_revision
 from hpcdistill.training.segments import lay_out
@@ -62,8 +66,10 @@ def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None
             command = ["python", "-m", "hpcdistill.evaluate", str(folder.path), "--data", config.data.eval[name]]
             say(f"{name} was not measured; `{shlex.join(command)}`")
         return result
-    if not folder.path.exists() and accelerator.is_main_process:
-        _say_what_is_near(run)
+    if not folder.path.exists():  # a run that has begun goes on, whatever it was begun with
+        _check_selection(run)
+        if accelerator.is_main_process:
+            _say_what_is_near(run)
     return _train(run, folder, identity, teachers, signals)
 
 
@@ -174,7 +180,7 @@ def _train(
         "images_per_second": round(rate, 1),
         "best": outcome.position.best,
         "last": outcome.position.last,
-        "protocol": evaluator.protocol() if evaluator else None,
+        "protocol": _protocol(evaluator, config.data) if evaluator else None,
         BICUBIC: bicubic_reference(evaluator, accelerator),
         "teacher": _name(run.teachers.get("teacher")),
         **({"teachers": further} if further else {}),
@@ -186,6 +192,27 @@ def _train(
         folder.release()
     accelerator.wait_for_everyone()
     return result
+
+
+def _protocol(evaluator: Evaluator, data: DataConfig) -> dict[str, Any]:
+    """What result.json says of how the numbers were made, and of which set chose the best weights."""
+    chosen_by = describe_choice(evaluator.selects, data)
+    return evaluator.protocol() | ({"chosen_by": chosen_by} if chosen_by else {})
+
+
+def _check_selection(run: Run) -> None:
+    """UserError when images that were named to choose the best weights are trained on as well (super-resolution).
+
+    A set that chooses because it is the first of data.eval is a warning: that is how one sees whether a network learns.
+    """
+    data, selected = run.config.data, run.selected
+    if selected is None or run.config.method.kind() != "lr-hr":
+        return
+    found = find_overlap(data.train, data.held_out, selected, data.eval.get(selected))
+    if found and (run.config.eval.select is not None or data.held_out):
+        raise UserError(found)
+    if found:
+        warn(f"{run.config.name}: {found}")
 
 
 def _say_what_is_near(run: Run) -> None:

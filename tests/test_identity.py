@@ -43,6 +43,7 @@ def short(arguments: list[str], *more: str) -> str:
         "name=another",
         "teacher.overrides.train.log_every=3",
         "method.scale=4",  # the value it has
+        "data.held_out=0",
     ],
 )
 def test_how_a_run_is_carried_out_is_not_part_of_it(student: list[str], override: str) -> None:
@@ -62,6 +63,7 @@ def test_how_a_run_is_carried_out_is_not_part_of_it(student: list[str], override
         "train.ema=0.9",
         "data.patch=96",
         "data.flip=false",
+        "data.held_out=3",
         "eval.every=7",
         "teacher.checkpoint=best",
         "teacher.overrides.method.encoder=pisr",

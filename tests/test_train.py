@@ -286,3 +286,52 @@ def test_a_wrong_student_is_refused_before_its_teacher_trains(
     with pytest.raises(UserError, match=message):
         trained(str(CONFIGS / "dssd" / "x4.yaml"), tiny, f"runs={tmp_path / 'runs'}", *overrides)
     assert not (tmp_path / "runs").exists()
+
+
+def test_images_held_out_choose_the_best_weights(tiny: str, tmp_path: Path) -> None:
+    """One of three: the second. What is measured is what `evaluate` measures of that image alone."""
+    overrides = ["data.held_out=1", "data.samples_per_epoch=2", f"runs={tmp_path}"]
+    result = trained(str(CONFIGS / "fsrcnn" / "x4.yaml"), tiny, *overrides)
+    assert result["protocol"]["selects"] == "student/held_out/psnr"
+    assert result["protocol"]["chosen_by"] == "PSNR on held_out, 1 training image held out"
+    assert result["protocol"]["test_sets"] == {"tiny": 3, "held_out": 1}
+    folder = tmp_path / f"{result['name']}-{result['identity']}"
+    student = load_generator(folder / "generators" / "last" / "student.safetensors")[0]
+    rows = evaluate_sr(student, load_test_set(Path(tiny).parent / "packed", 4), 4).per_image
+    assert result["last"]["metrics"]["student/held_out/psnr"] == pytest.approx(rows[1]["psnr"], abs=1e-4)
+
+
+def test_a_set_that_validates_is_refused_when_it_is_trained_on(
+    tiny: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (str(CONFIGS / "fsrcnn" / "x4.yaml"), tiny, f"runs={tmp_path / 'runs'}")
+    with pytest.raises(UserError, match=r"packed: '0\.png' of the set tiny, which .* is trained on"):
+        trained(*arguments, "eval.select=tiny")
+    assert not (tmp_path / "runs").exists()
+    result = trained(*arguments)  # nobody said that it should validate
+    assert "chooses the best weights, is trained on" in capfd.readouterr().err
+    assert result["protocol"]["chosen_by"] == "PSNR on tiny, a test set"
+
+
+def test_a_run_that_was_begun_on_such_a_set_goes_on(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (str(CONFIGS / "fsrcnn" / "x4.yaml"), tiny, f"runs={tmp_path}", "eval.select=tiny")
+    with monkeypatch.context() as earlier:
+        earlier.setattr("hpcdistill.trainer.find_overlap", lambda *_: None)  # the code of another day
+        result = trained(*arguments)
+    (tmp_path / f"{result['name']}-{result['identity']}" / "result.json").unlink()
+    assert trained(*arguments)["last"] == result["last"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.held_out=3"], "data.held_out=3: the training sets have 3 images, so none is left"),
+        (["data.held_out=-1"], "data.held_out: "),
+        (["data.held_out=1", "data.eval.held_out=x"], "data.eval.held_out: data.held_out has this name"),
+        (["eval.select=held_out"], "eval.select: 'held_out' is not one of data.eval"),
+    ],
+)
+def test_what_cannot_be_held_out_is_one_line(tiny: str, tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        trained(str(CONFIGS / "fsrcnn" / "x4.yaml"), tiny, f"runs={tmp_path / 'runs'}", *overrides)
+    assert not (tmp_path / "runs").exists()

@@ -47,6 +47,13 @@ class DataConfig(Section):
         le=MOST_STEPS,
         description="draws in one epoch; null = every image once, more = several random crops of each",
     )
+    held_out: int = Field(
+        0,
+        ge=0,
+        le=10**6,
+        description="lr-hr: images spread over the training sets that are not trained on, but choose the best weights "
+        "as the set `held_out` (unless eval.select names another)",
+    )
     on_error: Literal["stop", "skip"] = Field(
         "stop", description="what to do with an image smaller than the patch: stop, or leave it out and say so"
     )

@@ -18,7 +18,9 @@ class EvalConfig(Section):
         5000, gt=0, le=MOST_STEPS, description="steps between evaluations; the last step is always evaluated"
     )
     select: str | None = Field(
-        None, description="the data.eval set whose PSNR (lr-hr) or FID chooses the best weights; unset = first"
+        None,
+        description="the set of data.eval whose PSNR (lr-hr) or FID chooses the best weights, or held_out; "
+        "unset = held_out where data.held_out keeps images, else the first",
     )
     rule: Literal["pisr", "matlab"] = Field(
         "pisr",

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from hpcdistill.console import warn
+from hpcdistill.data import held_out
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.fetch.weights import WEIGHTS
 from hpcdistill.data.needs import Needs
@@ -20,10 +21,11 @@ from hpcdistill.errors import UserError
 from hpcdistill.metrics.base import PSNR_OF_PAIRS, SR_METRICS, ImageRow
 from hpcdistill.metrics.config import BACKWARDS, EvalConfig
 from hpcdistill.metrics.feature_networks import FeatureNetwork, missing, open_features
+from hpcdistill.metrics.held_out_images import HeldOutImages
 from hpcdistill.metrics.lpips import LPIPS, open_lpips
 from hpcdistill.metrics.sample_grid import sample_grid, sample_row
 from hpcdistill.metrics.shared_work import shared_work
-from hpcdistill.metrics.sr_evaluation import Image, SREvaluator
+from hpcdistill.metrics.sr_evaluation import Image, SREvaluator, SRImages
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol
 from hpcdistill.training.evaluation import Evaluation, Evaluator, never
 
@@ -41,7 +43,10 @@ def open_evaluator(
     UserError for a test set that is missing or does not fit, before anything is trained.
     """
     if needs.kind == "lr-hr":
-        return SRRunEvaluator(data.eval, selected, next(iter(generators)), needs, config, accelerator)
+        sets: dict[str, str | SRImages] = dict(data.eval)
+        if data.held_out:
+            sets[held_out.NAME] = HeldOutImages(data.train, data.held_out, needs.scale)
+        return SRRunEvaluator(sets, selected, next(iter(generators)), needs, config, accelerator)
     return TranslationRunEvaluator(data, config, selected, needs, generators, accelerator)
 
 
@@ -60,7 +65,7 @@ class SRRunEvaluator:
 
     def __init__(
         self,
-        test_sets: Mapping[str, str],
+        test_sets: Mapping[str, str | SRImages],
         selected: str,
         generator: str,
         needs: Needs,
@@ -72,7 +77,6 @@ class SRRunEvaluator:
         self.selected = selected
         self.generator = generator
         self.selects: str | None = f"{generator}/{selected}/{SR_METRICS[0].name}"
-        self.test_sets = dict(test_sets)
         self.evaluator = SREvaluator(test_sets, needs.scale, needs.channels, config.rule, accelerator.device)
         with shared_work(accelerator.num_processes, accelerator.device):
             self.evaluator.preload(accelerator.process_index, accelerator.num_processes)

@@ -287,7 +287,7 @@ class SREvaluator:
 
     def __init__(
         self,
-        test_sets: Mapping[str, Path | str],
+        test_sets: Mapping[str, Path | str | SRImages],
         scale: int,
         channels: int,
         rule: Rule = "pisr",
@@ -296,7 +296,10 @@ class SREvaluator:
     ) -> None:
         self.scale, self.channels, self.rule = scale, channels, rule
         self.device, self.autocast = torch.device(device), autocast
-        self.test_sets = {name: load_test_set(path, scale) for name, path in test_sets.items()}
+        self.test_sets = {
+            name: given if isinstance(given, SRImages) else load_test_set(given, scale)
+            for name, given in test_sets.items()
+        }
         self._pairs: dict[tuple[str, int], ImagePair] = {}
         self._bicubic: dict[tuple[str, int], ImageRow] = {}
 

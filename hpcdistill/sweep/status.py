@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import psutil
 
+from hpcdistill.data import held_out
 from hpcdistill.sweep.logs import LoggedProgress, cause, read_progress
 from hpcdistill.sweep.results import Found, RunResult, find_results
 from hpcdistill.sweep.slurm_queue import Job, Queue
@@ -359,8 +360,9 @@ class _Evidence:
         """The first metric of the test set that chooses the best weights."""
         if not progress.metrics:
             return None
-        sets = task.config("data").get("eval")
-        chosen = task.config("eval").get("select") or next(iter(sets if isinstance(sets, dict) else {}), None)
+        sets, held = task.config("data").get("eval"), task.config("data").get("held_out")
+        first = held_out.NAME if held else next(iter(sets if isinstance(sets, dict) else {}), None)
+        chosen = task.config("eval").get("select") or first
         name = next((name for name in progress.metrics if f"/{chosen}/" in name), next(iter(progress.metrics)))
         return name, progress.metrics[name]
 

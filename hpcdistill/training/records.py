@@ -119,6 +119,9 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(("steps", "batch_size", "images", "seed", "processes"), int),
     **dict.fromkeys(("seconds", "images_per_second"), (int, float)),
 }
-_PROTOCOL: dict[str, type] = {"test_sets": dict, "selects": str, "note": str, "lr": dict, "gray": dict}
+_PROTOCOL: dict[str, type] = {
+    **dict.fromkeys(("selects", "chosen_by", "note"), str),
+    **dict.fromkeys(("test_sets", "lr", "gray"), dict),
+}
 _RESULT: TypeAdapter[dict[str, Any]] = TypeAdapter(Annotated[Any, AfterValidator(_checked_result)])
 _ENVIRONMENT: TypeAdapter[dict[str, Any]] = TypeAdapter(Annotated[Any, AfterValidator(_checked_environment)])

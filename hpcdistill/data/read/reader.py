@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
+from hpcdistill.data import held_out
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.counter import ORDER_OF_TARGETS
 from hpcdistill.data.fetch.location import is_remote
@@ -58,6 +59,7 @@ def open_reader(
     Raises StagingStopped when `stopping` says so while they are copied, UserError for an address that the indexed
     reader cannot read, and what the readers raise.
     """
+    held_out.check_kind(config.held_out, needs.kind)
     if config.stage is not None:
         places = [str(stage(place, Path(config.stage), stopping)) for place in places]
     if config.reader == "stream":
@@ -128,7 +130,7 @@ class PatchReader(IndexedReader):
         """
         super().__init__(BatchShare(batch_size, rank, ranks))
         places = [str(folder) for folder in folders]
-        indices = load_indices(places, needs)
+        indices = held_out.without(load_indices(places, needs), config.held_out)
         self._patches = Patches(places, indices, needs, config, seed)
         packed = PackedImages(folders, indices, self._patches.names, needs.channels)
         self.samples = len(self._patches.usable)

@@ -25,6 +25,7 @@ import numpy as np
 from webdataset import shuffle
 
 from hpcdistill.console import warn
+from hpcdistill.data import held_out
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.counter import STREAM, draw
 from hpcdistill.data.fetch.location import is_remote
@@ -100,8 +101,10 @@ class _PatchBatches:
         self, places: Sequence[str], indices: Sequence[Index], needs: Needs, config: DataConfig, seed: int
     ) -> None:
         self._patches = Patches(places, indices, needs, config, seed)
+        # A shard is compared with the whole index as it comes in: what is held out passes by and is not decoded.
+        held = held_out.positions(len(self._patches.sizes), config.held_out)
         # Of each stream that is read side by side: the roles that are needed, and the samples by position.
-        self.streams = [(frozenset(self._patches.names), frozenset(self._patches.usable.tolist()))]
+        self.streams = [(frozenset(self._patches.names), frozenset(self._patches.usable.tolist()).difference(held))]
 
     def __call__(self, first: int, taken: Sequence[Sequence[EncodedSample]]) -> Batch:
         """Draws `first`, `first` + 1, ... made of `taken`, one sequence for each of `streams`."""
