@@ -66,6 +66,7 @@ class Grid:
     metrics: tuple[Metric, ...]  # the first decides order and bold
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...]
+    ours: Literal["best", "last"] = "best"  # which of a run's weights stand beside print
     within: tuple[str, ...] = ()  # labels (data set, scale) that cells share to be compared: best and order are theirs
 
     def group(self, cell: Cell) -> tuple[str, ...]:
@@ -120,6 +121,7 @@ def load_grid(path: Path) -> Grid:
         metrics,
         tuple(cells),
         tuple(content.seeds),
+        content.ours,
         tuple(content.within),
     )
 

@@ -67,6 +67,9 @@ class GridFile(Section):
     overlays: tuple[str, ...] = Field((), description="files merged over it in every cell")
     set: tuple[str, ...] = Field((), description="key=value overrides of every cell")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="each cell is run once with each of them")
+    ours: Literal["best", "last"] = Field(
+        "best", description="which of a run's weights stand beside print; the other is shown too"
+    )
     within: tuple[str, ...] = Field((), description="labels that cells share to be compared; unset = all with all")
     axes: dict[str, dict[str, Part]] = Field({}, description="their product makes cells: axis -> value -> part")
     printed: tuple[dict[str, Any], ...] = Field((), description="the paper's numbers of products: labels and metrics")

@@ -192,10 +192,10 @@ def _marks(row: TableRow, metric: Metric, tick: str, series: str) -> Iterator[Ma
     entry = row.entries[metric.name]
     if entry.printed is not None:
         yield Mark(tick, series, entry.printed, printed=True)
-    if entry.best and math.isfinite(entry.best.mean):
-        deviation = entry.best.deviation
+    if entry.ours and math.isfinite(entry.ours.mean):
+        deviation = entry.ours.deviation
         known = deviation if deviation is not None and math.isfinite(deviation) else 0.0
-        yield Mark(tick, series, entry.best.mean, known)
+        yield Mark(tick, series, entry.ours.mean, known)
 
 
 def _dot_plot(

@@ -291,6 +291,7 @@ def _row_json(row: TableRow) -> dict[str, Any]:
             "printed": entry.printed,
             "best": summary(entry.best),
             "last": summary(entry.last),
+            "ours": "best" if entry.measured else entry.which,
             "difference": None if entry.difference is None else _finite(entry.difference),
             "measured": entry.measured,
             "without": dict(row.states(name)),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from hpcdistill.sweep.grid import Metric
+from hpcdistill.sweep.results import Which
 from hpcdistill.sweep.tables import MetricEntry, Order, ResultTable, Summary, TableRow, TrialState, best_rows
 
 
@@ -36,7 +37,7 @@ ARROWS = {"higher": ("\u2191", r"$\uparrow$"), "lower": ("\u2193", r"$\downarrow
 
 _PANEL = 9  # columns of numbers that fit on a page
 
-ColumnKind = Literal["label", "paper", "ours", "difference", "last"]
+ColumnKind = Literal["label", "paper", "ours", "difference", "last", "best"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Layout:
 
 
 def lay_out(table: ResultTable) -> Layout:
-    """The panels of `table`: labels, then of each metric the paper's number, ours, the difference, and the last."""
+    """The panels of `table`: labels, then of each metric the paper's number, ours, the difference, our other one."""
     grid = table.grid
     labels = [Column("label", label) for label in dict.fromkeys(label for cell in grid.cells for label in cell.labels)]
     blocks: list[list[Column]] = []  # that stay together: a trained metric; all that are only printed, side by side
@@ -122,7 +123,8 @@ def lay_out(table: ResultTable) -> Layout:
             columns.append(Column("ours", "ours", metric))
         if trained:
             columns += [Column("difference", "diff.", metric)] if printed else []
-            columns.append(Column("last", "ours, last", metric))
+            other: Which = "best" if grid.ours == "last" else "last"
+            columns.append(Column(other, f"ours, {other}", metric))
             bold[metric.name, "paper"] = best_rows(table, metric, printed=True)
             bold[metric.name, "ours"] = best_rows(table, metric, printed=False)
         if trained or not only_printed:
@@ -168,7 +170,9 @@ def notes(layout: Layout, legend: bool = True) -> list[str]:
     lines = [f"Attention: {flag}" for flag in table.flags]
     seeds = ", ".join(map(str, table.seeds))
     several = any(cell.n > 1 for cell in layout.cells)
-    ours = "Ours: the run's best weights, chosen by its test set"
+    ours = f"Ours: the run's {table.grid.ours} weights"
+    if table.choices:
+        ours += f"; its best are chosen by {'; or '.join(table.choices)}"
     ours += f"; mean {PLUS_MINUS} sample standard deviation (number of runs)" if several else ""
     lines.append(f"{ours}; seed {seeds}." if len(table.seeds) == 1 else f"{ours}; seeds {seeds}.")
     alone = len({order.metric for order in table.orders}) < 2
@@ -199,9 +203,10 @@ def _table_cell(row: TableRow, kind: ColumnKind, metric: Metric, bold: bool) -> 
     if kind == "difference":
         value = entry.difference
         return TableCell() if value is None else TableCell(number_text(value, metric.digits, signed=True), value=value)
-    summary = entry.best if kind == "ours" else entry.last
+    which: Which = entry.which if kind == "ours" else "best" if kind == "best" else "last"
+    summary = entry.ours if kind == "ours" else entry.best if kind == "best" else entry.last
     signs = tuple(row.states(metric.name).items()) if kind == "ours" else ()
-    explained = _explained(row, metric, summary, "best" if kind == "ours" else "last")
+    explained = _explained(row, metric, summary, which)
     if summary is None:
         return TableCell(signs=signs, explained=explained)
     spread = "" if summary.deviation is None else number_text(summary.deviation, metric.digits)
@@ -209,7 +214,7 @@ def _table_cell(row: TableRow, kind: ColumnKind, metric: Metric, bold: bool) -> 
     return TableCell(text, spread, summary.n, bold, signs, summary.mean, explained)
 
 
-def _explained(row: TableRow, metric: Metric, summary: Summary | None, which: str) -> str:
+def _explained(row: TableRow, metric: Metric, summary: Summary | None, which: Which) -> str:
     """Each seed's number and where it is from, or why it has none."""
     lines = [f"{which} weights"] if summary and not row.entries[metric.name].measured else []
     for trial in row.trials:
@@ -217,7 +222,7 @@ def _explained(row: TableRow, metric: Metric, summary: Summary | None, which: st
             meaning = SIGNS[trial.state].meaning if trial.state in SIGNS else trial.state
             lines.append(f"seed {trial.seed}: {meaning}" + (f" ({trial.reason})" if trial.reason else ""))
         else:
-            values = trial.run.metrics("best" if which == "best" else "last")
+            values = trial.run.metrics(which)
             value = values.get(row.cell.of.get(metric.name, ""))
             text = "not measured" if value is None else number_text(value, metric.digits + 2)
             lines.append(f"seed {trial.seed}: {text}, {trial.run.folder.name}")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from scipy.stats import kendalltau  # type: ignore[import-untyped]
 
 from hpcdistill.errors import plural
+from hpcdistill.metrics.selection import choice_of
 from hpcdistill.sweep.grid import Cell, Grid, Metric
 from hpcdistill.sweep.plan import Plan
 from hpcdistill.sweep.results import WHICH, Found, RunResult, Which
@@ -25,8 +26,8 @@ TrialState = Literal[
     "finished", "running", "queued", "stopped", "failed", "blocked", "missing", "unreadable", "unmeasured",
     "reported", "measured",
 ]  # fmt: skip
-# Not part of how a number is made: which metric chose the weights, and words that repeat the rest.
-_NOT_PROTOCOL = ("selects", "note")
+# Not part of how a number is made: what chose the weights (`RunResult.data` compares that), and words that repeat.
+_NOT_PROTOCOL = ("selects", "chosen_by", "note")
 BICUBIC_LABEL = "bicubic enlargement"
 _NAMED = 4  # of the different things that a flag names
 
@@ -76,11 +77,17 @@ class MetricEntry:
     best: Summary | None
     last: Summary | None
     measured: bool = False  # ours is of something that is not trained
+    which: Which = "best"  # of the weights that are compared with the paper's (`Grid.ours`)
+
+    @property
+    def ours(self) -> Summary | None:
+        """What stands beside the paper's number."""
+        return self.last if self.which == "last" and not self.measured else self.best
 
     @property
     def difference(self) -> float | None:
-        """Ours (best) less the paper's."""
-        return None if self.printed is None or self.best is None else self.best.mean - self.printed
+        """Ours less the paper's."""
+        return None if self.printed is None or self.ours is None else self.ours.mean - self.printed
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,11 @@ class ResultTable:
         return _described(run.result for run in self.runs)
 
     @property
+    def choices(self) -> list[str]:
+        """What chose the best weights of its runs, each way once, the usual one first."""
+        return [said for said, _ in Counter(filter(None, (choice_of(run.result) for run in self.runs))).most_common()]
+
+    @property
     def revisions(self) -> list[str]:
         """The code of its runs, each revision once."""
         return list(dict.fromkeys(run.revision for run in self.runs))
@@ -179,7 +191,7 @@ def make_tables(plan: Plan, found: Found, statuses: Mapping[str, TaskStatus]) ->
             if cell.kind == "run":
                 keys = {seed: plan.cells[grid.name, number, seed] for seed in seeds}
                 trials = tuple(_trial(seed, key, results, unreadable, statuses) for seed, key in keys.items())
-            entries = {metric.name: _entry(cell, metric.name, trials) for metric in grid.metrics}
+            entries = {metric.name: _entry(cell, metric.name, trials, grid.ours) for metric in grid.metrics}
             rows.append(TableRow(cell, grid.group(cell), trials, entries))
         rows += bicubic_rows(grid, rows)
         groups = list(dict.fromkeys(row.group for row in rows))
@@ -195,7 +207,7 @@ def best_rows(table: ResultTable, metric: Metric, printed: bool) -> set[int]:
     groups: dict[tuple[str, ...], dict[int, float]] = {}
     for number, row in enumerate(table.rows):
         entry = row.entries[metric.name]
-        value = entry.printed if printed else entry.best.mean if entry.best else None
+        value = entry.printed if printed else entry.ours.mean if entry.ours else None
         if value is not None and math.isfinite(value):
             groups.setdefault(row.group, {})[number] = round(value, metric.digits)
     found = set()
@@ -259,18 +271,18 @@ def _trial(
     return Trial(seed, key, status.state, reason=reason.strip())
 
 
-def _entry(cell: Cell, metric: str, trials: Sequence[Trial]) -> MetricEntry:
+def _entry(cell: Cell, metric: str, trials: Sequence[Trial], which: Which = "best") -> MetricEntry:
     printed = cell.printed.get(metric)
     if metric in cell.measured:
         ours = Summary((cell.measured[metric],))
         return MetricEntry(printed, ours, None, measured=True)
     found: dict[Which, Summary | None] = {}
-    for which in WHICH:
-        measured = [trial.run.metrics(which) for trial in trials if trial.run]
+    for weights in WHICH:
+        measured = [trial.run.metrics(weights) for trial in trials if trial.run]
         name = cell.of.get(metric)
         values = tuple(values[name] for values in measured if name in values)
-        found[which] = Summary(values) if values else None
-    return MetricEntry(printed, found["best"], found["last"])
+        found[weights] = Summary(values) if values else None
+    return MetricEntry(printed, found["best"], found["last"], which=which)
 
 
 def _unmeasured(plan: Plan, rows: Sequence[TableRow]) -> tuple[str, ...]:
@@ -333,12 +345,12 @@ def below_bicubic(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
     for metric in grid.metrics:
         below = []
         for row in rows:
-            best, bicubic = row.entries[metric.name].best, bicubic_of([row], metric)
-            if best is None or bicubic is None:
+            ours, bicubic = row.entries[metric.name].ours, bicubic_of([row], metric)
+            if ours is None or bicubic is None:
                 continue
-            ahead = best.mean - bicubic if metric.better == "higher" else bicubic - best.mean
+            ahead = ours.mean - bicubic if metric.better == "higher" else bicubic - ours.mean
             if round(ahead, metric.digits) < 0:
-                numbers = f"{best.mean:.{metric.digits}f} against {bicubic:.{metric.digits}f}"
+                numbers = f"{ours.mean:.{metric.digits}f} against {bicubic:.{metric.digits}f}"
                 below.append(f"{row.cell.title} ({numbers})")
         if below:
             lines.append(f"Below bicubic in {metric.label}: {_first_few(below)}.")
@@ -352,8 +364,8 @@ def _orders(grid: Grid, rows: Sequence[TableRow]) -> list[Order]:
             pairs = []
             for row in rows:
                 entry = row.entries[metric.name]
-                if row.group == group and entry.printed is not None and entry.best is not None:
-                    pairs.append((entry.printed, entry.best.mean))
+                if row.group == group and entry.printed is not None and entry.ours is not None:
+                    pairs.append((entry.printed, entry.ours.mean))
             pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
             if len(pairs) > 1:
                 tau = float(kendalltau(*zip(*pairs, strict=True), variant="b").statistic)

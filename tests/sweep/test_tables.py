@@ -351,3 +351,49 @@ def test_runs_that_do_not_agree_on_bicubic_have_no_row(tmp_path: Path) -> None:
         save_run(tmp_path, f"{'ab'[number]}-{number}-0", 30.0, bicubic={"set5": {"psnr": value}})
     (table,) = make_tables(plan(grid([run_cell("a"), run_cell("b")])), find_results(tmp_path), {})
     assert [row.cell.title for row in table.rows] == ["a", "b"]
+
+
+def test_last_weights_may_stand_beside_print(tmp_path: Path) -> None:
+    """Everything that is compared is then of the last weights: by them b is the better one, as in print."""
+    cells = [run_cell("a", 30.0), run_cell("b", 31.0)]
+    bicubic = {"set5": {"psnr": 30.45}}
+    for key, best, last in (("a-0-0", 33.0, 30.4), ("b-1-0", 32.0, 31.2)):
+        save_run(tmp_path, key, best, last, bicubic=bicubic)
+    found = find_results(tmp_path)
+    for ours, differences, tau, winner, heads in (
+        ("best", [3.0, 1.0], -1.0, 0, ["ours", "ours, last"]),
+        ("last", [0.4, 0.2], 1.0, 1, ["ours", "ours, best"]),
+    ):
+        (table,) = make_tables(plan(grid(cells, ours=ours)), found, {})
+        entries = [row.entries["psnr"] for row in table.rows[:2]]
+        assert [entry.difference for entry in entries] == pytest.approx(differences)
+        assert [order.tau for order in table.orders] == [tau]
+        assert best_rows(table, PSNR, printed=False) == {winner}
+        layout = lay_out(table)
+        assert [column.head for column in layout.panels[0].columns if "ours" in column.head] == heads
+        assert [cell.text for cell in layout.panels[0].rows[0][2:]] == (
+            ["33.00", "+3.00", "30.40"] if ours == "best" else ["30.40", "+0.40", "33.00"]
+        )
+        assert any("a (30.40 against 30.45)" in flag for flag in table.flags) == (ours == "last")
+        assert any(line.startswith(f"Ours: the run's {ours} weights; its best are chosen by") for line in notes(layout))
+
+
+def test_the_foot_says_which_sets_chose(tmp_path: Path) -> None:
+    """Of a run from before that was said, the metric; the choice of most runs comes first."""
+    cells = [run_cell(label) for label in "abc"]
+    save_run(tmp_path, "a-0-0", 31.0)
+    protocol = {"selects": NAME, "chosen_by": "PSNR on held_out, 10 training images held out"}
+    save_run(tmp_path, "b-1-0", 31.0, protocol=protocol)
+    save_run(tmp_path, "c-2-0", 31.0, protocol=protocol)
+    (table,) = make_tables(plan(grid(cells)), find_results(tmp_path), {})
+    assert (
+        "Ours: the run's best weights; its best are chosen by PSNR on held_out, 10 training images held out; "
+        "or PSNR on set5; seed 0."
+    ) in notes(lay_out(table))
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/grids").glob("*.yaml")), ids=lambda path: path.stem)
+def test_super_resolution_is_compared_by_its_last_weights(path: Path) -> None:
+    """PISR tests its last checkpoint; the literature of FESD reports the best FID."""
+    if path.stem.startswith(("dssd-", "fesd-")):
+        assert load_grid(path).ours == ("last" if path.stem.startswith("dssd-") else "best")
