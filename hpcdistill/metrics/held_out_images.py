@@ -29,7 +29,11 @@ class HeldOutImages(SRImages):
         names = [images.names[index] for images, index in self._images]
         if len(set(names)) < len(names):  # two sets may have a 0001.png each
             names = [f"{number:03d}-{name}" for number, name in enumerate(names)]
-        super().__init__(Path(places[0]), scale, names)
+        super().__init__(Path(places[0]), scale, names, ", ".join(dict.fromkeys(images.lr for images in sets)))
+
+    def is_gray(self, index: int) -> bool:
+        images, place = self._images[index]
+        return images.is_gray(place)
 
     def read(self, index: int) -> tuple[str, Image, Image]:
         images, place = self._images[index]

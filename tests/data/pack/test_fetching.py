@@ -58,6 +58,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def count(recipe: Recipe, role: str) -> int:
+    if recipe.files:
+        return len(next(iter(recipe.files.values())))
     return COUNTS[role] if recipe.kind == "unpaired" or role in ("hr", "ab") else 3
 
 
@@ -73,7 +75,11 @@ def contents(recipe: Recipe) -> dict[str, bytes]:
             for folder in names:
                 place = f"{prefix}{folder}/" if folder != "." else prefix
                 if recipe.members:
-                    place = recipe.members[0]
+                    place = recipe.members[0].rpartition("/")[0] + "/"
+                if split in recipe.files:  # and one beside them that is not taken
+                    for at, name in enumerate((*recipe.files[split], "0899.png")):
+                        files[f"{place}{name}"] = encode(noise(24, 24, at), f"x.{suffix}")
+                    continue
                 for at in range(count(recipe, "hr" if tail else role)):
                     seed = hash_of(f"{split} {folder} {at}") if not tail else at
                     image = noise(24 // scale, (48 if role == "ab" else 24) // scale, seed)

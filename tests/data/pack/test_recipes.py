@@ -48,6 +48,9 @@ PUBLISHED = {
             "a50a5d1c4b88de4e8d300d8fb2b904c52fe93b2b298a4899697760d7cbb6d553",
         ),
     },
+    "div2k-801-810": {
+        "DIV2K_valid_HR.zip": (448993893, "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc"),
+    },
     # Their authors publish none, and none is invented: the first fetch records what came.
     "edges2shoes": {"edges2shoes.tar.gz": (None, None)},
     "facades": {"facades.tar.gz": (None, None)},
@@ -64,6 +67,7 @@ COUNTS = {
     "edges2shoes-r": {"train": {"ab": 47977}, "test": {"ab": 2048}},
     "facades": {"train": {"ab": 400}, "val": {"ab": 100}, "test": {"ab": 106}},
     "div2k": {"train": {"hr": 800}, "valid": {"hr": 100}},
+    "div2k-801-810": {"valid": {"hr": 10}},
     "set5": {"all": {"hr": 5}},
     "set14": {"all": {"hr": 14}},
     "b100": {"all": {"hr": 100}},
