@@ -29,6 +29,7 @@ from hpcdistill.data.fetch.weights import WEIGHTS
 from hpcdistill.data.pack.fetching import wanted_at
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
+from hpcdistill.figures import parse_crop
 from hpcdistill.run import load_run
 from hpcdistill.sweep.grid import load_grids
 from hpcdistill.training.metrics_log import MetricsLog
@@ -332,6 +333,14 @@ def check_evaluate(options: argparse.Namespace) -> None:
     known_place(str(options.data))
 
 
+def check_figures(options: argparse.Namespace) -> None:
+    for word in options.runs:
+        assert is_run(Path(word.rpartition("=")[2])), word
+    for crop in options.crop:
+        parse_crop(crop)
+    known_place(str(options.images))
+
+
 def check_grids(options: argparse.Namespace) -> None:
     words = getattr(options, "grid", None) or ()
     load_grids([word for word in words if "=" not in word and not word.startswith("configs/variants/")])
@@ -342,6 +351,7 @@ CHECKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "hpcdistill.prefetch": check_prefetch,
     "hpcdistill.benchmark": check_train,
     "hpcdistill.evaluate": check_evaluate,
+    "hpcdistill.figures": check_figures,
     "fetch": check_fetch,
     "pack": check_pack,
     "verify": lambda options: [known_place(str(place)) for place in options.folders] and None,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
@@ -58,24 +60,32 @@ def busiest_crop(image: Image, side: int) -> tuple[int, int, int, int]:
 
     Candidates lie on a grid of half a side; an image smaller than `side` is taken whole on that axis.
     """
-    height, width = min(side, image.shape[0]), min(side, image.shape[1])
     grey = luma(_planes(image))[0].numpy()
     # Steps between neighbours count, not plain variance: a border between sky and ground is no texture.
     change = np.zeros_like(grey)
     change[:, 1:] += np.abs(np.diff(grey, axis=1))
     change[1:] += np.abs(np.diff(grey, axis=0))
-    total = np.pad(change.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    step = max(1, side // 2)
-    tops = range(0, image.shape[0] - height + 1, step)
-    lefts = range(0, image.shape[1] - width + 1, step)
+    return densest_crop(change, side)[0]
 
-    def busyness(corner: tuple[int, int]) -> float:
+
+def densest_crop(density: NDArray[Any], side: int) -> tuple[tuple[int, int, int, int], float]:
+    """(top, left, height, width) of the crop of `[H, W]` values with the largest sum, and their mean there.
+
+    Candidates as in `busiest_crop`; of equal ones the first.
+    """
+    height, width = min(side, density.shape[0]), min(side, density.shape[1])
+    total = np.pad(density.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    step = max(1, side // 2)
+    tops = range(0, density.shape[0] - height + 1, step)
+    lefts = range(0, density.shape[1] - width + 1, step)
+
+    def within(corner: tuple[int, int]) -> float:
         top, left = corner
         bottom, right = top + height, left + width
         return float(total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left])
 
-    top, left = max(((top, left) for top in tops for left in lefts), key=busyness)
-    return top, left, height, width
+    top, left = max(((top, left) for top in tops for left in lefts), key=within)
+    return (top, left, height, width), within((top, left)) / (height * width)
 
 
 def sample_grid(rows: Sequence[Mapping[str, Image]], zoom: int = 2) -> Image:

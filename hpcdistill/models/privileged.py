@@ -200,7 +200,7 @@ class PrivilegedTeacher(nn.Module):
 
         `image` is HR `[B, c, H, W]`, or LR `[B, c, H/s, W/s]` when `takes` is "lr"; H and W are multiples of s.
         """
-        encoded = self._encode(image)
+        encoded = self.encode(image)
         lr = encoded[-1] if encoded else image
         if maps:
             return self.network(lr, maps=maps)
@@ -211,7 +211,7 @@ class PrivilegedTeacher(nn.Module):
 
     def features(self, image: Tensor, name: str) -> Tensor:
         """F's feature map `name` for `image`; nothing behind it is computed."""
-        encoded = self._encode(image)
+        encoded = self.encode(image)
         return self.network.features(encoded[-1] if encoded else image, name)
 
     def deploy(self) -> PrivilegedTeacher:
@@ -230,8 +230,11 @@ class PrivilegedTeacher(nn.Module):
         deployed.arguments.pop("collapse", None)
         return deployed.eval()
 
-    def _encode(self, image: Tensor) -> list[Tensor]:
-        """The encoder's images, from the largest to the LR image (X^' = G(Y), X^'' = G(X^'))."""
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """The encoder's images of HR `[B, c, H, W]`, from the largest to the LR image (X^' = G(Y), X^'' = G(X^')).
+
+        None with the encoder "bicubic", which is fed with the LR image.
+        """
         images: list[Tensor] = []
         for _ in range(self._recursions):
             assert self.encoder is not None

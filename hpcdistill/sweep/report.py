@@ -93,10 +93,10 @@ class Crop:
 
 @dataclass(frozen=True)
 class View:
-    """One place of a picture, `box` (top, left, height, width) in its pixels, by several methods."""
+    """One place of a picture, `box` (top, left, height, width) in its pixels, by several methods; None: all of it."""
 
     label: str
-    box: tuple[int, int, int, int]
+    box: tuple[int, int, int, int] | None
     crops: tuple[Crop, ...]
 
 
@@ -110,8 +110,15 @@ class Crops:
     views: tuple[View, ...]
     note: str = ""
 
+    @property
+    def letters(self) -> dict[int, str]:
+        """What marks each view that has a box, by its number: A, B, ..."""
+        boxed = [number for number, view in enumerate(self.views) if view.box is not None]
+        return dict(zip(boxed, "ABCDEFGH", strict=False))
+
     def frame(self, view: View) -> dict[str, float]:
         """The view's box in percent of the overview."""
+        assert view.box is not None
         height, width = self.overview.shape[:2]
         parts = zip(("top", "left", "height", "width"), view.box, (height, width, height, width), strict=True)
         return {side: round(100 * value / whole, 3) for side, value, whole in parts}

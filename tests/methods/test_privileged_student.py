@@ -91,7 +91,7 @@ def test_equation_16(scale: int, channels: int, vid: str) -> None:
         return
     teacher = method.teacher.double()
     with torch.no_grad():
-        _, teacher_maps = teacher.network(teacher._encode(wide["hr"])[-1], maps=("expanding",))
+        _, teacher_maps = teacher.network(teacher.encode(wide["hr"])[-1], maps=("expanding",))
     target, student_map = teacher_maps["expanding"].numpy(), maps["expanding"].numpy()
     assert target.shape == student_map.shape == (2, 56, SIDE, SIDE)
     estimator = estimator_of(method)
@@ -161,7 +161,7 @@ def test_every_network_has_its_own_distilled_layer(
     # VID from the maps of student and teacher, by hand.
     with torch.no_grad():
         student_map = method.student.features(batch[f"lr{scale}"], layer)
-        target = method.teacher.network.features(method.teacher._encode(batch["hr"])[-1], layer)
+        target = method.teacher.network.features(method.teacher.encode(batch["hr"])[-1], layer)
         mu, b = (value.double().numpy() for value in estimator_of(method)(student_map))
     expected = 0.01 * (np.log(2 * b) + np.abs(target.double().numpy() - mu) / b).mean()
     assert terms["vid"].item() == pytest.approx(expected, rel=1e-4)

@@ -179,8 +179,8 @@ def by_photograph(
     return Table(caption, ("Method", *names), lines)
 
 
-def view(photograph: str, place: str, box: Box, pictures: Sequence[tuple[str, Image, str, int | None]]) -> View:
-    """The `place` of a photograph at `box`, by several methods: label, picture, note and colour of each."""
+def view(photograph: str, place: str, box: Box | None, pictures: Sequence[tuple[str, Image, str, int | None]]) -> View:
+    """The `place` of a photograph at `box` (None: all of it): label, picture, note and colour of each method."""
     crops = (
         Crop(label, image, note, f"{photograph}, {place}: {label}", series) for label, image, note, series in pictures
     )

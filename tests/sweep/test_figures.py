@@ -1,0 +1,292 @@
+"""The page of figures: where it looks and what it shows, of networks whose differences are known."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_report import Strict
+from torch import Tensor, nn
+
+from hpcdistill import figures
+from hpcdistill.errors import UserError
+from hpcdistill.figures import Wanted, main, parse_crop, split_label
+from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, load_test_set
+from hpcdistill.models.fsrcnn import FSRCNN
+from hpcdistill.models.privileged import PrivilegedTeacher
+from hpcdistill.models.registry import save_generator
+from hpcdistill.models.resnet_generator import ResNetGenerator
+from hpcdistill.sweep.figures import Shown, _Figures, _gain, _window, figures_page, open_runs
+from hpcdistill.sweep.report import Crops, Page
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from whole_set import evaluate_sr
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # the support modules of the data tests
+from packed_sets import noise, write_set
+
+
+class Painted(nn.Module):
+    """Bicubic enlargement, 0.1 lighter (25.5 levels of luma) inside one box (top, left, height, width) of HR pixels."""
+
+    takes, scale, channels = "lr", 4, 1
+
+    def __init__(self, *box: int) -> None:
+        super().__init__()
+        self.bicubic, self.box = bicubic_upsampler(4), box
+        self.nothing = nn.Conv2d(1, 1, 1, bias=False)  # something to be counted
+        nn.init.zeros_(self.nothing.weight)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {}
+
+    def forward(self, lr: Tensor) -> Tensor:
+        image: Tensor = self.bicubic(lr) + self.nothing(self.bicubic(lr))
+        top, left, height, width = self.box
+        image[..., top : top + height, left : left + width] += 0.1
+        return image
+
+
+class EveryFourth(nn.Module):
+    """An encoder that takes every fourth pixel, 10 levels lighter."""
+
+    def forward(self, hr: Tensor) -> Tensor:
+        return hr[..., ::4, ::4] + 10 / 255
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two grey images of 96x128 with a soft slope, so that nothing is clamped; LR is every fourth pixel."""
+    samples = []
+    for start in (60, 90):
+        slope = (start + np.arange(96)[:, None] // 4 + np.arange(128)[None] // 4).astype(np.uint8)
+        grey = np.repeat(slope[..., None], 3, axis=2)
+        samples.append({"hr.png": grey, "lr4.png": grey[::4, ::4]})
+    write_set(tmp_path / "set", "lr-hr", samples, scales=(4,))
+    return tmp_path / "set"
+
+
+def options(images: Path, **values: Any) -> argparse.Namespace:
+    return argparse.Namespace(**{"images": images, "rule": "pisr", "pictures": 1, "side": 32, **values})
+
+
+def crops_of(page: Page) -> list[Crops]:
+    return [block for section in page.sections for block in section.blocks if isinstance(block, Crops)]
+
+
+def test_the_place_where_the_networks_differ_is_found(images: Path) -> None:
+    """One of the grid's places of 32 pixels is painted by one of two networks; bicubic's difference does not count."""
+    runs = [Shown("plain", Path("a"), Painted(0, 0, 0, 0)), Shown("painted", Path("b"), Painted(48, 80, 32, 32))]
+    (choice,) = _Figures(4, runs, options(images), ()).choices
+    assert choice.box == (48, 80, 32, 32)
+    assert choice.difference == pytest.approx(25.5, abs=0.6)  # two pictures of 8 bits
+
+
+def test_one_network_is_looked_at_where_it_differs_from_bicubic(images: Path) -> None:
+    (choice,) = _Figures(4, [Shown("painted", Path("b"), Painted(16, 64, 32, 32))], options(images), ()).choices
+    assert choice.box == (16, 64, 32, 32)
+
+
+def test_a_crop_shows_the_pixels_of_its_place(images: Path) -> None:
+    """HR, bicubic and the networks, in this order, each cut at the box; the box is drawn where it is."""
+    runs = [Shown("plain", Path("a"), Painted(0, 0, 0, 0)), Shown("painted", Path("b"), Painted(48, 80, 32, 32))]
+    page = figures_page(runs, options(images), (), ["RUN"])
+    (crops,) = crops_of(page)
+    (view,) = crops.views
+    assert [crop.label for crop in view.crops] == ["HR", "Bicubic", "plain", "painted"]
+    hr = load_test_set(images, 4)[0][1]
+    np.testing.assert_array_equal(view.crops[0].image, hr[48:80, 80:112])
+    bicubic, plain, painted = (crop.image.astype(int) for crop in view.crops[1:])
+    assert np.abs(plain - bicubic).max() <= 1  # rounded at ties, by way of luma and not
+    # 25.5 levels of luma are 25.5 * 255 / 219 of grey.
+    lighter = painted - plain
+    assert np.abs(lighter - 25.5 * 255 / 219).max() <= 1
+    assert crops.frame(view) == {"top": 50.0, "left": 62.5, "height": 33.333, "width": 25.0}
+
+
+def test_the_numbers_are_those_of_the_whole_image(images: Path) -> None:
+    painted = Painted(48, 80, 32, 32)
+    page = figures_page([Shown("painted", Path("b"), painted)], options(images, pictures=2), (), ["RUN"])
+    rows = {row["name"]: row for row in evaluate_sr(painted, load_test_set(images, 4), 4).per_image}
+    for crops in crops_of(page):
+        row = rows[crops.title]
+        assert crops.views[0].crops[2].note == f"{row['psnr']:.2f} dB / {row['ssim']:.4f}"
+    assert len(crops_of(page)) == 2
+
+
+def test_a_named_place_is_shown_on_the_grid_of_lr(images: Path) -> None:
+    found = _Figures(4, [Shown("a", Path("a"), Painted(0, 0, 0, 0))], options(images), [Wanted("image1", 5, 11, 30)])
+    assert [(choice.image, choice.box) for choice in found.choices] == [(1, (4, 8, 28, 28))]
+
+
+@pytest.mark.parametrize(
+    ("crop", "message"),
+    [
+        (Wanted("imaeg1", 0, 0, 32), "no such image; did you mean 'image1'"),
+        (Wanted("image1", 80, 0, 32), "leads out of the image of 128x96"),
+        (Wanted("image1", 0, 100, 32), "leads out of the image of 128x96"),
+    ],
+)
+def test_a_place_that_is_not_there_is_one_line(images: Path, crop: Wanted, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _Figures(4, [Shown("a", Path("a"), Painted(0, 0, 0, 0))], options(images), [crop])
+
+
+def test_what_an_encoder_adds_to_bicubic_is_magnified(images: Path) -> None:
+    """LR is every fourth pixel: the encoder is 10 levels above it everywhere; 127 / 10 magnifies, by two digits 12."""
+    teacher = PrivilegedTeacher(4, encoder="pisr", degradation="none")
+    teacher.encoder = EveryFourth()
+    page = figures_page([Shown("PISR", Path("t"), teacher)], options(images), (), ["RUN"])
+    (crops,) = crops_of(page)  # no networks, no figure 6
+    whole, magnified = crops.views
+    assert [crop.label for crop in whole.crops] == ["Bicubic", "PISR", "PISR, less bicubic"]
+    assert [crop.label for crop in magnified.crops] == ["HR", "Bicubic", "PISR", "PISR, less bicubic"]
+    assert crops.letters == {1: "A"}  # the whole has no box
+    assert whole.crops[2].note == "times 12; root mean square 10.0 levels"
+    assert np.unique(whole.crops[2].image).tolist() == [128 + 120]
+    assert (whole.crops[1].image.astype(int) - whole.crops[0].image == 10).all()
+    assert magnified.crops[2].image.shape == (8, 8, 3)
+    assert magnified.crops[0].image.shape == (32, 32, 3)
+
+
+def test_values_beyond_black_and_white_are_shown_with_their_range() -> None:
+    assert _window(np.linspace(0, 255, 1001)) == (0, 255)
+    assert _window(np.linspace(-10, 260, 1001)) == (0, 255)
+    low, high = _window(np.linspace(-1000, 1000, 1001))
+    assert (low, high) == (-990, 990)  # 0.5 % on either side
+    assert _window(np.full(9, 400.0)) == (400, 401)
+
+
+def test_differences_are_magnified_by_two_digits() -> None:
+    assert _gain([np.zeros(4)]) == 1
+    assert _gain([np.full(4, 1.0), np.full(4, -3.0)]) == 42  # 127 / 3 = 42.3
+    assert _gain([np.full(4, 1000.0)]) == pytest.approx(0.12)  # 0.127
+    assert _gain([np.full(4, 127.0)]) == 1
+
+
+# From the command line.
+
+
+def run_folder(runs: Path, name: str, generator: nn.Module, role: str, **result: Any) -> Path:
+    folder = runs / f"{name}-00000000"
+    (folder / "generators" / "last").mkdir(parents=True)
+    save_generator(generator, folder / "generators" / "last" / f"{role}.safetensors")
+    none = {"step": 1, "metrics": {}}
+    (folder / "result.json").write_text(json.dumps({"name": name, "best": none, "last": none, **result}))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    runs = tmp_path / "runs"
+    run_folder(runs, "dssd-teacher-x4", PrivilegedTeacher(4), "teacher")
+    run_folder(runs, "dssd-x4", FSRCNN(4), "student", teacher="dssd-teacher-x4-00000000")
+    run_folder(runs, "fsrcnn-x2", FSRCNN(2), "student")
+    return runs
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for number in range(2):
+        Image.fromarray(noise(64, 80, number)).save(folder / f"p{number}.png")
+    return folder
+
+
+def test_a_page_of_two_scales(runs: Path, photographs: Path, tmp_path: Path) -> None:
+    """Well-formed, alone, in both colours; the student's teacher is found; every picture decodes."""
+    page = tmp_path / "new" / "page.html"
+    words = [str(runs / "fsrcnn-x2-00000000"), f"Ours={runs / 'dssd-x4-00000000'}"]
+    assert main([*words, "--images", str(photographs), "--out", str(page), "--pictures", "1", "--side", "32"]) == 0
+    text = page.read_text()
+    parsed = Strict(text)
+    assert [tag for tag, _ in parsed.elements if tag == "script"] == []
+    addresses = [attributes.get(name) or "" for _, attributes in parsed.elements for name in ("src", "href")]
+    assert all(address.startswith("data:") for address in addresses if address)
+    assert "color-scheme" in text
+    assert "prefers-color-scheme: dark" in text
+    heads = re.findall(r"<h2>(.*?)</h2>", text)
+    assert heads == [
+        "x2: the same place by each method",
+        "x4: the same place by each method",
+        "x4: what each teacher&#39;s encoder extracts",
+        "How it was made",
+    ]
+    assert "teacher of Ours, less bicubic" in text
+    pictures = re.findall(r"data:image/png;base64,([^\"]+)", text)
+    assert len(pictures) == 3 + 3 + 3 + 4
+    assert {Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in pictures} == {
+        (32, 32),
+        (20, 16),
+        (8, 8),
+    }
+    assert main([*words, "--images", str(photographs), "--out", str(page), "--pictures", "1"]) == 0  # its own page
+
+
+def test_best_weights_on_request(runs: Path, photographs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no best weights yet"):
+        open_runs([(None, runs / "dssd-x4-00000000")], "best")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda r: ["--crop", "p0:1,2"], r"--crop p0:1,2: expected IMAGE:TOP,LEFT,SIDE"),
+        (lambda r: ["--crop", "p0:1,2,3"], "a side of 3 is too small; use 8"),
+        (lambda r: ["--side", "4"], "--side 4: too small"),
+        (lambda r: ["--out", str(r)], "is a folder; name the page"),
+        (lambda r: [f"dssd-x4={r / 'fsrcnn-x2-00000000'}"], "two runs are called dssd-x4"),
+        (lambda r: [str(r / "nothing")], "no such run folder or checkpoint"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    runs: Path, photographs: Path, tmp_path: Path, arguments: Callable[[Path], list[str]], message: str
+) -> None:
+    command = [str(runs / "dssd-x4-00000000"), *arguments(runs), "--images", str(photographs)]
+    with pytest.raises(UserError, match=message):
+        main([*command, *([] if "--out" in command else ["--out", str(tmp_path / "page.html")])])
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_nobody_elses_page_is_replaced(runs: Path, photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("mine")
+    with pytest.raises(UserError, match="is not a report"):
+        main([str(runs / "dssd-x4-00000000"), "--images", str(photographs), "--out", str(tmp_path / "page.html")])
+    assert (tmp_path / "page.html").read_text() == "mine"
+
+
+def test_image_translation_is_refused(tmp_path: Path) -> None:
+    save_generator(ResNetGenerator(ngf=2), tmp_path / "g.safetensors")
+    with pytest.raises(UserError, match="translates images; these figures are of super-resolution"):
+        open_runs([(None, tmp_path / "g.safetensors")], "last")
+
+
+def test_labels_and_places_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert split_label("DSSD=runs/a") == ("DSSD", Path("runs/a"))
+    assert split_label("runs/a") == (None, Path("runs/a"))
+    (tmp_path / "a=b").mkdir()
+    assert split_label("a=b") == (None, Path("a=b"))
+    assert parse_crop("my:photo:1,2,30") == Wanted("my:photo", 1, 2, 30)
+
+
+def test_the_parser_needs_no_torch() -> None:
+    import subprocess
+
+    code = "import sys; from hpcdistill import figures; figures._parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert figures.SMALLEST_CROP == 8
