@@ -27,6 +27,7 @@ from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.registry import save_generator
 from hpcdistill.models.resnet_generator import ResNetGenerator
+from hpcdistill.ops.colour import luma_uint8
 from hpcdistill.sweep.figures import Shown, _Figures, _gain, _window, figures_page, open_runs
 from hpcdistill.sweep.report import Crops, Page
 
@@ -38,13 +39,13 @@ from packed_sets import noise, write_set
 
 
 class Painted(nn.Module):
-    """Bicubic enlargement, 0.1 lighter (25.5 levels of luma) inside one box (top, left, height, width) of HR pixels."""
+    """Bicubic enlargement, 0.1 lighter (25.5 levels of luma) in boxes (top, left, height, width) of HR pixels."""
 
     takes, scale, channels = "lr", 4, 1
 
-    def __init__(self, *box: int) -> None:
+    def __init__(self, *boxes: tuple[int, int, int, int]) -> None:
         super().__init__()
-        self.bicubic, self.box = bicubic_upsampler(4), box
+        self.bicubic, self.boxes = bicubic_upsampler(4), boxes
         self.nothing = nn.Conv2d(1, 1, 1, bias=False)  # something to be counted
         nn.init.zeros_(self.nothing.weight)
 
@@ -54,16 +55,20 @@ class Painted(nn.Module):
 
     def forward(self, lr: Tensor) -> Tensor:
         image: Tensor = self.bicubic(lr) + self.nothing(self.bicubic(lr))
-        top, left, height, width = self.box
-        image[..., top : top + height, left : left + width] += 0.1
+        for top, left, height, width in self.boxes:
+            image[..., top : top + height, left : left + width] += 0.1
         return image
 
 
 class EveryFourth(nn.Module):
-    """An encoder that takes every fourth pixel, 10 levels lighter."""
+    """An encoder that takes every fourth pixel, some levels lighter."""
+
+    def __init__(self, levels: float) -> None:
+        super().__init__()
+        self.levels = levels
 
     def forward(self, hr: Tensor) -> Tensor:
-        return hr[..., ::4, ::4] + 10 / 255
+        return hr[..., ::4, ::4] + self.levels / 255
 
 
 @pytest.fixture
@@ -87,21 +92,22 @@ def crops_of(page: Page) -> list[Crops]:
 
 
 def test_the_place_where_the_networks_differ_is_found(images: Path) -> None:
-    """One of the grid's places of 32 pixels is painted by one of two networks; bicubic's difference does not count."""
-    runs = [Shown("plain", Path("a"), Painted(0, 0, 0, 0)), Shown("painted", Path("b"), Painted(48, 80, 32, 32))]
+    """One place of the grid is painted by one network; another by both, which is a difference from bicubic alone."""
+    both = (0, 0, 32, 32)
+    runs = [Shown("a", Path("a"), Painted(both)), Shown("b", Path("b"), Painted(both, (48, 80, 32, 32)))]
     (choice,) = _Figures(4, runs, options(images), ()).choices
     assert choice.box == (48, 80, 32, 32)
     assert choice.difference == pytest.approx(25.5, abs=0.6)  # two pictures of 8 bits
 
 
 def test_one_network_is_looked_at_where_it_differs_from_bicubic(images: Path) -> None:
-    (choice,) = _Figures(4, [Shown("painted", Path("b"), Painted(16, 64, 32, 32))], options(images), ()).choices
+    (choice,) = _Figures(4, [Shown("painted", Path("b"), Painted((16, 64, 32, 32)))], options(images), ()).choices
     assert choice.box == (16, 64, 32, 32)
 
 
 def test_a_crop_shows_the_pixels_of_its_place(images: Path) -> None:
     """HR, bicubic and the networks, in this order, each cut at the box; the box is drawn where it is."""
-    runs = [Shown("plain", Path("a"), Painted(0, 0, 0, 0)), Shown("painted", Path("b"), Painted(48, 80, 32, 32))]
+    runs = [Shown("plain", Path("a"), Painted()), Shown("painted", Path("b"), Painted((48, 80, 32, 32)))]
     page = figures_page(runs, options(images), (), ["RUN"])
     (crops,) = crops_of(page)
     (view,) = crops.views
@@ -117,7 +123,7 @@ def test_a_crop_shows_the_pixels_of_its_place(images: Path) -> None:
 
 
 def test_the_numbers_are_those_of_the_whole_image(images: Path) -> None:
-    painted = Painted(48, 80, 32, 32)
+    painted = Painted((48, 80, 32, 32))
     page = figures_page([Shown("painted", Path("b"), painted)], options(images, pictures=2), (), ["RUN"])
     rows = {row["name"]: row for row in evaluate_sr(painted, load_test_set(images, 4), 4).per_image}
     for crops in crops_of(page):
@@ -127,7 +133,7 @@ def test_the_numbers_are_those_of_the_whole_image(images: Path) -> None:
 
 
 def test_a_named_place_is_shown_on_the_grid_of_lr(images: Path) -> None:
-    found = _Figures(4, [Shown("a", Path("a"), Painted(0, 0, 0, 0))], options(images), [Wanted("image1", 5, 11, 30)])
+    found = _Figures(4, [Shown("a", Path("a"), Painted())], options(images), [Wanted("image1", 5, 11, 30)])
     assert [(choice.image, choice.box) for choice in found.choices] == [(1, (4, 8, 28, 28))]
 
 
@@ -141,13 +147,13 @@ def test_a_named_place_is_shown_on_the_grid_of_lr(images: Path) -> None:
 )
 def test_a_place_that_is_not_there_is_one_line(images: Path, crop: Wanted, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        _Figures(4, [Shown("a", Path("a"), Painted(0, 0, 0, 0))], options(images), [crop])
+        _Figures(4, [Shown("a", Path("a"), Painted())], options(images), [crop])
 
 
 def test_what_an_encoder_adds_to_bicubic_is_magnified(images: Path) -> None:
     """LR is every fourth pixel: the encoder is 10 levels above it everywhere; 127 / 10 magnifies, by two digits 12."""
     teacher = PrivilegedTeacher(4, encoder="pisr", degradation="none")
-    teacher.encoder = EveryFourth()
+    teacher.encoder = EveryFourth(10)
     page = figures_page([Shown("PISR", Path("t"), teacher)], options(images), (), ["RUN"])
     (crops,) = crops_of(page)  # no networks, no figure 6
     whole, magnified = crops.views
@@ -159,6 +165,21 @@ def test_what_an_encoder_adds_to_bicubic_is_magnified(images: Path) -> None:
     assert (whole.crops[1].image.astype(int) - whole.crops[0].image == 10).all()
     assert magnified.crops[2].image.shape == (8, 8, 3)
     assert magnified.crops[0].image.shape == (32, 32, 3)
+
+
+def test_an_encoding_far_from_black_and_white_is_stretched(images: Path) -> None:
+    """The slope, 1000 levels up: its darkest pixels are black, its lightest white."""
+    teacher = PrivilegedTeacher(4, encoder="pisr", degradation="none")
+    teacher.encoder = EveryFourth(1000)
+    (crops,) = crops_of(figures_page([Shown("PISR", Path("t"), teacher)], options(images), (), ["RUN"]))
+    encoded = crops.views[0].crops[1]
+    assert encoded.image.min() == 0
+    assert encoded.image.max() >= 250
+    low, high = (float(number) for number in re.findall(r"-?[0-9]+", encoded.note))
+    shown = {name: lr for name, _, lr in load_test_set(images, 4)}[crops.title]
+    slope = luma_uint8(shown) * 255 + 1000
+    assert encoded.note == f"black is {low:.0f}, white {high:.0f}"
+    assert (low, high) == (pytest.approx(slope.min(), abs=2), pytest.approx(slope.max(), abs=2))
 
 
 def test_values_beyond_black_and_white_are_shown_with_their_range() -> None:
