@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +25,7 @@ from hpcdistill.errors import UserError, nearest, plural
 from hpcdistill.figures import Wanted
 from hpcdistill.metrics.base import ImageRow
 from hpcdistill.metrics.cost import Cost, super_resolution_cost
+from hpcdistill.metrics.psnr_ssim import gray_as_it_is
 from hpcdistill.metrics.sample_grid import bicubic_image, colourise, densest_crop
 from hpcdistill.metrics.sr_evaluation import (
     SRImages,
@@ -162,29 +162,31 @@ class _Figures:
         found = []
         for number in range(len(self.images)):
             _, hr, lr = self.images[number]
-            outputs = self._enlarged(number, hr, lr, keep=True)
-            box, difference = densest_crop(self._spread(hr, lr, outputs), side)
+            pictures_of = self._enlarged(number, hr, lr, keep=True)
+            box, difference = densest_crop(self._spread(hr, lr, pictures_of), side)
             found.append(Choice(number, _on_grid(box, self.scale), difference))
         if crops:
             return [self._wanted(crop) for crop in crops]
         found.sort(key=lambda choice: (-(choice.difference or 0), choice.image))
         return found[:pictures]
 
-    def _enlarged(self, number: int, hr: Image, lr: Image, keep: bool = False) -> dict[str, Tensor]:
-        """What each method makes of an image, `[c, H, W]`, and with `keep` its row."""
-        outputs: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            networks: dict[str, nn.Module] = {BICUBIC: bicubic_upsampler(self.scale)}
-            networks |= {shown.label: shown.network for shown in self.methods}
-            for label, network in networks.items():
-                used = stack.enter_context(evaluating(network))
-                row, output = evaluate_image(used, self.images.names[number], hr, lr, self.scale, self.rule)
-                outputs[label] = output[0]
-                if keep:
-                    self.rows.setdefault(label, []).append(row)
-        return outputs
+    def _enlarged(self, number: int, hr: Image, lr: Image, keep: bool = False) -> dict[str, Image]:
+        """The picture that each method makes of an image; with `keep` its row is kept."""
+        gray = gray_as_it_is(self.rule, self.images.is_gray(number))
+        pictures: dict[str, Image] = {}
+        networks: dict[str, nn.Module] = {BICUBIC: bicubic_upsampler(self.scale)}
+        networks |= {shown.label: shown.network for shown in self.methods}
+        for label, network in networks.items():
+            with evaluating(network) as used:
+                name = self.images.names[number]
+                row, output = evaluate_image(used, name, hr, lr, self.scale, self.rule, gray=gray)
+            made = bicubic_image(lr, self.scale) if label == BICUBIC else colourise(output[0], lr, self.scale, gray)
+            pictures[label] = made
+            if keep:
+                self.rows.setdefault(label, []).append(row)
+        return pictures
 
-    def _spread(self, hr: Image, lr: Image, outputs: Mapping[str, Tensor]) -> NDArray[Any]:
+    def _spread(self, hr: Image, lr: Image, pictures: Mapping[str, Image]) -> NDArray[Any]:
         """How far the methods are apart at each pixel `[H, W]`, in 8-bit levels of luma.
 
         Of the networks where there are two: bicubic would drown them. Without any, of the teachers' encoders and
@@ -193,7 +195,7 @@ class _Figures:
         if self.methods:
             names = [shown.label for shown in self.methods]
             names = names if len(names) > 1 else [BICUBIC, *names]
-            planes = np.stack([luma_uint8(colourise(outputs[name], lr, self.scale)) for name in names])
+            planes = np.stack([luma_uint8(pictures[name]) for name in names])
         else:
             small = [luma_uint8(lr), *(_luma(encoded) for encoded in self._encodings(hr).values())]
             planes = np.stack(small).repeat(self.scale, axis=1).repeat(self.scale, axis=2)
@@ -253,10 +255,8 @@ class _Figures:
     def _compared(self, choice: Choice) -> Crops:
         """A picture and its crop, by every method, from the HR image to the last run."""
         name, hr, lr = self.images[choice.image]
-        outputs = self._enlarged(choice.image, hr, lr)
         pictures: list[Picture] = [("HR", hr, "PSNR / SSIM", None)]
-        for number, (label, output) in enumerate(outputs.items()):
-            picture = bicubic_image(lr, self.scale) if label == BICUBIC else colourise(output, lr, self.scale)
+        for number, (label, picture) in enumerate(self._enlarged(choice.image, hr, lr).items()):
             row = self.rows[label][choice.image]
             pictures.append((label, picture, f"{row['psnr']:.2f} dB / {row['ssim']:.4f}", _colour(number)))
         overview, factor = _overview(hr)
