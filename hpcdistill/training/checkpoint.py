@@ -11,6 +11,7 @@ that one is missing or damaged; `.step-*.tmp` never counts.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -18,13 +19,12 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -32,12 +32,12 @@ from torch import Tensor
 
 from hpcdistill.console import warn
 from hpcdistill.errors import UserError
-from hpcdistill.storage import JSON_OBJECT, parse_json, sync_file, sync_folder
+from hpcdistill.storage import json_object, json_texts, parse_json, sync_file, sync_folder
 
 MANIFEST = "manifest.json"
+LONGEST_SAVE_S = 10.0  # that an error waits for a checkpoint which is being saved
 _NAME = re.compile(r"step-(\d{8,})|\.step-(\d{8,})\.replaced")
 _FILE = re.compile(r"(?:[A-Za-z0-9_][\w.+-]*/)?[A-Za-z0-9_][\w.+-]*")  # nothing outside the checkpoint
-_DIGESTS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 # These say that the checkpoint is damaged. Others (no permission, too many open files, a stale handle) say nothing
 # about it: to pass over a good checkpoint because of them would lose it.
@@ -123,6 +123,22 @@ class Checkpoints:
     def close(self) -> None:
         """The end of the run: `wait`."""
         self.wait()
+
+    @contextlib.contextmanager
+    def closing(self, ranks: int) -> Iterator[None]:
+        """Close at the end; after an error not for long where there are other ranks, which wait for its words."""
+        try:
+            yield
+        except BaseException:
+            closing = Thread(target=self._close_quietly, daemon=True)
+            closing.start()
+            closing.join(LONGEST_SAVE_S if ranks > 1 else None)
+            raise
+        self.close()
+
+    def _close_quietly(self) -> None:
+        with contextlib.suppress(UserError, OSError):  # an error that came before it counts
+            self.close()
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose digests hold; a damaged one is named and the one before it is taken.
@@ -253,7 +269,7 @@ class Checkpoints:
         return True
 
     def _read(self, path: Path) -> Checkpoint:
-        digests = parse_json((path / MANIFEST).read_bytes(), _DIGESTS)
+        digests = parse_json((path / MANIFEST).read_bytes(), json_texts)
         for name in digests:
             if not _FILE.fullmatch(name):
                 raise ValueError(f"{MANIFEST}: {name!r:.60} is no file of a checkpoint")
@@ -264,7 +280,7 @@ class Checkpoints:
         for file in path.rglob("*.safetensors"):
             if (name := str(file.relative_to(path))) not in digests:
                 raise ValueError(f"{name} is not in {MANIFEST}")
-        state = parse_json(contents["state.json"], JSON_OBJECT)
+        state = parse_json(contents["state.json"], json_object)
         if state["step"] != _step(path):
             raise ValueError(f"state.json is of step {state['step']}")
         tensors = {
