@@ -19,6 +19,9 @@ class Terminal(Console):
     moves the cursor would make one line of it.
     """
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"emoji": False, **settings})  # a path may have `:x:` in it, which is no picture
+
     @property
     def moves(self) -> bool:
         """Whether a display may redraw itself: the one decision on bars and live tables."""

@@ -49,6 +49,15 @@ def test_what_moves_and_what_is_coloured(
     assert (console.moves, console.color_system is not None) == (moves, coloured)
 
 
+def test_a_path_keeps_its_colons() -> None:
+    console = Terminal(file=io.StringIO())
+    console.print("runs/:x:/a", markup=False)
+    table = Table("path", box=None)
+    table.add_row("runs/:x:/b")
+    console.print(table)
+    assert [line.strip() for line in console.file.getvalue().splitlines()] == ["runs/:x:/a", "path", "runs/:x:/b"]
+
+
 @pytest.mark.parametrize(
     "variables", [{}, {"FORCE_COLOR": "1"}, {"COLUMNS": "80"}, {"TERM": "dumb", "FORCE_COLOR": "1"}]
 )
