@@ -211,9 +211,9 @@ class ConfigFiles:
             raise UserError(f"{path}: extends: expected a file name or a list of file names, got {json.dumps(parents)}")
         for parent in parents:
             yield from self._read(path.parent / user_path(parent, f"{path}: extends:"), (*seen, path.resolve()))
-        for teacher in _teachers(values):
-            if isinstance(teacher.get("config"), str):
-                teacher["config"] = str(path.parent / user_path(teacher["config"], f"{path}: teacher.config:"))
+        for key, teacher in _teachers(values).items():
+            if isinstance(named := teacher.get("config"), str):
+                teacher["config"] = str(path.parent / user_path(named, f"{path}: {key}.config:"))
         yield str(path), values
 
     def _resolved(self, value: Any, root: Values) -> Any:
@@ -325,23 +325,21 @@ def _model_of(method: Any, layers: Sequence[Layer]) -> type[RunConfig]:
         raise UserError(f"{_origin(layers, 'method.name')}: method.name: {error}") from None
 
 
-def _teachers(values: Mapping[str, Any]) -> list[Values]:
-    """The sections of a layer that say who fills a role."""
+def _teachers(values: Mapping[str, Any]) -> dict[str, Values]:
+    """The sections of a layer that say who fills a role, by their key."""
     further = values.get("teachers")
-    sections = [values.get("teacher"), *(further.values() if isinstance(further, dict) else ())]
-    return [section for section in sections if isinstance(section, dict)]
+    sections = {f"teachers.{role}": section for role, section in further.items()} if isinstance(further, dict) else {}
+    sections["teacher"] = values.get("teacher")
+    return {key: section for key, section in sections.items() if isinstance(section, dict)}
 
 
 def _forget_sources(merged: Values, layer: Values) -> None:
     """Where `layer` names another source of a teacher than `merged` has, the older one goes."""
-    pairs = [(merged.get("teacher"), layer.get("teacher"))]
-    further, named = merged.get("teachers"), layer.get("teachers")
-    if isinstance(further, dict) and isinstance(named, dict):
-        pairs += [(further.get(role), named[role]) for role in named]
-    for old, new in pairs:
-        if isinstance(old, dict) and isinstance(new, dict) and any(key in new for key in SOURCES):
-            for key in SOURCES:
-                old.pop(key, None)
+    older = _teachers(merged)
+    for key, new in _teachers(layer).items():
+        if key in older and any(source in new for source in SOURCES):
+            for source in SOURCES:
+                older[key].pop(source, None)
 
 
 def _origin(layers: Sequence[Layer], key: str) -> str:

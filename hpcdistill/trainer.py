@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.pack.fetching import pack_missing
 from hpcdistill.data.read.reader import open_reader
 from hpcdistill.data.read.staging import StagingStopped
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, is_out_of_memory
 from hpcdistill.methods.base import Method
 from hpcdistill.methods.settings import role_key
 from hpcdistill.metrics.reference import BICUBIC
@@ -33,7 +34,7 @@ from hpcdistill.run import Run, Teacher, of_another_length, weights_file
 from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.loop import Training
 from hpcdistill.training.run_folder import RunFolder, code_revision
-from hpcdistill.training.segments import lay_out
+from hpcdistill.training.segments import place_segments
 
 
 def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None:
@@ -102,7 +103,7 @@ def _train(
     config = run.config
     accelerator = make_accelerator(config.train, folder.path)
     torch.manual_seed(step_seed(config.seed, 0, 0))  # initial weights: the same on every rank
-    method = config.method.build(teachers)
+    method: Method = config.method.build(teachers)
     _initialise(method, config)
     needs = method.needs
     reader = None
@@ -129,26 +130,27 @@ def _train(
     if run.selected is not None:
         evaluator = open_evaluator(config.data, config.eval, run.selected, needs, method.generators, accelerator)
     method.prepare(config.data.crop)  # after what is cheaper to check: it may load a large network
-    lay_out(method.segments(), steps, evaluator is not None)
+    place_segments(method.segments(), steps, evaluator is not None)
     # Everything that can be wrong with the configuration has been said; only now is something written.
     if accelerator.is_main_process:
         folder.create(to_yaml(run.self_contained()), identity)
         watchdog.before_exit(folder.release)
     accelerator.wait_for_everyone()
-    training = Training(
-        method,
-        reader,
-        evaluator,
-        folder,
-        accelerator,
-        config.train,
-        steps=steps,
-        evaluate_every=config.eval.every,
-        seed=config.seed,
-        workers=config.data.workers,
-        name=config.name,
-    )
-    outcome = training.run(signals)
+    with _enough_memory(config.name, accelerator):
+        training = Training(
+            method,
+            reader,
+            evaluator,
+            folder,
+            accelerator,
+            config.train,
+            steps=steps,
+            evaluate_every=config.eval.every,
+            seed=config.seed,
+            workers=config.data.workers,
+            name=config.name,
+        )
+        outcome = training.run(signals)
     for tracker in accelerator.trackers:
         tracker.finish()  # not Accelerate's end_training, which would take the process group from the next stage
     if not outcome.finished:
@@ -186,6 +188,21 @@ def _train(
         folder.release()
     accelerator.wait_for_everyone()
     return result
+
+
+@contextlib.contextmanager
+def _enough_memory(name: str, accelerator: Accelerator) -> Iterator[None]:
+    """UserError where the networks or a step of the run `name` need more memory than the device has."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{name}: no memory is left on {accelerator.device} ({error or 'of Python'}); free the device or cut "
+            "the batch with train.accumulation=2 or more, and the run goes on from its last checkpoint; a lower "
+            "train.batch_size or train.precision=bf16 is another run"
+        ) from error
 
 
 def _say_what_is_near(run: Run) -> None:
