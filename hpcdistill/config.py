@@ -23,7 +23,7 @@ from hpcdistill.data.config import DataConfig
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.methods.settings import MethodConfig, config_class
 from hpcdistill.metrics.config import EvalConfig
-from hpcdistill.settings import LONGEST_NAME, Section, UserPlace, first_fault, operational
+from hpcdistill.settings import LONGEST_NAME, Section, UserPlace, first_fault, load_keys, operational
 from hpcdistill.storage import user_path
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.yaml_values import DEEPEST, dump_yaml, load_yaml
@@ -195,13 +195,7 @@ class ConfigFiles:
             raise UserError(f"{path}: no such configuration file; {near or 'see configs/'}")
         if path.resolve() in seen:
             raise UserError(f"{path}: extends itself by way of {seen[-1]}")
-        try:
-            values = load_yaml(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not valid YAML: {error}") from None
-        values = {} if values is None else values
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: expected `key: value` lines at the top level")
+        values = load_keys(path)
         try:
             parents = _by_omegaconf({"extends": values.pop("extends", [])})["extends"]
         except OmegaConfBaseException as error:

@@ -65,9 +65,14 @@ def is_main_process() -> bool:
 
 
 def say(message: str, style: str | None = None) -> None:
-    """Print one line for the user, on rank 0 only; markup in `message` is shown as it is."""
+    """`say_here` on rank 0 only."""
     if is_main_process():
-        err.print(message, style=style, markup=False, soft_wrap=True)
+        say_here(message, style)
+
+
+def say_here(message: str, style: str | None = None) -> None:
+    """Print one line for the user, on whichever rank; markup in `message` is shown as it is."""
+    err.print(message, style=style, markup=False, soft_wrap=True)
 
 
 def warn(message: str) -> None:
@@ -75,7 +80,7 @@ def warn(message: str) -> None:
     say(f"warning: {message}", style="yellow")
 
 
-def shortened(name: str, width: int) -> str:
+def elided(name: str, width: int) -> str:
     """`name` in `width` characters, without its middle where it is longer: variants differ at their ends."""
     if len(name) <= width:
         return name

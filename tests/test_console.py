@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from terminal import Screen
 
-from hpcdistill.console import PIPED, Table, Terminal, shortened
+from hpcdistill.console import PIPED, Table, Terminal, elided
 from hpcdistill.data.progress import Progress
 
 CLONE = Path(__file__).resolve().parents[1]
@@ -84,7 +84,7 @@ def test_a_table_wraps_and_cuts_nothing() -> None:
 
 
 def test_names_keep_both_ends() -> None:
-    assert [shortened("dssd-teacher-x4", width) for width in (15, 14, 9, 3)] == [
+    assert [elided("dssd-teacher-x4", width) for width in (15, 14, 9, 3)] == [
         "dssd-teacher-x4",
         "dssd-t..her-x4",
         "dssd..-x4",

@@ -62,7 +62,7 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one run; the newest `keep` stay. One process writes them."""
 
-    def __init__(self, folder: Path, keep: int = 2, confirm: Callable[[], None] | None = None) -> None:
+    def __init__(self, folder: Path, keep: int = 2, confirm: Callable[[], None] = lambda: None) -> None:
         """`confirm` raises when another process has taken the run over: it is asked before anything counts or goes."""
         self.folder = folder
         self.keep = keep
@@ -97,7 +97,7 @@ class Checkpoints:
     ) -> None:
         """`save` in a thread, after the one before has ended. Nobody may change `tensors` until `wait` returns.
 
-        What goes wrong is raised by the next `start`, `save`, `wait` or `close`.
+        What goes wrong is raised by the next `start`, `save` or `wait`.
         """
         self.wait()
         encoded = _encoded(step, state)  # now: the caller goes on changing it
@@ -120,25 +120,21 @@ class Checkpoints:
         if error is not None:
             raise error
 
-    def close(self) -> None:
-        """The end of the run: `wait`."""
-        self.wait()
-
     @contextlib.contextmanager
     def closing(self, ranks: int) -> Iterator[None]:
-        """Close at the end; after an error not for long where there are other ranks, which wait for its words."""
+        """`wait` at the end; after an error not for long where there are other ranks, which wait for its words."""
         try:
             yield
         except BaseException:
-            closing = Thread(target=self._close_quietly, daemon=True)
-            closing.start()
-            closing.join(LONGEST_SAVE_S if ranks > 1 else None)
+            waiting = Thread(target=self._wait_quietly, daemon=True)
+            waiting.start()
+            waiting.join(LONGEST_SAVE_S if ranks > 1 else None)
             raise
-        self.close()
+        self.wait()
 
-    def _close_quietly(self) -> None:
+    def _wait_quietly(self) -> None:
         with contextlib.suppress(UserError, OSError):  # an error that came before it counts
-            self.close()
+            self.wait()
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose digests hold; a damaged one is named and the one before it is taken.
@@ -176,17 +172,14 @@ class Checkpoints:
         target = self._path(step)
         temporary = self._temporary(target)
         try:
-            if self.confirm:
-                self.confirm()  # before the folder of a run that was removed is made again
+            self.confirm()  # before the folder of a run that was removed is made again
             self.folder.mkdir(parents=True, exist_ok=True)
             self._tidy()
             temporary.mkdir()
             self._fill(temporary, tensors, state, files)
-            if self.confirm:
-                self.confirm()  # it may have been taken over since this was begun
+            self.confirm()  # it may have been taken over since this was begun
             self._put(temporary, target)
-            if self.confirm:
-                self.confirm()
+            self.confirm()
             self._prune(target)
         except OSError as error:
             error.filename = error.filename or str(target)

@@ -398,7 +398,7 @@ def test_what_is_saved_in_the_background_is_what_it_was(tmp_path: Path, monkeypa
     assert not states_equal(weights, method.line.state_dict())
 
 
-@pytest.mark.parametrize("then", ["start", "wait", "close"])
+@pytest.mark.parametrize("then", ["start", "wait"])
 def test_an_error_in_the_background_is_raised_next_and_once(
     then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,7 +412,6 @@ def test_an_error_in_the_background_is_raised_next_and_once(
     calls: dict[str, Callable[[], None]] = {
         "start": lambda: checkpoints.start(40, {}, {}),
         "wait": checkpoints.wait,
-        "close": checkpoints.close,
     }
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", refuse)
@@ -487,7 +486,7 @@ def test_a_second_start_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Checkpoints, "_save", counted)
     for step in range(1, 6):
         checkpoints.start(step, {"networks/a": {"weight": WEIGHTS + step}}, {"version": 0}, {FILES[1]: BEST})
-    checkpoints.close()
+    checkpoints.wait()
     assert most == 1
     assert held(checkpoints.newest()) == (5, 0)
     assert names(tmp_path) == ["step-00000004", "step-00000005"]

@@ -15,7 +15,7 @@ from torch import nn
 
 from hpcdistill.console import say, warn
 from hpcdistill.data.index import LR_RULES, Index, load_index
-from hpcdistill.errors import UserError
+from hpcdistill.errors import EXIT_STOPPED, UserError
 from hpcdistill.metrics.cost import Cost, super_resolution_cost
 from hpcdistill.metrics.sample_grid import bicubic_image, busiest_crop, colourise
 from hpcdistill.metrics.sr_evaluation import (
@@ -27,7 +27,6 @@ from hpcdistill.metrics.sr_evaluation import (
     summarise,
 )
 from hpcdistill.models.registry import load_generator
-from hpcdistill.ranks.signals import EXIT_STOPPED
 from hpcdistill.storage import CLONE
 from hpcdistill.sweep.charts import Chart, Line
 from hpcdistill.sweep.demos import base
