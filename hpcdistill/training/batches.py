@@ -32,26 +32,29 @@ def delivered(loader: Iterable[Batch], timeout: float) -> Generator[Batch | None
         yield None
 
 
-def micro_batches(batch: Batch, step: int, accelerator: Accelerator, config: TrainConfig) -> list[Batch]:
-    """This rank's share of the batch of `step` on the device, in `train.accumulation` equal parts.
+class MicroBatches:
+    """Puts this rank's share of each batch on the device, in `train.accumulation` equal parts."""
 
-    `number` is added to it: int64 [N], which of the run's draws its samples are.
-    """
-    share = config.batch_size // accelerator.num_processes
-    first = step * config.batch_size + accelerator.process_index * share
-    batch = {"number": torch.arange(first, first + share), **batch}
-    batch = {key: _moved(value, accelerator.device, config) for key, value in batch.items()}
-    if config.accumulation == 1:
-        return [batch]
-    parts = {key: value.chunk(config.accumulation) for key, value in batch.items()}
-    return [{key: values[i] for key, values in parts.items()} for i in range(config.accumulation)]
+    def __init__(self, accelerator: Accelerator, config: TrainConfig) -> None:
+        self.device, self.rank = accelerator.device, accelerator.process_index
+        self.size, self.share = config.batch_size, config.batch_size // accelerator.num_processes
+        self.parts, self.layout = config.accumulation, memory_layout(config)
+
+    def of(self, batch: Batch, step: int) -> list[Batch]:
+        """The micro-batches of 0-based `step`; `number`, int64 [N], is added: which of the run's draws they hold."""
+        first = step * self.size + self.rank * self.share
+        batch = {"number": torch.arange(first, first + self.share), **batch}
+        batch = {key: self._moved(value) for key, value in batch.items()}
+        if self.parts == 1:
+            return [batch]
+        cut = {key: value.chunk(self.parts) for key, value in batch.items()}
+        return [{key: values[part] for key, values in cut.items()} for part in range(self.parts)]
+
+    def _moved(self, value: Tensor) -> Tensor:
+        value = value.to(self.device, non_blocking=True)
+        return value.contiguous(memory_format=self.layout) if value.ndim == 4 else value
 
 
 def memory_layout(config: TrainConfig) -> torch.memory_format:
     """How networks and images [N, C, H, W] lie in memory."""
     return torch.channels_last if config.channels_last else torch.contiguous_format
-
-
-def _moved(value: Tensor, device: torch.device, config: TrainConfig) -> Tensor:
-    value = value.to(device, non_blocking=True)
-    return value.contiguous(memory_format=memory_layout(config)) if value.ndim == 4 else value

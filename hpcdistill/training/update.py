@@ -8,7 +8,7 @@ import torch
 
 from hpcdistill.data.counter import step_seed
 from hpcdistill.methods.base import Batch, Carry, Phase, Progress
-from hpcdistill.training.batches import micro_batches
+from hpcdistill.training.batches import MicroBatches
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.deepspeed import replaced
 from hpcdistill.training.metrics_log import RunningMeans
@@ -26,14 +26,15 @@ class Updates:
     ) -> None:
         self.networks, self.guard, self.means, self.config = networks, guard, means, config
         self.accelerator, self.seed, self.steps = networks.accelerator, seed, steps
+        self.micro_batches = MicroBatches(self.accelerator, config)
         self.underflow = UnderflowWatch(self.accelerator)
 
     def make(self, phases: Sequence[Phase], step: int, batch: Batch) -> None:
         """The updates of 0-based `step`, one a phase. Everything random in it follows from (seed, step, rank)."""
-        torch.manual_seed(step_seed(self.seed, step, self.accelerator.process_index))
-        batches = micro_batches(batch, step, self.accelerator, self.config)
+        torch.manual_seed(step_seed(self.seed, step, self.micro_batches.rank))
+        batches = self.micro_batches.of(batch, step)
         carries = [Carry() for _ in batches]
-        progress = Progress.at(step, self.steps, self.seed, self.accelerator.device)
+        progress = Progress.at(step, self.steps, self.seed, self.micro_batches.device)
         for group in self.networks.groups.values():
             group.schedule(step, self.steps)
         for phase in phases:
