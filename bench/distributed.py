@@ -40,7 +40,7 @@ from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.checkpoint import Checkpoints
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.loop import Training
-from hpcdistill.training.optimization import Averages, TrainedGroup
+from hpcdistill.training.networks import Networks
 from hpcdistill.training.position import Position, save_checkpoint
 from hpcdistill.training.run_folder import RunFolder
 
@@ -178,12 +178,11 @@ def _checkpoint(name: str, method: Method) -> dict[str, Any]:
     config = TrainConfig(batch_size=dist.get_world_size(), device="cpu", trackers=())
     accelerator = make_accelerator(config)
     accelerator.prepare = lambda module, adam: (module, adam)  # no wrapper: only rank 0 is here
-    groups = {key: TrainedGroup(key, group, accelerator) for key, group in method.groups.items()}
-    for group in groups.values():  # Adam has its moments from the first step on
+    networks = Networks(method, accelerator, config)
+    for group in networks.groups.values():  # Adam has its moments from the first step on
         for parameter in group.parameters:
             parameter.grad = torch.zeros_like(parameter)
         group.update(torch.zeros((), dtype=torch.bool))
-    averages: Averages | None = None
     with tempfile.TemporaryDirectory() as path:
         folder = RunFolder(Path(path))
         folder.create("", {})
@@ -194,7 +193,7 @@ def _checkpoint(name: str, method: Method) -> dict[str, Any]:
             for background in (False, True):
                 position.step = 2 * number + background
                 start = time.perf_counter()
-                save_checkpoint(checkpoints, method, groups, averages, position, folder, background=background)
+                save_checkpoint(checkpoints, networks, position, folder, {}, background=background)
                 begun = time.perf_counter() - start
                 checkpoints.wait()
                 ended = time.perf_counter() - start

@@ -52,6 +52,7 @@ class Build:
     def run(self, *words: str) -> Cost:
         """One command, in the checkout's folder; RuntimeError with its last words when it fails."""
         environment = os.environ | {"PYTHONPATH": str(self.clone), "HPCDISTILL_DATA": str(self.place / "data")}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # the first run compiles, as it does for a user
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(
                 [sys.executable, *words], cwd=self.clone, env=environment, stdout=log, stderr=subprocess.STDOUT

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hpcdistill.console import err
+from hpcdistill.console import say_here
 from hpcdistill.errors import EXIT_CRASHED, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from hpcdistill.ranks.environment import adopt_slurm, check_ranks, rank, ranks
 from hpcdistill.storage import user_path
@@ -42,7 +42,7 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         adopt_slurm()
         check_ranks()
     except UserError as error:  # which rank this is, and who could speak for all, is not known
-        err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+        say_here(f"error: {error}", "bold red")
         sys.exit(EXIT_USER_ERROR)
     try:
         code = main(sys.argv[1:])
@@ -133,11 +133,11 @@ def end(message: str, code: int, style: str) -> NoReturn:
     watchdog, plain = _watchdog(), message.removeprefix("error: ")
     if watchdog is None:
         if rank() == 0:
-            err.print(message, style=style, markup=False, soft_wrap=True)
+            say_here(message, style)
         # Ranks that fail before they have met fail alike, mostly: the others speak where they have something to add.
         rank_0_speaks = code == EXIT_INTERRUPTED or (ranks() > 1 and _publish_early_failure(plain, code))
         if rank() > 0 and not rank_0_speaks:
-            err.print(f"rank {rank()}: {message}", style=style, markup=False, soft_wrap=True)
+            say_here(f"rank {rank()}: {message}", style)
         sys.exit(code)
     _stay()
     failure = watchdog.fail(plain, code)

@@ -23,7 +23,7 @@ from hpcdistill.data.config import DataConfig
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.methods.settings import MethodConfig, config_class
 from hpcdistill.metrics.config import EvalConfig
-from hpcdistill.settings import LONGEST_NAME, Section, UserPlace, first_fault, operational
+from hpcdistill.settings import LONGEST_NAME, Section, UserPlace, first_fault, load_keys, operational
 from hpcdistill.storage import user_path
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.yaml_values import DEEPEST, dump_yaml, load_yaml
@@ -195,13 +195,7 @@ class ConfigFiles:
             raise UserError(f"{path}: no such configuration file; {near or 'see configs/'}")
         if path.resolve() in seen:
             raise UserError(f"{path}: extends itself by way of {seen[-1]}")
-        try:
-            values = load_yaml(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not valid YAML: {error}") from None
-        values = {} if values is None else values
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: expected `key: value` lines at the top level")
+        values = load_keys(path)
         try:
             parents = _by_omegaconf({"extends": values.pop("extends", [])})["extends"]
         except OmegaConfBaseException as error:
@@ -211,9 +205,9 @@ class ConfigFiles:
             raise UserError(f"{path}: extends: expected a file name or a list of file names, got {json.dumps(parents)}")
         for parent in parents:
             yield from self._read(path.parent / user_path(parent, f"{path}: extends:"), (*seen, path.resolve()))
-        for teacher in _teachers(values):
-            if isinstance(teacher.get("config"), str):
-                teacher["config"] = str(path.parent / user_path(teacher["config"], f"{path}: teacher.config:"))
+        for key, teacher in _teachers(values).items():
+            if isinstance(named := teacher.get("config"), str):
+                teacher["config"] = str(path.parent / user_path(named, f"{path}: {key}.config:"))
         yield str(path), values
 
     def _resolved(self, value: Any, root: Values) -> Any:
@@ -325,23 +319,21 @@ def _model_of(method: Any, layers: Sequence[Layer]) -> type[RunConfig]:
         raise UserError(f"{_origin(layers, 'method.name')}: method.name: {error}") from None
 
 
-def _teachers(values: Mapping[str, Any]) -> list[Values]:
-    """The sections of a layer that say who fills a role."""
+def _teachers(values: Mapping[str, Any]) -> dict[str, Values]:
+    """The sections of a layer that say who fills a role, by their key."""
     further = values.get("teachers")
-    sections = [values.get("teacher"), *(further.values() if isinstance(further, dict) else ())]
-    return [section for section in sections if isinstance(section, dict)]
+    sections = {f"teachers.{role}": section for role, section in further.items()} if isinstance(further, dict) else {}
+    sections["teacher"] = values.get("teacher")
+    return {key: section for key, section in sections.items() if isinstance(section, dict)}
 
 
 def _forget_sources(merged: Values, layer: Values) -> None:
     """Where `layer` names another source of a teacher than `merged` has, the older one goes."""
-    pairs = [(merged.get("teacher"), layer.get("teacher"))]
-    further, named = merged.get("teachers"), layer.get("teachers")
-    if isinstance(further, dict) and isinstance(named, dict):
-        pairs += [(further.get(role), named[role]) for role in named]
-    for old, new in pairs:
-        if isinstance(old, dict) and isinstance(new, dict) and any(key in new for key in SOURCES):
-            for key in SOURCES:
-                old.pop(key, None)
+    older = _teachers(merged)
+    for key, new in _teachers(layer).items():
+        if key in older and any(source in new for source in SOURCES):
+            for source in SOURCES:
+                older[key].pop(source, None)
 
 
 def _origin(layers: Sequence[Layer], key: str) -> str:

@@ -19,6 +19,9 @@ class Terminal(Console):
     moves the cursor would make one line of it.
     """
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"emoji": False, **settings})  # a path may have `:x:` in it, which is no picture
+
     @property
     def moves(self) -> bool:
         """Whether a display may redraw itself: the one decision on bars and live tables."""
@@ -62,9 +65,14 @@ def is_main_process() -> bool:
 
 
 def say(message: str, style: str | None = None) -> None:
-    """Print one line for the user, on rank 0 only; markup in `message` is shown as it is."""
+    """`say_here` on rank 0 only."""
     if is_main_process():
-        err.print(message, style=style, markup=False, soft_wrap=True)
+        say_here(message, style)
+
+
+def say_here(message: str, style: str | None = None) -> None:
+    """Print one line for the user, on whichever rank; markup in `message` is shown as it is."""
+    err.print(message, style=style, markup=False, soft_wrap=True)
 
 
 def warn(message: str) -> None:
@@ -72,7 +80,7 @@ def warn(message: str) -> None:
     say(f"warning: {message}", style="yellow")
 
 
-def shortened(name: str, width: int) -> str:
+def elided(name: str, width: int) -> str:
     """`name` in `width` characters, without its middle where it is longer: variants differ at their ends."""
     if len(name) <= width:
         return name

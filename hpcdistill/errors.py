@@ -8,6 +8,7 @@ from typing import Final
 
 # How commands end. The last two say that the same command goes on from the checkpoint: a job may requeue itself.
 EXIT_CRASHED: Final = 1
+EXIT_FAILED: Final = 1  # the command itself has done its work, but a run of it has failed
 EXIT_USER_ERROR: Final = 2
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, the shell's convention
 EXIT_RANK_LOST: Final = 71  # EX_OSERR of sysexits.h: a rank, or a process that a run needs, died or hangs
@@ -27,6 +28,12 @@ class LostProcess(UserError):
     """A process that a run needs was killed or hangs; the same command goes on from the checkpoint."""
 
     code = EXIT_RANK_LOST
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch on a CPU or torch on a GPU had no memory left."""
+    name, words = type(error).__name__, str(error)
+    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "DefaultCPUAllocator" in words
 
 
 def plural(count: int, noun: str, several: str = "") -> str:

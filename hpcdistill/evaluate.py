@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.progress import track
 
 from hpcdistill.command import UserPath, run_command, whole
-from hpcdistill.console import Table, err, out, say, warn
+from hpcdistill.console import Table, out, warn
 from hpcdistill.errors import UserError, nearest, plural
-from hpcdistill.metrics.base import SR_METRICS, ImageRow, SetResult
+from hpcdistill.metrics.base import SR_METRICS, SetResult
 from hpcdistill.metrics.reference import LEAST, below
 from hpcdistill.models.weights_file import generator_file
 from hpcdistill.ranks.environment import check_launcher, rank, ranks
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from hpcdistill.metrics.sr_evaluation import SRImages
 
 BASELINES = ("bicubic",)
 BASELINE_SCALES = (2, 3, 4, 8)
@@ -63,13 +59,27 @@ def _run(arguments: argparse.Namespace) -> int:
     _refuse_translation_options(arguments)
     # Imported only now: --help and a misspelt path answer at once.
     from hpcdistill.data.images import colour
+    from hpcdistill.data.outputs import check_images_out
     from hpcdistill.metrics.sr_evaluation import FolderTestSet, load_test_set
+    from hpcdistill.metrics.trained_super_resolution import evaluate_super_resolution
 
     background = colour(arguments.flatten) if arguments.flatten is not None else None
     images = load_test_set(arguments.data, scale, background)
     if not isinstance(images, FolderTestSet):
         _refuse_folder_options(arguments)
-    result, skipped = _evaluate(generator, images, scale, arguments)
+    if arguments.save_images:
+        check_images_out(arguments.save_images, images.names, (images.path, images.path / "HR"))
+    result, skipped = evaluate_super_resolution(
+        generator,
+        images,
+        scale,
+        arguments.rule,
+        _device(arguments.device),
+        arguments.save_images,
+        skip=arguments.on_error == "skip",
+        rank=rank(),
+        ranks=ranks(),
+    )
     if rank() > 0:
         return 0
     if skipped:
@@ -95,7 +105,7 @@ def _run(arguments: argparse.Namespace) -> int:
         title = f"{model} on {arguments.data}, x{scale}, rule {arguments.rule}, LR images {images.lr}"
         if gray:
             title += f", taken as gray: {', '.join(gray)}"
-        out.print(title, markup=False, emoji=False, soft_wrap=True)
+        out.print(title, markup=False, soft_wrap=True)
         out.print(_table(result))
         first = SR_METRICS[0].name
         if result.bicubic and result.bicubic[first] - result.metrics[first] >= LEAST:
@@ -207,88 +217,10 @@ def _translation(generator: nn.Module, path: Path, arguments: argparse.Namespace
         }
         out.out(json.dumps(report, allow_nan=False), highlight=False)
     else:
-        out.print(f"{path} on {arguments.data}", markup=False, emoji=False, soft_wrap=True)
+        out.print(f"{path} on {arguments.data}", markup=False, soft_wrap=True)
         out.print(_metrics_table(result) if result.metrics else "nothing could be measured")
-        out.print(about["note"], markup=False, emoji=False, soft_wrap=True)
+        out.print(about["note"], markup=False, soft_wrap=True)
     return 0
-
-
-def _evaluate(
-    generator: nn.Module, images: SRImages, scale: int, arguments: argparse.Namespace
-) -> tuple[SetResult, list[str]]:
-    """The result over all images, and which of them were skipped; keeps the enlarged images where they are asked for.
-
-    With several ranks each takes its share of the images and gets the same result.
-    """
-    from accelerate.utils import gather_object
-
-    from hpcdistill.data.outputs import check_images_out
-    from hpcdistill.metrics.sr_evaluation import summarise
-
-    if arguments.save_images:
-        check_images_out(arguments.save_images, images.names, (images.path, images.path / "HR"))
-    rows, bicubic, skipped = _evaluate_share(generator, images, scale, arguments)
-    if ranks() > 1:
-        rows, bicubic, skipped = gather_object(rows), gather_object(bicubic), gather_object(skipped)
-    if not rows:
-        raise UserError(f"{arguments.data}: none of its images could be evaluated; see the warnings above")
-    if arguments.save_images:
-        say(f"wrote {plural(len(rows), 'image')} to {arguments.save_images}")
-    by_name = {row["name"]: row for row in rows}
-    result = summarise([by_name[name] for name in images.names if name in by_name])
-    if bicubic:
-        result = replace(result, bicubic=summarise(bicubic).metrics)
-    return result, [name for name in images.names if name in skipped]
-
-
-def _evaluate_share(
-    generator: nn.Module, images: SRImages, scale: int, arguments: argparse.Namespace
-) -> tuple[list[ImageRow], list[ImageRow], list[str]]:
-    """This rank's rows, bicubic's of the same images (unless it is what is evaluated), and the images it skipped."""
-    from hpcdistill.data.outputs import save_image
-    from hpcdistill.metrics.psnr_ssim import gray_as_it_is
-    from hpcdistill.metrics.sample_grid import colourise
-    from hpcdistill.metrics.shared_work import shared_work
-    from hpcdistill.metrics.sr_evaluation import (
-        BicubicUpsampler,
-        UnusableImageError,
-        bicubic_upsampler,
-        evaluate_image,
-        evaluating,
-    )
-    from hpcdistill.ranks import watchdog
-
-    device = _device(arguments.device)
-    generator.to(device)
-    rows: list[ImageRow] = []
-    bicubic: list[ImageRow] = []  # what every network is to be compared with
-    upsampler = None if isinstance(generator, BicubicUpsampler) else bicubic_upsampler(scale)
-    skipped: list[str] = []
-    if arguments.save_images:
-        arguments.save_images.mkdir(parents=True, exist_ok=True)
-    mine = range(rank(), len(images), ranks())
-    hidden = rank() > 0 or not err.moves
-    with shared_work(ranks(), device), evaluating(generator) as network:
-        for number in track(mine, "evaluating", console=err, transient=True, disable=hidden):
-            watchdog.progress()
-            try:
-                name, hr, lr = images[number]
-                gray = images.is_gray(number)
-                row, output = evaluate_image(network, name, hr, lr, scale, arguments.rule, device, gray=gray)
-            except UnusableImageError as error:
-                if arguments.on_error == "stop":
-                    raise
-                skipped.append(images.names[number])
-                err.print(f"warning: skipped {error}", style="yellow", markup=False, soft_wrap=True)  # by any rank
-                continue
-            rows.append(row)
-            if upsampler is not None:
-                beside, _ = evaluate_image(upsampler, name, hr, lr, scale, arguments.rule, device, gray=gray)
-                bicubic.append(beside)
-            if arguments.save_images:
-                as_it_is = gray_as_it_is(arguments.rule, gray)
-                save_image(arguments.save_images, name, colourise(output[0], lr, scale, as_it_is))
-    return rows, bicubic, skipped
 
 
 def _device(asked: str) -> str:

@@ -147,7 +147,9 @@ class Run:
         for role in self.config.roles:
             if role != "teacher" and role not in wanted:
                 raise UserError(f"teachers.{role}: the method has no such role; {nearest(role, wanted)}")
-        method = self.config.method.build({role: teacher.untrained() for role, teacher in self.teachers.items()})
+        method: Method = self.config.method.build(
+            {role: teacher.untrained() for role, teacher in self.teachers.items()}
+        )
         for name in self.config.init:
             if name not in method.generators:
                 raise UserError(f"init.{name}: the method has no such generator; {nearest(name, method.generators)}")

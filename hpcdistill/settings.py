@@ -73,6 +73,15 @@ def load_section(path: Path, section: type[S], example: str) -> S:
 
     Raises UserError, in one line, for what cannot be read or is wrong in it.
     """
+    values = load_keys(path, f"; see {example}")
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {': '.join(first_fault(error, section))}") from None
+
+
+def load_keys(path: Path, remedy: str = "") -> dict[str, Any]:
+    """The keys and values of the YAML file `path`, none for an empty one; UserError for what is no such file."""
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -80,11 +89,8 @@ def load_section(path: Path, section: type[S], example: str) -> S:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(values, dict | None):
-        raise UserError(f"{path}: expected `key: value` lines at the top level; see {example}")
-    try:
-        return section.model_validate(values or {})
-    except ValidationError as error:
-        raise UserError(f"{path}: {': '.join(first_fault(error, section))}") from None
+        raise UserError(f"{path}: expected `key: value` lines at the top level{remedy}")
+    return values or {}
 
 
 def first_fault(error: ValidationError, section: type[Section], remedy: str = "") -> tuple[str, str]:

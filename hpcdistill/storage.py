@@ -8,17 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hpcdistill.errors import UserError
 
+if TYPE_CHECKING:  # status, which checks with functions, would take twice as long to start
+    from pydantic import TypeAdapter
+
 T = TypeVar("T")
-JSON_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+CLONE = Path(__file__).resolve().parents[1]  # that hpcdistill is used from
 
 
 class Damaged(UserError):
@@ -42,7 +43,7 @@ def user_place(text: str, name: str = "") -> str:
     """As `user_path` for what may be an address too; without a `~` at its beginning `text` stays as it is."""
     called = f"{name} {text!a}".strip()
     if not text:
-        raise UserError(f"{name or 'a path'}: is empty; name a file or folder")
+        raise UserError(f"{name.removesuffix(':') or 'a path'}: is empty; name a file or folder")
     if "\0" in text:
         raise UserError(f"{called}: has a NUL character, which no path may have; write it again")
     if not text.startswith("~"):
@@ -80,29 +81,51 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path, kind: TypeAdapter[T], remedy: str) -> T:
-    """The JSON in a file of ours, of the type `kind`: Damaged when it is anything else. OSErrors are passed on."""
+def read_json(path: Path, kind: TypeAdapter[T] | Callable[[Any], T], remedy: str) -> T:
+    """The JSON in a file of ours, as `parse_json` takes it: Damaged when it is not. OSErrors are passed on."""
     try:
         return parse_json(path.read_bytes(), kind)
     except ValueError as error:
         raise Damaged(path, str(error), remedy) from None
 
 
-def parse_json(content: bytes, kind: TypeAdapter[T]) -> T:
-    """The JSON value that `content` is; ValueError, with a few words, when it is none or not strictly a `kind`."""
+def parse_json(content: bytes, kind: TypeAdapter[T] | Callable[[Any], T]) -> T:
+    """The JSON value that `content` (UTF-8) is; ValueError, with a few words, when it is none or not of this `kind`.
+
+    `kind` is a type, taken strictly, or a function that returns the value it is given or raises ValueError.
+    """
     try:
-        json.loads(content)  # for its words: they say what is missing, and where
-        return kind.validate_json(content, strict=True)
+        value = json.loads(content.decode())
+        if not callable(kind):
+            return kind.validate_json(content, strict=True)
+        if b"\\u" in content:
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        return kind(value)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    except ValidationError as error:
-        raise ValueError(_first_fault(error)) from None
+    except ValueError as error:
+        faults = getattr(error, "errors", None)  # of pydantic's ValidationError
+        raise ValueError(_described(faults(include_url=False)[0]) if faults else str(error)) from None
 
 
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors(include_url=False)[0]
+def json_object(value: Any) -> dict[str, Any]:
+    """A `kind` for `parse_json`: any JSON object."""
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, got {value!r:.60}")
+    return value
+
+
+def json_texts(value: Any) -> dict[str, str]:
+    """A `kind` for `parse_json`: an object of texts."""
+    for key, text in json_object(value).items():
+        if not isinstance(text, str):
+            raise ValueError(f"{key}: expected a text, got {text!r:.60}")
+    return json_object(value)
+
+
+def _described(fault: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in fault["loc"])
-    what = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    what: str = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if fault["type"] == "missing":
         what = "missing"
     elif fault["type"] not in ("value_error", "json_invalid"):

@@ -17,7 +17,7 @@ from rich.text import Text
 from hpcdistill.command import run_command
 from hpcdistill.config import config_files, to_yaml
 from hpcdistill.console import Table, is_main_process, out, warn
-from hpcdistill.errors import plural
+from hpcdistill.errors import EXIT_STOPPED, plural
 from hpcdistill.metrics.reference import BICUBIC, below_bicubic, bicubic_value
 from hpcdistill.metrics.selection import choice_of
 from hpcdistill.run import load_run
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
         return 0
     # Imported only now: a configuration is printed, and a misspelt one refused, in a third of a second without torch.
     from hpcdistill.ranks.rendezvous import leave
-    from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
+    from hpcdistill.ranks.signals import StopSignals
     from hpcdistill.trainer import train
 
     with StopSignals() as signals:

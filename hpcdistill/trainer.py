@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from hpcdistill.data.check.overlap import find_overlap
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.counter import step_seed
 from hpcdistill.data.fetch.location import is_remote
+from hpcdistill.data.needs import Needs
 from hpcdistill.data.pack.fetching import pack_missing
-from hpcdistill.data.read.reader import open_reader
+from hpcdistill.data.read.reader import Reader, open_reader
 from hpcdistill.data.read.staging import StagingStopped
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, is_out_of_memory
 from hpcdistill.methods.base import Method
 from hpcdistill.methods.settings import role_key
 from hpcdistill.metrics.reference import BICUBIC
@@ -35,9 +37,9 @@ from hpcdistill.requirements import check_present, check_runs_apart, needed_sets
 from hpcdistill.run import Run, Teacher, of_another_length, weights_file
 from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.evaluation import Evaluator
-from hpcdistill.training.loop import Training
+from hpcdistill.training.loop import Outcome, Training
 from hpcdistill.training.run_folder import RunFolder, code_revision
-from hpcdistill.training.segments import lay_out
+from hpcdistill.training.segments import place_segments
 
 
 def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None:
@@ -108,21 +110,9 @@ def _train(
     config = run.config
     accelerator = make_accelerator(config.train, folder.path)
     torch.manual_seed(step_seed(config.seed, 0, 0))  # initial weights: the same on every rank
-    method = config.method.build(teachers)
+    method: Method = config.method.build(teachers)
     _initialise(method, config)
-    needs = method.needs
-    reader = None
-    with watchdog.patient(), contextlib.suppress(StagingStopped):  # staging may take long
-        reader = open_reader(
-            config.data.train,
-            needs,
-            config.data,
-            config.seed,
-            config.train.batch_size,
-            accelerator.process_index,
-            accelerator.num_processes,
-            lambda: signals is not None and signals.requested(),
-        )
+    reader = _open_reader(config, method.needs, accelerator, signals)
     # Together: a rank that had staged already would wait for the one that was stopped.
     if on_any_rank(accelerator, reader is None) or reader is None:
         say(f"{config.name}: stopped while staging; the same command goes on from here")
@@ -133,53 +123,85 @@ def _train(
         warn(f"{config.name}: data.eval is empty; nothing will be evaluated")
     evaluator = None
     if run.selected is not None:
-        evaluator = open_evaluator(config.data, config.eval, run.selected, needs, method.generators, accelerator)
+        evaluator = open_evaluator(config.data, config.eval, run.selected, method.needs, method.generators, accelerator)
     method.prepare(config.data.crop)  # after what is cheaper to check: it may load a large network
-    lay_out(method.segments(), steps, evaluator is not None)
+    place_segments(method.segments(), steps, evaluator is not None)
     # Everything that can be wrong with the configuration has been said; only now is something written.
     if accelerator.is_main_process:
         folder.create(to_yaml(run.self_contained()), identity)
         watchdog.before_exit(folder.release)
     accelerator.wait_for_everyone()
-    training = Training(
-        method,
-        reader,
-        evaluator,
-        folder,
-        accelerator,
-        config.train,
-        steps=steps,
-        evaluate_every=config.eval.every,
-        seed=config.seed,
-        workers=config.data.workers,
-        name=config.name,
-    )
-    outcome = training.run(signals)
+    with _enough_memory(config.name, accelerator):
+        training = Training(
+            method,
+            reader,
+            evaluator,
+            folder,
+            accelerator,
+            config.train,
+            steps=steps,
+            evaluate_every=config.eval.every,
+            seed=config.seed,
+            workers=config.data.workers,
+            name=config.name,
+        )
+        outcome = training.run(signals)
     for tracker in accelerator.trackers:
         tracker.finish()  # not Accelerate's end_training, which would take the process group from the next stage
     if not outcome.finished:
         folder.release()
         return None
+    result = _result(run, method, outcome, steps, evaluator, accelerator)
+    if accelerator.is_main_process:
+        folder.save_result(result)
+        folder.release()
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _open_reader(
+    config: RunConfig, needs: Needs, accelerator: Accelerator, signals: StopSignals | None
+) -> Reader | None:
+    """The training data, staged where the configuration asks for it; None when a signal came meanwhile."""
+    with watchdog.patient(), contextlib.suppress(StagingStopped):  # staging may take long
+        return open_reader(
+            config.data.train,
+            needs,
+            config.data,
+            config.seed,
+            config.train.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+            lambda: signals is not None and signals.requested(),
+        )
+    return None
+
+
+def _result(
+    run: Run, method: Method, outcome: Outcome, steps: int, evaluator: Evaluator | None, accelerator: Accelerator
+) -> dict[str, Any]:
+    """What result.json says; a collective call."""
+    config, position = run.config, outcome.position
     images = steps * config.train.batch_size
     # Of a session that only wrote the result, whose steps had all been made before: the mean over those.
-    rate = outcome.images_per_second or images / max(outcome.position.seconds, 1e-9)
+    rate = outcome.images_per_second or images / max(position.seconds, 1e-9)
     further = {role: _name(teacher) for role, teacher in run.teachers.items() if role != "teacher"}
-    result = {
+    return {
         "name": config.name,
-        "identity": identity["short"],
+        "identity": run.short,
         "key": run.key,
         "method": config.method.name,
         "steps": steps,
         "batch_size": config.train.batch_size,
         "images": images,
         "seed": config.seed,
-        "precision": outcome.position.precision,
+        "precision": position.precision,
         "processes": accelerator.num_processes,
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu",
-        "seconds": round(outcome.position.seconds, 1),
+        "seconds": round(position.seconds, 1),
         "images_per_second": round(rate, 1),
-        "best": outcome.position.best,
-        "last": outcome.position.last,
+        "best": position.best,
+        "last": position.last,
         "protocol": _protocol(evaluator, config.data) if evaluator else None,
         BICUBIC: bicubic_reference(evaluator, accelerator),
         "teacher": _name(run.teachers.get("teacher")),
@@ -187,11 +209,21 @@ def _train(
         "weights": method.origins,
         "revision": code_revision(),
     }
-    if accelerator.is_main_process:
-        folder.save_result(result)
-        folder.release()
-    accelerator.wait_for_everyone()
-    return result
+
+
+@contextlib.contextmanager
+def _enough_memory(name: str, accelerator: Accelerator) -> Iterator[None]:
+    """UserError where the networks or a step of the run `name` need more memory than the device has."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{name}: no memory is left on {accelerator.device} ({error or 'of Python'}); free the device or cut "
+            "the batch with train.accumulation=2 or more, and the run goes on from its last checkpoint; a lower "
+            "train.batch_size or train.precision=bf16 is another run"
+        ) from error
 
 
 def _protocol(evaluator: Evaluator, data: DataConfig) -> dict[str, Any]:

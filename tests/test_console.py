@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from terminal import Screen
 
-from hpcdistill.console import PIPED, Table, Terminal, shortened
+from hpcdistill.console import PIPED, Table, Terminal, elided
 from hpcdistill.data.progress import Progress
 
 CLONE = Path(__file__).resolve().parents[1]
@@ -49,6 +49,15 @@ def test_what_moves_and_what_is_coloured(
     assert (console.moves, console.color_system is not None) == (moves, coloured)
 
 
+def test_a_path_keeps_its_colons() -> None:
+    console = Terminal(file=io.StringIO())
+    console.print("runs/:x:/a", markup=False)
+    table = Table("path", box=None)
+    table.add_row("runs/:x:/b")
+    console.print(table)
+    assert [line.strip() for line in console.file.getvalue().splitlines()] == ["runs/:x:/a", "path", "runs/:x:/b"]
+
+
 @pytest.mark.parametrize(
     "variables", [{}, {"FORCE_COLOR": "1"}, {"COLUMNS": "80"}, {"TERM": "dumb", "FORCE_COLOR": "1"}]
 )
@@ -75,7 +84,7 @@ def test_a_table_wraps_and_cuts_nothing() -> None:
 
 
 def test_names_keep_both_ends() -> None:
-    assert [shortened("dssd-teacher-x4", width) for width in (15, 14, 9, 3)] == [
+    assert [elided("dssd-teacher-x4", width) for width in (15, 14, 9, 3)] == [
         "dssd-teacher-x4",
         "dssd-t..her-x4",
         "dssd..-x4",

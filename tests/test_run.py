@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
+from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.registry import load_generator, save_generator
 from hpcdistill.models.sr_network import build_network
 from hpcdistill.run import Run, load_run
@@ -99,6 +100,24 @@ def trained(*arguments: str) -> tuple[Run, dict[str, Any]]:
     result = train(run)
     assert result is not None
     return run, result
+
+
+def test_networks_that_do_not_fit_into_memory_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FSRCNN, "__init__", lambda *_, **__: torch.empty(1 << 45))  # 128 TiB, which no system has
+    with pytest.raises(UserError, match=r"method: the networks of plain_sr do not fit into memory .*; make them"):
+        load_run([str(CONFIGS / "fsrcnn" / "x2.yaml")]).untrained()
+
+
+def test_a_step_that_does_not_fit_into_memory_is_one_line(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(network: FSRCNN, *_: object, **__: object) -> torch.Tensor:
+        return torch.empty(1 << 45)
+
+    monkeypatch.setattr(FSRCNN, "forward", forward)
+    run = load_run([str(CONFIGS / "fsrcnn" / "x2.yaml"), tiny, f"runs={tmp_path}", "data.eval={}"])
+    with pytest.raises(UserError, match=r"fsrcnn-x2: no memory is left on cpu .*train\.accumulation=2"):
+        train(run)
 
 
 def test_any_configuration_teaches_and_is_trained_first(tiny: str, tmp_path: Path) -> None:

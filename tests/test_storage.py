@@ -14,7 +14,7 @@ from hpcdistill import demo, demo_gan, evaluate
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
 from hpcdistill.run import load_run
-from hpcdistill.storage import user_path, user_place
+from hpcdistill.storage import json_texts, parse_json, user_path, user_place
 from hpcdistill.sweep import collect, status_command, submit
 from hpcdistill.sweep.grid import load_grids
 from hpcdistill.sweep.profile import load_profile
@@ -68,6 +68,26 @@ def test_what_is_no_path(text: str, line: str) -> None:
     with pytest.raises(UserError) as error:
         user_path(text, "--out")
     assert str(error.value) == line
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (
+            b'{"a": "\\ud800"}',
+            "surrogates not allowed",
+        ),  # an own `json.loads` takes it, and no file can be written of it
+        ('{"a": 1}'.encode("utf-16"), "can't decode byte 0xff"),
+        (b'{"a": 1', "Expecting ',' delimiter"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[1]", "expected an object, got [1]"),
+        (b'{"a": "b", "c": 1}', "c: expected a text, got 1"),
+    ],
+)
+def test_what_is_no_json_object_of_texts(content: bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(why)):
+        parse_json(content, json_texts)
+    assert parse_json(b'{"a": "\\ud83d\\ude00"}', json_texts) == {"a": "\U0001f600"}
 
 
 def script(name: str) -> Callable[[list[str]], object]:
@@ -137,6 +157,18 @@ def test_every_path_of_a_configuration(home: Path, tmp_path: Path, monkeypatch: 
     assert loaded.teacher is not None
     assert loaded.teacher.config.name == "teacher"
     assert load_run(["~/base.yaml", "data.train=~/x", "runs=~/y"]).config.data.train == (f"{home}/x",)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("teacher: {config: X}", "teacher"), ("teachers: {older: {config: X}}", "teachers.older")]
+)
+def test_what_is_no_path_of_a_teacher(section: str, key: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(BASE + section.replace("X", NOBODY))
+    with pytest.raises(UserError, match=rf"a\.yaml: {re.escape(key)}\.config: '{NOBODY}': there is no such home"):
+        load_run([str(tmp_path / "a.yaml")])
+    (tmp_path / "a.yaml").write_text(BASE + section.replace("X", "''"))
+    with pytest.raises(UserError, match=rf"a\.yaml: {re.escape(key)}\.config: is empty"):
+        load_run([str(tmp_path / "a.yaml")])
 
 
 @pytest.mark.parametrize("key", ["runs", "data.train", "data.eval.x", "data.stage", "init.student", "train.deepspeed"])

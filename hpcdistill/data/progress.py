@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
-from hpcdistill.console import err, is_main_process, say, shortened
+from hpcdistill.console import elided, err, is_main_process, say
 
 BYTES = "bytes"  # the unit that is shown in MB
 _PLAIN_INTERVAL = 10.0  # seconds between plain lines
@@ -47,7 +47,7 @@ class Progress:
         if err.moves and is_main_process():
             count = DownloadColumn() if unit == BYTES else MofNCompleteColumn()
             # Left to itself rich squeezes all columns alike where the screen is narrow, the numbers too.
-            label = shortened(label, max(err.width - _NUMBERS - _SHORTEST_BAR, _SHORTEST_LABEL))
+            label = elided(label, max(err.width - _NUMBERS - _SHORTEST_BAR, _SHORTEST_LABEL))
             bar = BarColumn(max(_SHORTEST_BAR, min(_BAR, err.width - _NUMBERS - len(label))))
             columns = (TextColumn("{task.description}"), bar, count)
             self._bar = Bar(*columns, _Rate(unit), TimeLeft(), console=err)

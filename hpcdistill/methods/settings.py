@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from hpcdistill.data.index import Kind
-from hpcdistill.errors import UserError, nearest
+from hpcdistill.errors import UserError, is_out_of_memory, nearest
 from hpcdistill.methods import METHODS
 from hpcdistill.registry import imported
 from hpcdistill.settings import LARGEST_WEIGHT, Section
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from hpcdistill.methods.base import Method
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 LARGEST_RATE = 1000.0  # Adam moves each weight by about as much at a step
@@ -102,10 +100,20 @@ class MethodConfig(Section):
 
     name: str
 
-    def build(self, teachers: Teachers = NO_TEACHERS) -> Method:
-        """The method with its networks, untrained; `teachers` by role. UserError for what does not fit together."""
-        method: Method = imported(self.METHOD, METHODS.kind)(self, teachers)
-        return method
+    def build(self, teachers: Teachers = NO_TEACHERS) -> Any:
+        """The `Method` with its networks, untrained; `teachers` by role.
+
+        UserError for what does not fit together, and for networks that do not fit into memory.
+        """
+        try:
+            return imported(self.METHOD, METHODS.kind)(self, teachers)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"method: the networks of {self.name} do not fit into memory ({error or 'none is left'}); "
+                "make them smaller in the configuration, or use a machine that has more"
+            ) from error
 
     def roles(self) -> dict[str, Role]:
         """The networks of other runs that a run of this configuration learns from, by role.

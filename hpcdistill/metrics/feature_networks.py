@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcdistill import torchvision_operators
 from hpcdistill.data.fetch.weights import WEIGHTS, find_weights
 from hpcdistill.data.places import weights_folder
 from hpcdistill.errors import UserError
+from hpcdistill.metrics import torchvision_operators
 from hpcdistill.models.weights_file import PYTORCH, kind_of
 from hpcdistill.storage import sha256_file
 

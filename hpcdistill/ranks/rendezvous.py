@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from hpcdistill.console import err
+from hpcdistill.console import say_here
 from hpcdistill.errors import EXIT_STOPPED, UserError
 from hpcdistill.ranks.environment import local_rank, rank, ranks
 from hpcdistill.ranks.store import STORE_ERRORS, Failure, RankStore, leave_at_once
@@ -180,7 +180,7 @@ def _present(shared: RankStore, own: Participant, end: float) -> list[Participan
 def _end_for(shared: RankStore, failure: Failure) -> NoReturn:
     """End this process for a failure before the rendezvous. Rank 0 prints it, or its own rank where 0 has not come."""
     if rank() == 0:
-        err.print(f"error: {failure.seen_by(0)}", style="bold red", markup=False, soft_wrap=True)
+        say_here(f"error: {failure.seen_by(0)}", "bold red")
     with contextlib.suppress(*STORE_ERRORS):  # the store's process has ended: it knows
         _acknowledge(shared)
     leave_at_once(failure.code)

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 
 from hpcdistill.console import err, is_main_process, say
 from hpcdistill.errors import EXIT_INTERRUPTED
-from hpcdistill.errors import EXIT_STOPPED as EXIT_STOPPED
 from hpcdistill.ranks import watchdog
 from hpcdistill.ranks.environment import unignored
 

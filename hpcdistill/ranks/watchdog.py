@@ -30,7 +30,7 @@ from typing import Final, NoReturn
 
 from torch.distributed import DistError
 
-from hpcdistill.console import err
+from hpcdistill.console import say_here
 from hpcdistill.errors import EXIT_RANK_LOST, UserError
 from hpcdistill.ranks.environment import local_rank
 from hpcdistill.ranks.store import STORE_ERRORS, Failure, RankStore, leave_at_once
@@ -113,7 +113,7 @@ class Watchdog:
         self._take_the_end(failure.code)
         if line and self._speaks(failure):
             with contextlib.suppress(OSError, SystemExit):  # rich's answer to a reader that has left
-                err.print(line, style=style, markup=False, soft_wrap=True)
+                say_here(line, style)
         # The first rank left alive, which speaks and may hold the store and the run's lock, lets the others go before:
         # nobody may take the run over while a rank of ours is still in it.
         first, *others = [r for r in range(self.ranks) if r not in failure.lost] or [self.rank]

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcdistill.console import say, warn
-from hpcdistill.errors import EXIT_STOPPED, plural
+from hpcdistill.errors import EXIT_FAILED, EXIT_STOPPED, plural
 from hpcdistill.ranks.environment import of_outer_step, unignored
+from hpcdistill.storage import CLONE
 from hpcdistill.sweep.arrays import Selection
 from hpcdistill.sweep.attempt import BEAT_S, Attempt, NotedSignals, teacher_run
 from hpcdistill.sweep.logs import last_words
 from hpcdistill.sweep.plan import Plan, PlannedRun
 from hpcdistill.sweep.plan_view import say_left
 from hpcdistill.sweep.profile import Profile
-from hpcdistill.sweep.submissions import CLONE, HEARTBEAT, SubmissionFolder
+from hpcdistill.sweep.submission_folder import SubmissionFolder
+from hpcdistill.sweep.submissions import HEARTBEAT
 from hpcdistill.sweep.task_folder import TaskFolder, filled_in, write_tasks
-
-EXIT_FAILED = 1
 
 
 @dataclass

@@ -20,10 +20,11 @@ from hpcdistill.console import say, warn
 from hpcdistill.errors import UserError, plural
 from hpcdistill.ranks.environment import job, of_outer_job
 from hpcdistill.run import relative_place
+from hpcdistill.storage import CLONE
 from hpcdistill.sweep.arrays import Array, Selection, make_arrays
 from hpcdistill.sweep.plan import Plan
 from hpcdistill.sweep.profile import Profile, Shape
-from hpcdistill.sweep.submissions import CLONE, SubmissionFolder
+from hpcdistill.sweep.submission_folder import SubmissionFolder
 from hpcdistill.sweep.task import REQUEUE, Command, Task
 from hpcdistill.sweep.task_folder import write_tasks
 from hpcdistill.training.run_folder import code_revision, git_in

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import psutil
-
 from hpcdistill.data import held_out
 from hpcdistill.sweep.logs import LoggedProgress, cause, read_progress
 from hpcdistill.sweep.results import Found, RunResult, find_results
@@ -140,7 +138,9 @@ class _Evidence:
         self.host, self.now = socket.gethostname(), time.time()
         self.waiting_here: dict[str, tuple[float, str]] = {}  # since when, and what for
         for submission in submissions:
-            if submission.local and self._runner_lives(submission):
+            if not (submission.local and set(submission.queue) - found.by_key.keys()):
+                continue
+            if self._runner_lives(submission):
                 host, process = submission.local
                 line = f"waits for the local runner, process {process} on {host}"
                 for key in submission.queue:
@@ -392,6 +392,8 @@ def _integer(value: Any) -> int | None:
 
 def is_alive(process: int, started: float | None) -> bool:
     """Whether a process of this host runs, and is not a later one with the same number."""
+    import psutil  # a third of the time that status takes to start, and runs of a cluster need none of it
+
     try:
         found = psutil.Process(process)
         if found.status() == psutil.STATUS_ZOMBIE:
@@ -405,6 +407,8 @@ def is_alive(process: int, started: float | None) -> bool:
 
 def parent_of(process: int) -> int | None:
     """The number of the process that started it; None when it is gone."""
+    import psutil
+
     try:
         return int(psutil.Process(process).ppid())
     except psutil.Error:

@@ -17,14 +17,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.live import Live
-
 from hpcdistill.command import UserPath
 from hpcdistill.console import out, say, warn
-from hpcdistill.errors import UserError, nearest, plural
+from hpcdistill.errors import EXIT_FAILED, UserError, nearest, plural
 from hpcdistill.storage import user_path
-from hpcdistill.sweep.grid import grid_files
-from hpcdistill.sweep.grid_file import SUFFIXES
 from hpcdistill.sweep.slurm_queue import Queue
 from hpcdistill.sweep.status import TaskStatus, is_alive, parent_of, task_statuses
 from hpcdistill.sweep.status_table import SweepView, render, title
@@ -33,7 +29,6 @@ from hpcdistill.sweep.task_folder import read_task, task_keys
 
 REFRESH_S = 3.0
 ASK_S = 15.0  # between two questions to SLURM: its controller has other users
-EXIT_FAILED = 1
 
 
 def main(arguments: list[str]) -> int:
@@ -116,6 +111,10 @@ class Sweep:
         """The submitted grids that `word` means: a name, a file, or one that includes others."""
         if word in known:
             return [word]
+        # Imported only now: reading YAML would double the time that status takes to start.
+        from hpcdistill.sweep.grid import grid_files
+        from hpcdistill.sweep.grid_file import SUFFIXES
+
         hint = nearest(word, known) if known else "no plan.json can be read"
         path = user_path(word)
         if path.suffix in SUFFIXES and not path.is_file() and path.stem in known:
@@ -165,6 +164,8 @@ def watch(sweep: Sweep, everything: bool) -> int:
         if not out.moves:
             view = _follow(sweep, view, everything)
             return EXIT_FAILED if view.failed else 0
+        from rich.live import Live  # only a display that moves needs it
+
         with Live(render(view, out.size.height, everything), console=out, auto_refresh=False) as live:
             while not view.over:
                 time.sleep(REFRESH_S)

@@ -1,4 +1,4 @@
-"""What has been submitted: the plan.json of each submission, written and read.
+"""What has been submitted: the plan.json of each submission, as `submission_folder` writes it.
 
 It is all that status needs to know of a grid: reading it loads no configuration.
 """
@@ -7,25 +7,16 @@ from __future__ import annotations
 
 import calendar
 import os
-import platform
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hpcdistill.storage import JSON_OBJECT, parse_json, write_json
-from hpcdistill.sweep.grid import Grid
+from hpcdistill.storage import json_object, parse_json
 from hpcdistill.sweep.slurm_queue import Job
-from hpcdistill.training.run_folder import code_revision
 
-if TYPE_CHECKING:  # status reads submissions and makes no plan
-    from hpcdistill.sweep.plan import Plan
-
-CLONE = Path(__file__).resolve().parents[2]
-_LONGEST = 60  # of the grids' names in a folder's name
 SKEW_S = 300.0  # between the clocks of the login node and of the controller
 HEARTBEAT = "alive"  # touched by a local runner while it lives
 SUBMITTING_S = 3600.0  # between a submission's first array and its last
@@ -103,7 +94,7 @@ def read_submissions(folder: Path) -> tuple[list[Submission], list[str]]:
 def read_submission(folder: Path) -> Submission:
     """The submission in `folder`; raises what reading JSON raises."""
     file = folder / "plan.json"
-    content = parse_json(file.read_bytes(), JSON_OBJECT)
+    content = parse_json(file.read_bytes(), json_object)
     grids: Mapping[str, Any] = content["grids"]
     cells = [
         SubmittedCell(str(name), str(cell["title"]), cell.get("seed"), cell.get("key"), _labels(cell.get("labels")))
@@ -181,74 +172,3 @@ def _short(error: Exception) -> str:
 def utc(seconds: float | None = None) -> str:
     """A time as it is written into files."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
-class SubmissionFolder:
-    """`submissions/<UTC time>-<grids>/`; plan.json is written again after each array, so that none is ever unknown."""
-
-    def __init__(self, folder: Path, plan: Plan, **described: Any) -> None:
-        self.path = _new_folder(folder, plan.grids)
-        self.jobs: dict[str, str] = {}
-        self._content: dict[str, Any] = {
-            "time": utc(),
-            "grids": {grid.name: _described(plan, grid) for grid in plan.grids},
-            "overrides": list(plan.overrides),
-            "seeds": None if plan.given_seeds is None else list(plan.given_seeds),
-            "place": str(Path.cwd()),
-            "runs": {
-                run.key: {"name": run.name, "steps": run.steps, "teacher": run.teacher, "arguments": run.arguments}
-                for run in plan.runs.values()
-            },
-            "arrays": [],
-            "jobs": self.jobs,
-            "collector": None,
-            "revision": code_revision(),
-            "environment": _environment(),
-            **described,
-        }
-
-    def add_array(self, name: str, job: str, dependency: str | None, jobs: dict[str, str]) -> None:
-        """Note the job of each run of an array."""
-        self.jobs.update(jobs)
-        self._content["arrays"].append({"name": name, "job": job, "dependency": dependency, "tasks": len(jobs)})
-        self.save()
-
-    def note(self, **values: Any) -> None:
-        """Note what is known by now."""
-        self._content.update(values)
-        self.save()
-
-    def save(self) -> None:
-        write_json(self.path / "plan.json", self._content)
-
-
-def _new_folder(folder: Path, grids: Sequence[Grid]) -> Path:
-    names = "+".join(grid.name for grid in grids)
-    if len(names) > _LONGEST:
-        names = f"{len(grids)}-grids"
-    parent = folder / "submissions"
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        path = parent / (f"{stamp}-{names}" if number == 1 else f"{stamp}-{names}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:  # one second, two submissions; the jobs' folder must be a new one
-            number += 1
-            continue
-        return path
-
-
-def _described(plan: Plan, grid: Grid) -> dict[str, Any]:
-    cells = [
-        {"title": grid.cells[number].title, "labels": grid.cells[number].labels, "seed": seed, "key": key}
-        for (name, number, seed), key in plan.cells.items()
-        if name == grid.name
-    ]
-    return {"path": str(grid.path), "title": grid.title, "paper": grid.paper, "table": grid.table, "cells": cells}
-
-
-def _environment() -> dict[str, Any]:
-    packages = {entry.metadata["Name"]: entry.version for entry in metadata.distributions()}
-    return {"python": platform.python_version(), "packages": dict(sorted(packages.items(), key=lambda i: str(i[0])))}

@@ -30,13 +30,8 @@ from hpcdistill.sweep.results import find_results
 from hpcdistill.sweep.slurm_jobs import JobMaker, check_slurm, largest_array, submit_sweep
 from hpcdistill.sweep.slurm_queue import Queue
 from hpcdistill.sweep.status import TaskStatus, task_statuses
-from hpcdistill.sweep.submissions import (
-    Submission,
-    SubmissionFolder,
-    read_submissions,
-    submitted_files,
-    submitted_grids,
-)
+from hpcdistill.sweep.submission_folder import SubmissionFolder
+from hpcdistill.sweep.submissions import Submission, read_submissions, submitted_files, submitted_grids
 from hpcdistill.training.records import RESULT
 
 FOLDER = Path("sweeps")

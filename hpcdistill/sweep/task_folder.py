@@ -12,13 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import AfterValidator, TypeAdapter
+from typing import TYPE_CHECKING, Any
 
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError
-from hpcdistill.storage import JSON_OBJECT, read_json, write_json
+from hpcdistill.storage import json_object, json_texts, read_json, write_json
 from hpcdistill.sweep.submissions import Submission
 
 if TYPE_CHECKING:  # a task's own process makes no plan
@@ -27,16 +25,6 @@ if TYPE_CHECKING:  # a task's own process makes no plan
 CONFIG, TEACHER, STATE, START = "config.json", "teacher.json", "state.json", "start.json"
 ENVIRONMENT = "environment.json"
 FIELDS = ("key", "name", "state", "attempt", "job", "host", "pid", "started", "ended", "run", "code", "message", "log")
-
-
-def _named(values: dict[str, Any]) -> dict[str, Any]:
-    if not all(isinstance(values.get(key), str) for key in ("name", "runs")):
-        raise ValueError("name, runs: expected text")
-    return values
-
-
-_CONFIGURATION: TypeAdapter[dict[str, Any]] = TypeAdapter(Annotated[dict[str, Any], AfterValidator(_named)])
-_VARIABLES: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 
 class TaskFolder:
@@ -71,12 +59,12 @@ class TaskFolder:
 
     def values(self) -> dict[str, Any]:
         """config.json. Raises Damaged."""
-        return read_json(self.config, _CONFIGURATION, "submit the sweep again, which writes it anew")
+        return read_json(self.config, _configuration, "submit the sweep again, which writes it anew")
 
     def environment(self) -> dict[str, str]:
         """The variables that the run must see as its submitter did: keys are made of paths below the data root."""
         try:
-            return read_json(self.path / ENVIRONMENT, _VARIABLES, "submit the sweep again, which writes it anew")
+            return read_json(self.path / ENVIRONMENT, json_texts, "submit the sweep again, which writes it anew")
         except FileNotFoundError:  # of older code
             return {}
 
@@ -89,7 +77,7 @@ class TaskFolder:
 
     def read_state(self) -> dict[str, Any]:
         """state.json. Raises Damaged, and OSError where it cannot be read or is not there."""
-        return read_json(self.path / STATE, JSON_OBJECT, "submit again with --retry failed, which writes it anew")
+        return read_json(self.path / STATE, json_object, "submit again with --retry failed, which writes it anew")
 
     def save_state(self, state: Mapping[str, Any]) -> bool:
         """Write state.json; False, and nothing written, when a later attempt has written its own.
@@ -103,6 +91,12 @@ class TaskFolder:
             return False
         write_json(self.path / STATE, dict(state))
         return True
+
+
+def _configuration(value: Any) -> dict[str, Any]:
+    if not all(isinstance(json_object(value).get(key), str) for key in ("name", "runs")):
+        raise ValueError("name, runs: expected text")
+    return json_object(value)
 
 
 def write_tasks(folder: Path, plan: Plan, runs: Iterable[PlannedRun]) -> None:
@@ -185,7 +179,7 @@ class TaskFiles:
     @cached_property
     def _config(self) -> dict[str, Any]:
         try:
-            return read_json(TaskFolder(self.folder).config, JSON_OBJECT, "")
+            return read_json(TaskFolder(self.folder).config, json_object, "")
         except (OSError, ValueError):
             return {}
 

@@ -22,7 +22,7 @@ from accelerate.utils import DistributedDataParallelKwargs, LoggerType, gather_o
 from hpcdistill.console import say, warn
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.ranks.rendezvous import join
-from hpcdistill.storage import JSON_OBJECT, parse_json
+from hpcdistill.storage import json_object, parse_json
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.deepspeed import requested_settings
 from hpcdistill.training.determinism import prepare_determinism
@@ -131,7 +131,7 @@ def started_with(folder: Path) -> str | None:
     """
     for path in sorted(folder.glob("checkpoints/step-*/state.json"), reverse=True):
         try:
-            found = parse_json(path.read_bytes(), JSON_OBJECT).get("precision")
+            found = parse_json(path.read_bytes(), json_object).get("precision")
         except (OSError, ValueError):
             continue
         if isinstance(found, str) and found in _PRECISION:

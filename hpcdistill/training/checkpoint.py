@@ -11,6 +11,7 @@ that one is missing or damaged; `.step-*.tmp` never counts.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -18,13 +19,12 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -32,12 +32,12 @@ from torch import Tensor
 
 from hpcdistill.console import warn
 from hpcdistill.errors import UserError
-from hpcdistill.storage import JSON_OBJECT, parse_json, sync_file, sync_folder
+from hpcdistill.storage import json_object, json_texts, parse_json, sync_file, sync_folder
 
 MANIFEST = "manifest.json"
+LONGEST_SAVE_S = 10.0  # that an error waits for a checkpoint which is being saved
 _NAME = re.compile(r"step-(\d{8,})|\.step-(\d{8,})\.replaced")
 _FILE = re.compile(r"(?:[A-Za-z0-9_][\w.+-]*/)?[A-Za-z0-9_][\w.+-]*")  # nothing outside the checkpoint
-_DIGESTS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 # These say that the checkpoint is damaged. Others (no permission, too many open files, a stale handle) say nothing
 # about it: to pass over a good checkpoint because of them would lose it.
@@ -62,7 +62,7 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one run; the newest `keep` stay. One process writes them."""
 
-    def __init__(self, folder: Path, keep: int = 2, confirm: Callable[[], None] | None = None) -> None:
+    def __init__(self, folder: Path, keep: int = 2, confirm: Callable[[], None] = lambda: None) -> None:
         """`confirm` raises when another process has taken the run over: it is asked before anything counts or goes."""
         self.folder = folder
         self.keep = keep
@@ -97,7 +97,7 @@ class Checkpoints:
     ) -> None:
         """`save` in a thread, after the one before has ended. Nobody may change `tensors` until `wait` returns.
 
-        What goes wrong is raised by the next `start`, `save`, `wait` or `close`.
+        What goes wrong is raised by the next `start`, `save` or `wait`.
         """
         self.wait()
         encoded = _encoded(step, state)  # now: the caller goes on changing it
@@ -120,9 +120,21 @@ class Checkpoints:
         if error is not None:
             raise error
 
-    def close(self) -> None:
-        """The end of the run: `wait`."""
+    @contextlib.contextmanager
+    def closing(self, ranks: int) -> Iterator[None]:
+        """`wait` at the end; after an error not for long where there are other ranks, which wait for its words."""
+        try:
+            yield
+        except BaseException:
+            waiting = Thread(target=self._wait_quietly, daemon=True)
+            waiting.start()
+            waiting.join(LONGEST_SAVE_S if ranks > 1 else None)
+            raise
         self.wait()
+
+    def _wait_quietly(self) -> None:
+        with contextlib.suppress(UserError, OSError):  # an error that came before it counts
+            self.wait()
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose digests hold; a damaged one is named and the one before it is taken.
@@ -160,17 +172,14 @@ class Checkpoints:
         target = self._path(step)
         temporary = self._temporary(target)
         try:
-            if self.confirm:
-                self.confirm()  # before the folder of a run that was removed is made again
+            self.confirm()  # before the folder of a run that was removed is made again
             self.folder.mkdir(parents=True, exist_ok=True)
             self._tidy()
             temporary.mkdir()
             self._fill(temporary, tensors, state, files)
-            if self.confirm:
-                self.confirm()  # it may have been taken over since this was begun
+            self.confirm()  # it may have been taken over since this was begun
             self._put(temporary, target)
-            if self.confirm:
-                self.confirm()
+            self.confirm()
             self._prune(target)
         except OSError as error:
             error.filename = error.filename or str(target)
@@ -253,7 +262,7 @@ class Checkpoints:
         return True
 
     def _read(self, path: Path) -> Checkpoint:
-        digests = parse_json((path / MANIFEST).read_bytes(), _DIGESTS)
+        digests = parse_json((path / MANIFEST).read_bytes(), json_texts)
         for name in digests:
             if not _FILE.fullmatch(name):
                 raise ValueError(f"{MANIFEST}: {name!r:.60} is no file of a checkpoint")
@@ -264,7 +273,7 @@ class Checkpoints:
         for file in path.rglob("*.safetensors"):
             if (name := str(file.relative_to(path))) not in digests:
                 raise ValueError(f"{name} is not in {MANIFEST}")
-        state = parse_json(contents["state.json"], JSON_OBJECT)
+        state = parse_json(contents["state.json"], json_object)
         if state["step"] != _step(path):
             raise ValueError(f"state.json is of step {state['step']}")
         tensors = {

@@ -27,7 +27,7 @@ from torch._C._distributed_c10d import HashStore
 from hpcdistill.console import say
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Group
-from hpcdistill.storage import JSON_OBJECT, parse_json, user_path
+from hpcdistill.storage import json_object, parse_json, user_path
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.optimization import TrainedGroup, outputs_to_fp32
 
@@ -341,7 +341,7 @@ class Copies:
 def _read(file: Path) -> dict[str, Any]:
     """DeepSpeed's configuration; UserError for what cannot be used here."""
     try:
-        settings = parse_json(file.read_bytes(), JSON_OBJECT)
+        settings = parse_json(file.read_bytes(), json_object)
         stage = settings["zero_optimization"]["stage"]
     except OSError as error:
         raise UserError(f"train.deepspeed: {file}: {error.strerror}; use configs/deepspeed/zero2.json") from None

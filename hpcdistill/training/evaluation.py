@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -59,3 +60,15 @@ class Evaluator(Protocol):
     def protocol(self) -> dict[str, Any]:
         """How it measures, for result.json."""
         ...
+
+
+def is_better(evaluator: Evaluator, metric: str | None, new: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
+    """Whether the evaluation `new` is better than `best` by `metric`; anything is better than none, or than NaN.
+
+    Both are {"step", "metrics"}. `metric` None: the last is the best.
+    """
+    if metric is None or best is None:
+        return True
+    # A test set renamed since the last best: it is not known how good that was there.
+    value, old = new["metrics"][metric], best["metrics"].get(metric, math.nan)
+    return math.isnan(old) or (value > old if evaluator.larger_is_better else value < old)

@@ -66,15 +66,14 @@ class MetricsLog:
     A number that is not finite (a gradient norm that overflowed in fp16, say) becomes null, as JSON has no other word.
     """
 
-    def __init__(self, path: Path, accelerator: Accelerator, confirm: Callable[[], None] | None = None) -> None:
+    def __init__(self, path: Path, accelerator: Accelerator, confirm: Callable[[], None] = lambda: None) -> None:
         self.path = path
         self.confirm = confirm  # called before each line; raises when another process has taken the run over
         self.accelerator = accelerator
 
     def write(self, row: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            if self.confirm:
-                self.confirm()
+            self.confirm()
             line = json.dumps({name: _or_null(value) for name, value in row.items()}) + "\n"
             try:
                 with self.path.open("a", encoding="utf-8") as file:

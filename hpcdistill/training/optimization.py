@@ -182,18 +182,7 @@ class Freezer:
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self._parameters = {
-            name: [parameter for parameter in module.parameters() if parameter.requires_grad]
-            for name, module in modules.items()
-        }
-        self._norms = {
-            name: [part for part in module.modules() if isinstance(part, _NormBase) and part.track_running_stats]
-            for name, module in modules.items()
-        }
-        self._spectral = {
-            name: [part for part in module.modules() if isinstance(part, _SpectralNorm)]
-            for name, module in modules.items()
-        }
+        self._groups = {name: _Switch(module) for name, module in modules.items()}
         self._active: str | None = None
         self._marked: list[tuple[Tensor, Tensor]] = []  # vectors of the power iterations, and what they were
 
@@ -201,22 +190,17 @@ class Freezer:
         """Let `group` train and freeze the others; free of work when `group` was active already."""
         if group == self._active:
             return
-        # Freeze first: a parameter that two groups share must end up trainable.
-        for name in sorted(self._parameters, key=lambda name: name == group):
-            active = name == group
-            for parameter in self._parameters[name]:
-                parameter.requires_grad_(active)
-            for norm in self._norms[name]:
-                norm.track_running_stats = active
-            for spectral in self._spectral[name]:
-                spectral.training = active
+        for name, other in self._groups.items():
+            if name != group:
+                other.turn(False)
+        self._groups[group].turn(True)  # last: a parameter that two groups share must end up trainable
         self._active = group
 
     @torch.no_grad()
     def mark(self) -> None:
         """Remember where the power iterations of the active group stand, for `rewind`."""
         assert self._active is not None
-        vectors = [vector for part in self._spectral[self._active] for vector in part.buffers(recurse=False)]
+        vectors = [vector for part in self._groups[self._active].spectral for vector in part.buffers(recurse=False)]
         self._marked = [(vector, vector.clone()) for vector in vectors]
 
     @torch.no_grad()
@@ -228,14 +212,27 @@ class Freezer:
 
     def release(self) -> None:
         """Undo every freeze, for evaluation and saving."""
-        for name in self._parameters:
-            for parameter in self._parameters[name]:
-                parameter.requires_grad_(True)
-            for norm in self._norms[name]:
-                norm.track_running_stats = True
-            for spectral in self._spectral[name]:
-                spectral.training = True
+        for group in self._groups.values():
+            group.turn(True)
         self._active = None
+
+
+class _Switch:
+    """What is switched off in a frozen group: its gradients, BatchNorm's statistics, the power iterations."""
+
+    def __init__(self, module: nn.Module) -> None:
+        parts = list(module.modules())
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.norms = [part for part in parts if isinstance(part, _NormBase) and part.track_running_stats]
+        self.spectral = [part for part in parts if isinstance(part, _SpectralNorm)]
+
+    def turn(self, on: bool) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad_(on)
+        for norm in self.norms:
+            norm.track_running_stats = on
+        for spectral in self.spectral:
+            spectral.training = on
 
 
 class Averages:

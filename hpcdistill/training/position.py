@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from pydantic import ConfigDict, TypeAdapter
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Method
-from hpcdistill.models.registry import load_weights, save_generator, unique_state
+from hpcdistill.models.registry import load_weights, unique_state
 from hpcdistill.storage import Damaged, parse_json, write_bytes
 from hpcdistill.training.checkpoint import Checkpoint, Checkpoints
-from hpcdistill.training.optimization import Averages, TrainedGroup
+from hpcdistill.training.networks import Networks
 from hpcdistill.training.run_folder import RunFolder
 
 
@@ -56,30 +57,19 @@ def best_of(judged: str | None) -> str:
     return f"best-{judged}" if judged else "best"
 
 
-def save_networks(
-    generators: Mapping[str, nn.Module],
-    saved: Mapping[str, nn.Module],
-    which: str,
-    folder: RunFolder,
-    accelerator: Accelerator,
-    step: int,
-) -> None:
-    """The generators, and the networks `saved` beside them, each as a file of its own; every rank must call it."""
-    if accelerator.is_main_process:
-        folder.confirm()
-        files = {folder.generator(which, name): module for name, module in generators.items()}
-        files |= {folder.saved(which, name): module for name, module in saved.items()}
-        for file, module in files.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_generator(module, file, {"step": step, "run": folder.path.name})
-    accelerator.wait_for_everyone()
+def newest_checkpoint(checkpoints: Checkpoints, accelerator: Accelerator) -> Checkpoint | None:
+    """The checkpoint to go on from. Rank 0 chooses: a file system may show the others an older folder."""
+    found = checkpoints.newest() if accelerator.is_main_process else None
+    if accelerator.num_processes > 1:
+        [step] = broadcast_object_list([found.step if found else None])
+        if step is not None and not accelerator.is_main_process:
+            found = checkpoints.read(step)
+    return found
 
 
 def save_checkpoint(
     checkpoints: Checkpoints,
-    method: Method,
-    groups: dict[str, TrainedGroup],
-    averages: Averages | None,
+    networks: Networks,
     position: Position,
     folder: RunFolder,
     put_back: Mapping[str, Mapping[str, Tensor]],
@@ -88,15 +78,17 @@ def save_checkpoint(
     """Write everything that the rest of the run depends on: also the best weights, which a segment may take back and
     a session that is killed after this may replace.
 
-    Called by rank 0 or, with groups that are `collective`, by every rank, of which rank 0 writes.
+    Every rank calls it: rank 0 writes, the others help where weights are cut over the ranks.
     With `background` it is copied to the CPU and written by a thread while training goes on; what goes wrong there
     is raised by the next save or by `checkpoints.wait`.
     """
-    writes = next(iter(groups.values())).accelerator.is_main_process
+    writes, method = networks.accelerator.is_main_process, networks.method
     if writes:
         folder.confirm()
     tensors: dict[str, dict[str, Tensor]] = {}
-    for name, group in groups.items():
+    for name, group in networks.groups.items():
+        if not (writes or group.collective):
+            continue
         with group.gathered():
             if writes:
                 state = unique_state(group.module)
@@ -104,42 +96,36 @@ def save_checkpoint(
         tensors[f"optimizers/{name}"] = group.optimizer_tensors()
     if not writes:
         return
-    for name, module in averages.generators.items() if averages else ():
-        tensors[f"averages/{name}"] = unique_state(module)
-    for name, module in method.memory.items():
-        tensors[f"memory/{name}"] = unique_state(module)
+    tensors |= {f"averages/{name}": unique_state(module) for name, module in networks.averaged.items()}
+    tensors |= {f"memory/{name}": unique_state(module) for name, module in method.memory.items()}
     tensors |= {name: dict(state) for name, state in put_back.items()}  # see segments.PutBack
-    record = vars(position) | {"scaler": _scaler_state(groups)}
+    scaler = networks.accelerator.scaler
+    record = vars(position) | {"scaler": scaler.state_dict() if scaler is not None else {}}
     best = _best_files(position, method, folder)
     # A best save of an earlier version has no folder of networks beside its generators.
     files = {name: file.read_bytes() for name, file in best.items() if file.parent.is_dir()}
     if background:
         # Copies also on the CPU: the next update changes the weights in place.
-        copied = {f"{kind}/{name}" for kind in ("networks", "optimizers") for name in groups if groups[name].collective}
+        collective = [name for name, group in networks.groups.items() if group.collective]
+        copied = {f"{kind}/{name}" for kind in ("networks", "optimizers") for name in collective}
         copies = {name: values if name in copied else _copied(values) for name, values in tensors.items()}
         checkpoints.start(position.step, copies, record, files)
     else:
         checkpoints.save(position.step, tensors, record, files)
 
 
-def restore_checkpoint(
-    found: Checkpoint,
-    method: Method,
-    groups: dict[str, TrainedGroup],
-    averages: Averages | None,
-    folder: RunFolder,
-) -> Position:
+def restore_checkpoint(found: Checkpoint, networks: Networks, folder: RunFolder) -> Position:
     """Take back what `save_checkpoint` wrote; a UserError when it is of another method or architecture."""
-    for name, group in groups.items():
+    method, accelerator = networks.method, networks.accelerator
+    for name, group in networks.groups.items():
         with group.replaced():
             load_weights(group.module, *_tensors(found, f"networks/{name}"))
         group.load_optimizer_tensors(_tensors(found, f"optimizers/{name}")[0])
-    for name, module in averages.generators.items() if averages else ():
+    for name, module in networks.averaged.items():
         load_weights(module, *_tensors(found, f"averages/{name}"))
     for name, module in method.memory.items():
         load_weights(module, *_tensors(found, f"memory/{name}"))
     position, scaler = _position(found)
-    accelerator = next(iter(groups.values())).accelerator
     if scaler and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(scaler)
     if accelerator.is_main_process:
@@ -185,8 +171,3 @@ def _tensors(found: Checkpoint, name: str) -> tuple[dict[str, Tensor], str]:
             "use a checkpoint of the same configuration, or another folder under `runs`"
         )
     return found.tensors[name], str(found.path / f"{name}.safetensors")
-
-
-def _scaler_state(groups: dict[str, TrainedGroup]) -> dict[str, Any]:
-    scaler = next(iter(groups.values())).accelerator.scaler
-    return scaler.state_dict() if scaler is not None else {}

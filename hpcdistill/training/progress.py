@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from hpcdistill.console import err, is_main_process, say, shortened
+from hpcdistill.console import elided, err, is_main_process, say
 
 # Of an evaluation without a metric, e.g. of unpaired images where no feature network is at hand.
 NOTHING_MEASURED = "nothing could be measured; the last weights are kept"
@@ -84,7 +84,7 @@ class TrainingProgress:
             say(f"{self.name}: {NOTHING_MEASURED}")
 
     def _say(self, said: str, values: Iterable[str]) -> None:
-        start = f"{shortened(self.name, _NAME)} step {self.step}/{self.steps}  {said}"
+        start = f"{elided(self.name, _NAME)} step {self.step}/{self.steps}  {said}"
         say(_filled(start, values, LINE))
 
     def _display(self) -> Group:
@@ -96,7 +96,7 @@ class TrainingProgress:
         if width - len(said) < _SHORTEST_NAME + _SHORTEST_BAR + 3:
             said = " ".join(values)
         room = width - len(said)
-        name = shortened(self.name, min(_NAME, max(room - _SHORTEST_BAR - 3, _SHORTEST_NAME)))
+        name = elided(self.name, min(_NAME, max(room - _SHORTEST_BAR - 3, _SHORTEST_NAME)))
         bar = min(_BAR, room - len(name) - 3)
         if bar < _SHORTEST_BAR:  # no room for both, and the name is known
             name, bar = "", min(_BAR, room - 2)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, TypeAdapter
-
-from hpcdistill.storage import JSON_OBJECT, parse_json, read_json
+from hpcdistill.storage import json_object, parse_json, read_json
 
 RESULT, ENVIRONMENT = "result.json", "environment.json"
 
@@ -28,7 +26,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         remedy = "remove it, and the same command writes it again from the run's last checkpoint, without training"
     else:
         remedy = "copy it again; the run has no checkpoint left: without this file it is trained again from step 0"
-    return read_json(file, _RESULT, remedy)
+    return read_json(file, _checked_result, remedy)
 
 
 def is_finished(folder: Path) -> bool:
@@ -48,14 +46,14 @@ def read_environment(folder: Path) -> dict[str, Any]:
     empty: dict[str, Any] = {"identity": {}, "sessions": []}
     if not file.is_file():
         return empty
-    found = read_json(file, _ENVIRONMENT, "remove it; the next session of the run writes it again")
+    found = read_json(file, _checked_environment, "remove it; the next session of the run writes it again")
     return empty | found
 
 
 def read_row(line: bytes) -> dict[str, Any] | None:
     """A line of metrics.jsonl; None for half a line, or one that has no step."""
     try:
-        row = parse_json(line, JSON_OBJECT)
+        row = parse_json(line, json_object)
     except ValueError:
         return None
     return row if type(row.get("step")) is int else None
@@ -123,5 +121,3 @@ _PROTOCOL: dict[str, type] = {
     **dict.fromkeys(("selects", "chosen_by", "note"), str),
     **dict.fromkeys(("test_sets", "lr", "gray"), dict),
 }
-_RESULT: TypeAdapter[dict[str, Any]] = TypeAdapter(Annotated[Any, AfterValidator(_checked_result)])
-_ENVIRONMENT: TypeAdapter[dict[str, Any]] = TypeAdapter(Annotated[Any, AfterValidator(_checked_environment)])

@@ -20,7 +20,7 @@ from typing import Any
 from hpcdistill.console import warn
 from hpcdistill.errors import UserError
 from hpcdistill.ranks.environment import ranks
-from hpcdistill.storage import Damaged, write_bytes, write_json
+from hpcdistill.storage import CLONE, Damaged, write_bytes, write_json
 from hpcdistill.training.lock import RunLock
 from hpcdistill.training.records import ENVIRONMENT, RESULT, read_environment, read_result
 
@@ -119,19 +119,18 @@ def code_revision() -> str | None:
 
     A copy that a sweep has made of the clone says it in the file REVISION: git would name the clone's present one.
     """
-    clone = Path(__file__).resolve().parents[2]
-    if (copied := clone / "REVISION").is_file():
+    if (copied := CLONE / "REVISION").is_file():
         return copied.read_text(encoding="utf-8", errors="replace").strip() or None
     describe = ["describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
-        done = subprocess.run([*git_in(clone), *describe], capture_output=True, text=True, timeout=10)
+        done = subprocess.run([*git_in(CLONE), *describe], capture_output=True, text=True, timeout=10)
         if done.returncode == 0:
             return done.stdout.strip()
         reason = done.stderr.strip().partition("\n")[0]
     except (OSError, subprocess.SubprocessError) as error:
         reason = str(error)
-    if (clone / ".git").exists():
-        _say_once(f"{clone}: git does not tell the code's revision, so results will not name it: {reason}")
+    if (CLONE / ".git").exists():
+        _say_once(f"{CLONE}: git does not tell the code's revision, so results will not name it: {reason}")
     return None
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from hpcdistill.errors import UserError
-from hpcdistill.methods.base import Method, Segment
+from hpcdistill.methods.base import Segment
 from hpcdistill.models.registry import load_generator
+from hpcdistill.training.deepspeed import replaced
+from hpcdistill.training.networks import Networks
 from hpcdistill.training.position import best_of
 from hpcdistill.training.run_folder import RunFolder
 
 State = dict[str, Tensor]
-Generators = Mapping[str, nn.Module]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Stretch:
         return any(which == "best" for _, which in self.segment.load)
 
 
-def lay_out(segments: tuple[Segment, ...], steps: int, evaluated: bool) -> list[Stretch]:
+def place_segments(segments: tuple[Segment, ...], steps: int, evaluated: bool) -> list[Stretch]:
     """The segments one after the other; the one without a length takes what the others leave of `steps`.
 
     UserError when they do not fill the run, or when one takes the best weights and none is chosen before it
@@ -65,28 +65,43 @@ class PutBack:
     def __init__(self) -> None:
         self.states: dict[str, State] = {}  # "put_back/<generator>", and "put_back_averages/<generator>" with EMA on
 
-    def take(self, names: Sequence[str], generators: Generators, averages: Generators) -> None:
+    def take(self, names: Sequence[str], networks: Networks) -> None:
         """Copies of the weights of the generators `names`, and of their averages where there are some."""
-        modules = self._modules(generators, averages)
+        modules = self._modules(networks)
         wanted = [f"{kind}/{name}" for kind in ("put_back", "put_back_averages") for name in names]
         self.states = {key: cloned(modules[key].state_dict()) for key in wanted if key in modules}
 
-    def give(self, generators: Generators, averages: Generators) -> None:
+    def give(self, networks: Networks) -> None:
         """Write the copies back and forget them."""
-        modules = self._modules(generators, averages)
+        modules = self._modules(networks)
         for key, state in self.states.items():
             modules[key].load_state_dict(state)
         self.states = {}
 
     @staticmethod
-    def _modules(generators: Generators, averages: Generators) -> dict[str, nn.Module]:
-        named = {f"put_back/{name}": module for name, module in generators.items()}
-        return named | {f"put_back_averages/{name}": module for name, module in averages.items()}
+    def _modules(networks: Networks) -> dict[str, nn.Module]:
+        named = {f"put_back/{name}": module for name, module in networks.method.generators.items()}
+        return named | {f"put_back_averages/{name}": module for name, module in networks.averaged.items()}
 
 
-def load_weights_of(
-    segment: Segment, method: Method, evaluated: Generators, folder: RunFolder, accelerator: Accelerator
-) -> None:
+def enter(segment: Segment, networks: Networks, put_back: PutBack, folder: RunFolder) -> None:
+    """Begin a segment: keep what it puts back, take the weights it asks for, let the method prepare itself."""
+    evaluated = networks.evaluated()
+    with replaced(networks.groups.values()):
+        put_back.take(segment.put_back, networks)
+        _load_weights(segment, networks, evaluated, folder)
+        if segment.on_enter:
+            segment.on_enter()
+
+
+def leave(networks: Networks, put_back: PutBack) -> None:
+    """End a segment: the weights that it promised to put back, before they are evaluated or saved."""
+    if put_back.states:
+        with replaced(networks.groups.values()):
+            put_back.give(networks)
+
+
+def _load_weights(segment: Segment, networks: Networks, evaluated: Mapping[str, nn.Module], folder: RunFolder) -> None:
     """Give the generators, and what is evaluated in their place, the weights that the segment begins with."""
     for name, which in segment.load:
         # The last weights are saved at the run's end only; here they are those that would be evaluated now.
@@ -94,11 +109,11 @@ def load_weights_of(
         if which == "best":
             # From rank 0: a shared file system may still show the others an older file.
             state = cloned(state)
-            if accelerator.is_main_process:
+            if networks.accelerator.is_main_process:
                 best = load_generator(folder.generator(best_of(segment.judged), name))[0].state_dict()
                 state = {key: best[key].to(value) for key, value in state.items()}
             state = broadcast(state)
-        method.generators[name].load_state_dict(state)
+        networks.method.generators[name].load_state_dict(state)
         evaluated[name].load_state_dict(state)
 
 

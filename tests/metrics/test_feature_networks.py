@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hpcdistill import torchvision_operators
 from hpcdistill.data.fetch.weights import WEIGHTS
 from hpcdistill.errors import UserError
+from hpcdistill.metrics import torchvision_operators
 from hpcdistill.metrics.feature_networks import (
     NETWORKS,
     EfficientNetLite0Features,
@@ -206,5 +206,5 @@ def test_lpips_needs_images_that_reach_its_last_layer(alexnet_file: Path) -> Non
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="a CUDA build of PyTorch loads torchvision by itself")
 def test_torchvision_is_imported_beside_a_cpu_build() -> None:
-    code = "from hpcdistill import torchvision_operators as o; o.ready(); o.ready(); import torchvision.models"
+    code = "from hpcdistill.metrics import torchvision_operators as o; o.ready(); o.ready(); import torchvision.models"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

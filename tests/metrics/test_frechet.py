@@ -27,7 +27,7 @@ def distance(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
 
 def published(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """As pytorch-fid computes it."""
-    from hpcdistill import torchvision_operators
+    from hpcdistill.metrics import torchvision_operators
 
     torchvision_operators.ready()
     from pytorch_fid.fid_score import calculate_frechet_distance

@@ -35,12 +35,12 @@ from toy import (
 )
 
 from hpcdistill.data.read.loader import Batch, StepLoader
-from hpcdistill.errors import UserError
+from hpcdistill.errors import EXIT_STOPPED, UserError
 from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.ranks import signals, watchdog
 from hpcdistill.ranks.rendezvous import join, leave
-from hpcdistill.ranks.signals import EXIT_STOPPED, STOPPING, StopSignals
-from hpcdistill.training import loop
+from hpcdistill.ranks.signals import STOPPING, StopSignals
+from hpcdistill.training import checkpoint
 from hpcdistill.training.checkpoint import Checkpoints
 from hpcdistill.training.evaluation import Evaluation, until_stopped
 
@@ -351,8 +351,8 @@ def test_a_second_interrupt_ends_who_waits_in_a_collective_call(
 @pytest.mark.distributed
 def test_an_error_does_not_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint is being saved in the background when rank 0 fails; the others hear of it soon."""
-    monkeypatch.setattr(loop, "LONGEST_SAVE", 0.5)
-    monkeypatch.setattr(Checkpoints, "close", lambda checkpoints: time.sleep(1000))
+    monkeypatch.setattr(checkpoint, "LONGEST_SAVE_S", 0.5)
+    monkeypatch.setattr(Checkpoints, "_wait_quietly", lambda checkpoints: time.sleep(1000))
 
     def fails(rank: int, step: int) -> None:
         if (rank, step) == (0, 6):

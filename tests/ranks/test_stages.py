@@ -19,7 +19,7 @@ from hpcdistill import train, trainer
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.data.read.staging import StagingStopped
-from hpcdistill.ranks.signals import EXIT_STOPPED
+from hpcdistill.errors import EXIT_STOPPED
 from hpcdistill.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.distributed

@@ -73,7 +73,6 @@ class Sweep:
         self.folder, self.cluster = folder, cluster
         write_set(folder / "sr", "lr-hr", _lr_hr(), scales=(2,))
         write_set(folder / "pairs", "paired", [{"ab.jpg": noise(48, 96, seed)} for seed in range(3)])
-        write_vgg(folder / "vgg.safetensors")
         self._write("cluster.yaml", PROFILE)
         self._write(
             "sr.yaml",
@@ -155,6 +154,7 @@ def named(plan: dict[str, Any], name: str) -> str:
 @pytest.mark.timeout(600)
 def test_a_grid_of_both_methods_to_its_tables(sweep: Sweep, cluster: Cluster) -> None:
     grids = ("toy-sr.yaml", "toy-gan.yaml")
+    write_vgg(sweep.folder / "vgg.safetensors")
     plan = sweep.submit(*grids)
     assert plan is not None
     assert len(plan["jobs"]) == 4

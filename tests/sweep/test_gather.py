@@ -14,7 +14,7 @@ from hpcdistill.sweep import status_command, submit
 from hpcdistill.sweep.collect import main
 from hpcdistill.sweep.grid import load_grids
 from hpcdistill.sweep.plan import make_plan
-from hpcdistill.sweep.submissions import SubmissionFolder
+from hpcdistill.sweep.submission_folder import SubmissionFolder
 
 NAME = "student/toy/psnr"
 OWN = """\

@@ -36,7 +36,7 @@ from hpcdistill.methods.base import Carry, Progress
 from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.checkpoint import MANIFEST, Checkpoint, Checkpoints
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.optimization import TrainedGroup
+from hpcdistill.training.networks import Networks
 from hpcdistill.training.position import Position, save_checkpoint
 from hpcdistill.training.run_folder import RunFolder
 
@@ -368,7 +368,8 @@ def test_what_is_saved_in_the_background_is_what_it_was(tmp_path: Path, monkeypa
     gate = Gate(monkeypatch)
     config = TrainConfig(device="cpu", trackers=(), batch_size=BATCH)
     method, accelerator = Regression(), make_accelerator(config)
-    groups = {name: TrainedGroup(name, group, accelerator) for name, group in method.groups.items()}
+    networks = Networks(method, accelerator, config)
+    [group] = networks.groups.values()
     folder, checkpoints = RunFolder(tmp_path), Checkpoints(tmp_path / "checkpoints")
     halted = torch.zeros((), dtype=torch.bool)
 
@@ -376,14 +377,13 @@ def test_what_is_saved_in_the_background_is_what_it_was(tmp_path: Path, monkeypa
         samples = ToyReader(BATCH, regression_samples)[0]
         terms = method.phases[0].loss(samples, Carry(), Progress.at(0, 1))
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-        groups["line"].update(halted)
+        group.update(halted)
 
-    method.bind("line", groups["line"].wrapped)
     update()
     position = Position(step=1, means={"sums": {"loss": 1.0}})
     weights = {name: value.clone() for name, value in method.line.state_dict().items()}
-    moments = {name: value.clone() for name, value in groups["line"].optimizer_tensors().items()}
-    save_checkpoint(checkpoints, method, groups, None, position, folder, {}, background=True)
+    moments = {name: value.clone() for name, value in group.optimizer_tensors().items()}
+    save_checkpoint(checkpoints, networks, position, folder, {}, background=True)
     assert checkpoints.newest() is None
     update()
     position.step = 2
@@ -398,7 +398,7 @@ def test_what_is_saved_in_the_background_is_what_it_was(tmp_path: Path, monkeypa
     assert not states_equal(weights, method.line.state_dict())
 
 
-@pytest.mark.parametrize("then", ["start", "wait", "close"])
+@pytest.mark.parametrize("then", ["start", "wait"])
 def test_an_error_in_the_background_is_raised_next_and_once(
     then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,7 +412,6 @@ def test_an_error_in_the_background_is_raised_next_and_once(
     calls: dict[str, Callable[[], None]] = {
         "start": lambda: checkpoints.start(40, {}, {}),
         "wait": checkpoints.wait,
-        "close": checkpoints.close,
     }
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", refuse)
@@ -487,7 +486,7 @@ def test_a_second_start_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Checkpoints, "_save", counted)
     for step in range(1, 6):
         checkpoints.start(step, {"networks/a": {"weight": WEIGHTS + step}}, {"version": 0}, {FILES[1]: BEST})
-    checkpoints.close()
+    checkpoints.wait()
     assert most == 1
     assert held(checkpoints.newest()) == (5, 0)
     assert names(tmp_path) == ["step-00000004", "step-00000005"]

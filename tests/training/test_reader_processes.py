@@ -17,8 +17,8 @@ from ranked_commands import Ranks
 from toy import BATCH, Regression, ToyReader, newest_tensors, regression_samples, rows, run, saved, states_equal
 
 from hpcdistill.data.read.loader import StepLoader
+from hpcdistill.errors import EXIT_STOPPED
 from hpcdistill.methods.base import Batch, Carry, Progress, Terms
-from hpcdistill.ranks.signals import EXIT_STOPPED
 
 STEPS = 8
 AT = 4

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from toy import (
     BATCH,
     Killed,
-    Line,
     Regression,
     TableEvaluator,
     ToyGAN,
@@ -34,7 +33,7 @@ from hpcdistill.training import run_folder
 from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.evaluation import Evaluation
-from hpcdistill.training.position import save_networks
+from hpcdistill.training.networks import Networks
 from hpcdistill.training.run_folder import RunFolder
 
 HOLDER = """
@@ -76,8 +75,9 @@ def test_an_orphan_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="process 4242 on node7 of SLURM job 17, restart 1 has taken this run over"):
         folder.save_result({})
     assert folder.result() is None
+    config = TrainConfig(device="cpu", trackers=())
     with pytest.raises(UserError, match="process 4242 on node7"):
-        save_networks({"line": Line()}, {}, "last", folder, make_accelerator(TrainConfig(device="cpu", trackers=())), 1)
+        Networks(Regression(), make_accelerator(config), config).save("last", folder, 1)
     assert not folder.generator("last", "line").exists()
     folder.release()
     assert (folder.path / "lock.json").exists()
@@ -152,7 +152,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
         subprocess.run([*git, *words], check=True)
-    monkeypatch.setattr(run_folder, "__file__", str(folder / "hpcdistill/training/run_folder.py"))
+    monkeypatch.setattr(run_folder, "CLONE", folder)
     return folder
 
 

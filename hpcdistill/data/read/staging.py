@@ -41,7 +41,7 @@ from hpcdistill.data.outputs import check_apart
 from hpcdistill.data.progress import Progress, megabytes
 from hpcdistill.errors import UserError
 from hpcdistill.file_lock import NO_LOCKS, is_at, try_lock, unlock
-from hpcdistill.storage import JSON_OBJECT, parse_json, write_bytes, write_json
+from hpcdistill.storage import json_object, parse_json, write_bytes, write_json
 
 MARKER = ".staged.json"
 LOCK = ".staged.lock"
@@ -262,7 +262,7 @@ def _locked(folder: Path, stopping: Callable[[], bool]) -> TextIO:
 def _holder(handle: TextIO) -> str:
     handle.seek(0)
     try:
-        return "process {process} on {host}".format(**parse_json(handle.read().encode(), JSON_OBJECT))
+        return "process {process} on {host}".format(**parse_json(handle.read().encode(), json_object))
     except (ValueError, KeyError):  # it is just being written
         return "another process"
 

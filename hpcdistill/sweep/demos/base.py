@@ -21,13 +21,12 @@ from hpcdistill.console import out
 from hpcdistill.metrics.cost import Cost
 from hpcdistill.ranks.signals import StopSignals
 from hpcdistill.run import Run, load_run
-from hpcdistill.storage import write_json
+from hpcdistill.storage import CLONE, write_json
 from hpcdistill.sweep.charts import Chart, Line
 from hpcdistill.sweep.report import Card, Cards, Crop, Image, Page, Row, Table, View, write_page
 from hpcdistill.training.records import read_environment, read_row
 from hpcdistill.training.run_folder import RunFolder, describe_session
 
-CLONE = Path(__file__).resolve().parents[3]
 SHORTEST_CADENCE = 10  # steps between evaluations; each takes as long as many steps
 LEVEL = 0.05  # dB; below it two results count as level
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels

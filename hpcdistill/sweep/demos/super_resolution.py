@@ -15,7 +15,7 @@ from torch import nn
 
 from hpcdistill.console import say, warn
 from hpcdistill.data.index import LR_RULES, Index, load_index
-from hpcdistill.errors import UserError
+from hpcdistill.errors import EXIT_STOPPED, UserError
 from hpcdistill.metrics.cost import Cost, super_resolution_cost
 from hpcdistill.metrics.sample_grid import bicubic_image, busiest_crop, colourise
 from hpcdistill.metrics.sr_evaluation import (
@@ -27,14 +27,14 @@ from hpcdistill.metrics.sr_evaluation import (
     summarise,
 )
 from hpcdistill.models.registry import load_generator
-from hpcdistill.ranks.signals import EXIT_STOPPED
+from hpcdistill.storage import CLONE
 from hpcdistill.sweep.charts import Chart, Line
 from hpcdistill.sweep.demos import base
 from hpcdistill.sweep.demos.base import Box, Measured, Stage
 from hpcdistill.sweep.report import Charts, Commands, Crops, Facts, Image, Page, Row, Section, Table, Text
 
 # The student trained longer that the rows of the demo stand beside; a card of the same name lies beside it.
-PRETRAINED = base.CLONE / "hpcdistill/pretrained/fsrcnn-bicubic-x4-bsd-t91.safetensors"
+PRETRAINED = CLONE / "hpcdistill/pretrained/fsrcnn-bicubic-x4-bsd-t91.safetensors"
 VARIANT = "configs/variants/demo.yaml"
 OURS = "configs/variants/ours.yaml"
 CONFIGS = {
@@ -398,4 +398,4 @@ def _names(index: Index) -> str:
 
 
 def _in_the_clone(path: Path) -> str:
-    return str(path.relative_to(base.CLONE)) if path.is_relative_to(base.CLONE) else path.name
+    return str(path.relative_to(CLONE)) if path.is_relative_to(CLONE) else path.name

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hpcdistill.console import say
 from hpcdistill.data.pack.recipes import load_recipe
+from hpcdistill.errors import EXIT_STOPPED
 from hpcdistill.methods.distillation_settings import DistilledGANConfig
 from hpcdistill.methods.gan_settings import FAMILIES, GeneratorSettings
 from hpcdistill.metrics.base import L1_OF_PAIRS, PSNR_OF_PAIRS
@@ -22,7 +23,7 @@ from hpcdistill.metrics.cost import Cost, image_cost
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol
 from hpcdistill.models.image_generator import build_generator
 from hpcdistill.models.registry import load_generator
-from hpcdistill.ranks.signals import EXIT_STOPPED, StopSignals
+from hpcdistill.ranks.signals import StopSignals
 from hpcdistill.sweep.charts import Chart, Line
 from hpcdistill.sweep.demos import base
 from hpcdistill.sweep.demos.base import Measured, Stage

@@ -1,0 +1,80 @@
+"""One step of a run: each phase of the segment updates its group, from all micro-batches of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hpcdistill.data.counter import step_seed
+from hpcdistill.methods.base import Batch, Carry, Phase, Progress
+from hpcdistill.training.batches import MicroBatches
+from hpcdistill.training.config import TrainConfig
+from hpcdistill.training.deepspeed import replaced
+from hpcdistill.training.metrics_log import RunningMeans
+from hpcdistill.training.networks import Networks
+from hpcdistill.training.nonfinite import NonFiniteGuard
+from hpcdistill.training.optimization import TermGradients, TrainedGroup
+from hpcdistill.training.underflow import UnderflowWatch
+
+
+class Updates:
+    """Makes the updates of a run of `steps` steps, and adds what it measures to `means`."""
+
+    def __init__(
+        self, networks: Networks, guard: NonFiniteGuard, means: RunningMeans, config: TrainConfig, seed: int, steps: int
+    ) -> None:
+        self.networks, self.guard, self.means, self.config = networks, guard, means, config
+        self.accelerator, self.seed, self.steps = networks.accelerator, seed, steps
+        self.micro_batches = MicroBatches(self.accelerator, config)
+        self.underflow = UnderflowWatch(self.accelerator)
+
+    def make(self, phases: Sequence[Phase], step: int, batch: Batch) -> None:
+        """The updates of 0-based `step`, one a phase. Everything random in it follows from (seed, step, rank)."""
+        torch.manual_seed(step_seed(self.seed, step, self.micro_batches.rank))
+        batches = self.micro_batches.of(batch, step)
+        carries = [Carry() for _ in batches]
+        progress = Progress.at(step, self.steps, self.seed, self.micro_batches.device)
+        for group in self.networks.groups.values():
+            group.schedule(step, self.steps)
+        for phase in phases:
+            self._train(phase, batches, carries, progress)
+        self.networks.update_averages(self.guard.halted)
+        self.guard.keep()
+
+    def _train(self, phase: Phase, batches: Sequence[Batch], carries: Sequence[Carry], progress: Progress) -> None:
+        """One update of the phase's group."""
+        group, freezer = self.networks.groups[phase.group], self.networks.freezer
+        freezer.only(phase.group)
+        if phase.before:
+            with torch.no_grad():
+                phase.before(batches, carries)
+        gradients = self._term_gradients(group, progress, len(batches))
+        if len(batches) > 1:
+            freezer.mark()
+        for number, (batch, carry) in enumerate(zip(batches, carries, strict=True)):
+            if number > 0:
+                freezer.rewind()
+            with group.micro_batch(last=number == len(batches) - 1):
+                with self.accelerator.autocast():
+                    terms = phase.loss(batch, carry, progress)
+                assert terms, f"phase {phase.name} returned no loss term"
+                if gradients:
+                    self.means.add(self.underflow.measure(phase.name, terms, gradients.parameters))
+                    norms = gradients.add(terms, self.underflow.scale)
+                    self.means.add({f"gradient/{phase.name}/{term}": norm for term, norm in norms.items()})
+                named = {f"{phase.name}/{term}": value for term, value in terms.items()}
+                self.means.add(named)
+                group.backward(self.guard.total(named) / len(batches))
+        self.means.add({f"gradient_norm/{phase.group}": group.update(self.guard.halted)})
+        if phase.after:
+            with torch.no_grad(), replaced([group]):
+                phase.after(progress)
+
+    def _term_gradients(self, group: TrainedGroup, progress: Progress, pieces: int) -> TermGradients | None:
+        """Measures the gradients of single terms in the steps that `gradient_norms_every` names."""
+        every = self.config.gradient_norms_every
+        # DeepSpeed reduces in any backward pass.
+        if not every or (progress.number + 1) % every or group.collective:
+            return None
+        return TermGradients(self.networks.generator_parameters(group), pieces, self.accelerator)
