@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))  # the support modules of the data tests
-sys.path.insert(0, str(Path(__file__).parent / "methods"))  # and of the methods'
-
 from packed_sets import noise, write_set
 from translation import write_vgg
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from processes import launch
 from safetensors.torch import load
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
-from processes import launch
 from toy import Killed, ToyReader, kill_at, newest_tensors, rows, run
 from translation import (
     BATCH,

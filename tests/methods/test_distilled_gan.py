@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from processes import launch
 from pydantic import ValidationError
 from safetensors.torch import load
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
-from processes import launch
 from toy import Killed, ToyReader, newest_tensors, rows, run
 from translation import (
     BATCH,

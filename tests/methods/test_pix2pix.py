@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
 from toy import Killed, ToyReader, kill_at, newest_tensors, rows, run
 from translation import BATCH, Phases, adversarial, batch_of, l1, logits, moved, pix2pix, reached, samples, state_of
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from packed_sets import noise, write_set
 from PIL import Image
+from processes import launch
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # the support modules of the data tests
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
-from packed_sets import noise, write_set
-from processes import launch
 
 from hpcdistill import train
 from hpcdistill.data.config import DataConfig

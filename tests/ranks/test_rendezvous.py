@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
 from ranked_commands import end_of
 
 from hpcdistill.errors import EXIT_STOPPED, UserError

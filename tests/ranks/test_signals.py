@@ -14,13 +14,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch import nn
-from torch.utils.data import Dataset
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
 from ranked_commands import Ranks
 from terminal import Screen, run_in_terminal
+from torch import nn
+from torch.utils.data import Dataset
 from toy import (
     BATCH,
     Regression,

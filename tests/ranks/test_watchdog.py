@@ -15,9 +15,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
 from ranked_commands import Ranks, end_of
 from toy import BATCH, Regression, ToyReader, regression_samples, rows, run
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # the support modules of the data tests
-
 from packed_sets import noise, write_set
+from safetensors.torch import load_file
 from serving import Server
+from torch import Tensor, nn
 
 from hpcdistill import train
 from hpcdistill.data.needs import Needs
