@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import socket
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch._dynamo  # which the first optimizer imports, for more than a second: once here, not in each forked rank
@@ -56,15 +53,3 @@ def _work(rank: int, ranks: int, port: int, work: Callable[[int, int], None]) ->
         }
     work(rank, ranks)
     leave()
-
-
-def kill_self_at(step: int | None, saved: Path) -> Callable[[int], None]:
-    """A `before` that ends its own process by SIGKILL, once the checkpoint `saved` is there: a thread writes it."""
-
-    def before(current: int) -> None:
-        if current == step:
-            while not saved.is_dir():  # `launch` ends what waits for ever
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return before

@@ -121,16 +121,23 @@ def test_accumulation_is_exact(name: str, vgg: Path, tmp_path: Path) -> None:
         assert_same_run(tmp_path / "1x1", tmp_path / f"{ranks}x{pieces}", 1e-5)
 
 
-def test_accumulation_with_spectral_norm_is_exact(tmp_path: Path) -> None:
+def test_spectral_norm_sees_the_whole_batch(tmp_path: Path) -> None:
     """Every micro-batch sees the same weights, and the power iterations of a step are those of one batch."""
-    for pieces in (1, 2, 4):
-        reader = ToyReader(TOY_BATCH, gan_samples)
-        options = {"accumulation": pieces, "checkpoint_every": 6, "gradient_norms_every": 2}
-        run(ToyGAN(), reader, tmp_path / str(pieces), 6, **options)
-    vectors = load(newest_tensors(tmp_path / "1")["networks/discriminator.safetensors"])
+    runs = [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2)]
+
+    def work(rank: int, of: int) -> None:
+        for ranks, pieces in runs:
+            if ranks == of:
+                reader, options = ToyReader(TOY_BATCH, gan_samples, rank, of), {"accumulation": pieces}
+                options |= {"checkpoint_every": 6, "gradient_norms_every": 2}
+                run(ToyGAN(), reader, tmp_path / f"{ranks}x{pieces}", 6, **options)
+
+    assert launch(1, work) == [0]
+    assert launch(2, work) == [0, 0]
+    vectors = load(newest_tensors(tmp_path / "1x1")["networks/discriminator.safetensors"])
     start = ToyGAN().discriminator.state_dict()
     moved = [name for name in vectors if name.endswith(("_u", "_v")) and vectors[name].numel() > 1]
     assert len(moved) >= 3
     assert all((vectors[name] - start[name]).abs().max() > 1e-3 for name in moved)
-    for pieces in (2, 4):
-        assert_same_run(tmp_path / "1", tmp_path / str(pieces), 1e-6, 1e-12)  # the lines are of float32
+    for ranks, pieces in runs[1:]:
+        assert_same_run(tmp_path / "1x1", tmp_path / f"{ranks}x{pieces}", 1e-6, 1e-12)  # the lines are of float32

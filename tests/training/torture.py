@@ -28,8 +28,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-for room in ("training", "methods"):  # as pytest has it, from pyproject.toml
-    sys.path.insert(0, str(Path(__file__).parents[1] / room))
+sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))  # as pytest has it from pyproject.toml
+sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 from accelerate import Accelerator
