@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from toy import (
     sr_samples,
     states_equal,
 )
+from translation import cyclegan, distilled, pix2pix, samples
 
 from hpcdistill.methods.base import Method, OptimizerSettings
 from hpcdistill.methods.privileged_student import PrivilegedStudent
@@ -84,6 +86,29 @@ def test_a_killed_run_resumes_bit_equal(case: str, tmp_path: Path) -> None:
     lines = rows(undisturbed)
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12, 14, 16, 17]
     assert rows(disturbed) == lines
+
+
+GANS: dict[str, Callable[[], Method]] = {
+    "cyclegan": cyclegan,
+    "pix2pix": pix2pix,
+    "fesd": distilled,
+    "fesd of pairs": lambda: distilled(family="pix2pix", mix_spectral=True),
+}
+
+
+@pytest.mark.parametrize("name", GANS)
+def test_a_killed_gan_resumes_bit_equal(name: str, tmp_path: Path) -> None:
+    """With its pools, projections and spectral norms."""
+    options: dict[str, Any] = {"checkpoint_every": 2, "log_every": 2, "gradient_norms_every": 3}
+    for folder, killed in (("undisturbed", None), ("killed", 3), ("killed", None)):
+        reader = ToyReader(2, samples, before=kill_at(killed) if killed else None)
+        with pytest.raises(Killed) if killed else contextlib.nullcontext():
+            run(GANS[name](), reader, tmp_path / folder, 5, **options)
+    tensors = newest_tensors(tmp_path / "killed")
+    memory = {"cyclegan": "pool_generator", "fesd": "pool_student", "fesd of pairs": "projections"}.get(name)
+    assert memory is None or f"memory/{memory}.safetensors" in tensors
+    assert tensors == newest_tensors(tmp_path / "undisturbed")  # bytes
+    assert rows(tmp_path / "killed") == rows(tmp_path / "undisturbed")
 
 
 def test_channels_last_trains_as_contiguous(tmp_path: Path) -> None:
