@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from packed_sets import noise, write_set
 from tiny_runs import CONFIGS, trained
-from translation import write_vgg
 
 from hpcdistill.config import config_files
 from hpcdistill.errors import UserError
@@ -27,13 +26,13 @@ PAIRED = "edges2shoes"
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sets(tmp_path_factory: pytest.TempPathFactory, vgg: Path) -> Path:
     """Packed sets "paired" and "unpaired" of noise, and VGG16 with random weights."""
     folder = tmp_path_factory.mktemp("sets")
     write_set(folder / "paired", "paired", [{"ab.jpg": noise(48, 96, seed)} for seed in range(3)])
     domains = [{"a.jpg": noise(48, 48, seed)} for seed in range(3)]
     write_set(folder / "unpaired", "unpaired", domains + [{"b.jpg": noise(48, 48, 9 + seed)} for seed in range(2)])
-    write_vgg(folder / "vgg.safetensors")
+    (folder / "vgg.safetensors").symlink_to(vgg)
     return folder
 
 

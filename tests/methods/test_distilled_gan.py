@@ -31,7 +31,6 @@ from translation import (
     samples,
     shifted,
     state_of,
-    write_vgg,
 )
 
 from hpcdistill.errors import UserError
@@ -45,11 +44,6 @@ FAMILIES = ("cyclegan", "pix2pix")
 LAYERS = {"cyclegan": ("down2", "block1", "block2", "block3"), "pix2pix": ("down3", "down4", "up4", "up2")}
 STUDENT_TERMS = ["gan", "style", "feature", "dcd", "spectral"]
 SIDE = CROP // 4
-
-
-@pytest.fixture(scope="session")
-def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_vgg(tmp_path_factory.mktemp("vgg") / "random.safetensors")
 
 
 @torch.no_grad()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +31,26 @@ from hpcdistill.training.evaluation import Evaluation
 from hpcdistill.training.position import save_networks
 from hpcdistill.training.run_folder import RunFolder
 
-HOLDER = """
-import sys
-from pathlib import Path
-from hpcdistill.training.run_folder import RunFolder
-folder = RunFolder(Path(sys.argv[1]))
-folder.create("", {})
-print("held", flush=True)
-sys.stdin.read()
-"""
-
 
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
+    run, fork = tmp_path / "run", multiprocessing.get_context("fork")
+    held = fork.Event()
+
+    def hold() -> None:
+        folder = RunFolder(run)
+        folder.create("", {})
+        held.set()
+        signal.pause()
+
+    holder = fork.Process(target=hold)
+    holder.start()
+    try:
+        assert held.wait(60)
         with pytest.raises(UserError, match=f"process {holder.pid} on .* is training this run"):
             RunFolder(run).create("", {})
+    finally:
         holder.kill()
+        holder.join()
     RunFolder(run).create("", {})
 
 
