@@ -254,17 +254,7 @@ def test_a_command_that_was_started_too_seldom_says_so(tasks: str, line: str, mo
         monkeypatch.delenv(name, raising=False)
     for name, value in (BATCH | {"SLURM_NTASKS": tasks}).items():
         monkeypatch.setenv(name, value)
-    launcher = [
-        "python",
-        "/venv/bin/accelerate",
-        "launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "-m",
-        "hpcdistill.train",
-        "x.yaml",
-    ]
+    launcher = "/venv/bin/accelerate launch --cpu --num_processes 2 -m hpcdistill.train x.yaml"
     monkeypatch.setattr(psutil.Process, "cmdline", lambda process: launcher.split())
     with pytest.raises(UserError, match=line):
         train.main([str(Path(__file__).parents[2] / "configs/fsrcnn/x4.yaml")])

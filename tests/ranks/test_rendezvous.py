@@ -33,8 +33,7 @@ def failing(problems: dict[int, str], pause: float = 0.0) -> Callable[[int, int]
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("pause", [0.0, 1.0])
-@pytest.mark.parametrize("culprit", [0, 1])
+@pytest.mark.parametrize(("culprit", "pause"), [(0, 1.0), (1, 0.0)])
 def test_who_waits_ends_with_the_words_of_who_failed(culprit: int, pause: float, tmp_path: Path) -> None:
     codes, said = end_of(failing({culprit: PROBLEM}, pause), tmp_path)
     assert codes == [2, 2, 2]
