@@ -203,6 +203,7 @@ def result(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in ("seconds", "images_per_second", "revision")}
 
 
+@pytest.mark.timeout(900)  # starts the command nine times and more
 @pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.torture)])
 def test_kills_change_nothing(kills: int, undisturbed: Path, data: Path, tmp_path: Path) -> None:
     print(f"seed {SEED}")
