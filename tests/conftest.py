@@ -30,6 +30,14 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
+def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VGG16 with random weights, 60 MB, in a file: written once."""
+    from translation import write_vgg
+
+    return write_vgg(tmp_path_factory.mktemp("vgg") / "random.safetensors")
+
+
+@pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real images named by HPCDISTILL_TEST_DATA; tests that need it skip without."""
     folder = os.environ.get("HPCDISTILL_TEST_DATA")

@@ -12,13 +12,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from damages import EACH, damages, ends_well
-from PIL import Image
 from safetensors.torch import save
+from tiny_runs import packed_noise
 
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.fetch.digests import file_digest, record, recorded
@@ -27,7 +26,6 @@ from hpcdistill.data.fetch.location import is_whole
 from hpcdistill.data.fetch.unpacking import MARKER, unpack
 from hpcdistill.data.index import load_index
 from hpcdistill.data.needs import Needs
-from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.data.pack.shard_files import FinishedShard, read_sidecars, write_sidecar
 from hpcdistill.data.read.reader import PatchReader
@@ -202,18 +200,8 @@ def of_metrics(folder: Path) -> Made:
     return Made(file, sweep.look, read, lambda: MetricsLog(file, Accelerator(cpu=True)).rewind(1 << 20, 3))
 
 
-def packed_set(folder: Path) -> Path:
-    (folder / "images").mkdir(parents=True)
-    random_ = np.random.default_rng(0)
-    for number in range(2):
-        noise = random_.integers(0, 256, (16, 20, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(folder / "images" / f"{number}.png")
-    pack(load_recipe("folder"), folder / "images", folder / "packed")
-    return folder / "packed"
-
-
 def of_an_index(folder: Path) -> Made:
-    packed = packed_set(folder)
+    packed = packed_noise(folder, 2, (16, 20))
     shutil.copy(packed / "shard-00000.tar", folder.parent / "x.tar")
 
     def train() -> None:
@@ -224,7 +212,7 @@ def of_an_index(folder: Path) -> Made:
 
 
 def of_a_staged_set(folder: Path) -> Made:
-    packed, scratch = packed_set(folder), folder / "scratch"
+    packed, scratch = packed_noise(folder, 2, (16, 20)), folder / "scratch"
     staged = stage(str(packed), scratch)
 
     def again() -> None:
@@ -245,7 +233,7 @@ def of_a_staged_set(folder: Path) -> Made:
 
 
 def of_a_finished_shard(folder: Path) -> Made:
-    index = load_index(packed_set(folder))
+    index = load_index(packed_noise(folder, 2, (16, 20)))
     digests = (("0.png", 12, "ab"), ("1.png", 12, "cd"))
     settings = {"recipe": index.recipe, "split": index.split}
     finished = FinishedShard(settings, 100, index.shards[0], index.samples, digests, (), None)

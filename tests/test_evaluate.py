@@ -12,13 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from packed_sets import noise, write_set
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))  # the support modules of the data tests
-
-from packed_sets import noise, write_set
 from whole_set import evaluate_sr
 
 from hpcdistill.errors import UserError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-
-sys.path.insert(0, str(Path(__file__).parent / "methods"))  # small methods and their batches
-
-from translation import BATCH, Phases, batch_of, cyclegan, distilled, pix2pix, write_vgg
+from translation import BATCH, Phases, batch_of, cyclegan, distilled, pix2pix
 
 from hpcdistill import losses
 from hpcdistill.methods.base import Method
@@ -202,12 +198,12 @@ METHODS: dict[str, tuple[Callable[[Path], Method], Callable[[], dict[str, Tensor
     ),
     "pix2pix": (lambda _: pix2pix(), lambda: batch_of(torch.float32), {"gan", "reconstruction", "real", "fake"}),
     "fesd": (
-        lambda folder: distilled(write_vgg(folder / "vgg.safetensors"), mix_spectral=True),
+        lambda vgg: distilled(vgg, mix_spectral=True),
         lambda: batch_of(torch.float32),
         {"gan", "style", "feature", "dcd", "spectral", "spectral_real", "spectral_fake", "fake_student", "cycle"},
     ),
     "fesd-pix2pix": (
-        lambda folder: distilled(write_vgg(folder / "vgg.safetensors"), family="pix2pix"),
+        lambda vgg: distilled(vgg, family="pix2pix"),
         lambda: batch_of(torch.float32),
         {"gan", "style", "feature", "dcd", "spectral", "spectral_real", "spectral_fake", "reconstruction"},
     ),
@@ -215,10 +211,10 @@ METHODS: dict[str, tuple[Callable[[Path], Method], Callable[[], dict[str, Tensor
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_term_of_a_method_under_autocast(name: str, tmp_path: Path) -> None:
+def test_every_term_of_a_method_under_autocast(name: str, vgg: Path) -> None:
     """The networks' bf16 outputs are recorded and played back to the same code in float64."""
     build, make_batch, wanted = METHODS[name]
-    method, batch = build(tmp_path), make_batch()
+    method, batch = build(vgg), make_batch()
     exact_method = copy.deepcopy(method).double()
     entered: list[Any] = []
     left: list[Any] = []

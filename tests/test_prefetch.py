@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import io
 import shlex
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))  # the support modules of the data tests
-
 from packed_sets import encode, noise
 from serving import Server
 

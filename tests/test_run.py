@@ -7,14 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
+from tiny_runs import CONFIGS, tiny_variant
 
-from hpcdistill.data.pack.packing import pack
-from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.registry import load_generator, save_generator
@@ -22,7 +19,6 @@ from hpcdistill.models.sr_network import build_network
 from hpcdistill.run import Run, load_run
 from hpcdistill.trainer import train
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 STUDENT = """
 name: student
 method: {name: output_distillation, scale: 2}
@@ -66,20 +62,7 @@ class Agreeing(SuperResolution):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A variant that trains two steps on two images of noise."""
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "images").mkdir()
-    random = np.random.default_rng(0)
-    for number in range(2):
-        Image.fromarray(random.integers(0, 256, (48, 60, 3), dtype=np.uint8)).save(folder / "images" / f"{number}.png")
-    pack(load_recipe("folder"), folder / "images", folder / "packed")
-    variant = folder / "tiny.yaml"
-    variant.write_text(
-        f"data: {{train: {folder / 'packed'}, eval: {{tiny: {folder / 'packed'}}}, patch: 24, samples_per_epoch: 2,\n"
-        "  workers: 0}\n"
-        "train: {steps: 2, batch_size: 2, log_every: 1, gradient_norms_every: 0, trackers: [], device: cpu}\n"
-    )
-    return str(variant)
+    return tiny_variant(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

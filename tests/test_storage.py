@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from packed_sets import noise, write_set
 
 from hpcdistill import demo, demo_gan, evaluate
 from hpcdistill.data.pack.recipes import load_recipe
@@ -18,10 +18,6 @@ from hpcdistill.storage import json_texts, parse_json, user_path, user_place
 from hpcdistill.sweep import collect, status_command, submit
 from hpcdistill.sweep.grid import load_grids
 from hpcdistill.sweep.profile import load_profile
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))  # the support modules of the data tests
-
-from packed_sets import noise, write_set
 
 CLONE = Path(__file__).resolve().parents[1]
 NOBODY = "~nobody-of-this-name/x"

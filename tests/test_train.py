@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from ranked_commands import Ranks
+from tiny_runs import CONFIGS, tiny_variant, trained
 from whole_set import evaluate_sr
 
 from hpcdistill.config import config_files
-from hpcdistill.data.pack.packing import pack
-from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, load_test_set
 from hpcdistill.models.registry import load_generator
@@ -25,7 +20,6 @@ from hpcdistill.run import load_run
 from hpcdistill.train import main
 from hpcdistill.trainer import train
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Translation has tests of its own, test_train_translation.py.
 TRANSLATION = ("fesd", "dcd", "original")
 STUDENTS = [
@@ -45,28 +39,8 @@ METHOD_VARIANTS = [
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A variant that trains two steps on three images of noise."""
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "images").mkdir()
-    random = np.random.default_rng(0)
-    for number in range(3):
-        noise = random.integers(0, 256, (48, 60, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(folder / "images" / f"{number}.png")
-    pack(load_recipe("folder"), folder / "images", folder / "packed")
-    variant = folder / "tiny.yaml"
-    variant.write_text(
-        f"data: {{train: {folder / 'packed'}, eval: {{tiny: {folder / 'packed'}}},\n"
-        "  patch: 24, samples_per_epoch: 3, workers: 0}\n"
-        "train: {steps: 2, batch_size: 2, log_every: 1, checkpoint_every: 1, gradient_norms_every: 1, trackers: []}\n"
-        "eval: {every: 1}\n"
-    )
-    return str(variant)
-
-
-def trained(*arguments: str) -> dict[str, Any]:
-    result = train(load_run(arguments))
-    assert result is not None
-    return result
+    """A variant that trains two steps on three images of noise, and looks at everything in each."""
+    return tiny_variant(tmp_path_factory.mktemp("tiny"), checkpoint_every=1, gradient_norms_every=1)
 
 
 @pytest.mark.parametrize("config", STUDENTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -246,15 +220,8 @@ def test_the_command_prints_the_result(tiny: str, tmp_path: Path, capsys: pytest
 @pytest.mark.distributed
 def test_a_teacher_and_its_student_train_on_two_processes(tiny: str, tmp_path: Path) -> None:
     config = str(CONFIGS / "dssd" / "x4.yaml")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "hpcdistill.train", config, tiny, f"runs={tmp_path / 'two'}", "train.device=cpu"],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    with Ranks(2, lambda rank, ranks: main([config, tiny, f"runs={tmp_path / 'two'}"]), tmp_path / "said") as started:
+        assert started.codes() == [0, 0], started.said(0)
     alone = trained(config, tiny, f"runs={tmp_path / 'one'}")
     name = f"{alone['name']}-{alone['identity']}"
     together = json.loads((tmp_path / "two" / name / "result.json").read_text())

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))  # the support modules of the data tests
-sys.path.insert(0, str(Path(__file__).parent / "methods"))  # and of the methods'
-
 from packed_sets import noise, write_set
-from translation import write_vgg
+from tiny_runs import CONFIGS, trained
 
 from hpcdistill.config import config_files
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import load_generator
 from hpcdistill.run import load_run
-from hpcdistill.trainer import train
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-RUNS = [path for row in ("fesd", "dcd", "original") for path in config_files(CONFIGS / row)]
+ROWS = ("fesd", "dcd", "original")
+DATA = ("horse2zebra", "edges2shoes")  # one of each kind; the others differ in where their images are
 TERMS = {
     "fesd": {"gan", "style", "feature", "dcd", "spectral"},
     "dcd": {"gan", "style", "feature", "dcd"},
@@ -32,13 +26,13 @@ PAIRED = "edges2shoes"
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sets(tmp_path_factory: pytest.TempPathFactory, vgg: Path) -> Path:
     """Packed sets "paired" and "unpaired" of noise, and VGG16 with random weights."""
     folder = tmp_path_factory.mktemp("sets")
     write_set(folder / "paired", "paired", [{"ab.jpg": noise(48, 96, seed)} for seed in range(3)])
     domains = [{"a.jpg": noise(48, 48, seed)} for seed in range(3)]
     write_set(folder / "unpaired", "unpaired", domains + [{"b.jpg": noise(48, 48, 9 + seed)} for seed in range(2)])
-    write_vgg(folder / "vgg.safetensors")
+    (folder / "vgg.safetensors").symlink_to(vgg)
     return folder
 
 
@@ -58,21 +52,27 @@ def small(config: Path, sets: Path, folder: Path) -> list[str]:
     return [str(config), str(variant)]
 
 
-def trained(*arguments: str) -> dict[str, Any]:
-    result = train(load_run(arguments))
-    assert result is not None
-    return result
+@pytest.mark.parametrize("row", ROWS)
+def test_the_data_alone_differ(row: str) -> None:
+    def settings(file: Path) -> dict[str, Any]:
+        values = load_run([str(file)]).config.dump()
+        del values["name"], values["data"]["train"], values["data"]["eval"]
+        return values
+
+    for file in config_files(CONFIGS / row):
+        assert settings(file) == settings(CONFIGS / row / f"{PAIRED if file.stem == PAIRED else DATA[0]}.yaml"), file
 
 
-@pytest.mark.parametrize("config", RUNS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_every_configuration_trains(config: Path, sets: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("row", ROWS)
+def test_every_configuration_trains(row: str, data: str, sets: Path, tmp_path: Path) -> None:
+    config = CONFIGS / row / f"{data}.yaml"
     result = trained(*small(config, sets, tmp_path))
     assert (result["steps"], result["batch_size"]) == (2, 1)
     folder = tmp_path / "runs" / f"{result['name']}-{result['identity']}"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(np.isfinite(value) for row in rows for value in row.values())
-    row = config.parent.name
     if row in TERMS:
         assert {key.removeprefix("student/") for key in rows[0] if key.startswith("student/")} == TERMS[row]
         assert {key.removeprefix("gradient/student/") for key in rows[0] if key.startswith("gradient/st")} == TERMS[row]

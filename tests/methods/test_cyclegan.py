@@ -1,21 +1,13 @@
-"""CycleGAN: its terms by hand, what moves in which phase, its pools, resuming, two processes."""
+"""CycleGAN: its terms by hand, what moves in which phase, its pools."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
-from processes import launch
-from toy import Killed, ToyReader, kill_at, newest_tensors, rows, run
 from translation import (
     BATCH,
     CROP,
@@ -23,13 +15,10 @@ from translation import (
     adversarial,
     batch_of,
     cyclegan,
-    double_samples,
     l1,
     logits,
-    moved,
     reached,
     samples,
-    state_of,
 )
 
 from hpcdistill.data.needs import Needs
@@ -219,41 +208,3 @@ def test_crops_of_another_size_are_refused() -> None:
     with pytest.raises(UserError, match=r"method.crop: is 48, data.crop is 64; set both alike"):
         cyclegan().prepare(64)
     cyclegan().prepare(CROP)
-
-
-def test_a_killed_run_resumes_bit_equal(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"checkpoint_every": 2, "log_every": 2}
-    run(cyclegan(), ToyReader(BATCH, samples), tmp_path / "undisturbed", 5, **options)
-    with pytest.raises(Killed):
-        run(cyclegan(), ToyReader(BATCH, samples, before=kill_at(3)), tmp_path / "killed", 5, **options)
-    run(cyclegan(), ToyReader(BATCH, samples), tmp_path / "killed", 5, **options)
-    tensors = newest_tensors(tmp_path / "killed")
-    assert "memory/pool_generator.safetensors" in tensors
-    assert tensors == newest_tensors(tmp_path / "undisturbed")  # bytes
-    assert rows(tmp_path / "killed") == rows(tmp_path / "undisturbed")
-
-
-@pytest.mark.distributed
-def test_one_and_two_processes_train_the_same(tmp_path: Path) -> None:
-    """In float64: InstanceNorm takes a bias out again, and Adam makes steps of the rounding of its gradient, zero."""
-    steps = 4
-    for ranks in (1, 2):
-
-        def work(rank: int, of: int) -> None:
-            reader = ToyReader(BATCH, double_samples, rank, of)
-            run(cyclegan().double(), reader, tmp_path / str(of), steps, checkpoint_every=steps)
-
-        assert launch(ranks, work) == [0] * ranks
-    one, two = (rows(tmp_path / str(ranks)) for ranks in (1, 2))
-    for first, second in zip(one, two, strict=True):
-        for name in first:
-            assert second[name] == pytest.approx(first[name], rel=1e-5, abs=1e-5), name
-    left, right = (load(newest_tensors(tmp_path / str(n))["memory/pool_generator.safetensors"]) for n in (1, 2))
-    torch.testing.assert_close(left["images"], right["images"], rtol=0, atol=1e-5)
-    weights = [load(newest_tensors(tmp_path / str(n))["networks/generator.safetensors"]) for n in (1, 2)]
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-5)
-    before = state_of(cyclegan().double().translators)
-    trained = cyclegan().double().translators
-    trained.load_state_dict(weights[0])
-    assert len(moved(trained, before)) == len(before)  # and it did train

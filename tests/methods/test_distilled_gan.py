@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
-from processes import launch
 from toy import Killed, ToyReader, newest_tensors, rows, run
 from translation import (
     BATCH,
@@ -26,7 +20,6 @@ from translation import (
     area,
     batch_of,
     distilled,
-    double_samples,
     gram,
     l1,
     logits,
@@ -38,7 +31,6 @@ from translation import (
     samples,
     shifted,
     state_of,
-    write_vgg,
 )
 
 from hpcdistill.errors import UserError
@@ -52,11 +44,6 @@ FAMILIES = ("cyclegan", "pix2pix")
 LAYERS = {"cyclegan": ("down2", "block1", "block2", "block3"), "pix2pix": ("down3", "down4", "up4", "up2")}
 STUDENT_TERMS = ["gan", "style", "feature", "dcd", "spectral"]
 SIDE = CROP // 4
-
-
-@pytest.fixture(scope="session")
-def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_vgg(tmp_path_factory.mktemp("vgg") / "random.safetensors")
 
 
 @torch.no_grad()
@@ -442,31 +429,19 @@ def test_the_values_as_printed() -> None:
             assert (parameters["student"], parameters["teacher"]) == (137_347, 1_987_075)
         else:
             assert (parameters["student"], parameters["teacher"]) == (3_404_451, 54_413_955)
+        longer = load_run([str(root / "fesd" / f"{data}.yaml"), str(root / "variants" / "schedule-200.yaml")])
+        assert longer.config.train.epochs == 200
         original = load_run([str(root / "original" / f"{data}.yaml")]).config
         assert original.method.name == family
         assert original.train == config.train
 
 
-VARIANTS = (
-    ("fesd", "schedule-200"),
-    ("fesd", "dcd-batch4"),
-    ("fesd", "dcd-relu2_2"),
-    ("fesd", "pcs-after"),
-    ("dcd", "gan-cpu"),
-    ("fesd", "gan-cpu"),
-    ("original", "gan-cpu-original"),
-)
-
-
-@pytest.mark.parametrize(("row", "variant"), VARIANTS)
+@pytest.mark.parametrize(("row", "variant"), [("dcd", "gan-cpu"), ("original", "gan-cpu-original")])
 @pytest.mark.parametrize("data", ["monet2photo", "edges2shoes"])
-def test_variants_build(row: str, variant: str, data: str) -> None:
+def test_variants_for_a_cpu_build(row: str, variant: str, data: str) -> None:
     root = Path(__file__).resolve().parents[2] / "configs"
     loaded = load_run([str(root / row / f"{data}.yaml"), str(root / "variants" / f"{variant}.yaml")])
-    generators = loaded.untrained().generators
-    assert ("generator" in generators) is (row == "original")
-    if variant == "schedule-200":
-        assert loaded.config.train.epochs == 200
+    assert ("generator" in loaded.untrained().generators) is (row == "original")
 
 
 @pytest.mark.parametrize(
@@ -616,17 +591,8 @@ def states_key(state: dict[str, Tensor]) -> bytes:
     return b"".join(value.numpy().tobytes() for value in state.values())
 
 
-RESUMED: dict[str, dict[str, Any]] = {
-    "cyclegan": {},
-    "pix2pix": {"family": "pix2pix", "mix_spectral": True},
-    "blocks": {"schedule": "blocks", "block_steps": 1, "blocks": 2},
-}
-
-
-@pytest.mark.parametrize("case", RESUMED)
-def test_a_killed_run_resumes_bit_equal(case: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"checkpoint_every": 2, "log_every": 2, "gradient_norms_every": 3}
-    steps = 7 if case == "blocks" else 5
+def test_killed_blocks_resume_bit_equal(tmp_path: Path) -> None:
+    """Killed when a better teacher than the checkpoint's, of step 4, is on the disk."""
 
     def train(folder: Path, killed: int | None = None) -> None:
         scores = Scores({1: 3.0, 6: 4.0})
@@ -636,51 +602,16 @@ def test_a_killed_run_resumes_bit_equal(case: str, tmp_path: Path) -> None:
             if step == killed:
                 raise Killed
 
-        run(distilled(**RESUMED[case]), ToyReader(BATCH, samples, before=before), folder, steps, scores, 1, **options)
+        method = distilled(schedule="blocks", block_steps=1, blocks=2)
+        run(method, ToyReader(BATCH, samples, before=before), folder, 7, scores, 1, checkpoint_every=2)
 
     train(tmp_path / "undisturbed")
-    with pytest.raises(Killed):  # "blocks": a better teacher than the checkpoint's, of step 4, is on the disk
-        train(tmp_path / "killed", 6 if case == "blocks" else 3)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", 6)
     train(tmp_path / "killed")
-    tensors = newest_tensors(tmp_path / "killed")
-    assert "memory/projections.safetensors" in tensors
-    if case != "pix2pix":
-        assert "memory/pool_student.safetensors" in tensors
-    assert tensors == newest_tensors(tmp_path / "undisturbed")  # bytes
+    assert newest_tensors(tmp_path / "killed") == newest_tensors(tmp_path / "undisturbed")  # bytes
     first, second = ([row for row in rows(tmp_path / name) if "images" in row] for name in ("killed", "undisturbed"))
     assert first == second
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("case", ["without projections", "fesd", "pix2pix"])
-def test_one_and_two_processes(case: str, tmp_path: Path) -> None:
-    """All terms but those behind a BatchNorm (the student's projections, Pix2Pix), which sees a rank's share alone."""
-    values: dict[str, Any] = {
-        "without projections": {"weight_dcd": 0, "weight_spectral": 0, "mix_spectral": True, "direction": "both"},
-        "fesd": {},
-        "pix2pix": {"family": "pix2pix"},
-    }[case]
-    for ranks in (1, 2):
-
-        def work(rank: int, of: int) -> None:
-            reader = ToyReader(BATCH, double_samples, rank, of)
-            run(distilled(**values).double(), reader, tmp_path / str(of), 3, checkpoint_every=3)
-
-        assert launch(ranks, work) == [0] * ranks
-    one, two = (rows(tmp_path / str(ranks)) for ranks in (1, 2))
-    for number, (first, second) in enumerate(zip(one, two, strict=True)):
-        assert first.keys() == second.keys()
-        for name, value in first.items():
-            assert np.isfinite(second[name])
-            # Before anything has learnt, the other terms are the same.
-            of_images = number == 0 and not name.startswith("gradient") and not name.endswith(("dcd", "spectral"))
-            if case == "without projections" or (case == "fesd" and of_images):
-                assert second[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
-    if case == "without projections":
-        for name in ("memory/pool_student", "memory/pool_teacher_b2a", "networks/student", "networks/discriminator"):
-            left, right = (load(newest_tensors(tmp_path / str(n))[f"{name}.safetensors"]) for n in (1, 2))
-            for key, value in left.items():
-                torch.testing.assert_close(right[key], value, rtol=0, atol=1e-5)
 
 
 def test_it_learns(tmp_path: Path) -> None:

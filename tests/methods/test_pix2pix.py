@@ -1,18 +1,12 @@
-"""Pix2Pix: its terms by hand, what moves in which phase, resuming."""
+"""Pix2Pix: its terms by hand, what moves in which phase."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
-from toy import Killed, ToyReader, kill_at, newest_tensors, rows, run
-from translation import BATCH, Phases, adversarial, batch_of, l1, logits, moved, pix2pix, reached, samples, state_of
+from translation import BATCH, Phases, adversarial, batch_of, l1, logits, moved, pix2pix, reached, state_of
 
 from hpcdistill.data.needs import Needs
 from hpcdistill.errors import UserError
@@ -88,13 +82,3 @@ def test_refusals() -> None:
     with pytest.raises(UserError, match=r"multiples of 32.*not 48x48.*or set levels to 4") as error:
         pix2pix(generator={"levels": 5})
     assert "\n" not in str(error.value)
-
-
-def test_a_killed_run_resumes_bit_equal(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"checkpoint_every": 2, "log_every": 2}
-    run(pix2pix(), ToyReader(BATCH, samples), tmp_path / "undisturbed", 5, **options)
-    with pytest.raises(Killed):
-        run(pix2pix(), ToyReader(BATCH, samples, before=kill_at(3)), tmp_path / "killed", 5, **options)
-    run(pix2pix(), ToyReader(BATCH, samples), tmp_path / "killed", 5, **options)
-    assert newest_tensors(tmp_path / "killed") == newest_tensors(tmp_path / "undisturbed")  # bytes
-    assert rows(tmp_path / "killed") == rows(tmp_path / "undisturbed")

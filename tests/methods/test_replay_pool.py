@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from processes import launch
 from torch import Tensor
 
 from hpcdistill.data import counter
@@ -14,9 +12,6 @@ from hpcdistill.methods import replay_pool
 from hpcdistill.methods.replay_pool import STREAM, ReplayPool
 from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))  # where the processes of the distributed tests are
-from processes import launch
 
 SHAPE = (2, 3, 4)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))  # the toy loop of the training tests
-
 from toy import uniform
 
 from hpcdistill.methods.base import Carry, Method, Progress, Terms

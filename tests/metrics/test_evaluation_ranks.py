@@ -6,7 +6,6 @@ import contextlib
 import errno
 import io
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +15,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # the support modules of the data tests
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
 from packed_sets import noise, write_set
+from PIL import Image
 from processes import launch
+from torch import Tensor, nn
 
 from hpcdistill import evaluate
 from hpcdistill.data.config import DataConfig
@@ -303,7 +298,7 @@ class Stop:
         return self.at is not None and self.asked > self.at
 
 
-@pytest.mark.parametrize(("ranks", "stopped"), [(1, 0), (2, 0), (2, 1), (3, 2)])
+@pytest.mark.parametrize(("ranks", "stopped"), [(1, 0), (2, 0), (3, 2)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stop_on_one_rank_ends_it_on_all(sets: Path, kind: str, ranks: int, stopped: int) -> None:
     """Wherever it comes; the evaluation that is then made from the start is whole."""

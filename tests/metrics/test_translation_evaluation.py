@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from packed_sets import noise, write_set
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # the support modules of the data tests
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
-from packed_sets import noise, write_set
-from processes import launch
 
 from hpcdistill import train
 from hpcdistill.data.config import DataConfig
@@ -263,33 +257,6 @@ def test_refusals(paired: Path, unpaired: Path, root: Path) -> None:
     write_set(root / "sr", "lr-hr", [{"hr.png": A[0]}])
     with pytest.raises(UserError, match=r"sr holds lr-hr samples"):
         evaluator(root / "sr", None)
-
-
-def compare_on_ranks(folder: Path, expected: Any, rank: int, ranks: int) -> None:
-    torch.set_num_threads(1)
-    Accelerator(cpu=True)
-    features = Means()
-    measured = evaluator(folder, "paired", features=features, rank=rank, ranks=ranks)
-    measured.preload()
-    for _ in range(2):
-        found = measured.evaluate(Scale(), "set")
-        assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)
-        assert [row["name"] for row in found.per_image] == [row["name"] for row in expected.per_image]
-        assert [row["psnr"] for row in found.per_image] == [row["psnr"] for row in expected.per_image]
-    mine = len(range(rank, 5, ranks))
-    assert features.images == 3 * mine  # each image once an evaluation, each real one once
-    with pytest.raises(UserError, match="not finite"):
-        measured.evaluate(Diverged(), "set")
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_share_the_images(paired: Path, root: Path, ranks: int) -> None:
-    expected = evaluator(paired, "paired").evaluate(Scale(), "set")
-    [kept] = (root / "features").iterdir()
-    kept.unlink()
-    assert launch(ranks, lambda rank, count: compare_on_ranks(paired, expected, rank, count)) == [0] * ranks
-    assert kept.is_file()
 
 
 # --- in a run --------------------------------------------------------------------------------------------------------

@@ -119,9 +119,3 @@ def test_initial_values(matlab_enlarged: Enlarged) -> None:
     difference = network(image).detach().double() - matlab_enlarged(image, 2)
     assert difference.abs().mean() < 0.1
     assert difference.any()
-
-
-def test_maps_are_at_the_input_size() -> None:
-    network = IDN(4)
-    assert IDN.DISTILLED == "dblock4"
-    assert network.features(torch.rand(1, 1, 3, 5), IDN.DISTILLED).shape == (1, 64, 3, 5)

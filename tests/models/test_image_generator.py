@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hpcdistill.errors import UserError
 from hpcdistill.models.discriminator import PatchDiscriminator, Projection
@@ -145,6 +145,20 @@ def test_channels_last_and_half_precision(kind: type[ImageGenerator], arguments:
     loss.backward()
     assert (half.float() - expected).abs().mean() < 0.05
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("network", [ResNetGenerator(1, 1, True, 1, 1), UNetGenerator(1, 3, 1, 1)])
+def test_gradients_of_image_and_maps_are_numerically_right(network: ImageGenerator) -> None:
+    torch.manual_seed(3)
+    for parameter in network.double().eval().parameters():
+        nn.init.normal_(parameter, std=0.3)
+    image = torch.rand(1, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+
+    def everything(x: Tensor) -> list[Tensor]:
+        result, maps = network(x, maps=network.MAPS)
+        return [result, *maps.values()]
+
+    assert torch.autograd.gradcheck(everything, (image,))
 
 
 @pytest.mark.parametrize(("kind", "arguments"), NETWORKS)

@@ -173,17 +173,6 @@ def test_later_layers_leave_the_maps_alone_and_gradients_flow_through_them() -> 
     assert touched == {"down1", "down2"}
 
 
-def test_gradients_are_numerically_right() -> None:
-    network = visible(UNetGenerator(1, 3, channels_in=1, channels_out=1).double()).eval()
-    image = torch.rand(1, 1, 8, 8, dtype=torch.float64, requires_grad=True)
-
-    def everything(x: Tensor) -> list[Tensor]:
-        result, maps = network(x, maps=network.MAPS)
-        return [result, *maps.values()]
-
-    assert torch.autograd.gradcheck(everything, (image,))
-
-
 @pytest.mark.parametrize(
     ("levels", "size", "message"),
     [

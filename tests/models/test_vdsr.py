@@ -67,9 +67,3 @@ def test_initial_values() -> None:
     # He's deviation keeps the size of the maps over the depth.
     sizes = [map_.square().mean().item() for map_ in VDSR(2)(torch.rand(1, 1, 24, 24), maps=VDSR.MAPS)[1].values()]
     assert 0.05 < sizes[-1] / sizes[0] < 20
-
-
-def test_maps_are_at_the_output_size() -> None:
-    network = VDSR(4)
-    assert VDSR.DISTILLED == "conv19"
-    assert network.features(torch.rand(1, 1, 3, 5), VDSR.DISTILLED).shape == (1, 64, 12, 20)

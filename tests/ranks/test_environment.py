@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from hpcdistill import train
 from hpcdistill.command import run_command
+from hpcdistill.errors import UserError
 from hpcdistill.ranks.environment import (
     adopt_slurm,
     asked_processes,
@@ -247,16 +247,14 @@ def test_asked_processes(command: str, asked: int) -> None:
     assert asked_processes(command.split()) == asked
 
 
-@pytest.mark.distributed
-def test_accelerate_on_cpus_that_starts_one_process_is_reported() -> None:
-    accelerate = shutil.which("accelerate", path=str(Path(sys.executable).parent)) or "accelerate"
-    command = [accelerate, "launch", "--cpu", "--num_processes", "2", "-m", "hpcdistill.train"]
-    done = subprocess.run(
-        [*command, "configs/fsrcnn/x4.yaml", "configs/variants/cpu.yaml", "train.steps=1"],
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode != 0
-    assert "asked for 2 processes and started one" in done.stderr
+@pytest.mark.parametrize(("tasks", "line"), [("1", "asked for 2 processes and started one"), ("2", "gave this job 2")])
+def test_a_command_that_was_started_too_seldom_says_so(tasks: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `accelerate launch --cpu`, which ignores --num_processes; by an sbatch script without srun."""
+    for name in ("RANK", "WORLD_SIZE", *STEP):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (BATCH | {"SLURM_NTASKS": tasks}).items():
+        monkeypatch.setenv(name, value)
+    launcher = "/venv/bin/accelerate launch --cpu --num_processes 2 -m hpcdistill.train x.yaml"
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda process: launcher.split())
+    with pytest.raises(UserError, match=line):
+        train.main([str(Path(__file__).parents[2] / "configs/fsrcnn/x4.yaml")])

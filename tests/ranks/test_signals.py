@@ -14,13 +14,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch import nn
-from torch.utils.data import Dataset
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
 from ranked_commands import Ranks
 from terminal import Screen, run_in_terminal
+from torch import nn
+from torch.utils.data import Dataset
 from toy import (
     BATCH,
     Regression,
@@ -283,14 +280,10 @@ def test_one_rank_s_signal_interrupts_all_ranks_evaluation(told: int, tmp_path: 
     def at_image(rank: int, number: int) -> None:
         if number == 101 and rank == told:
             os.kill(os.getpid(), signal.SIGUSR1)
-        for _ in range(600 if number > 100 and rank != told else 0):
-            if watchdog.stop_requested():
-                break
+        while number > 100 and rank != told and not watchdog.stop_requested():
             time.sleep(0.1)
 
-    begun = time.monotonic()
     assert trained(tmp_path / "run", at_image=at_image) == [EXIT_STOPPED] * 2
-    assert time.monotonic() - begun < 30
     assert outcomes(tmp_path / "run") == [f"{EVALUATE_EVERY} False"] * 2
 
 
@@ -301,9 +294,7 @@ def test_a_stop_is_forgotten_by_who_listens_next(tmp_path: Path) -> None:
         with StopSignals() as first:
             if rank == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
-            limit = time.monotonic() + 20
             while not watchdog.stop_requested():
-                assert time.monotonic() < limit
                 time.sleep(0.05)
             assert (first.requested(), first.received) == (True, rank == 0)
         assert not watchdog.stop_requested()
@@ -335,9 +326,8 @@ def test_a_second_interrupt_ends_who_waits_in_a_collective_call(
             dist.all_reduce(torch.ones(1))
 
     with Ranks(2, main, tmp_path / "said") as started:
-        limit = time.monotonic() + 30
         while not all((tmp_path / f"here-{rank}").exists() for rank in range(2)):
-            assert time.monotonic() < limit
+            assert all(process.is_alive() for process in started.processes)
             time.sleep(0.05)
         time.sleep(0.5)
         for _ in range(2):
@@ -358,9 +348,7 @@ def test_an_error_does_not_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pyt
         if (rank, step) == (0, 6):
             raise UserError("the disk is slow")
 
-    begun = time.monotonic()
     assert trained(tmp_path / "run", at_step=fails) == [2, 2]
-    assert time.monotonic() - begun < 30
     assert (tmp_path / "run.said" / "rank-0.txt").read_text().endswith("error: the disk is slow\n")
 
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
 from ranked_commands import Ranks
+from tiny_runs import tiny_variant
 
 from hpcdistill import train, trainer
-from hpcdistill.data.pack.packing import pack
-from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.data.read.staging import StagingStopped
 from hpcdistill.errors import EXIT_STOPPED
 from hpcdistill.training.run_folder import RunFolder
@@ -28,15 +21,9 @@ CLONE = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
-    """One step on one image of noise."""
-    (tmp_path / "images").mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "images/0.png")
-    pack(load_recipe("folder"), tmp_path / "images", tmp_path / "packed")
-    (tmp_path / "tiny.yaml").write_text(
-        f"data: {{train: {tmp_path / 'packed'}, eval: {{}}, patch: 24, samples_per_epoch: 2, workers: 0}}\n"
-        "train: {steps: 1, batch_size: 2, trackers: [], device: cpu, threads: 1, timeout: 20}\n"
-    )
-    return [str(CLONE / "configs/fsrcnn/x2.yaml"), str(tmp_path / "tiny.yaml"), f"runs={tmp_path / 'runs'}"]
+    """Two steps on noise."""
+    variant = tiny_variant(tmp_path, timeout=20)
+    return [str(CLONE / "configs/fsrcnn/x2.yaml"), variant, f"runs={tmp_path / 'runs'}"]
 
 
 def trained(command: list[str], folder: Path, change: Callable[[int], None]) -> tuple[list[int | None], str]:

@@ -15,9 +15,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
 from ranked_commands import Ranks, end_of
 from toy import BATCH, Regression, ToyReader, regression_samples, rows, run
 
@@ -63,9 +60,8 @@ PROBLEM = "data.train: the file x.png is no image; remove it"
 @pytest.mark.parametrize("culprits", [(1,), (0,), (0, 1, 2)], ids=str)
 def test_a_user_error_is_one_line(culprits: tuple[int, ...], tmp_path: Path) -> None:
     main = work({rank: raising(UserError(PROBLEM)) for rank in culprits})
-    codes, said, apart = end_of(main, tmp_path)
+    codes, said = end_of(main, tmp_path)
     assert codes == [2, 2, 2]
-    assert apart < 5
     assert said[1:] == ["", ""]
     own, foreign = f"error: {PROBLEM}\n", f"error: rank 1 ({os.uname().nodename}): {PROBLEM}\n"
     if len(culprits) == 1:
@@ -77,16 +73,15 @@ def test_a_user_error_is_one_line(culprits: tuple[int, ...], tmp_path: Path) -> 
 
 def test_a_full_disk_on_rank_0(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "runs/a/step-1")
-    codes, said, _ = end_of(work({0: raising(full)}), tmp_path)
+    codes, said = end_of(work({0: raising(full)}), tmp_path)
     assert codes == [2, 2, 2]
     assert said == ["error: runs/a/step-1: the disk is full; free some space and run the same command again\n", "", ""]
 
 
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_a_crash_has_one_traceback(culprit: int, tmp_path: Path) -> None:
-    codes, said, apart = end_of(work({culprit: lambda: 1 / 0}), tmp_path)
+    codes, said = end_of(work({culprit: lambda: 1 / 0}), tmp_path)
     assert codes == [1, 1, 1]
-    assert apart < 5
     assert said[culprit].count("Traceback") == 1
     assert said[culprit].endswith("ZeroDivisionError: division by zero\n")
     if culprit:
@@ -97,7 +92,7 @@ def test_a_crash_has_one_traceback(culprit: int, tmp_path: Path) -> None:
 
 
 def test_a_crash_of_all_has_one_traceback(tmp_path: Path) -> None:
-    codes, said, _ = end_of(work({rank: lambda: 1 / 0 for rank in range(3)}), tmp_path)
+    codes, said = end_of(work({rank: lambda: 1 / 0 for rank in range(3)}), tmp_path)
     assert codes == [1, 1, 1]
     assert "".join(said).count("Traceback") == 1
 
@@ -105,7 +100,7 @@ def test_a_crash_of_all_has_one_traceback(tmp_path: Path) -> None:
 def test_an_error_of_all_in_a_collective_is_nobody_s_death(tmp_path: Path) -> None:
     """All were waiting, so no rank is missing: what the call says is what happened."""
     broken = raising(RuntimeError("gloo: no such operation"))
-    codes, said, _ = end_of(work(dict.fromkeys(range(2), broken)), tmp_path, ranks=2)
+    codes, said = end_of(work(dict.fromkeys(range(2), broken)), tmp_path, ranks=2)
     assert codes == [1, 1]
     assert "".join(said).count("RuntimeError: gloo: no such operation\n") == 1
 
@@ -116,9 +111,8 @@ def kill_self(number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
 
 @pytest.mark.parametrize(("victim", "ranks"), [(0, 2), (0, 4), (1, 4)])
 def test_a_killed_rank_is_named(victim: int, ranks: int, tmp_path: Path) -> None:
-    codes, said, apart = end_of(work({victim: kill_self()}), tmp_path, ranks)
+    codes, said = end_of(work({victim: kill_self()}), tmp_path, ranks)
     assert codes == [-9 if rank == victim else EXIT_RANK_LOST for rank in range(ranks)]
-    assert apart < 25
     host = os.uname().nodename
     expected = (
         f"error: rank 0 ({host}), which holds the ranks' common store, is gone (killed? out of memory?); see its log\n"
@@ -154,9 +148,8 @@ def test_a_stopped_and_continued_job_goes_on(tmp_path: Path, monkeypatch: pytest
             time.sleep(0.1)
 
     with Ranks(2, main, tmp_path) as started:
-        limit = time.monotonic() + 30
         while not (tmp_path / "at-1").exists():
-            assert time.monotonic() < limit
+            assert started.processes[1].is_alive()
             time.sleep(0.01)
         for number in (signal.SIGSTOP, signal.SIGCONT):
             for rank in range(2):
@@ -166,8 +159,9 @@ def test_a_stopped_and_continued_job_goes_on(tmp_path: Path, monkeypatch: pytest
         assert [started.said(rank) for rank in range(2)] == ["", ""]
 
 
-@pytest.mark.parametrize("culprit", [0])
-def test_a_hanging_reader_is_named(culprit: int, tmp_path: Path) -> None:
+def test_a_hanging_reader_is_named(tmp_path: Path) -> None:
+    culprit = 0
+
     def main(rank: int, ranks: int) -> None:
         def before(step: int) -> None:
             if step == 5 and rank == culprit:
@@ -176,9 +170,8 @@ def test_a_hanging_reader_is_named(culprit: int, tmp_path: Path) -> None:
         reader = ToyReader(BATCH, regression_samples, rank, ranks, before)
         run(Regression(), reader, tmp_path / "run", 20, timeout=3)
 
-    codes, said, apart = end_of(main, tmp_path, ranks=2)
+    codes, said = end_of(main, tmp_path, ranks=2)
     assert codes == [EXIT_RANK_LOST] * 2
-    assert apart < 5
     assert said[1] == ""
     line = said[0].splitlines()[-1]
     assert line.startswith("error: no rank has gone on for 3 s (train.timeout): rank 0 (")
@@ -200,7 +193,7 @@ def test_a_rank_that_goes_on_lets_the_others_wait(tmp_path: Path) -> None:
                 time.sleep(0.1)
         meet()
 
-    codes, said, _ = end_of(main, tmp_path, ranks=2)
+    codes, said = end_of(main, tmp_path, ranks=2)
     assert (codes, said) == ([0, 0], ["", ""])
 
 
@@ -215,7 +208,7 @@ def test_main_first_outlasts_every_limit(tmp_path: Path) -> None:
                 assert (tmp_path / f"packed-{turn}").exists()
         meet()
 
-    codes, said, _ = end_of(main, tmp_path)
+    codes, said = end_of(main, tmp_path)
     assert (codes, said) == ([0, 0, 0], ["", "", ""])
 
 
@@ -225,9 +218,8 @@ def test_an_error_in_main_first_ends_who_waits(tmp_path: Path) -> None:
         with watchdog.main_first():
             raise UserError(PROBLEM)
 
-    codes, said, apart = end_of(main, tmp_path)
+    codes, said = end_of(main, tmp_path)
     assert (codes, said) == ([2, 2, 2], [f"error: {PROBLEM}\n", "", ""])
-    assert apart < 5
 
 
 def test_what_must_be_done_before_the_end_is_done(tmp_path: Path) -> None:
@@ -250,9 +242,8 @@ def test_rank_0_leaves_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         time.sleep(2 * rank)
         return 75
 
-    codes, said, apart = end_of(main, tmp_path, ranks=2)
+    codes, said = end_of(main, tmp_path, ranks=2)
     assert (codes, said) == ([75, 75], ["", ""])
-    assert apart < 2
 
 
 def test_join_again_after_leaving(tmp_path: Path) -> None:
@@ -263,7 +254,7 @@ def test_join_again_after_leaving(tmp_path: Path) -> None:
             leave()
             assert watchdog.active() is None
 
-    codes, said, _ = end_of(main, tmp_path)
+    codes, said = end_of(main, tmp_path)
     assert (codes, said) == ([0, 0, 0], ["", "", ""])
 
 
@@ -272,7 +263,7 @@ def test_two_runs_one_after_the_other(tmp_path: Path) -> None:
         for name in ("teacher", "student"):
             run(Regression(), ToyReader(BATCH, regression_samples, rank, ranks), tmp_path / name, 5)
 
-    codes, said, _ = end_of(main, tmp_path, ranks=2)
+    codes, said = end_of(main, tmp_path, ranks=2)
     assert codes == [0, 0]
     assert said[1] == ""
     assert rows(tmp_path / "teacher") == rows(tmp_path / "student")
@@ -291,16 +282,16 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
             if rank == 0:
                 join(True, STALL)
 
-        codes, said, _ = end_of(main, tmp_path, ranks=2)
+        codes, said = end_of(main, tmp_path, ranks=2)
     assert codes == [2, 0]
     assert said[0].startswith(f"error: rank 0 of 2 did not find the others at 127.0.0.1:{port} (")
     assert "set MASTER_PORT to a free one" in said[0]
     assert said[0].count("\n") == 1
 
 
-@pytest.mark.parametrize("culprit", [1])
-def test_a_rank_that_hangs_in_its_share_of_an_evaluation_is_noticed(culprit: int, tmp_path: Path) -> None:
+def test_a_rank_that_hangs_in_its_share_of_an_evaluation_is_noticed(tmp_path: Path) -> None:
     """The other one waits at the end of `shared_work`, which is no progress either."""
+    culprit = 1
 
     def main(rank: int, ranks: int) -> None:
         join(True, 3.0)
@@ -309,9 +300,8 @@ def test_a_rank_that_hangs_in_its_share_of_an_evaluation_is_noticed(culprit: int
             if rank == culprit:
                 time.sleep(1000)
 
-    codes, said, apart = end_of(main, tmp_path, ranks=2, seconds=30)
+    codes, said = end_of(main, tmp_path, ranks=2, seconds=30)
     assert codes == [EXIT_RANK_LOST] * 2
-    assert apart < 5
     assert said[0].startswith("error: no rank has gone on for 3 s (train.timeout): rank 0 (")
     places = [part.split(" in ")[1] for part in said[0].split("train.timeout): ")[1].split("; ")]
     assert "shared_work.py" in places[1 - culprit]
@@ -326,7 +316,7 @@ def test_a_rank_that_leaves_before_the_others_is_noticed(early: int, tmp_path: P
             leave()
         meet()
 
-    codes, said, _ = end_of(main, tmp_path, ranks=2, seconds=30)
+    codes, said = end_of(main, tmp_path, ranks=2, seconds=30)
     assert codes == [EXIT_RANK_LOST] * 2
     assert said[0].startswith("error: no rank has gone on for 3 s (train.timeout): ")
     assert said[0].count("\n") == 1
@@ -345,7 +335,7 @@ def test_a_reader_that_leaves_ends_all(culprit: int, tmp_path: Path) -> None:
         except BrokenPipeError:
             raise SystemExit(1)  # noqa: B904
 
-    codes, said, _ = end_of(work({culprit: unread}), tmp_path, ranks=2, seconds=30)
+    codes, said = end_of(work({culprit: unread}), tmp_path, ranks=2, seconds=30)
     assert codes == [1, 1]
     host = os.uname().nodename
     assert said == [f"error: rank 1 ({host}): the reader of its output has left\n" if culprit else "", ""]
@@ -363,7 +353,7 @@ def test_the_lock_goes_last(tmp_path: Path) -> None:
             watchdog.before_exit(lambda: (tmp_path / f"ended-{rank}").touch())
         work({1: raising(UserError(PROBLEM))})(rank, ranks)
 
-    codes, said, _ = end_of(main, tmp_path)
+    codes, said = end_of(main, tmp_path)
     assert (codes, said[1:]) == ([2, 2, 2], ["", ""])
     assert sorted(path.name for path in tmp_path.glob("after-*")) == ["after-2"]
 

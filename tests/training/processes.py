@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
-import signal
+import random
 import socket
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch._dynamo  # which the first optimizer imports, for more than a second: once here, not in each forked rank
@@ -17,14 +16,32 @@ from accelerate.state import AcceleratorState, GradientState
 from hpcdistill.ranks.rendezvous import leave
 
 
+def free_port() -> int:
+    """Below those that the system hands out: it could give one of them away before rank 0 listens."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def become_rank(rank: int, ranks: int, port: int) -> None:
+    """In a forked process: what a launcher tells a rank, and nothing left of what the parent has trained."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    torch.set_num_threads(1)
+    if ranks > 1:
+        own, all_of_them = str(rank), str(ranks)
+        os.environ |= {"RANK": own, "LOCAL_RANK": own, "WORLD_SIZE": all_of_them, "LOCAL_WORLD_SIZE": all_of_them}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
 def launch(ranks: int, work: Callable[[int, int], None], seconds: float = 90) -> list[int]:
     """Run `work(rank, ranks)` in `ranks` forked processes joined by gloo; their exit codes (-9: killed).
 
     All are killed when one outlives the time limit.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_work, args=(rank, ranks, port, work)) for rank in range(ranks)]
     for process in processes:
@@ -41,30 +58,6 @@ def launch(ranks: int, work: Callable[[int, int], None], seconds: float = 90) ->
 
 
 def _work(rank: int, ranks: int, port: int, work: Callable[[int, int], None]) -> None:
-    # The parent may have trained in one process: nothing of its Accelerate state may be left.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    torch.set_num_threads(1)
-    if ranks > 1:
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
+    become_rank(rank, ranks, port)
     work(rank, ranks)
     leave()
-
-
-def kill_self_at(step: int | None, saved: Path) -> Callable[[int], None]:
-    """A `before` that ends its own process by SIGKILL, once the checkpoint `saved` is there: a thread writes it."""
-
-    def before(current: int) -> None:
-        if current == step:
-            while not saved.is_dir():  # `launch` ends what waits for ever
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return before

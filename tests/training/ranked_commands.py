@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import random
-import socket
 import sys
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
-import torch
-import torch._dynamo  # which the first optimizer imports, for seconds: once here, not in every rank
-from accelerate.state import AcceleratorState, GradientState
+from processes import become_rank, free_port
 
 from hpcdistill.command import run_command
 
 Main = Callable[[int, int], int | None]
-
-
-def free_port() -> int:
-    """Below those that the system hands out: it could give one of them away before rank 0 listens."""
-    while True:
-        port = random.SystemRandom().randrange(20000, 32000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 class Ranks:
@@ -81,12 +67,12 @@ class Ranks:
         return [process.exitcode for process in self.processes]
 
 
-def end_of(main: Main, folder: Path, ranks: int = 3, seconds: float = 60) -> tuple[list[int | None], list[str], float]:
-    """Exit codes, what each rank said, and the time from the first end to the last."""
+def end_of(main: Main, folder: Path, ranks: int = 3, seconds: float = 60) -> tuple[list[int | None], list[str]]:
+    """Exit codes, and what each rank said; `pytest -s` shows the time from the first end to the last."""
     with Ranks(ranks, main, folder) as started:
         codes = started.codes(seconds)
-        apart = max(started.ended.values()) - min(started.ended.values())
-        return codes, [started.said(rank) for rank in range(ranks)], apart
+        print(f"\nall ranks ended within {max(started.ended.values()) - min(started.ended.values()):.1f} s")
+        return codes, [started.said(rank) for rank in range(ranks)]
 
 
 def _command(rank: int, ranks: int, port: int, main: Main, output: Path) -> None:
@@ -94,16 +80,5 @@ def _command(rank: int, ranks: int, port: int, main: Main, output: Path) -> None
     for number in (1, 2):
         os.dup2(stream.fileno(), number)
     sys.stdout = sys.stderr = stream  # pytest has put its own there
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    torch.set_num_threads(1)
-    if ranks > 1:
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
+    become_rank(rank, ranks, port)
     run_command(lambda _: main(rank, ranks))

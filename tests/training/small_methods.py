@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,6 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))  # the small GAN methods of their tests
-
 from toy import SEED, uniform
 from translation import cyclegan, double_samples, pix2pix, small, write_vgg
 

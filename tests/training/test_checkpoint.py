@@ -13,23 +13,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from toy import (
-    BATCH,
-    Killed,
-    Regression,
-    TableEvaluator,
-    ToyGAN,
-    ToyReader,
-    gan_samples,
-    kill_at,
-    newest_tensors,
-    regression_samples,
-    run,
-)
+from toy import Regression, TableEvaluator, ToyGAN, fit, newest_tensors
 
 from hpcdistill.errors import UserError
 from hpcdistill.methods.plain_sr import PlainSR
-from hpcdistill.training import checkpoint as checkpoint_module
 from hpcdistill.training.checkpoint import MANIFEST, Checkpoint, Checkpoints
 
 TENSORS = {
@@ -91,30 +78,6 @@ def test_the_newest_two_are_kept(checkpoints: Checkpoints) -> None:
     assert names(checkpoints) == ["step-00000030", "step-00000040"]
     save(Checkpoints(checkpoints.folder, keep=1), 50)
     assert names(checkpoints) == ["step-00000050"]
-
-
-def test_the_same_step_again_replaces_it(checkpoints: Checkpoints) -> None:
-    (checkpoints.folder / "step-00000020" / "stray").write_text("of a damaged checkpoint")
-    save(checkpoints, 20)
-    assert_holds(checkpoints.newest(), 20)
-    assert not (checkpoints.folder / "step-00000020" / "stray").exists()
-    assert names(checkpoints) == ["step-00000010", "step-00000020"]
-
-
-def test_damaged_ones_do_not_crowd_out_whole_ones(checkpoints: Checkpoints) -> None:
-    (checkpoints.folder / "step-00000020" / "state.json").unlink()
-    save(checkpoints, 15)
-    assert names(checkpoints) == ["step-00000010", "step-00000015"]
-    assert_holds(checkpoints.newest(), 15)
-
-
-def test_leftovers_of_killed_saves_are_removed(checkpoints: Checkpoints) -> None:
-    leftover = checkpoints.folder / ".step-00000030.4242.tmp" / "networks"
-    leftover.mkdir(parents=True)
-    (leftover / "a.safetensors").write_bytes(b"half")
-    assert_holds(checkpoints.newest(), 20)  # it is not taken for a checkpoint
-    save(checkpoints, 30)
-    assert names(checkpoints) == ["step-00000020", "step-00000030"]
 
 
 def truncated(path: Path) -> None:
@@ -183,80 +146,29 @@ def test_all_damaged_is_a_fresh_start_that_says_so(
     assert lines[1].endswith("no checkpoint is whole: starting again from step 0")
 
 
-class FullDisk:
-    """Lets `allowed` calls through, then fails like a full disk (half of a file may have been written)."""
+def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, written = Path.write_bytes, []
 
-    def __init__(self, real: Callable[..., Any], allowed: int) -> None:
-        self.real, self.allowed, self.calls = real, allowed, 0
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        self.calls += 1
-        if self.calls <= self.allowed:
-            return self.real(*arguments, **options)
-        if self.real is Path.write_bytes:
-            self.real(arguments[0], arguments[1][: len(arguments[1]) // 2])
+    def full(path: Path, content: bytes) -> int:
+        """From the thirteenth file on there is room for half of it."""
+        written.append(path)
+        if len(written) <= 12:
+            return write(path, content)
+        write(path, content[: len(content) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-
-@pytest.mark.parametrize("kind", ["write_bytes", "mkdir", "rename", "sync_file", "sync_folder"])
-def test_a_full_disk_at_any_write_leaves_the_earlier_ones(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    owner: Any = checkpoint_module if kind.startswith("sync") else Path
-    real = getattr(owner, kind)
-    failures = 0
-    while True:
-        checkpoints = Checkpoints(tmp_path / str(failures))
-        for step in (10, 20):
-            save(checkpoints, step)
-        disk = FullDisk(real, failures)
-        with monkeypatch.context() as patch:
-            # A plain function, so that it is bound as the method it stands in for.
-            patch.setattr(owner, kind, lambda *args, disk=disk, **options: disk(*args, **options))
-            error: OSError | None = None
-            try:
-                save(checkpoints, 30)
-            except OSError as caught:
-                error = caught
-        if error is None:
-            break
-        assert error.errno == errno.ENOSPC
-        failures += 1
-        found = checkpoints.newest()
-        assert found is not None
-        if found.step == 30:  # the last one, after the rename: the folder's sync, or the removal of an old one
-            assert_holds(found, 30)
-            assert disk.calls == {"sync_folder": 6, "rename": 2}[kind]
-            assert names(checkpoints) == ["step-00000010", "step-00000020", "step-00000030"]
-        else:
-            assert_holds(found, 20)
-            assert names(checkpoints) == ["step-00000010", "step-00000020"]
-        save(checkpoints, 30)  # there is room again
-        assert_holds(checkpoints.newest(), 30)
-        assert names(checkpoints) == ["step-00000020", "step-00000030"]
-    expected = {"write_bytes": len(NAMES), "sync_file": len(NAMES), "sync_folder": 6, "rename": 2}
-    assert failures == expected.get(kind, failures)
-    assert failures > 0
-    assert_holds(checkpoints.newest(), 30)
-    assert names(checkpoints) == ["step-00000020", "step-00000030"]
-
-
-def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = ToyReader(BATCH, regression_samples)
-    disk = FullDisk(Path.write_bytes, 12)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", lambda *arguments: disk(*arguments))
+        patch.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match="No space left"):
-            run(Regression(), reader, tmp_path, 9, checkpoint_every=2)
+            fit(tmp_path, 9, checkpoint_every=2)
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
-    outcome = run(Regression(), reader, tmp_path, 9, checkpoint_every=2)
-    assert outcome.finished
-    run(Regression(), reader, tmp_path / "undisturbed", 9, checkpoint_every=2)
+    fit(tmp_path, 9, checkpoint_every=2)
+    fit(tmp_path / "undisturbed", 9, checkpoint_every=2)
     assert newest_tensors(tmp_path) == newest_tensors(tmp_path / "undisturbed")
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:
-    run(ToyGAN(), ToyReader(BATCH, gan_samples), tmp_path, 3, ema=0.5, checkpoint_every=2)
+    fit(tmp_path, 3, ToyGAN(), ema=0.5, checkpoint_every=2)
     kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file() and "lock" not in path.name}
     assert kinds == {".safetensors", ".json", ".jsonl", ".yaml"}
     newest = tmp_path / "checkpoints" / "step-00000003"
@@ -314,25 +226,20 @@ def remembering() -> Regression:
 def test_a_checkpoint_of_another_architecture(
     build: Callable[[], Any], options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    reader = ToyReader(BATCH, regression_samples, before=kill_at(5))
-    with pytest.raises(Killed):
-        run(Regression(), reader, tmp_path, 9, checkpoint_every=2)
+    fit(tmp_path, 9, checkpoint_every=2, killed=5)
     with pytest.raises(UserError, match=message) as error:
-        run(build(), reader, tmp_path, 9, **options)
+        fit(tmp_path, 9, build(), **options)
     assert "\n" not in str(error.value)
     assert str(tmp_path) in str(error.value)
 
 
 def test_best_weights_come_from_the_checkpoint_when_their_file_is_gone(tmp_path: Path) -> None:
-    table = {2: 5.0}
-    reader = ToyReader(BATCH, regression_samples, before=kill_at(5))
-    with pytest.raises(Killed):
-        run(Regression(), reader, tmp_path, 9, TableEvaluator(table), evaluate_every=2, checkpoint_every=4)
+    options = {"evaluator": TableEvaluator({2: 5.0}), "evaluate_every": 2, "checkpoint_every": 4}
+    fit(tmp_path, 9, killed=5, **options)
     file = tmp_path / "generators" / "best" / "line.safetensors"
     content = file.read_bytes()
     shutil.rmtree(file.parent)
-    reader = ToyReader(BATCH, regression_samples)
-    run(Regression(), reader, tmp_path, 9, TableEvaluator(table), evaluate_every=2, checkpoint_every=4)
+    fit(tmp_path, 9, **options)
     assert file.read_bytes() == content
 
 
@@ -345,10 +252,9 @@ def test_a_frozen_part_of_a_group_is_saved_too(tmp_path: Path) -> None:
         return method
 
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    run(build(), ToyReader(BATCH, regression_samples), undisturbed, 6, checkpoint_every=3)
-    with pytest.raises(Killed):
-        run(build(), ToyReader(BATCH, regression_samples, before=kill_at(4)), killed, 6, checkpoint_every=3)
-    run(build(), ToyReader(BATCH, regression_samples), killed, 6, checkpoint_every=3)
+    fit(undisturbed, 6, build(), checkpoint_every=3)
+    fit(killed, 6, build(), checkpoint_every=3, killed=4)
+    fit(killed, 6, build(), checkpoint_every=3)
     assert newest_tensors(killed) == newest_tensors(undisturbed)
     found = Checkpoints(killed / "checkpoints").newest()
     assert found is not None

@@ -23,11 +23,10 @@ from toy import (
     Regression,
     ToyGAN,
     ToyReader,
-    gan_samples,
+    fit,
     newest_tensors,
     regression_samples,
     rows,
-    run,
     states_equal,
 )
 
@@ -282,12 +281,13 @@ def test_other_names_are_no_checkpoints_and_stay(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000020.copy", "step-00000030", "step-00000040", "step-of-mine"]
 
 
-def test_a_damaged_one_takes_no_place_of_a_whole_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [15, 25])
+def test_a_damaged_one_takes_no_place_of_a_whole_one(step: int, tmp_path: Path) -> None:
     one_damaged(tmp_path)
     checkpoints = Checkpoints(tmp_path)
     assert held(checkpoints.newest()) == (10, 0)
-    save(checkpoints, 25)  # not a step that was there: the damaged 20 is older than it
-    assert names(tmp_path) == ["step-00000010", "step-00000025"]
+    save(checkpoints, step)  # the damaged 20 is newer or older than it
+    assert names(tmp_path) == ["step-00000010", f"step-{step:08d}"]
 
 
 def test_the_replaced_one_stays_while_the_new_one_is_damaged(
@@ -530,8 +530,7 @@ def test_a_full_disk(
     monkeypatch.setattr(Path, "write_bytes", noted)
 
     def go(folder: Path, before: Callable[[int], None] | None = None) -> None:
-        reader = ToyReader(BATCH, gan_samples, before=before)
-        assert run(ToyGAN(), reader, folder, 7, checkpoint_every=2).finished
+        fit(folder, 7, ToyGAN(), before=before, checkpoint_every=2)
 
     go(undisturbed)
     for leave in range(0, 16, 2):

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from processes import launch
 from safetensors.torch import load
-from small_methods import CROP, METHODS, SCALE, Ramp, write_vgg
+from small_methods import CROP, METHODS, SCALE, Ramp
 from torch import Tensor, nn
 from toy import SEED, ToyReader, newest_tensors, rows, run, saved, uniform
 from translation import small
@@ -127,11 +127,6 @@ def _imported() -> None:
     importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 
-@pytest.fixture(scope="module")
-def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_vgg(tmp_path_factory.mktemp("vgg") / "vgg16.safetensors")
-
-
 def settings_file(folder: Path, stage: int, **zero: Any) -> str:
     """DeepSpeed's file for tests: ZeRO 3 also cuts the small tensors that it would otherwise keep whole."""
     file = folder / f"zero{stage}.json"
@@ -227,8 +222,7 @@ GRADIENTS = {"fesd-cyclegan": 5e-2, "fesd-pix2pix": 5e-2, "dcd": 5e-2}
     [
         ("teacher", STAGES),
         ("student", STAGES),
-        ("fesd-cyclegan", (2,)),
-        pytest.param("fesd-cyclegan", (1, 3), marks=TORTURE),
+        pytest.param("fesd-cyclegan", STAGES, marks=TORTURE),  # `dcd` below trains the same networks under ZeRO 3
         pytest.param("fesd-pix2pix", STAGES, marks=TORTURE),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,9 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toy import SEED, ToyGAN, ToyReader, gan_samples, rows, run
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
-
 from translation import distilled, samples
 
 from hpcdistill.errors import UserError

@@ -102,12 +102,10 @@ def checkpointed(folder: Path, kind: str) -> dict[str, Tensor]:
 
 def test_an_earlier_checkpoint_is_kept_and_a_later_one_not_written(tmp_path: Path) -> None:
     reader = ToyReader(BATCH, faulty("spike", torch.nan))
-    with pytest.raises(UserError, match="fit/penalty became NaN or infinite by step 9"):
-        run(Regression(), reader, tmp_path, 30, log_every=100, checkpoint_every=3)
-    assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == "step-00000006"
-    # The same command again meets the same step.
-    with pytest.raises(UserError, match="fit/penalty became NaN or infinite by step 9"):
-        run(Regression(), reader, tmp_path, 30, log_every=100, checkpoint_every=3)
+    for _ in range(2):  # the same command again meets the same step
+        with pytest.raises(UserError, match="fit/penalty became NaN or infinite by step 9"):
+            run(Regression(), reader, tmp_path, 30, log_every=100, checkpoint_every=3)
+        assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == "step-00000006"
 
 
 def test_a_faulty_run_is_not_evaluated(tmp_path: Path) -> None:

@@ -14,13 +14,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
-
-from hpcdistill.data.pack.packing import pack
-from hpcdistill.data.pack.recipes import load_recipe
+from tiny_runs import tiny_variant
 
 pytestmark = pytest.mark.distributed
 
@@ -32,19 +28,8 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
     """The train command for two steps on three images of noise, on the CPU."""
-    (tmp_path / "images").mkdir()
-    random = np.random.default_rng(0)
-    for number in range(3):
-        noise = random.integers(0, 256, (48, 60, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(tmp_path / "images" / f"{number}.png")
-    pack(load_recipe("folder"), tmp_path / "images", tmp_path / "packed")
-    (tmp_path / "tiny.yaml").write_text(
-        f"data: {{train: {tmp_path / 'packed'}, eval: {{tiny: {tmp_path / 'packed'}}},\n"
-        "  patch: 24, samples_per_epoch: 3, workers: 0}\n"
-        "train: {steps: 2, batch_size: 2, trackers: [], device: cpu, threads: 1}\n"
-    )
     config = CLONE / "configs" / "fsrcnn" / "x2.yaml"
-    return ["-m", "hpcdistill.train", str(config), str(tmp_path / "tiny.yaml"), f"runs={tmp_path / 'runs'}"]
+    return ["-m", "hpcdistill.train", str(config), tiny_variant(tmp_path), f"runs={tmp_path / 'runs'}"]
 
 
 def test_accelerate_starts_two_cpu_processes(command: list[str], tmp_path: Path) -> None:

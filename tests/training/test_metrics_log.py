@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import BATCH, Killed, Regression, ToyReader, kill_at, regression_samples, rows, run
+import torch
+from accelerate.utils import broadcast_object_list
+from processes import launch
+from toy import BATCH, fit, rows
 
 from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
-from hpcdistill.training.metrics_log import MetricsLog
+from hpcdistill.training.metrics_log import MetricsLog, RunningMeans
 
 
 def log_at(folder: Path, **options: Any) -> MetricsLog:
@@ -96,16 +99,14 @@ def test_a_fresh_start_begins_an_empty_file(log: MetricsLog, capsys: pytest.Capt
 
 def test_a_run_killed_at_every_step_has_every_line_once(tmp_path: Path) -> None:
     whole = tmp_path / "undisturbed"
-    run(Regression(), ToyReader(BATCH, regression_samples), whole, 9, checkpoint_every=2)
+    fit(whole, 9, checkpoint_every=2)
     for step in range(9):
         folder = tmp_path / str(step)
-        reader = ToyReader(BATCH, regression_samples, before=kill_at(step))
-        with pytest.raises(Killed):
-            run(Regression(), reader, folder, 9, checkpoint_every=2)
+        fit(folder, 9, checkpoint_every=2, killed=step)
         if (folder / "metrics.jsonl").exists():
             with (folder / "metrics.jsonl").open("a") as file:
                 file.write('{"step": 8, "los')  # and it was writing a line
-        run(Regression(), ToyReader(BATCH, regression_samples), folder, 9, checkpoint_every=2)
+        fit(folder, 9, checkpoint_every=2)
         assert rows(folder) == rows(whole)
 
 
@@ -124,3 +125,18 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
     shown = accumulator.EventAccumulator(str(events)).Reload()
     points = [(point.step, point.value) for point in shown.Scalars("loss")]
     assert points == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 2)]
+
+
+@pytest.mark.distributed
+def test_means_that_cross_a_checkpoint_are_of_all_ranks() -> None:
+    def work(rank: int, ranks: int) -> None:
+        accelerator = make_accelerator(TrainConfig(device="cpu", batch_size=2, trackers=()))
+        means = RunningMeans(accelerator.device)
+        means.add({"loss": torch.tensor(1.0 + 10 * rank)})  # ranks: 1, 11
+        of_first_rank = broadcast_object_list([means.state(accelerator)])[0]  # what a checkpoint holds
+        resumed = RunningMeans(accelerator.device)
+        resumed.load(of_first_rank)
+        resumed.add({"loss": torch.tensor(3.0 + 10 * rank)})  # 3, 13
+        assert resumed.read(accelerator) == {"loss": 7.0}
+
+    assert launch(2, work) == [0, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from processes import launch
-from small_methods import METHODS, Ramp, build, samples_of, write_vgg
+from small_methods import METHODS, Ramp, build, samples_of
 from torch import Tensor
-from toy import ToyReader, run, saved
+from toy import Killed, ToyReader, kill_at, run, saved
 
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Carry, Method, Phase, Progress, Terms
@@ -75,11 +76,6 @@ class Injection:
                 )
 
 
-@pytest.fixture(scope="module")
-def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_vgg(tmp_path_factory.mktemp("vgg") / "vgg16.safetensors")
-
-
 def train(
     method: Method, name: str, before: Callable[[int], None], folder: Path, rank: int = 0, ranks: int = 1
 ) -> None:
@@ -95,13 +91,14 @@ def stopped(error: pytest.ExceptionInfo[UserError], phase: str, term: str) -> No
 
 @pytest.mark.parametrize("name", ONCE)
 def test_every_term_of_every_method(name: str, vgg: Path, tmp_path: Path) -> None:
-    first = Injection(build(name, vgg))
-    with pytest.raises(_Enough):
-        train(first.method, name, _until(3), tmp_path / "terms")
+    built = build(name, vgg)  # once: it reads VGG16
+    first = Injection(copy.deepcopy(built))
+    with pytest.raises(Killed):
+        train(first.method, name, kill_at(3), tmp_path / "terms")
     assert len(first.seen) >= 1
     for key in first.seen:
         phase, term = key.split("/")
-        injection = Injection(build(name, vgg), phase, term)
+        injection = Injection(copy.deepcopy(built), phase, term)
         folder = tmp_path / term
         with pytest.raises(UserError) as error:
             train(injection.method, name, injection.before_step, folder)
@@ -129,15 +126,3 @@ def test_on_one_of_two_ranks(name: str, phase: str, term: str, vgg: Path, tmp_pa
         injection.check(tmp_path)
 
     assert launch(2, work) == [0, 0]
-
-
-class _Enough(BaseException):
-    """Ends a run that has been looked at."""
-
-
-def _until(step: int) -> Callable[[int], None]:
-    def before(current: int) -> None:
-        if current == step:
-            raise _Enough
-
-    return before

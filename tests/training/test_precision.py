@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from toy import SEED, Killed, ToyReader, kill_at, run, uniform
+from toy import SEED, Killed, ToyReader, kill_at, run, sr_samples
 
 from hpcdistill.methods.plain_sr import PlainSR
 from hpcdistill.settings import identity_values
@@ -24,12 +21,6 @@ from hpcdistill.training.accelerator import (
     take_precision,
 )
 from hpcdistill.training.config import TrainConfig
-
-
-def sr_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
-    """HR noise of 16x16 and its LR image of 8x8, float32."""
-    hr = torch.from_numpy(uniform(numbers, 256)).float().view(-1, 1, 16, 16)
-    return {"hr": hr, "lr2": nn.functional.avg_pool2d(hr, 2)}
 
 
 @pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((8, 6), True), ((10, 0), True)])

@@ -22,18 +22,21 @@ from hpcdistill.methods.base import Batch, Carry, Progress, Terms
 
 STEPS = 8
 AT = 4
+OPTIONS: dict[str, Any] = {"log_every": 3, "ema": 0.5}
 
 
 class WorkerReader(ToyReader):
-    """Batches from two processes; `happens` is called in the one that makes the batch of step AT."""
+    """Batches from two processes, which leave their numbers in `folder`; `happens` is called in that of step AT."""
 
     def __init__(
-        self, happens: Callable[[], None] = lambda: None, workers: int = 2, rank: int = 0, ranks: int = 1
+        self, folder: Path, happens: Callable[[], None] = lambda: None, workers: int = 2, rank: int = 0, ranks: int = 1
     ) -> None:
         super().__init__(BATCH, regression_samples, rank, ranks)
-        self.happens, self.workers = happens, workers
+        self.folder, self.happens, self.workers = folder, happens, workers
 
     def __getitem__(self, step: int) -> Batch:
+        if self.workers:
+            (self.folder / f"reader-{os.getpid()}").touch()
         if step == AT:
             self.happens()
         return super().__getitem__(step)
@@ -41,6 +44,11 @@ class WorkerReader(ToyReader):
     def loader(self, first_step: int, last_step: int, workers: int, pin_memory: bool) -> Any:
         dataset: Any = self
         return StepLoader(dataset, first_step, last_step, self.workers, False)
+
+
+def readers(folder: Path) -> list[int]:
+    """The processes that have read."""
+    return [int(path.name.partition("-")[2]) for path in folder.glob("reader-*")]
 
 
 class Fails(Regression):
@@ -65,31 +73,14 @@ def nothing_is_left() -> Any:
         process.kill()
 
 
-def ended(tmp_path: Path, main: Callable[[], int | None]) -> tuple[int | None, str, float]:
-    """Exit code, output and seconds of a command whose process is alone; nothing of it is left."""
-    begun = time.monotonic()
+def ended(tmp_path: Path, main: Callable[[], int | None]) -> tuple[int | None, str]:
+    """Exit code and output of a command whose process is alone; nothing of it is left."""
     with Ranks(1, lambda rank, ranks: main(), tmp_path / "said") as started:
-        process = psutil.Process(started.pid(0))
-        children: set[psutil.Process] = set()
-        try:
-            while started.processes[0].exitcode is None:
-                children |= set(_children(process))
-                assert time.monotonic() < begun + 60, f"it does not end:\n{started.said(0)}"
-                time.sleep(0.02)
-            assert len(children) >= 2, "the processes (and git's) have been seen"
-            assert not [child for child in children if child.is_running()]
-        finally:
-            for child in children:
-                if child.is_running():
-                    child.kill()
-        return started.processes[0].exitcode, started.said(0), time.monotonic() - begun
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children()
-    except psutil.NoSuchProcess:
-        return []
+        [code] = started.codes()
+        said = started.said(0)
+    assert readers(tmp_path)
+    assert not [pid for pid in readers(tmp_path) if psutil.pid_exists(pid)]
+    return code, said
 
 
 @pytest.mark.parametrize(
@@ -103,26 +94,25 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 )
 def test_a_run_that_fails_ends(error: BaseException, code: int, line: str, tmp_path: Path) -> None:
     def main() -> None:
-        run(Fails(error), WorkerReader(), tmp_path / "run", STEPS)
+        run(Fails(error), WorkerReader(tmp_path), tmp_path / "run", STEPS)
 
-    found, said, seconds = ended(tmp_path, main)
+    found, said = ended(tmp_path, main)
     assert found == code, said
     assert said.splitlines()[-1].startswith(line)
     assert said.count("Traceback") == (code == 1)
-    assert seconds < 20
 
 
 def test_a_killed_reader_process_ends_the_run(tmp_path: Path) -> None:
-    reader = WorkerReader(lambda: os.kill(os.getpid(), signal.SIGKILL))
-    code, said, _ = ended(tmp_path, lambda: run(Regression(), reader, tmp_path / "run", STEPS) and 0)
+    reader = WorkerReader(tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    code, said = ended(tmp_path, lambda: run(Regression(), reader, tmp_path / "run", STEPS) and 0)
     assert code == 71
     assert said.splitlines()[-1].startswith("error: a process that reads data was killed")
     assert "Traceback" not in said
 
 
 def test_data_that_never_come_end_the_run(tmp_path: Path) -> None:
-    reader = WorkerReader(lambda: time.sleep(1000))
-    code, said, _ = ended(tmp_path, lambda: run(Regression(), reader, tmp_path / "run", STEPS, timeout=2) and 0)
+    reader = WorkerReader(tmp_path, lambda: time.sleep(1000))
+    code, said = ended(tmp_path, lambda: run(Regression(), reader, tmp_path / "run", STEPS, timeout=2) and 0)
     assert code == 71
     assert said.splitlines()[-1].startswith("error: no batch has come from the 2 processes that read data for 2 s")
 
@@ -138,65 +128,86 @@ def test_no_reader_process_outlives_a_rank_that_the_watchdog_ends(tmp_path: Path
     class FailsWhenBothHang(Regression):
         def loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
             if os.environ["RANK"] == "1":
-                limit = time.monotonic() + 30
-                while len(list(tmp_path.glob("hangs-*"))) < 2:
-                    assert time.monotonic() < limit
+                while len(list(tmp_path.glob("hangs-*"))) < 2:  # `codes` ends what waits for ever
                     time.sleep(0.05)
                 raise OSError(errno.ENOSPC, "No space left", "runs/x")
             return super().loss(batch, carry, progress)
 
     def main(rank: int, ranks: int) -> None:
-        run(FailsWhenBothHang(), WorkerReader(hangs, 4, rank, ranks), tmp_path / "run", STEPS, timeout=60)
+        run(FailsWhenBothHang(), WorkerReader(tmp_path, hangs, 4, rank, ranks), tmp_path / "run", STEPS, timeout=60)
 
     with Ranks(2, main, tmp_path / "said") as started:
         assert started.codes() == [2, 2], started.said(0)
-    workers = [int(path.name.partition("-")[2]) for path in tmp_path.glob("hangs-*")]
-    assert len(workers) == 2
-    limit = time.monotonic() + 5
-    while left := [pid for pid in workers if psutil.pid_exists(pid)]:
-        assert time.monotonic() < limit, [os.kill(pid, signal.SIGKILL) for pid in left]
-        time.sleep(0.05)
+    assert len(list(tmp_path.glob("hangs-*"))) == 2
+    ending = [process for process in psutil.process_iter() if process.pid in readers(tmp_path)]
+    _, left = psutil.wait_procs(ending, 60)
+    assert not left, [process.kill() for process in left]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
-@pytest.mark.parametrize("checkpoint_every", [3, AT], ids=["between checkpoints", "at a checkpoint"])
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(Regression(), WorkerReader(folder, workers=0), folder, STEPS, checkpoint_every=AT, **OPTIONS)
+    return folder
+
+
+class Marking(Regression):
+    """Leaves a file in the step before AT: the trainer waits for the batch of AT, or is about to."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file = file
+
+    def loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
+        if progress.number == AT - 1:
+            self.file.touch()
+        return super().loss(batch, carry, progress)
+
+
+@pytest.mark.parametrize(
+    ("number", "checkpoint_every"),
+    [(signal.SIGTERM, 3), (signal.SIGINT, AT), (signal.SIGUSR1, 3)],
+    ids=["between checkpoints", "at a checkpoint", "the third signal"],
+)
 def test_a_signal_is_heard_while_a_batch_is_waited_for(
-    number: signal.Signals, checkpoint_every: int, tmp_path: Path
+    number: signal.Signals, checkpoint_every: int, undisturbed: Path, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"checkpoint_every": checkpoint_every, "log_every": 3, "ema": 0.5}
-    run(Regression(), WorkerReader(workers=0), tmp_path / "undisturbed", STEPS, **options)
+    options: dict[str, Any] = {"checkpoint_every": checkpoint_every, **OPTIONS}
 
     def signalled() -> None:
-        time.sleep(0.3)  # let the trainer come to wait
+        while not (tmp_path / "here").exists():
+            time.sleep(0.05)
+        time.sleep(0.3)  # mostly it waits by now; where it does not yet, it ends with the same step
         os.kill(os.getppid(), number)
         time.sleep(1000)
 
     def main() -> int:
-        outcome = run(Regression(), WorkerReader(signalled), tmp_path / "run", STEPS, **options)
+        outcome = run(Marking(tmp_path / "here"), WorkerReader(tmp_path, signalled), tmp_path / "run", STEPS, **options)
         assert (outcome.finished, outcome.position.step) == (False, AT)
         return EXIT_STOPPED
 
-    code, said, _ = ended(tmp_path, main)
+    code, said = ended(tmp_path, main)
     assert code == EXIT_STOPPED, said
     assert f"stopped at step {AT} of {STEPS}; the same command goes on from here" in said
     assert (tmp_path / "run" / "checkpoints" / f"step-{AT:08d}").is_dir()
-    assert run(Regression(), WorkerReader(), tmp_path / "run", STEPS, **options).finished
-    assert newest_tensors(tmp_path / "run") == newest_tensors(tmp_path / "undisturbed")
-    assert rows(tmp_path / "run") == rows(tmp_path / "undisturbed")
-    assert states_equal(saved(tmp_path / "run"), saved(tmp_path / "undisturbed"))
+    assert run(Regression(), WorkerReader(tmp_path), tmp_path / "run", STEPS, **options).finished
+    assert newest_tensors(tmp_path / "run") == newest_tensors(undisturbed)
+    assert rows(tmp_path / "run") == rows(undisturbed)
+    assert states_equal(saved(tmp_path / "run"), saved(undisturbed))
 
 
 def test_a_signal_before_the_first_batch_saves_nothing(tmp_path: Path) -> None:
     class First(WorkerReader):
         def __getitem__(self, step: int) -> Batch:
+            (self.folder / f"reader-{os.getpid()}").touch()
             os.kill(os.getppid(), signal.SIGTERM)
             time.sleep(1000)
             raise AssertionError
 
     def main() -> int:
-        outcome = run(Regression(), First(), tmp_path / "run", STEPS)
+        outcome = run(Regression(), First(tmp_path), tmp_path / "run", STEPS)
         return EXIT_STOPPED if not outcome.finished else 0
 
-    code, said, _ = ended(tmp_path, main)
+    code, said = ended(tmp_path, main)
     assert code == EXIT_STOPPED, said
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))

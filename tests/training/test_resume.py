@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from toy import (
     BATCH,
     SEED,
@@ -21,6 +20,7 @@ from toy import (
     TableEvaluator,
     ToyGAN,
     ToyReader,
+    fit,
     gan_samples,
     kill_at,
     newest_tensors,
@@ -28,9 +28,10 @@ from toy import (
     rows,
     run,
     saved,
+    sr_samples,
     states_equal,
-    uniform,
 )
+from translation import cyclegan, distilled, pix2pix, samples
 
 from hpcdistill.methods.base import Method, OptimizerSettings
 from hpcdistill.methods.privileged_student import PrivilegedStudent
@@ -38,12 +39,6 @@ from hpcdistill.methods.privileged_teacher import PrivilegedTeacherTraining
 from hpcdistill.models.privileged import PrivilegedTeacher
 
 STEPS = 17
-
-
-def sr_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
-    """HR noise of 16x16 and its LR images, float32."""
-    hr = torch.from_numpy(uniform(numbers, 256)).float().view(-1, 1, 16, 16)
-    return {"hr": hr} | {f"lr{scale}": nn.functional.avg_pool2d(hr, scale) for scale in (2, 4)}
 
 
 def teacher() -> Method:
@@ -93,6 +88,29 @@ def test_a_killed_run_resumes_bit_equal(case: str, tmp_path: Path) -> None:
     assert rows(disturbed) == lines
 
 
+GANS: dict[str, Callable[[], Method]] = {
+    "cyclegan": cyclegan,
+    "pix2pix": pix2pix,
+    "fesd": distilled,
+    "fesd of pairs": lambda: distilled(family="pix2pix", mix_spectral=True),
+}
+
+
+@pytest.mark.parametrize("name", GANS)
+def test_a_killed_gan_resumes_bit_equal(name: str, tmp_path: Path) -> None:
+    """With its pools, projections and spectral norms."""
+    options: dict[str, Any] = {"checkpoint_every": 2, "log_every": 2, "gradient_norms_every": 3}
+    for folder, killed in (("undisturbed", None), ("killed", 3), ("killed", None)):
+        reader = ToyReader(2, samples, before=kill_at(killed) if killed else None)
+        with pytest.raises(Killed) if killed else contextlib.nullcontext():
+            run(GANS[name](), reader, tmp_path / folder, 5, **options)
+    tensors = newest_tensors(tmp_path / "killed")
+    memory = {"cyclegan": "pool_generator", "fesd": "pool_student", "fesd of pairs": "projections"}.get(name)
+    assert memory is None or f"memory/{memory}.safetensors" in tensors
+    assert tensors == newest_tensors(tmp_path / "undisturbed")  # bytes
+    assert rows(tmp_path / "killed") == rows(tmp_path / "undisturbed")
+
+
 def test_channels_last_trains_as_contiguous(tmp_path: Path) -> None:
     for channels_last in (False, True):
         run(student(), ToyReader(4, sr_samples), tmp_path / str(channels_last), 4, channels_last=channels_last)
@@ -104,21 +122,20 @@ def test_channels_last_trains_as_contiguous(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_saves_and_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
-    evaluator = TableEvaluator({6: 2.0, 12: 1.0})
-    options: dict[str, Any] = {"evaluator": evaluator, "evaluate_every": 6, "checkpoint_every": 100, "log_every": 4}
-    run(Regression(), ToyReader(BATCH, regression_samples), undisturbed, STEPS, **options)
+    options: dict[str, Any] = {"evaluator": TableEvaluator({6: 2.0, 12: 1.0}), "evaluate_every": 6, "log_every": 4}
+    fit(undisturbed, STEPS, **options)
 
     def before(step: int) -> None:
         if step == 6:
             os.kill(os.getpid(), number)
 
     handler = signal.getsignal(number)
-    outcome = run(Regression(), ToyReader(BATCH, regression_samples, before=before), stopped, STEPS, **options)
+    outcome = fit(stopped, STEPS, before=before, **options)
     assert signal.getsignal(number) is handler
     assert (outcome.finished, outcome.position.step) == (False, 7)
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-00000007"]
     assert not list((stopped / "generators" / "last").iterdir())
-    outcome = run(Regression(), ToyReader(BATCH, regression_samples), stopped, STEPS, **options)
+    outcome = fit(stopped, STEPS, **options)
     assert outcome.finished
     assert outcome.position.best == {"step": 6, "metrics": {"score": 2.0}}
     assert newest_tensors(stopped) == newest_tensors(undisturbed)
@@ -133,7 +150,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
 
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        run(Regression(), ToyReader(BATCH, regression_samples, before=before), tmp_path, STEPS)
+        fit(tmp_path, STEPS, before=before)
     assert signal.getsignal(signal.SIGINT) is handler
     assert not list((tmp_path / "checkpoints").iterdir())
 
@@ -143,16 +160,16 @@ def test_a_signal_in_the_last_step_does_not_undo_the_end(tmp_path: Path) -> None
         if step == STEPS - 1:
             signal.raise_signal(signal.SIGTERM)
 
-    outcome = run(Regression(), ToyReader(BATCH, regression_samples, before=before), tmp_path, STEPS)
+    outcome = fit(tmp_path, STEPS, before=before)
     assert outcome.finished
     assert saved(tmp_path)["age"] == STEPS
 
 
 def test_a_run_killed_between_its_last_checkpoint_and_its_result(tmp_path: Path) -> None:
-    run(Regression(), ToyReader(BATCH, regression_samples), tmp_path, STEPS, TableEvaluator({}))
+    fit(tmp_path, STEPS, evaluator=TableEvaluator({}))
     expected, lines = saved(tmp_path), rows(tmp_path)
     (tmp_path / "generators" / "last" / "line.safetensors").unlink()
-    outcome = run(Regression(), ToyReader(BATCH, regression_samples), tmp_path, STEPS, TableEvaluator({}))
+    outcome = fit(tmp_path, STEPS, evaluator=TableEvaluator({}))
     assert outcome.finished
     assert outcome.position.best is not None
     assert states_equal(saved(tmp_path), expected)
@@ -164,18 +181,16 @@ def test_leftovers_of_killed_writes_are_removed(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("half")
     (tmp_path / "checkpoints" / ".step-00000003.77.tmp" / "networks").mkdir(parents=True)
-    run(Regression(), ToyReader(BATCH, regression_samples), tmp_path, 2)
+    fit(tmp_path, 2)
     assert [path for path in tmp_path.rglob(".*") if path.name.endswith(".tmp")] == []
 
 
 def test_the_damaged_newest_checkpoint_costs_its_steps_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     undisturbed, damaged = tmp_path / "undisturbed", tmp_path / "damaged"
-    options: dict[str, Any] = {"checkpoint_every": 4, "log_every": 3, "evaluate_every": 2}
-    table = {2: 3.0, 4: 1.0, 6: 2.0, 10: 9.0}
-    run(Regression(), ToyReader(BATCH, regression_samples), undisturbed, STEPS, TableEvaluator(table), **options)
-    reader = ToyReader(BATCH, regression_samples, before=kill_at(13))
-    with pytest.raises(Killed):
-        run(Regression(), reader, damaged, STEPS, TableEvaluator(table), **options)
+    table = TableEvaluator({2: 3.0, 4: 1.0, 6: 2.0, 10: 9.0})
+    options: dict[str, Any] = {"checkpoint_every": 4, "log_every": 3, "evaluator": table, "evaluate_every": 2}
+    fit(undisturbed, STEPS, **options)
+    fit(damaged, STEPS, killed=13, **options)
     newest = damaged / "checkpoints" / "step-00000012"
     (newest / "state.json").write_bytes((newest / "state.json").read_bytes()[:-9])
     assert saved(damaged, "best")["age"] == 10
@@ -187,8 +202,7 @@ def test_the_damaged_newest_checkpoint_costs_its_steps_only(tmp_path: Path, caps
         steps.append(step)
 
     capsys.readouterr()
-    reader = ToyReader(BATCH, regression_samples, before=before)
-    run(Regression(), reader, damaged, STEPS, TableEvaluator(table), **options)
+    fit(damaged, STEPS, before=before, **options)
     message = capsys.readouterr().err
     assert "step-00000012: damaged (ValueError: state.json does not have the digest" in message
     assert "taking step-00000008" in message

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from toy import (
-    BATCH,
-    Killed,
     Regression,
     TableEvaluator,
     ToyGAN,
-    ToyReader,
-    gan_samples,
-    kill_at,
-    regression_samples,
-    run,
+    fit,
     saved,
     states_equal,
 )
@@ -36,27 +31,26 @@ from hpcdistill.training.evaluation import Evaluation
 from hpcdistill.training.networks import Networks
 from hpcdistill.training.run_folder import RunFolder
 
-HOLDER = """
-import sys
-from pathlib import Path
-from hpcdistill.training.run_folder import RunFolder
-folder = RunFolder(Path(sys.argv[1]))
-folder.create("", {})
-print("held", flush=True)
-sys.stdin.read()
-"""
-
 
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
+    run, fork = tmp_path / "run", multiprocessing.get_context("fork")
+    held = fork.Event()
+
+    def hold() -> None:
+        folder = RunFolder(run)
+        folder.create("", {})
+        held.set()
+        signal.pause()
+
+    holder = fork.Process(target=hold)
+    holder.start()
+    try:
+        assert held.wait(60)
         with pytest.raises(UserError, match=f"process {holder.pid} on .* is training this run"):
             RunFolder(run).create("", {})
+    finally:
         holder.kill()
+        holder.join()
     RunFolder(run).create("", {})
 
 
@@ -93,9 +87,8 @@ def test_an_orphan_ends_before_what_it_would_write_next(tmp_path: Path, log_ever
             taken_over(folder)
             written.update({path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()})
 
-    reader = ToyReader(BATCH, regression_samples, before=before)
     with pytest.raises(UserError, match="process 4242 on node7"):
-        run(Regression(), reader, folder, 8, log_every=log_every, checkpoint_every=checkpoint_every)
+        fit(folder, 8, before=before, log_every=log_every, checkpoint_every=checkpoint_every)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == written
 
 
@@ -125,18 +118,14 @@ def test_networks_saved_beside_the_generators_come_back(tmp_path: Path) -> None:
             return Evaluation({"score": next(scores)})
 
     folder = tmp_path / "run"
-    for step in (7, None):
-        scores = iter([1.0, 9.0, 3.0, 4.0, 5.0, 6.0] if step else [3.0, 4.0, 5.0])
-        reader = ToyReader(BATCH, gan_samples, before=kill_at(step) if step else None)
-        arguments = (Saving(), reader, folder, 10, ByAge({}), 2)
-        if step:
-            with pytest.raises(Killed):
-                run(*arguments, checkpoint_every=4)
-            shutil.rmtree(folder / "saved")  # as if it had been replaced after the checkpoint
-            shutil.rmtree(folder / "generators" / "best")
-            (folder / "generators" / "best").mkdir()
-        else:
-            run(*arguments, checkpoint_every=4)
+    options = {"evaluator": ByAge({}), "evaluate_every": 2, "checkpoint_every": 4}
+    scores = iter([1.0, 9.0, 3.0])
+    fit(folder, 10, Saving(), killed=7, **options)
+    shutil.rmtree(folder / "saved")  # as if it had been replaced after the checkpoint
+    shutil.rmtree(folder / "generators" / "best")
+    (folder / "generators" / "best").mkdir()
+    scores = iter([3.0, 4.0, 5.0])
+    fit(folder, 10, Saving(), **options)
     for which in ("best", "last"):
         beside = load_file(folder / "saved" / which / "critic.safetensors")
         assert states_equal(beside, saved(folder, which, "painter"))
@@ -215,7 +204,6 @@ def test_a_run_whose_folder_is_removed_ends_in_a_line_and_does_not_make_it_again
         if step == 1:
             shutil.rmtree(folder)
 
-    reader = ToyReader(BATCH, regression_samples, before=before)
     with pytest.raises(UserError, match="the run folder was removed or moved"):
-        run(Regression(), reader, folder, 8, log_every=log_every, checkpoint_every=checkpoint_every)
+        fit(folder, 8, before=before, log_every=log_every, checkpoint_every=checkpoint_every)
     assert not folder.exists()

@@ -9,23 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load
 from torch import Tensor
-from toy import (
-    BATCH,
-    Killed,
-    Regression,
-    SegmentedRegression,
-    TableEvaluator,
-    ToyGAN,
-    ToyReader,
-    gan_samples,
-    kill_at,
-    newest_tensors,
-    regression_samples,
-    rows,
-    run,
-    saved,
-    states_equal,
-)
+from toy import SegmentedRegression, TableEvaluator, ToyGAN, fit, newest_tensors, rows, saved, states_equal
 
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Carry, Phase, Progress, Segment, Terms
@@ -57,17 +41,17 @@ def segments(method: SegmentedRegression, judged: str | None = None) -> tuple[Se
     )
 
 
+def train(folder: Path, method: SegmentedRegression | None = None, **options: Any) -> SegmentedRegression:
+    """STEPS steps, evaluated after each by SCORES; of the three segments above where no other method is given."""
+    method = method or SegmentedRegression(segments)
+    fit(folder, STEPS, method, **({"evaluator": TableEvaluator(SCORES)} | OPTIONS | options))
+    return method
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    run(
-        SegmentedRegression(segments),
-        ToyReader(BATCH, regression_samples),
-        folder,
-        STEPS,
-        TableEvaluator(SCORES),
-        **OPTIONS,
-    )
+    train(folder)
     return folder
 
 
@@ -78,8 +62,7 @@ def test_each_segment_has_its_phases_and_its_start(tmp_path: Path) -> None:
     def before(step: int) -> None:
         states.append({name: value.clone() for name, value in method.line.state_dict().items()})
 
-    reader = ToyReader(BATCH, regression_samples, before=before)
-    run(method, reader, tmp_path, STEPS, TableEvaluator(SCORES), **OPTIONS)
+    train(tmp_path, method, before=before)
     assert method.entered == [("second", 3), ("third", 8)]  # five steps from age 3 on
     phases = [
         next(key for key in row if key.endswith("/error")).split("/")[0] for row in rows(tmp_path) if "images" in row
@@ -101,14 +84,8 @@ def test_a_segment_takes_the_best_by_the_metric_it_names(undisturbed: Path, tmp_
     """As with the selected metric; also after a kill when the best on disk is the second segment's own."""
     table = OwnScore(SCORES, selects="other/set/psnr")
     for step in (9, None):
-        reader = ToyReader(BATCH, regression_samples, before=kill_at(step) if step else None)
         method = SegmentedRegression(lambda m: segments(m, "line"))
-        arguments = (method, reader, tmp_path, STEPS, table)
-        if step:
-            with pytest.raises(Killed):
-                run(*arguments, checkpoint_every=5, **OPTIONS)
-        else:
-            run(*arguments, checkpoint_every=5, **OPTIONS)
+        train(tmp_path, method, evaluator=table, checkpoint_every=5, killed=step)
     assert newest_tensors(tmp_path) == newest_tensors(undisturbed)
     assert saved(tmp_path, "best")["age"] == 1
     assert states_equal(saved(tmp_path, "best-line"), saved(undisturbed, "best"))
@@ -118,15 +95,7 @@ def test_a_segment_takes_the_best_by_the_metric_it_names(undisturbed: Path, tmp_
 def test_a_resumed_segment_begins_as_it_did(every: int, killed: int, undisturbed: Path, tmp_path: Path) -> None:
     """With a checkpoint at 5 and a kill at 9 the best on disk is the second segment's own; it must not be loaded."""
     for step in (killed, None):
-        before = kill_at(step) if step is not None else None
-        reader = ToyReader(BATCH, regression_samples, before=before)
-        method = SegmentedRegression(segments)
-        arguments = (method, reader, tmp_path / "run", STEPS, TableEvaluator(SCORES))
-        if step is None:
-            run(*arguments, checkpoint_every=every, **OPTIONS)
-        else:
-            with pytest.raises(Killed):
-                run(*arguments, checkpoint_every=every, **OPTIONS)
+        train(tmp_path / "run", checkpoint_every=every, killed=step)
     assert newest_tensors(tmp_path / "run") == newest_tensors(undisturbed)
     assert rows(tmp_path / "run") == rows(undisturbed)
     for which in ("best", "last"):
@@ -134,16 +103,8 @@ def test_a_resumed_segment_begins_as_it_did(every: int, killed: int, undisturbed
 
 
 def test_on_enter_is_not_run_again_in_the_middle_of_a_segment(tmp_path: Path) -> None:
-    for step in (8, None):
-        method = SegmentedRegression(segments)
-        reader = ToyReader(BATCH, regression_samples, before=kill_at(step) if step else None)
-        if step:
-            with pytest.raises(Killed):
-                run(method, reader, tmp_path, STEPS, TableEvaluator(SCORES), checkpoint_every=7, **OPTIONS)
-            assert method.entered == [("second", 3)]
-        else:
-            run(method, reader, tmp_path, STEPS, TableEvaluator(SCORES), checkpoint_every=7, **OPTIONS)
-            assert method.entered == [("third", 8)]
+    assert train(tmp_path, checkpoint_every=7, killed=8).entered == [("second", 3)]
+    assert train(tmp_path, checkpoint_every=7).entered == [("third", 8)]
 
 
 def test_last_weights_with_averages_are_the_averages(tmp_path: Path) -> None:
@@ -155,27 +116,22 @@ def test_last_weights_with_averages_are_the_averages(tmp_path: Path) -> None:
         return (Segment("a", phases, steps=6), Segment("b", phases, load=(("line", "last"),), on_enter=on_enter))
 
     seen: list[dict[str, Tensor]] = []
-    run(SegmentedRegression(two), ToyReader(BATCH, regression_samples), tmp_path / "whole", 9, ema=0.8)
+    fit(tmp_path / "whole", 9, SegmentedRegression(two), ema=0.8)
     # The first six of nine steps of a run without segments: what would be evaluated is in the checkpoint.
-    reader = ToyReader(BATCH, regression_samples, before=kill_at(6))
-    with pytest.raises(Killed):
-        run(Regression(), reader, tmp_path / "part", 9, ema=0.8, checkpoint_every=6)
+    fit(tmp_path / "part", 9, ema=0.8, checkpoint_every=6, killed=6)
     averages = load(newest_tensors(tmp_path / "part")["averages/line.safetensors"])
     assert states_equal(seen[0], {name: averages[name] for name in seen[0]})
 
 
 def test_best_weights_that_were_never_saved(tmp_path: Path) -> None:
-    reader = ToyReader(BATCH, regression_samples)
     with pytest.raises(UserError, match=r"data.eval: is empty, but the segment second goes on from the best") as error:
-        run(SegmentedRegression(segments), reader, tmp_path, STEPS)
+        fit(tmp_path, STEPS, SegmentedRegression(segments))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "metrics.jsonl").exists()  # said before the first step
 
 
 def test_there_is_an_evaluation_before_the_best_weights_are_taken(tmp_path: Path) -> None:
-    method = SegmentedRegression(segments)
-    table = TableEvaluator({5: 1.0})
-    run(method, ToyReader(BATCH, regression_samples), tmp_path, STEPS, table, evaluate_every=1000)
+    method = train(tmp_path, evaluator=TableEvaluator({5: 1.0}), evaluate_every=1000)
     assert [row["step"] for row in rows(tmp_path) if "score" in row] == [5, STEPS]
     assert method.entered[0] == ("second", 5)
 
@@ -193,19 +149,19 @@ def test_segments_that_do_not_fill_the_run(
 ) -> None:
     method = SegmentedRegression(lambda m: tuple(Segment(f"s{n}", m.phases, steps=n) for n in lengths))
     with pytest.raises(UserError, match=f"train.steps: {message}; make them equal"):
-        run(method, ToyReader(BATCH, regression_samples), tmp_path, steps)
+        fit(tmp_path, steps, method)
 
 
 def test_a_segment_of_no_steps_is_passed_over(tmp_path: Path) -> None:
     method = SegmentedRegression(lambda m: tuple(Segment(f"s{n}", m.phases, steps=n) for n in (0, 3, 0, 2)))
-    assert run(method, ToyReader(BATCH, regression_samples), tmp_path, 5).position.step == 5
+    assert fit(tmp_path, 5, method).position.step == 5
 
 
 class Alternating(ToyGAN):
     """Blocks of one network's steps, then of the other's."""
 
     def segments(self) -> tuple[Segment, ...]:
-        generator, discriminator = self.phases
+        generator, discriminator = (dataclasses.replace(phase, before=None) for phase in self.phases)
         blocks = ((generator,), (discriminator,)) * 2
         return tuple(Segment(f"block{number}", phases, steps=3) for number, phases in enumerate(blocks))
 
@@ -216,10 +172,9 @@ class Alternating(ToyGAN):
 
 def test_alternating_blocks_resume(tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    run(Alternating(), ToyReader(BATCH, gan_samples), undisturbed, 12, checkpoint_every=5)
-    with pytest.raises(Killed):
-        run(Alternating(), ToyReader(BATCH, gan_samples, before=kill_at(7)), killed, 12, checkpoint_every=5)
-    run(Alternating(), ToyReader(BATCH, gan_samples), killed, 12, checkpoint_every=5)
+    fit(undisturbed, 12, Alternating(), checkpoint_every=5)
+    fit(killed, 12, Alternating(), killed=7, checkpoint_every=5)
+    fit(killed, 12, Alternating(), checkpoint_every=5)
     assert newest_tensors(killed) == newest_tensors(undisturbed)
     lines = rows(undisturbed)
     assert rows(killed) == lines  # the resting group's learning rate too
@@ -252,8 +207,7 @@ def test_a_segment_puts_back_what_stood_before_it(ema: float, tmp_path: Path) ->
             return first, second, dataclasses.replace(third, on_enter=lambda: states.append(state()))
 
     method = Kept(putting_back)
-    reader = ToyReader(BATCH, regression_samples, before=lambda step: states.append(state()))
-    run(method, reader, tmp_path, STEPS, TableEvaluator(SCORES), ema=ema, **OPTIONS)
+    train(tmp_path, method, before=lambda step: states.append(state()), ema=ema)
     # A segment is entered after its first batch was asked for. The third finds the weights of step 5, not of step 9.
     assert [int(found["age"]) for found in states] == [0, 1, 2, 3, 4, 5, 4, 5, 6, 5, 5, 6, 7, 8, 9]
     assert states_equal(states[10], states[5])
@@ -263,13 +217,7 @@ def test_a_segment_puts_back_what_stood_before_it(ema: float, tmp_path: Path) ->
 @pytest.mark.parametrize(("every", "killed"), [(6, 7), (9, 9), (9, 11), (100, 8)])
 def test_what_is_put_back_survives_a_kill(every: int, killed: int, ema: float, tmp_path: Path) -> None:
     for name, step in (("undisturbed", None), ("killed", killed), ("killed", None)):
-        reader = ToyReader(BATCH, regression_samples, before=kill_at(step) if step else None)
-        arguments = (SegmentedRegression(putting_back), reader, tmp_path / name, STEPS, TableEvaluator(SCORES))
-        if step:
-            with pytest.raises(Killed):
-                run(*arguments, checkpoint_every=every, ema=ema, **OPTIONS)
-        else:
-            run(*arguments, checkpoint_every=every, ema=ema, **OPTIONS)
+        train(tmp_path / name, SegmentedRegression(putting_back), killed=step, checkpoint_every=every, ema=ema)
     assert newest_tensors(tmp_path / "killed") == newest_tensors(tmp_path / "undisturbed")
     assert rows(tmp_path / "killed") == rows(tmp_path / "undisturbed")
 
@@ -282,7 +230,7 @@ def test_the_run_s_end_is_a_segment_s_end(tmp_path: Path) -> None:
             Segment("second", m.phases, steps=2, put_back=("line",)),
         )
     )
-    run(method, ToyReader(BATCH, regression_samples), tmp_path / "run", 5, **OPTIONS)
+    fit(tmp_path / "run", 5, method, **OPTIONS)
     alone = SegmentedRegression(lambda m: (Segment("all", m.phases),))
-    run(alone, ToyReader(BATCH, regression_samples), tmp_path / "alone", 5, **OPTIONS)
+    fit(tmp_path / "alone", 5, alone, **OPTIONS)
     assert int(saved(tmp_path / "run")["age"]) == 3 != int(saved(tmp_path / "alone")["age"])

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # the support modules of the data tests
-
 from packed_sets import noise, write_set
+from safetensors.torch import load_file
 from serving import Server
+from torch import Tensor, nn
 
 from hpcdistill import train
 from hpcdistill.data.needs import Needs
@@ -105,10 +103,12 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def toy_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "translation", Translation)
-    monkeypatch.setitem(GENERATORS, "Translator", Translator)
+@pytest.fixture(scope="module", autouse=True)
+def toy_method() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METHODS, "translation", Translation)
+        patch.setitem(GENERATORS, "Translator", Translator)
+        yield
 
 
 def command(kind: str, sets: Path, folder: Path, reader: str, address: str = "") -> list[str]:
@@ -130,49 +130,47 @@ def command(kind: str, sets: Path, folder: Path, reader: str, address: str = "")
     return [str(config), *more[reader]]
 
 
-def results(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[dict[str, Any]]]:
-    [run] = (folder / "runs").iterdir()
-    [weights] = (run / "generators" / "last").glob("*.safetensors")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return json.loads((run / "result.json").read_text()), load_file(weights), lines
+class Trained(NamedTuple):
+    """What a command has left: its result, weights and lines, and whether shards were fetched for it."""
+
+    result: dict[str, Any]
+    weights: dict[str, Tensor]
+    lines: list[dict[str, Any]]
+    fetched: bool
+
+
+@pytest.fixture(scope="module")
+def trained(sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Trained]:
+    """The run of a kind from a reader, made once."""
+
+    @functools.cache
+    def train_once(kind: str, reader: str) -> Trained:
+        folder = tmp_path_factory.mktemp("run")
+        with Server(sets) as server:
+            assert train.main(command(kind, sets, folder, reader, server.address())) == 0
+            fetched = any(request.path.endswith(".tar") for request in server.requests)
+        [run] = (folder / "runs").iterdir()
+        [weights] = (run / "generators" / "last").glob("*.safetensors")
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return Trained(json.loads((run / "result.json").read_text()), load_file(weights), lines, fetched)
+
+    return train_once
 
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", METHOD)
-def test_each_kind_trains_from_each_reader(kind: str, reader: str, sets: Path, tmp_path: Path) -> None:
-    with Server(sets) as server:
-        assert train.main(command(kind, sets, tmp_path, reader, server.address())) == 0
-        assert any(request.path.endswith(".tar") for request in server.requests) == (
-            reader in ("http", "staged stream")
-        )
-    result, weights, lines = results(tmp_path)
-    assert result["steps"] == 6
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
-
-
-@pytest.mark.parametrize("kind", METHOD)
-def test_the_indexed_readers_give_the_same_run(kind: str, sets: Path, tmp_path: Path) -> None:
-    ends = []
-    for reader in ("none", "ram", "staged"):
-        folder = tmp_path / reader
-        folder.mkdir()
-        train.main(command(kind, sets, folder, reader))
-        ends.append(results(folder))
-    for result, weights, _ in ends[1:]:
-        assert result["identity"] == ends[0][0]["identity"]
-        assert all(torch.equal(weights[name], ends[0][1][name]) for name in weights)
-
-
-def test_the_order_of_a_stream_is_part_of_a_run_s_identity(sets: Path, tmp_path: Path) -> None:
-    identities = []
-    for reader in ("none", "stream", "http"):
-        folder = tmp_path / reader
-        folder.mkdir()
-        with Server(sets) as server:
-            train.main(command("paired", sets, folder, reader, server.address()))
-        identities.append(results(folder)[0]["identity"])
-    assert identities[0] != identities[1] == identities[2]
+def test_each_kind_trains_from_each_reader(kind: str, reader: str, trained: Callable[[str, str], Trained]) -> None:
+    """The indexed readers give the same run to the bit; the order of a stream is part of a run's identity."""
+    run, plain = trained(kind, reader), trained(kind, "none")
+    assert run.fetched == (reader in ("http", "staged stream"))
+    assert run.result["steps"] == 6
+    assert [line["step"] for line in run.lines] == [1, 2, 3, 4, 5, 6]
+    assert all(torch.isfinite(tensor).all() for tensor in run.weights.values())
+    if reader in ("ram", "staged"):
+        assert run.result["identity"] == plain.result["identity"]
+        assert all(torch.equal(tensor, plain.weights[name]) for name, tensor in run.weights.items())
+    elif reader != "none":
+        assert plain.result["identity"] != run.result["identity"] == trained(kind, "stream").result["identity"]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))  # as pytest has it from pyproject.toml
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np

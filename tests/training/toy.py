@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from hpcdistill.data.counter import below, draw
+from hpcdistill.data.counter import draw
 from hpcdistill.methods.base import Batch, Carry, Group, Method, OptimizerSettings, Phase, Progress, Segment, Terms
+from hpcdistill.methods.replay_pool import ReplayPool
 from hpcdistill.models import GENERATORS
 from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
@@ -28,8 +29,7 @@ from hpcdistill.training.run_folder import RunFolder
 
 SEED = 3
 BATCH = 8
-DATA_STREAM = 1001  # streams of data.counter that nothing in the library uses
-POOL_STREAM = 1002
+DATA_STREAM = 1001  # a stream of data.counter that nothing in the library uses
 
 
 class Killed(BaseException):
@@ -275,46 +275,14 @@ class Critic(nn.Module):
         return verdict
 
 
-class ReplayPool(nn.Module):
-    """CycleGAN's pool of earlier fakes, one for all ranks.
-
-    Fakes are gathered, and what happens to one is drawn by its number in the run: so every rank holds the same pool,
-    whatever the number of ranks. Until it is full, fakes are kept and handed back; then a fake goes through untouched
-    or changes places with a kept one.
-    """
-
-    images: Tensor
-    filled: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("images", torch.zeros(POOL_SIZE, 1, SIDE, SIDE, dtype=torch.float64))
-        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def query(self, fakes: Tensor, numbers: Tensor) -> Tensor:
-        everything, all_numbers = gather(fakes).clone(), gather(numbers)
-        words = draw(SEED, POOL_STREAM, all_numbers.numpy())
-        for place in torch.argsort(all_numbers).tolist():
-            fake = everything[place].clone()
-            if self.filled < POOL_SIZE:
-                self.images[int(self.filled)] = fake
-                self.filled += 1
-                continue
-            if below(words[0][place], 2):
-                slot = int(below(words[1][place], POOL_SIZE))
-                everything[place] = self.images[slot]
-                self.images[slot] = fake
-        return everything[torch.isin(all_numbers, numbers)]
-
-
 class ToyGAN(Method):
     """LSGAN with an L1 term. The generator's phase leaves its fakes to the discriminator's, by way of the pool."""
 
     def __init__(self, norm: bool = False) -> None:
         super().__init__(None)
         torch.manual_seed(SEED)
-        self.generator, self.discriminator, self.pool = Painter(norm), Critic(norm), ReplayPool()
+        self.generator, self.discriminator = Painter(norm), Critic(norm)
+        self.pool = ReplayPool(POOL_SIZE, 1, SIDE, SIDE, seed=SEED).double()
         settings = OptimizerSettings(learning_rate=2e-2, schedule="linear", betas=(0.5, 0.999))
         self.groups = {
             "generator": Group(self.generator, settings),
@@ -327,7 +295,7 @@ class ToyGAN(Method):
     def phases(self) -> tuple[Phase, ...]:
         return (
             Phase("generator", "generator", self.generator_loss),
-            Phase("discriminator", "discriminator", self.discriminator_loss),
+            Phase("discriminator", "discriminator", self.discriminator_loss, self.pass_the_pool),
         )
 
     def generator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
@@ -338,11 +306,16 @@ class ToyGAN(Method):
             "l1": 0.5 * (fake - batch["y"]).abs().mean(),
         }
 
+    def pass_the_pool(self, batches: Sequence[Batch], carries: Sequence[Carry]) -> None:
+        fakes, numbers = ([part[name] for part in parts] for name, parts in (("fake", carries), ("number", batches)))
+        images = self.pool.query(torch.cat(fakes), torch.cat(numbers))
+        for carry, piece in zip(carries, images.chunk(len(carries)), strict=True):
+            carry["fake"] = piece
+
     def discriminator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
-        fake = self.pool.query(carry["fake"], batch["number"])
         return {
             "real": 0.5 * (self.call("discriminator", batch["y"]) - 1).square().mean(),
-            "fake": 0.5 * self.call("discriminator", fake).square().mean(),
+            "fake": 0.5 * self.call("discriminator", carry["fake"]).square().mean(),
         }
 
 
@@ -351,3 +324,35 @@ def gan_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
     x = torch.from_numpy(uniform(numbers, SIDE * SIDE)).view(-1, 1, SIDE, SIDE)
     y = nn.functional.avg_pool2d(x, 3, stride=1, padding=1)
     return {"x": x, "y": y, "number": torch.from_numpy(numbers)}
+
+
+# --- runs of them ----------------------------------------------------------------------------------------------------
+
+
+def fit(
+    folder: Path,
+    steps: int,
+    method: Method | None = None,
+    *,
+    killed: int | None = None,
+    before: Callable[[int], None] | None = None,
+    **options: Any,
+) -> Outcome | None:
+    """`run` of the regression, or of another toy method on its own samples.
+
+    With `killed` it is interrupted as soon as the batch of that step is asked for, and there is no outcome.
+    """
+    method = method or Regression()
+    samples = gan_samples if isinstance(method, ToyGAN) else regression_samples
+    reader = ToyReader(BATCH, samples, before=before if killed is None else kill_at(killed))
+    if killed is None:
+        return run(method, reader, folder, steps, **options)
+    with pytest.raises(Killed):
+        run(method, reader, folder, steps, **options)
+    return None
+
+
+def sr_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
+    """HR noise of 16x16 and its LR images, float32, for the smallest methods that ship."""
+    hr = torch.from_numpy(uniform(numbers, 256)).float().view(-1, 1, 16, 16)
+    return {"hr": hr} | {f"lr{scale}": nn.functional.avg_pool2d(hr, scale) for scale in (2, 4)}
