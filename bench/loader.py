@@ -213,7 +213,7 @@ class Stopwatch:
         data = "hpcdistill.data"
         stages = {
             "reading": ("os.pread",),
-            "decoding": (f"{data}.read.cache.read_packed", f"{data}.read.shard_stream.read_packed"),
+            "decoding": (f"{data}.read.cache.read_packed", f"{data}.read.stream.read_packed"),
             "augmenting": (
                 f"{data}.read.domains.resized",
                 *(f"{data}.read.augmentation.{f}" for f in ("luma_uint8", "resized", "place_patch", "place_crop")),

@@ -14,12 +14,11 @@ from PIL import Image
 
 from hpcdistill.data.fetch import location
 from hpcdistill.data.images import encode_png, read_rgb
-from hpcdistill.data.index import Shard, load_index
+from hpcdistill.data.index import load_index
 from hpcdistill.data.outputs import check_images_out, check_page, save_image
 from hpcdistill.data.pack.fetching import refetch_named
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
-from hpcdistill.data.read.shard_stream import PlacedShard
 from hpcdistill.data.read.staging import stage
 from hpcdistill.errors import UserError
 from hpcdistill.evaluate import main as evaluate
@@ -214,13 +213,6 @@ def test_the_command_that_is_named_packs_elsewhere_and_can_be_pasted(tmp_path: P
     assert shlex.split(str(error.value).split("`")[1])[-1] == str(tmp_path / "not there")
 
 
-@pytest.mark.parametrize(
-    "remedy",
-    [
-        location._remedy,
-        lambda place: PlacedShard(place, Shard("shard-00000.tar", 0, ""), (), ()).remedy,
-    ],
-)
-def test_remedies_quote_the_folders_that_they_name(remedy: Callable[[str], str]) -> None:
+def test_remedies_quote_the_folders_that_they_name() -> None:
     place = "my holiday's sets/one"
-    assert place in shlex.split(remedy(place).split("`")[1])
+    assert place in shlex.split(location.remedy(place).split("`")[1])

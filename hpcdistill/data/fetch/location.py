@@ -71,26 +71,46 @@ def is_whole(path: Path, shard: Shard) -> bool:
 def copy_shard(place: str, shard: Shard, target: Path, stop: Callable[[], bool] = lambda: False) -> None:
     """Copy `shard` of the data set at `place` to `target`, which is replaced only by the bytes the index promises.
 
-    Raises UserError when the source cannot be read or holds other bytes, OSError when `target` cannot be written, and
-    Stopped once `stop` says so.
+    Raises what `read_shard` does, OSError when `target` cannot be written, and Stopped once `stop` says so.
     """
+    with replacing(target) as temporary, closing(_verified(place, shard)) as pieces, open(temporary, "wb") as file:
+        for piece in pieces:
+            if stop():
+                raise Stopped
+            file.write(piece)
+
+
+def read_shard(place: str, shard: Shard) -> bytes:
+    """All bytes of `shard`; UserError when it cannot be read or holds others than the index promises."""
+    return b"".join(_verified(place, shard))
+
+
+def check_shard(place: str, shard: Shard) -> None:
+    """UserError when a shard in the folder `place` is missing or of another length than in the index."""
+    path = Path(place) / shard.name
+    if not path.is_file():
+        raise UserError(f"{path}: this shard of the data set is missing; {remedy(place)}")
+    length = path.stat().st_size
+    if length != shard.length:
+        raise UserError(f"{path}: has {length} bytes instead of the index's {shard.length}; {remedy(place)}")
+
+
+def _verified(place: str, shard: Shard) -> Generator[bytes]:
+    """The bytes of `shard` as they come; UserError at the first one too many, or behind the last if one is wrong."""
     address = join(place, shard.name)
     digest, length = hashlib.sha256(), 0
-    with replacing(target) as temporary, closing(_pieces(address)) as pieces:
-        with open(temporary, "wb") as file:
-            for piece in pieces:
-                if stop():
-                    raise Stopped
-                length += len(piece)
-                if length > shard.length:
-                    break
-                digest.update(piece)
-                file.write(piece)
-        if length != shard.length:
-            more = "more" if length > shard.length else str(length)
-            raise UserError(f"{called(address)}: has {more} bytes instead of {shard.length}; {_remedy(place)}")
-        if digest.hexdigest() != shard.sha256:
-            raise UserError(f"{called(address)}: its sha256 differs from the index; {_remedy(place)}")
+    with closing(_pieces(address, remedy(place))) as pieces:
+        for piece in pieces:
+            length += len(piece)
+            if length > shard.length:
+                break
+            digest.update(piece)
+            yield piece
+    if length != shard.length:
+        more = "more" if length > shard.length else str(length)
+        raise UserError(f"{called(address)}: has {more} bytes instead of {shard.length}; {remedy(place)}")
+    if digest.hexdigest() != shard.sha256:
+        raise UserError(f"{called(address)}: its sha256 differs from the index; {remedy(place)}")
 
 
 @lru_cache(maxsize=32)
@@ -99,18 +119,17 @@ def _fetched(address: str) -> bytes:
     return fetch_bytes(address, limit=_INDEX_BYTES)
 
 
-def _pieces(address: str) -> Generator[bytes]:
+def _pieces(address: str, todo: str) -> Generator[bytes]:
     try:
         with open_stream(address) if is_remote(address) else open(address, "rb", buffering=0) as source:
             while piece := source.read(_PIECE):
                 yield piece
-    except FileNotFoundError:
-        raise UserError(f"{address}: missing; complete the data set, or pack it again") from None
     except OSError as error:
-        raise UserError(f"{address}: cannot be read ({error.strerror}); check the disk and the permissions") from None
+        raise UserError(f"{address}: cannot be read ({error.strerror}); {todo}") from None
 
 
-def _remedy(place: str) -> str:
+def remedy(place: str) -> str:
+    """What to do about a shard that is not what the index says."""
     if is_remote(place):
         return "it was packed again or is damaged on the server; try again, or take another copy"
-    return f"mend it with `python shards/verify.py {shlex.quote(place)} --repair`"
+    return f"mend it with `python shards/verify.py {shlex.quote(place)} --repair`, or pack the data set again"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from hpcdistill.data.fetch.location import check_shard, remedy
 from hpcdistill.data.images import MAX_PIXELS, read_packed
 from hpcdistill.data.index import Index, Member, Sample
 from hpcdistill.data.progress import Progress
@@ -66,7 +66,7 @@ class PackedImages:
         self.paths: list[Path] = []
         for folder, index in zip(folders, indices, strict=True):
             for shard in index.shards:
-                _check_shard(folder / shard.name, shard.length)
+                check_shard(str(folder), shard)
                 self.paths.append(folder / shard.name)
         self.sources = [sample.source for index in indices for sample in index.samples]
         self.images = [_place(role, folders, indices) for role in roles]
@@ -91,33 +91,30 @@ class PackedImages:
         place = self.images[image]
         path, source = self.sample(row, image)
         label = f"{path}: {place.role} of sample '{source}'"
-        folder = shlex.quote(str(path.parent))
-        remedy = f"find the damage with `python shards/verify.py {folder}` and pack the data set again"
+        todo = remedy(str(path.parent))
         length = int(place.lengths[row])
         try:
             content = os.pread(self._file(int(place.shards[row])), length, int(place.offsets[row]))
         except OSError as error:
-            raise UserError(f"{label} cannot be read ({error.strerror}); {remedy}") from None
+            raise UserError(f"{label} cannot be read ({error.strerror}); {todo}") from None
         if len(content) != length:
-            raise UserError(f"{label} is cut off; {remedy}")
-        return read_packed(content, (int(place.heights[row]), int(place.widths[row])), label, remedy)
+            raise UserError(f"{label} is cut off; {todo}")
+        return read_packed(content, (int(place.heights[row]), int(place.widths[row])), label, todo)
 
     def _file(self, shard: int) -> int:
         """The open shard. `pread` has no position that processes could share, so a fork may inherit the handle."""
-        handle = self._files.get(shard)
-        if handle is None:
-            with self._lock:
-                handle = self._files.get(shard)
-                if handle is None:
-                    try:
-                        handle = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-                    except OSError as error:
-                        if error.errno == errno.EMFILE:
-                            remedy = "raise the limit with `ulimit -n` or pack into larger shards"
-                            raise UserError(f"{self.paths[shard]}: too many open files; {remedy}") from None
-                        raise
-                    self._files[shard] = handle
-        return handle
+        with self._lock:
+            if shard not in self._files:
+                try:
+                    self._files[shard] = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    if error.errno == errno.EMFILE:
+                        raise UserError(
+                            f"{self.paths[shard]}: too many open files; raise the limit with `ulimit -n` or pack into "
+                            "larger shards"
+                        ) from None
+                    raise
+            return self._files[shard]
 
     def close(self) -> None:
         """Close the shards; they are opened again when needed."""
@@ -127,13 +124,6 @@ class PackedImages:
     def __del__(self) -> None:
         if hasattr(self, "_files"):
             self.close()
-
-    def __getstate__(self) -> dict[str, Any]:  # a spawned worker opens its own
-        return {**{k: v for k, v in self.__dict__.items() if k != "_lock"}, "_files": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
 
 
 class DecodedImages:
@@ -206,14 +196,6 @@ def check_memory(length: int, images: int) -> None:
             f"data.cache=ram needs {needed / 2**30:.1f} GiB for {plural(images, 'image')}"
             f"{f' on {ranks} ranks' if ranks > 1 else ''}, {available / 2**30:.1f} GiB are free; set data.cache=none"
         )
-
-
-def _check_shard(path: Path, length: int) -> None:
-    remedy = "pack the data set again (or copy the shard once more)"
-    if not path.is_file():
-        raise UserError(f"{path}: this shard of the data set is missing; {remedy}")
-    if path.stat().st_size != length:
-        raise UserError(f"{path}: {path.stat().st_size} bytes instead of the index's {length}; {remedy}")
 
 
 def _place(role: str, folders: Sequence[Path], indices: Sequence[Index]) -> ImageTable:

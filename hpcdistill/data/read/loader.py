@@ -26,6 +26,7 @@ from hpcdistill.errors import LostProcess, UserError
 from hpcdistill.ranks import watchdog
 
 Batch = dict[str, Tensor]
+Batches = Callable[[range, int, int], Iterator[Batch]]  # of the steps of one worker, its number, their number
 
 _LOOK = 0.5  # seconds between two looks at signals and processes while a batch is waited for
 _GRACE = 1.0  # seconds that processes have to end by themselves
@@ -43,26 +44,31 @@ class StopWaiting(Exception):
 
 
 class ReadAhead(DataLoader[Batch]):
-    """A loader whose iterators raise a worker's UserError and end their workers when they are closed or exhausted.
+    """The batches of steps first .. last - 1; iterators end their workers when they are closed or exhausted.
 
-    It delivers this rank's share already: do not pass it through `Accelerator.prepare`. Iterating raises LostProcess
-    when a worker was killed or, in a process that is alone, no batch came for `patience` seconds; UserError when there
-    is no room in shared memory; StopWaiting.
+    `batches(steps, worker, workers)` gives those of `steps`, which are every n-th for n workers; the workers are asked
+    in turn, so that all come in the order of the steps. They are this rank's share already: do not pass the loader
+    through `Accelerator.prepare`. Iterating raises a worker's UserError; LostProcess when a worker was killed or, in a
+    process that is alone, no batch came for `patience` seconds; UserError when there is no room in shared memory;
+    StopWaiting.
     """
 
     patience = 600.0
 
-    def __init__(self, source: Dataset[Batch], workers: int, pin_memory: bool, **options: Any) -> None:
+    def __init__(self, batches: Batches, first: int, last: int, workers: int, pin_memory: bool) -> None:
+        self._steps = range(first, last)
         super().__init__(
-            source,
+            _Steps(batches, self._steps),
             batch_size=None,
             num_workers=workers,
             pin_memory=pin_memory,
             timeout=_LOOK if workers > 0 else 0,
             worker_init_fn=leave_signals_to_the_trainer,
             multiprocessing_context="fork" if workers > 0 else None,  # shares the cache `ram` without a copy
-            **options,
         )
+
+    def __len__(self) -> int:
+        return len(self._steps)
 
     def __iter__(self) -> Generator[Batch]:  # type: ignore[override]
         workers: list[BaseProcess] = []
@@ -135,24 +141,7 @@ class StepLoader(ReadAhead):
     """The items first .. last - 1 of a reader, in this order."""
 
     def __init__(self, reader: Dataset[Batch], first: int, last: int, workers: int, pin_memory: bool) -> None:
-        super().__init__(_ErrorsAsItems(reader), workers, pin_memory, sampler=range(first, last))
-
-
-class StreamLoader(ReadAhead):
-    """The batches of steps first .. last - 1 from workers that each read their own part of a stream.
-
-    `batches(steps, worker, workers)` gives those of `steps`, which are every n-th for n workers; the loader asks its
-    workers in turn, so that all come in the order of the steps.
-    """
-
-    def __init__(
-        self, batches: Callable[[range, int, int], Iterator[Batch]], first: int, last: int, workers: int, pin: bool
-    ) -> None:
-        self._steps = range(first, last)
-        super().__init__(_StreamedSteps(batches, self._steps), workers, pin)
-
-    def __len__(self) -> int:
-        return len(self._steps)
+        super().__init__(lambda steps, *_: map(reader.__getitem__, steps), first, last, workers, pin_memory)
 
 
 def leave_signals_to_the_trainer(worker: int) -> None:
@@ -161,23 +150,10 @@ def leave_signals_to_the_trainer(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class _ErrorsAsItems(Dataset[Batch]):
-    """Hands a UserError over as an item: torch would make its message the worker's traceback."""
+class _Steps(IterableDataset[Batch]):
+    """What one worker delivers; a UserError as the last item, as torch would make its message the traceback."""
 
-    def __init__(self, reader: Dataset[Batch]) -> None:
-        self._reader = reader
-
-    def __getitem__(self, step: int) -> Any:
-        try:
-            return _handed_over(self._reader[step])
-        except UserError as error:
-            return error
-
-
-class _StreamedSteps(IterableDataset[Batch]):
-    """What one worker delivers; a UserError as the last item."""
-
-    def __init__(self, batches: Callable[[range, int, int], Iterator[Batch]], steps: range) -> None:
+    def __init__(self, batches: Batches, steps: range) -> None:
         self._batches = batches
         self._steps = steps
 

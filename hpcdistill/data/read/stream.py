@@ -1,6 +1,9 @@
 """The reader `stream`: webdataset's shards, of local folders and of http(s) addresses, through its shuffle buffer.
 
-For sets that are far away or too large for random access: each shard is read once from front to back by one process.
+For sets that are far away or too large for random access: each shard is read from front to back by one process, into
+memory, and compared with the sha256 of the index before the first of its images is used. The images are cut out at the
+places that the index says: no tar is parsed, so nothing in it is unpacked, unpickled or executed.
+
 The order of the samples and the point where a run resumes are therefore NOT exact, unlike the indexed reader's:
 
 - a slot is one reader process of one rank; in each pass over the data the shards are dealt to the slots anew, or, when
@@ -11,15 +14,14 @@ The order of the samples and the point where a run resumes are therefore NOT exa
 - the batches are the same for the same (seed, ranks, workers, first step), and others when one of them changes. A run
   resumed at step k starts a pass of its own: some samples come twice and others not until the next pass. What was
   drawn before it is not repeated, as shards are dealt by (seed, pass, first step) and crops by the draw's number.
-
-Shards are checked against the index as they are read (`data.read.shard_stream`); nothing is unpickled or executed.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from webdataset import shuffle
@@ -28,15 +30,51 @@ from hpcdistill.console import warn
 from hpcdistill.data import held_out
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.counter import STREAM, draw
-from hpcdistill.data.fetch.location import is_remote
-from hpcdistill.data.index import Index
+from hpcdistill.data.fetch.location import called, check_shard, is_remote, join, read_shard, remedy
+from hpcdistill.data.images import read_packed
+from hpcdistill.data.index import Index, Sample, Shard
 from hpcdistill.data.needs import Needs, load_indices
 from hpcdistill.data.read.augmentation import PairCrops, Patches, Planes, Rgb, planes_of
 from hpcdistill.data.read.domains import check_sides, half
-from hpcdistill.data.read.loader import Batch, StreamLoader
+from hpcdistill.data.read.loader import Batch, ReadAhead
 from hpcdistill.data.read.order import BatchShare
-from hpcdistill.data.read.shard_stream import EncodedSample, PlacedShard, ShardPart, placed_shards, read_samples
 from hpcdistill.errors import UserError
+
+
+@dataclass(frozen=True)
+class StreamedShard:
+    """A shard, the data set it belongs to, and the samples that are taken of it."""
+
+    place: str
+    shard: Shard
+    samples: tuple[Sample, ...]  # in the index's order
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample as it came in: the files of the roles that are needed, not decoded yet."""
+
+    sample: Sample
+    shard: StreamedShard
+    contents: dict[str, bytes]  # by role
+
+    def image(self, role: str) -> Rgb:
+        """Decode one; UserError when it cannot be, or has another size than in the index."""
+        member = self.sample.member(role)
+        assert member is not None
+        address = called(join(self.shard.place, self.shard.shard.name))
+        label = f"{address}: {role} of sample '{self.sample.source}'"
+        return read_packed(self.contents[role], (member.height, member.width), label, remedy(self.shard.place))
+
+
+def read_samples(shards: Iterable[StreamedShard], roles: Collection[str]) -> Iterator[EncodedSample]:
+    """The samples of `shards` one after the other, with their files of `roles`; UserError as of `read_shard`."""
+    for part in shards:
+        content = read_shard(part.place, part.shard)
+        for sample in part.samples:
+            members = {role: member for role in roles if (member := sample.member(role))}
+            files = {role: content[one.offset : one.offset + one.length] for role, one in members.items()}
+            yield EncodedSample(sample, part, files)
 
 
 class StreamReader:
@@ -68,13 +106,13 @@ class StreamReader:
         make = _PatchBatches if needs.kind == "lr-hr" else _CropBatches
         self._batch_of = make(places, indices, needs, config, seed)
         self._streams = [
-            _SampleStream(number, placed_shards(places, indices, usable), roles, seed, config.shuffle_buffer)
+            _SampleStream(number, _shards_with(usable, places, indices), roles, seed, config.shuffle_buffer)
             for number, (roles, usable) in enumerate(self._batch_of.streams)
         ]
         self.samples = max(stream.size for stream in self._streams)
 
-    def loader(self, first: int, last: int, workers: int = 0, pin_memory: bool = False) -> StreamLoader:
-        """The batches of steps first .. last - 1, in this order; see `StreamLoader`."""
+    def loader(self, first: int, last: int, workers: int = 0, pin_memory: bool = False) -> ReadAhead:
+        """The batches of steps first .. last - 1, in this order; see `ReadAhead`."""
         slots = self._share.ranks * max(1, workers)
         for stream in self._streams:
             if len(stream.shards) < slots and stream.is_remote:
@@ -82,7 +120,7 @@ class StreamReader:
                     f"{len(stream.shards)} shards for {slots} readers: some are sent several times a pass; "
                     "fewer data.workers or smaller shards send less"
                 )
-        return StreamLoader(self._batches, first, last, workers, pin_memory)
+        return ReadAhead(self._batches, first, last, workers, pin_memory)
 
     def _batches(self, steps: range, worker: int, workers: int) -> Iterator[Batch]:
         """The batches of `steps`, which are those of one worker of this rank."""
@@ -150,11 +188,31 @@ class _CropBatches:
         return half(both, source), half(both, target)
 
 
+def _shards_with(usable: Collection[int], places: Sequence[str], indices: Sequence[Index]) -> list[StreamedShard]:
+    """The shards that hold one of the `usable` samples, which are numbered through all data sets.
+
+    UserError when a local one is missing or of another length.
+    """
+    found: list[StreamedShard] = []
+    numbers = itertools.count()
+    for place, index in zip(places, indices, strict=True):
+        taken: list[list[Sample]] = [[] for _ in index.shards]
+        for sample in index.samples:
+            if next(numbers) in usable:
+                taken[sample.shard].append(sample)
+        for shard, samples in zip(index.shards, taken, strict=True):
+            if samples:
+                if not is_remote(place):
+                    check_shard(place, shard)
+                found.append(StreamedShard(place, shard, tuple(samples)))
+    return found
+
+
 class _SampleStream:
     """An endless stream of samples: all of a set, or one of the two domains of an unpaired set."""
 
     def __init__(
-        self, number: int, shards: Sequence[PlacedShard], roles: Collection[str], seed: int, shuffle_buffer: int
+        self, number: int, shards: Sequence[StreamedShard], roles: Collection[str], seed: int, shuffle_buffer: int
     ) -> None:
         """`roles` are the images that are read; `number` tells the streams apart."""
         self._number = number
@@ -162,7 +220,7 @@ class _SampleStream:
         self._seed = seed
         self._buffer = shuffle_buffer
         self.shards = shards
-        self.size = sum(len(shard.usable) for shard in shards)
+        self.size = sum(len(shard.samples) for shard in shards)
         assert self.size
         self.is_remote = any(is_remote(shard.place) for shard in shards)
 
@@ -174,19 +232,20 @@ class _SampleStream:
                 rng = random.Random(self._word(number, start, slot))
                 yield from shuffle(self._buffer, rng=rng)(read_samples(parts, self._roles))
 
-    def _parts(self, number: int, slot: int, slots: int, start: int) -> list[ShardPart]:
+    def _parts(self, number: int, slot: int, slots: int, start: int) -> list[StreamedShard]:
         """What `slot` takes in pass `number`: no sample twice, and each is some slot's."""
         count = len(self.shards)
         # Keyed by the first step, too: jobs that never get to the end of a pass would else see its beginning only.
         words = draw(self._seed, STREAM, start * count + np.arange(count), part=4 * number + self._number)
         order = np.argsort(words[0], kind="stable").tolist()
         if count >= slots:
-            return [ShardPart(self.shards[shard]) for shard in order[slot::slots]]
+            return [self.shards[shard] for shard in order[slot::slots]]
         sharing = len(range(slot % count, slots, count))
         # Another place among the sharing slots in each pass, or a slot could go without samples for ever.
         first = (slot // count + number) % sharing
-        part = ShardPart(self.shards[order[slot % count]], first, sharing)
-        return [part] if part.samples else []
+        shard = self.shards[order[slot % count]]
+        samples = shard.samples[first::sharing]
+        return [replace(shard, samples=samples)] if samples else []
 
     def _word(self, number: int, start: int, slot: int) -> int:
         words = draw(self._seed, STREAM, np.array([start << 24 | slot]), part=4 * number + 2 + self._number)

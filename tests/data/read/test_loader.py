@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from hpcdistill.data.read.loader import Batch, ReadAhead, StepLoader, StreamLoader
+from hpcdistill.data.read.loader import Batch, ReadAhead, StepLoader
 from hpcdistill.errors import LostProcess, UserError
 
 CLONE = Path(__file__).resolve().parents[3]
@@ -47,7 +47,7 @@ def steps(happens: Happens | None = None, workers: int = 2) -> ReadAhead:
 
 
 def streamed(happens: Happens | None = None, workers: int = 2) -> ReadAhead:
-    return StreamLoader(Numbers(happens).batches, 0, STEPS, workers, False)
+    return ReadAhead(Numbers(happens).batches, 0, STEPS, workers, False)
 
 
 LOADERS = [steps, streamed]
