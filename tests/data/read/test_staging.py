@@ -122,7 +122,13 @@ def test_only_what_is_damaged_is_copied_again(source: Path, scratch: Path, copie
 
 @pytest.mark.parametrize(
     "stop",
-    [KeyboardInterrupt(), OSError(errno.EIO, "broken"), OSError(errno.ENOSPC, "full"), UserError("no connection"), None],
+    [
+        KeyboardInterrupt(),
+        OSError(errno.EIO, "broken"),
+        OSError(errno.ENOSPC, "full"),
+        UserError("no connection"),
+        None,
+    ],
     ids=["Ctrl-C", "disk", "full", "network", "signal"],
 )
 def test_stopped_and_resumed(
