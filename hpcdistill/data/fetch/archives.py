@@ -1,4 +1,4 @@
-"""The members of a zip or tar archive, each one checked: what may escape, bomb or hide is refused.
+"""The files of a zip or tar archive, each one checked: what may escape, bomb or hide is refused.
 
 The kind is told from the content, not from the name: zip, tar, and tar under gzip, xz or bzip2. zipfile and tarfile
 read it, but `extractall` does not do, filter="data" included: 71 of the 85 tests in test_unpacking.py failed with it.
@@ -19,7 +19,7 @@ import tarfile
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -27,7 +27,7 @@ from typing import IO, Any, cast
 from hpcdistill.data.progress import megabytes
 from hpcdistill.errors import UserError
 
-PIECE = 1 << 20
+_PIECE = 1 << 20
 _COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -46,23 +46,23 @@ class Limits:
     """How much an archive may hold. DIV2K has 900 members and 3.5 GB; edges2shoes 50,000 members and 2 GB."""
 
     members: int = 300_000
-    bytes: int = 200 << 30  # written
-    ratio: float = 200.0  # bytes written for a byte of the archive ...
-    ratio_from: int = 64 << 20  # ... once more than this many were written
+    bytes: int = 200 << 30  # unpacked
+    ratio: float = 200.0  # unpacked bytes for a byte of the archive ...
+    ratio_from: int = 64 << 20  # ... once there are more than this many
     depth: int = 16  # folders in a path
     name: int = 255  # bytes in one name of a path, as file systems have it
 
-    def by_ratio(self, archive: Path) -> int:
-        """Bytes that `archive` may unpack to for its size."""
-        return max(self.ratio_from, int(self.ratio * archive.stat().st_size))
+    def most(self, archive: Path) -> int:
+        """Bytes that `archive` may unpack to."""
+        return min(self.bytes, max(self.ratio_from, int(self.ratio * archive.stat().st_size)))
 
 
 @dataclass(frozen=True)
 class ArchiveFile:
-    """One regular file of an archive; its content has to be taken before the next entry is."""
+    """One regular file of an archive; its content has to be taken before the next one is."""
 
     path: str  # its parts joined by "/", relative, harmless
-    content: Iterator[bytes]  # in pieces of at most `PIECE` bytes
+    content: Iterator[bytes]
     consumed: int  # bytes of the archive read so far, for progress
 
 
@@ -75,13 +75,27 @@ def declared_bytes(archive: Path) -> int:
         return archive.stat().st_size
 
 
-def entries(archive: Path, limits: Limits) -> Iterator[ArchiveFile]:
+def archive_files(archive: Path, limits: Limits) -> Iterator[ArchiveFile]:
     """The regular files of `archive` in its order, without hidden ones; UserError at the first thing that is refused.
 
-    A zip's names are all checked before its first entry is given, a tar's as they come.
+    A zip's names are all checked before its first file is given, a tar's as they come.
     """
     with _damage_named(archive), open(archive, "rb") as file:
-        yield from (_zip_entries if _is_zip(archive, file) else _tar_entries)(archive, file, limits)
+        yield from (_zip_files if _is_zip(archive, file) else _tar_files)(archive, file, limits)
+
+
+def too_much(archive: Path, limit: int) -> UserError:
+    """The one line for an archive that would unpack to more than `limit` bytes."""
+    return UserError(
+        f"{archive}: unpacks to more than the {megabytes(limit)} allowed for its size, as a bomb does and no images "
+        "do; nothing of it was kept"
+    )
+
+
+def _content(archive: Path, member: IO[bytes]) -> Iterator[bytes]:
+    with _damage_named(archive):
+        while piece := member.read(_PIECE):
+            yield piece
 
 
 @contextmanager
@@ -89,20 +103,16 @@ def _damage_named(archive: Path) -> Iterator[None]:
     """Turn whatever Python's readers raise for a damaged archive, which nobody has listed, into one line."""
     try:
         yield
-        return
     except UserError:
         raise
-    except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # gzip and bz2 raise it bare; EINVAL: a seek before the beginning
-            raise UserError(
-                f"{archive}: cannot be read ({error.strerror}); check the disk, or get the archive again"
-            ) from None
-        problem = str(error)
     except Exception as error:
-        problem = str(error) or type(error).__name__
-    raise UserError(
-        f"{archive}: damaged ({_printable(problem)}); get the archive again (a downloaded one: remove it first)"
-    )
+        # gzip and bz2 raise OSErrors without a number; EINVAL: a seek before the beginning
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            why, remedy = f"cannot be read ({error.strerror})", "check the disk, or get the archive again"
+        else:
+            why = f"damaged ({_printable(str(error) or type(error).__name__)})"
+            remedy = "get the archive again (a downloaded one: remove it first)"
+        raise UserError(f"{archive}: {why}; {remedy}") from None
 
 
 def _is_zip(archive: Path, file: IO[bytes]) -> bool:
@@ -113,16 +123,10 @@ def _is_zip(archive: Path, file: IO[bytes]) -> bool:
         return True
     if beginning.startswith(tuple(_COMPRESSIONS)) or beginning[257:262] == b"ustar":
         return False
-    problem = "empty" if not beginning else "neither a zip nor a tar archive (its first bytes belong to neither)"
+    problem = "neither a zip nor a tar archive (its first bytes belong to neither)" if beginning else "empty"
     raise UserError(
         f"{archive}: {problem}; remove it and fetch it again, or unpack it yourself and use `--from FOLDER`"
     )
-
-
-def _content(archive: Path, member: IO[bytes]) -> Iterator[bytes]:
-    with _damage_named(archive):
-        while piece := member.read(PIECE):
-            yield piece
 
 
 class _Names:
@@ -130,8 +134,7 @@ class _Names:
 
     def __init__(self, archive: Path, limits: Limits) -> None:
         self._archive, self._limits = archive, limits
-        self._files: set[str] = set()
-        self._folders: dict[str, str] = {}
+        self._claimed: dict[str, str] = {}  # path as disks compare it -> as it is written
         self._members = 0
 
     def refuse(self, name: str, problem: str) -> UserError:
@@ -158,33 +161,26 @@ class _Names:
             return None
         if not parts or name.endswith("/"):
             raise self.refuse(name, "is a file with the name of a folder")
-        self._claim(name, parts)
+        for depth in range(1, len(parts)):
+            self._claim(name, "/".join(parts[:depth]) + "/")
+        self._claim(name, "/".join(parts))
         return "/".join(parts)
 
-    def _claim(self, name: str, parts: list[str]) -> None:
+    def _claim(self, name: str, path: str) -> None:
+        """Take `path`, which ends in a slash for a folder: several members may lie in one, if they call it the same."""
         # Names that differ in case or Unicode form only are one file on some disks (macOS, exFAT): which of the two
         # survived would depend on the machine.
-        path = ""
-        for part in parts[:-1]:
-            path = f"{path}/{part}"
-            folded = _folded(path)
-            if folded in self._files or self._folders.setdefault(folded, path) != path:
-                raise self.refuse(name, "lies in a folder whose name another member has, or has but for its case")
-        folded = _folded(f"{path}/{parts[-1]}")
-        if folded in self._files or folded in self._folders:
-            raise self.refuse(name, "is there twice, or again but for its case")
-        self._files.add(folded)
-
-
-def _folded(path: str) -> str:
-    return unicodedata.normalize("NFC", path).casefold()
+        folded = unicodedata.normalize("NFC", path.removesuffix("/")).casefold()
+        known = self._claimed.setdefault(folded, path)
+        if known is not path and not (known == path and path.endswith("/")):
+            raise self.refuse(name, "is there twice, or again but for its case, or as a file and as a folder")
 
 
 def _printable(text: str) -> str:
     return text.encode("unicode_escape").decode()[:200]
 
 
-def _zip_entries(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[ArchiveFile]:
+def _zip_files(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[ArchiveFile]:
     names = _Names(archive, limits)
     with zipfile.ZipFile(file) as opened:
         infos = opened.infolist()
@@ -192,8 +188,8 @@ def _zip_entries(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[Arc
         _check_overlaps(infos, archive.stat().st_size, names)
         consumed = 0
         for info, path in taken:
+            consumed += info.compress_size
             with opened.open(info) as member:
-                consumed += info.compress_size
                 yield ArchiveFile(path, _content(archive, member), consumed)
 
 
@@ -241,35 +237,30 @@ class _Bounded(io.RawIOBase):
         self._file, self._left, self._limit, self._archive = file, limit, limit, archive
 
     def read(self, size: int | None = -1) -> bytes:
-        piece = self._file.read(PIECE if size is None or size < 0 else size)
+        piece = self._file.read(_PIECE if size is None or size < 0 else size)
         self._left -= len(piece)
         if self._left < 0:
-            raise UserError(
-                f"{self._archive}: holds more than the {megabytes(self._limit)} allowed for its size; it is no data set"
-            )
+            raise too_much(self._archive, self._limit)
         return piece
 
 
-def _tar_entries(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[ArchiveFile]:
+def _tar_files(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[ArchiveFile]:
     names = _Names(archive, limits)
     beginning = file.read(6)
     file.seek(0)
     plain = next((opened(file) for magic, opened in _COMPRESSIONS.items() if beginning.startswith(magic)), file)
-    bounded = _Bounded(plain, min(limits.bytes, limits.by_ratio(archive)) + _TAR_MEMBER * limits.members, archive)
-    stream = cast(IO[bytes], bounded)
-    with closing(tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictInfo, bufsize=PIECE)) as opened:
+    bounded = _Bounded(plain, limits.most(archive) + _TAR_MEMBER * limits.members, archive)
+    with tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r|", tarinfo=_StrictInfo, bufsize=_PIECE) as opened:
         while (info := opened.next()) is not None:
             opened.members.clear()  # type: ignore[attr-defined]  # what tarfile has seen, and a stream never needs
             if info.islnk() or info.issym():
                 raise names.refuse(info.name, "is a link")
             if info.issparse() or not (info.isfile() or info.isdir()):
                 raise names.refuse(info.name, "is neither a plain file nor a folder")
-            if info.size < 0:
-                raise tarfile.ReadError("a size below zero")
             path = names.check(info.name, folder=info.isdir())
             if path is not None:
                 member = opened.extractfile(info)
                 assert member is not None, "a regular file has content"
                 yield ArchiveFile(path, _content(archive, member), file.tell())
-    while bounded.read(PIECE):  # to the end: the checksum of gzip, xz and bzip2 is there
+    while bounded.read(_PIECE):  # to the end: the checksum of gzip, xz and bzip2 is there
         pass

@@ -25,20 +25,19 @@ from hpcdistill.data.fetch.transfer import (
     RETRIES,
     TIMEOUT,
     Attempts,
-    OutOfRange,
-    Reply,
+    Changed,
+    GaveUp,
+    RemoteFile,
     TransferFailure,
     check_scheme,
-    open_at,
     shown,
 )
-from hpcdistill.data.progress import BYTES, Progress, megabytes
+from hpcdistill.data.progress import BYTES, Progress
 from hpcdistill.errors import UserError
 from hpcdistill.settings import LONGEST_NAME, Section
 from hpcdistill.storage import parse_json, sha256_file, sync_file, sync_folder, write_json
 
 LARGEST = 64 << 30  # bytes taken from a server that does not say how many there are
-_HTML = (b"<!doctype html", b"<html", b"<head", b"<body")
 _REMEDY = "check the network, or give a copy with `--from FILE` or another address with `--mirror URL`"
 
 
@@ -188,7 +187,6 @@ class _Origin:
 
     address: str
     validator: str | None
-    total: int | None
 
 
 _ORIGIN: TypeAdapter[_Origin] = TypeAdapter(_Origin)
@@ -230,7 +228,6 @@ class _Fetch:
         # With a digest to compare at the end, a part may be resumed on trust: from another mirror, without an ETag.
         known = download.sha256 or download.sha256_prefix or recorded(path.parent).get(path.name)
         self.has_digest = known is not None
-        self.fresh = False  # every byte of the part came from one address and version during this call
 
     def run(self, addresses: list[str]) -> None:
         """Try the addresses in turn; UserError with each one's reason when none gave the file."""
@@ -241,109 +238,69 @@ class _Fetch:
             for position, address in enumerate(addresses):
                 try:
                     return self._from(address)
-                except TransferFailure as failure:
+                except GaveUp as failure:
                     failures.append(f"{shown(address)}: {failure.reason}")
                     if position + 1 < len(addresses):
                         warn(f"{failures[-1]}; trying the next address")
         raise UserError(f"{self.path.name} could not be fetched from {'; '.join(failures)}; {_REMEDY}")
 
     def _from(self, address: str) -> None:
-        attempts = Attempts(f"{self.path.name} from {shown(address)}", self.retries, self.pause)
-        self.fresh = False
+        """Bring the part to its end and verify it; GaveUp when this address does not give the file."""
+        attempts = Attempts(shown(address), self.retries, self.pause)
         while True:
-            before = self.part.size()
+            origin, have = self.part.origin(), self.part.size()
+            validator = origin.validator if origin and origin.address == address else None
+            if not (validator or self.has_digest) or have > (self.download.bytes or LARGEST):
+                self.part.remove()
+                have, validator = 0, None
             try:
-                self._receive(address)
-            except TransferFailure as failure:
-                attempts.again(failure, progress=self.part.size() > before)
+                if not have or have != self.download.bytes:
+                    self._receive(address, have, validator, attempts)
+            except GaveUp as error:
+                if not isinstance(error.failure, Changed):
+                    raise
+                self.part.remove()
+                attempts.again(TransferFailure(error.reason, again=True))
                 continue
             problem = self._finish(address)
             if problem is None:
                 return
             self.part.remove()
             # Bytes of an earlier call or another mirror may be to blame: once more, all from here.
-            if self.fresh:
-                raise TransferFailure(problem)
+            if not have:
+                attempts.again(TransferFailure(problem))
             warn(f"{self.path}: {problem}; starting again from zero")
 
-    def _receive(self, address: str) -> None:
-        """Add to the part until the file is whole, as far as its size tells; raises TransferFailure."""
-        origin, have = self.part.origin(), self.part.size()
-        same = origin is not None and origin.address == address
-        validator = origin.validator if origin and same else None
-        total = self.download.bytes or (origin.total if origin else None)
-        if have and (not (validator or self.has_digest) or (total is not None and have > total)):
-            self.part.remove()
-            have = 0
-        if have and have == total:
-            return
-        try:
-            reply = open_at(address, have, validator=validator, timeout=self.timeout)
-        except OutOfRange as failure:
-            if failure.total == have or (failure.total is None and self.has_digest and not self.fresh):
-                return  # it was whole already; the digest tells
-            self.part.remove()
-            raise
-        with reply:
-            if reply.is_html:
-                raise TransferFailure("sends a web page instead of the file")
-            if reply.first and same and validator and reply.validator not in (None, validator):
-                self.part.remove()
-                raise TransferFailure("the file on the server has changed", again=True)
-            self._save(reply, _Origin(address, reply.validator, reply.total), have)
-
-    def _save(self, reply: Reply, origin: _Origin, have: int) -> None:
+    def _receive(self, address: str, have: int, validator: str | None, attempts: Attempts) -> None:
+        """Add what is behind the first `have` bytes to the part; GaveUp when it does not come, or too much of it."""
         size = self.download.bytes
-        total = size if size is not None else reply.total
-        limit = LARGEST if total is None else total
-        piece = self._read(reply, reply.first, total)
-        if not reply.first and piece.lstrip(b"\xef\xbb\xbf \t\r\n")[:14].lower().startswith(_HTML):
-            raise TransferFailure("sends a web page instead of the file")
-        if size is not None and reply.total not in (None, size):
-            raise TransferFailure(f"has {reply.total} bytes instead of {size}")
-        if not piece and not total:
-            raise TransferFailure("sends an empty file", again=True)
-        if not reply.first and piece:  # only now, with something better at hand, is an old part given up
-            self.part.remove()
-            self.fresh, have = True, 0
-        if total is not None:
-            check_space(self.path.parent, total - have, self.path.name)
-        self.progress.restart(have, total)
-        try:
-            write_json(self.part.sidecar, asdict(origin))
-            with open(self.part.path, "ab", buffering=0) as file:
-                while piece:
-                    have += len(piece)
-                    if have > limit:
-                        break
-                    view = memoryview(piece)
-                    while view:
-                        view = view[file.write(view) :]
-                    self.progress.advance(len(piece))
-                    piece = self._read(reply, have, total)
-        except OSError as error:
-            raise cannot_write(self.path, error, "; what has come is kept") from None
-        if have > limit:
-            self.part.remove()
-            raise TransferFailure(f"sends more than the {limit} bytes expected")
-
-    def _read(self, reply: Reply, have: int, total: int | None) -> bytes:
-        """The next bytes, b"" at the end; TransferFailure when the connection breaks before `total`."""
-        try:
-            piece = reply.read(PIECE)
-            if not piece and total is not None and have < total:
-                raise TransferFailure("the connection broke off", again=True)
-        except TransferFailure as failure:
-            at = megabytes(have) + ("" if total is None else f" of {megabytes(total)}")
-            raise TransferFailure(f"{failure.reason} at {at}", again=failure.again) from None
-        return piece
+        with RemoteFile(address, have, attempts, self.timeout, validator=validator, total=size) as source:
+            if source.total is not None:
+                check_space(self.path.parent, source.total - have, self.path.name)
+            self.progress.restart(have, source.total)
+            limit = LARGEST if source.total is None else source.total
+            piece = source.read(PIECE)  # nothing is written before the first bytes have come
+            try:
+                write_json(self.part.sidecar, asdict(_Origin(address, source.validator)))
+                with open(self.part.path, "ab", buffering=0) as file:
+                    while piece and source.position <= limit:
+                        view = memoryview(piece)
+                        while view:
+                            view = view[file.write(view) :]
+                        self.progress.advance(len(piece))
+                        piece = source.read(PIECE)
+            except OSError as error:
+                raise cannot_write(self.path, error, "; what has come is kept") from None
+            if source.position > limit:
+                self.part.remove()
+                attempts.again(TransferFailure(f"sends more than the {limit} bytes expected"))
 
     def _finish(self, address: str) -> str | None:
         """Verify the part and give it its name; what is wrong with it, or None."""
         try:
             sync_file(self.part.path)
             size, digest = self.part.size(), sha256_file(self.part.path)
-            problem = _mismatch(self.download, size, digest, self.path)
+            problem = _mismatch(self.download, size, digest, self.path) if size else "is empty"
             if problem is None:
                 if self.download.sha256 is None:
                     entry = {"bytes": size, "sha256": digest, "address": shown(address)}

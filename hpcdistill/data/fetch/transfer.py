@@ -1,4 +1,4 @@
-"""Reading http(s) addresses: one request, when to try it again, small files whole, large ones from front to back.
+"""Reading http(s) addresses from front to back, whatever happens to the connections.
 
 Only http and https, also after a redirect. Proxies of the environment are used except for this machine itself.
 """
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -30,27 +30,31 @@ _LONGEST_PAUSE = 30.0  # seconds
 _LONGEST_RETRY_AFTER = 120.0  # seconds; who asks for more is not asked again
 _REDIRECTS = 10
 _AGAIN = (408, 425, 429)  # HTTP states that may pass, with all from 500 on
-_REMEDY = "check the address and the network"
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
+_HTML = (b"<!doctype html", b"<html", b"<head", b"<body")
+_WEB_PAGE = "sends a web page instead of the file"
 
 
 class TransferFailure(Exception):
-    """Why an address did not give what it should; `again`: the next try may do, not before `after` seconds."""
+    """Why one try failed; `again`: the next may not, after `after` seconds, but no more than `tries` in a row."""
 
     def __init__(
         self, reason: str, *, again: bool = False, after: float | None = None, tries: int | None = None
     ) -> None:
         super().__init__(reason)
-        self.reason, self.again, self.after = " ".join(reason.split()), again, after
-        self.tries = tries  # at most in a row, None = as many as usual
+        self.reason, self.again, self.after, self.tries = " ".join(reason.split()), again, after, tries
 
 
-class OutOfRange(TransferFailure):
-    """HTTP 416: what was asked for begins behind the end of the file, which has `total` bytes (None: not said)."""
+class Changed(TransferFailure):
+    """What has come so far belongs to another file than the one that the server has now."""
 
-    def __init__(self, total: int | None) -> None:
-        super().__init__("the file on the server is shorter than what is here", again=True)
-        self.total = total
+
+class GaveUp(UserError):
+    """The address does not give the file: one line, and its `reason` alone."""
+
+    def __init__(self, label: str, reason: str, failure: TransferFailure) -> None:
+        super().__init__(f"{label}: {reason}; check the address and the network")
+        self.reason, self.failure = reason, failure
 
 
 class Attempts:
@@ -65,66 +69,20 @@ class Attempts:
         self._in_a_row = self._in_all = 0
 
     def again(self, failure: TransferFailure, *, progress: bool = False) -> None:
-        """Wait for the next try, or raise a TransferFailure. `progress`: the last try brought some bytes."""
+        """Wait for the next try, or raise GaveUp. `progress`: the last try brought some bytes."""
+        if not failure.again:
+            raise GaveUp(self._label, failure.reason, failure) from None
         self._in_a_row = 1 if progress else self._in_a_row + 1
         self._in_all += 1
-        if not failure.again:
-            raise failure
         most = self._retries if failure.tries is None else min(self._retries, failure.tries - 1)
         if self._in_a_row > most or self._in_all > _TRIES_IN_ALL * self._retries:
             tries = f" ({self._in_all} tries)" if self._in_all > 1 else ""
-            raise TransferFailure(f"{failure.reason}{tries}") from None
+            raise GaveUp(self._label, f"{failure.reason}{tries}", failure) from None
         seconds = min(2.0 ** (self._in_a_row - 1), _LONGEST_PAUSE)
         if failure.after is not None:
             seconds = max(failure.after, 0.0)
         say(f"{self._label}: {failure.reason}; trying again in {seconds:.0f} s")
         self._pause(seconds)
-
-
-class Reply:
-    """An answered request whose body has not been read yet. Use it in a `with`."""
-
-    def __init__(
-        self, session: requests.Session, response: requests.Response, first: int, total: int | None, timeout: float
-    ) -> None:
-        self.first = first  # the body's first byte is this one of the file
-        self.total = total  # bytes of the whole file, None if the server does not say
-        self._session, self._response, self._timeout = session, response, timeout
-
-    @property
-    def validator(self) -> str | None:
-        """What tells this version of the file from another one (RFC 9110: a strong ETag, or the date)."""
-        etag = self._response.headers.get("ETag")
-        if etag and not etag.startswith("W/"):
-            return etag
-        return self._response.headers.get("Last-Modified")
-
-    @property
-    def is_html(self) -> bool:
-        """True when the server calls the body a web page."""
-        kind = self._response.headers.get("Content-Type", "").split(";")[0].strip().lower()
-        return kind in ("text/html", "application/xhtml+xml")
-
-    def read(self, size: int = PIECE) -> bytes:
-        """At most `size` bytes of the body as they come in, b"" at its end; TransferFailure if it breaks off."""
-        try:
-            # Undecoded: some servers label a .tar.gz as gzip-encoded, and its checksum is that of the bytes as sent.
-            piece: bytes = self._response.raw.read1(size, decode_content=False)
-        except (urllib3.exceptions.ReadTimeoutError, TimeoutError):
-            raise TransferFailure(f"nothing came for {self._timeout:g} s", again=True) from None
-        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
-            raise TransferFailure("the connection broke off", again=True) from None
-        return piece
-
-    def __enter__(self) -> Reply:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._response.close()
-        self._session.close()
 
 
 def check_scheme(address: str) -> None:
@@ -144,36 +102,6 @@ def shown(address: str) -> str:
     return re.sub(r"//[^/@]*@", "//", before) + (f"?{after}" if found and len(after) < 20 else "?..." if found else "")
 
 
-def open_at(address: str, first: int = 0, *, validator: str | None = None, timeout: float = TIMEOUT) -> Reply:
-    """Ask for the file at `address` from byte `first` on, if its version is still `validator`.
-
-    The reply may begin at byte 0 all the same (`Reply.first`). Raises TransferFailure, OutOfRange.
-    """
-    headers = {"Accept-Encoding": "identity", "User-Agent": "hpcdistill"}
-    if first:
-        headers["Range"] = f"bytes={first}-"
-        if validator:
-            headers["If-Range"] = validator
-    session = requests.Session()
-    try:
-        response = _follow(session, address, headers, timeout)
-        try:
-            begin, total = _range_of(response, first)
-        except TransferFailure:
-            response.close()
-            raise
-        return Reply(session, response, begin, total, timeout)
-    except requests.RequestException as error:
-        session.close()
-        raise _failure(error, timeout) from None
-    except (urllib3.exceptions.HTTPError, UnicodeError) as error:
-        session.close()
-        raise TransferFailure(str(error)) from None
-    except BaseException:
-        session.close()
-        raise
-
-
 def fetch_bytes(
     address: str,
     *,
@@ -182,17 +110,12 @@ def fetch_bytes(
     timeout: float = TIMEOUT,
     pause: Callable[[float], None] = time.sleep,
 ) -> bytes:
-    """The whole file at `address`, of at most `limit` bytes; UserError when it cannot be had, is larger or a web page.
-
-    `timeout` is in seconds without a byte; `pause` waits between the tries.
-    """
-    check_scheme(address)
-    attempts = Attempts(shown(address), retries, pause)
-    while True:
-        try:
-            return _whole(address, limit, timeout)
-        except TransferFailure as failure:
-            _try_again(address, attempts, failure)
+    """The whole file at `address`; UserError when it has more than `limit` bytes, and as of `open_stream`."""
+    with open_stream(address, retries=retries, timeout=timeout, pause=pause) as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise UserError(f"{shown(address)}: sends more than the {limit} bytes that are read; check the address")
+    return content
 
 
 def open_stream(
@@ -203,51 +126,195 @@ def open_stream(
     timeout: float = TIMEOUT,
     pause: Callable[[float], None] = time.sleep,
 ) -> io.BufferedReader:
-    """The file at `address` from byte `first` on, for `read(n)`; it cannot seek.
+    """The file at `address` from byte `first` on, for `read(n)`; see `RemoteFile`, and `Attempts` for the options.
 
-    After a dropped connection it goes on where it was. Opening and reading raise UserError when the address cannot be
-    read, sends a web page, or holds another file than at the beginning.
+    Opening and reading raise GaveUp, a UserError, when the address cannot be read, sends a web page, or holds another
+    file than at the beginning.
     """
     check_scheme(address)
-    return io.BufferedReader(_Stream(address, first, Attempts(shown(address), retries, pause), timeout), PIECE)
+    attempts = Attempts(shown(address), retries, pause)
+    return io.BufferedReader(RemoteFile(address, first, attempts, timeout), PIECE)
 
 
-def _follow(session: requests.Session, address: str, headers: dict[str, str], timeout: float) -> requests.Response:
-    for _ in range(_REDIRECTS + 1):
-        host = urlsplit(address).hostname or ""
-        session.trust_env = not (host == "localhost" or host == "::1" or host.startswith("127."))
+class RemoteFile(io.RawIOBase):
+    """Delivers a file's bytes in order from `position` on; it cannot seek.
+
+    After a dropped connection it goes on where it was. `validator` (RFC 9110: a strong ETag, or the date) tells this
+    version of the file from another, `total` is its number of bytes, where they are known.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        position: int,
+        attempts: Attempts,
+        timeout: float,
+        *,
+        validator: str | None = None,
+        total: int | None = None,
+    ) -> None:
+        """Connect; raises GaveUp, whose `failure` is Changed when the file is not the one that is known."""
+        self._address, self._attempts, self._timeout = address, attempts, timeout
+        self.position, self.validator, self.total = position, validator, total
+        self._reply: _Reply | None = None
+        self._progress = self._ended = False
+        self._keep_trying(self._open)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        piece = self._keep_trying(lambda: self._next(len(view)))
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._drop()
+        super().close()
+
+    def _keep_trying(self, step: Callable[[], bytes]) -> bytes:
+        while True:
+            try:
+                return step()
+            except TransferFailure as failure:
+                self._drop()
+                progress, self._progress = self._progress, False
+                self._attempts.again(failure, progress=progress)
+
+    def _next(self, size: int) -> bytes:
+        if self._reply is None and not self._ended:
+            self._open()
+        if self._reply is None or self._ended:
+            return b""
         try:
-            response = session.get(address, headers=headers, stream=True, timeout=timeout, allow_redirects=False)
-        except (requests.RequestException, UnicodeError):
-            raise
-        except ValueError as error:  # requests looks at the address of a redirect, whether it follows or not
-            raise TransferFailure(f"redirects to a malformed address ({error})") from None
-        if not response.is_redirect:
-            return response
-        response.close()
-        target = response.headers["Location"]
+            piece = self._reply.read(size)
+            if not piece and self.total is not None and self.position < self.total:
+                raise TransferFailure("the connection broke off", again=True)
+        except TransferFailure as failure:
+            at = megabytes(self.position) + ("" if self.total is None else f" of {megabytes(self.total)}")
+            raise TransferFailure(f"{failure.reason} at {at}", again=True) from None
+        if not self.position and piece.lstrip(b"\xef\xbb\xbf \t\r\n")[:14].lower().startswith(_HTML):
+            raise TransferFailure(_WEB_PAGE)
+        if self._reply.total not in (None, self.total):
+            raise TransferFailure(f"has {self._reply.total} bytes instead of {self.total}")
+        if not piece:
+            self._ended = True
+            self._drop()
+        self.position += len(piece)
+        self._progress = self._progress or bool(piece)
+        return piece
+
+    def _open(self) -> bytes:
+        """Connect at the position; nothing is delivered yet."""
+        reply = _ask(self._address, self.position, self.validator, self._timeout)
+        if reply is None:  # nothing behind the position
+            self._ended = True
+            return b""
+        self._reply = reply
+        if reply.is_html:
+            raise TransferFailure(_WEB_PAGE)
+        if None not in (reply.validator, self.validator) and reply.validator != self.validator:
+            raise Changed("the file on the server has changed")
+        self.validator = reply.validator or self.validator
+        if self.total is None:
+            self.total = reply.total
+        self._skip(reply, self.position - reply.first)
+        return b""
+
+    def _skip(self, reply: _Reply, count: int) -> None:
+        """A server that knows no ranges sends everything again: leave out what was delivered."""
+        while count:
+            piece = reply.read(min(PIECE, count))
+            if not piece:
+                if reply.total is not None and reply.total < self.position:
+                    raise Changed("the file on the server is shorter than what is here")
+                raise TransferFailure("the connection broke off", again=True)
+            count -= len(piece)
+
+    def _drop(self) -> None:
+        if self._reply is not None:
+            self._reply.close()
+            self._reply = None
+
+
+class _Reply:
+    """An answered request whose body has not been read yet."""
+
+    def __init__(self, session: requests.Session, response: requests.Response, timeout: float) -> None:
+        self._session, self._response, self._timeout = session, response, timeout
+        self.first = 0  # the body's first byte is this one of the file
+        self.total: int | None = None  # bytes of the whole file, None if the server does not say
+        headers = response.headers
+        etag = headers.get("ETag")
+        self.validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
+        kind = headers.get("Content-Type", "").split(";")[0].strip().lower()
+        self.is_html = kind in ("text/html", "application/xhtml+xml")
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes of the body as they come in, b"" at its end; TransferFailure if it breaks off."""
         try:
-            address = urljoin(address, target)
-            check_scheme(address)
-        except ValueError:  # UserError, too
-            raise TransferFailure(f"redirects to {shown(target)}, which is neither http nor https") from None
-    raise TransferFailure(f"redirects more than {_REDIRECTS} times")
+            # Undecoded: some servers label a .tar.gz as gzip-encoded, and its checksum is that of the bytes as sent.
+            piece: bytes = self._response.raw.read1(size, decode_content=False)
+        except (urllib3.exceptions.ReadTimeoutError, TimeoutError):
+            raise TransferFailure(f"nothing came for {self._timeout:g} s", again=True) from None
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
+            raise TransferFailure("the connection broke off", again=True) from None
+        return piece
+
+    def close(self) -> None:
+        self._response.close()
+        self._session.close()
 
 
-def _range_of(response: requests.Response, first: int) -> tuple[int, int | None]:
-    """First byte of the body, and bytes of the whole file."""
+def _ask(address: str, first: int, validator: str | None, timeout: float) -> _Reply | None:
+    """Ask for the file at `address` from byte `first` on, if its version is still `validator`.
+
+    The reply may begin at byte 0 all the same; None when the file ends just before `first`. Raises TransferFailure.
+    """
+    headers = {"Accept-Encoding": "identity", "User-Agent": "hpcdistill"}
+    if first:
+        headers["Range"] = f"bytes={first}-"
+        if validator:
+            headers["If-Range"] = validator
+    session = requests.Session()
+    session.max_redirects = _REDIRECTS
+    host = urlsplit(address).hostname or ""
+    session.trust_env = not (host == "localhost" or host == "::1" or host.startswith("127."))  # proxies, netrc
+    try:
+        response = session.get(address, headers=headers, stream=True, timeout=timeout)
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+        session.close()
+        raise _failure(error, timeout) from None
+    reply = _Reply(session, response, timeout)
+    try:
+        if _check_status(reply, response, first):
+            return reply
+    except TransferFailure:
+        reply.close()
+        raise
+    reply.close()
+    return None
+
+
+def _check_status(reply: _Reply, response: requests.Response, first: int) -> bool:
+    """Note what the body is; False when nothing lies behind byte `first`, TransferFailure when no file comes."""
     status = response.status_code
+    place = response.headers.get("Content-Range", "").strip()
     if status == 200:
-        length = response.headers.get("Content-Length", "")
-        return 0, _bytes(length)
+        reply.total = _bytes(response.headers.get("Content-Length", ""))
+        return True
     if status == 206:
-        found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+        found = _RANGE.fullmatch(place)
         if not found or int(found[1]) != first:
             raise TransferFailure("sends another part of the file than it was asked for")
-        return first, _bytes(found[3])
+        reply.first, reply.total = first, _bytes(found[3])
+        return True
     if status == 416 and first:
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        raise OutOfRange(_bytes(total))
+        if _bytes(place.rpartition("/")[2]) not in (None, first):
+            raise Changed("the file on the server is shorter than what is here")
+        return False
     reason = f"HTTP {status} {response.reason or ''}".strip()
     if status not in _AGAIN and status < 500:
         raise TransferFailure(reason)
@@ -274,11 +341,16 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _failure(error: requests.RequestException, timeout: float) -> TransferFailure:
+def _failure(error: Exception, timeout: float) -> TransferFailure:
+    """What requests says, which for the address of a redirect may be any ValueError."""
     if isinstance(error, requests.Timeout):
         return TransferFailure(f"no answer within {timeout:g} s", again=True)
     if isinstance(error, requests.exceptions.SSLError) and "certificate" in str(error).lower():
         return TransferFailure("its certificate is not accepted; is this machine's clock right, or a proxy in between?")
+    if isinstance(error, requests.TooManyRedirects):
+        return TransferFailure(f"redirects more than {_REDIRECTS} times")
+    if isinstance(error, ValueError):
+        return TransferFailure(f"leads to an address that is not read ({error})")
     root: BaseException = error
     while root.__cause__ or root.__context__:
         root = root.__cause__ or root.__context__ or root
@@ -288,117 +360,3 @@ def _failure(error: requests.RequestException, timeout: float) -> TransferFailur
         hopeless = isinstance(root, (ConnectionRefusedError, socket.gaierror))
         return TransferFailure(f"no connection ({reason})", again=True, tries=2 if hopeless else None)
     return TransferFailure(str(reason))
-
-
-def _try_again(address: str, attempts: Attempts, failure: TransferFailure, *, progress: bool = False) -> None:
-    try:
-        attempts.again(failure, progress=progress)
-    except TransferFailure as last:
-        raise UserError(f"{shown(address)}: {last.reason}; {_REMEDY}") from None
-
-
-def _differ(one: object, other: object) -> bool:
-    return one is not None and other is not None and one != other
-
-
-def _whole(address: str, limit: int, timeout: float) -> bytes:
-    with open_at(address, timeout=timeout) as reply:
-        if reply.is_html:
-            raise TransferFailure("sends a web page instead of the file")
-        content = bytearray()
-        while piece := reply.read(min(PIECE, limit + 1)):
-            content += piece
-            if len(content) > limit:
-                raise TransferFailure(f"sends more than the {limit} bytes that are read")
-        if reply.total is not None and len(content) != reply.total:
-            raise TransferFailure("the connection broke off", again=True)
-        return bytes(content)
-
-
-class _Stream(io.RawIOBase):
-    """Delivers the file's bytes in order, whatever happens to the connections under it."""
-
-    def __init__(self, address: str, first: int, attempts: Attempts, timeout: float) -> None:
-        self._address, self._position = address, first
-        self._attempts, self._timeout = attempts, timeout
-        self._reply: Reply | None = None
-        self._validator: str | None = None
-        self._total: int | None = None
-        self._ended = self._progress = False
-        self._opened = False
-        self._keep_trying(self._open)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        piece = self._keep_trying(lambda: self._next(len(view)))
-        view[: len(piece)] = piece
-        return len(piece)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._drop()
-        super().close()
-
-    def _keep_trying(self, step: Callable[[], bytes]) -> bytes:
-        while True:
-            try:
-                return step()
-            except TransferFailure as failure:
-                self._drop()
-                progress, self._progress = self._progress, False
-                _try_again(self._address, self._attempts, failure, progress=progress)
-
-    def _next(self, size: int) -> bytes:
-        if self._ended:
-            return b""
-        if self._reply is None:
-            self._open()
-        if self._ended or self._reply is None:
-            return b""
-        piece = self._reply.read(size)
-        if not piece:
-            if self._total is not None and self._position < self._total:
-                at = f"{megabytes(self._position)} of {megabytes(self._total)}"
-                raise TransferFailure(f"the connection broke off at {at}", again=True)
-            self._ended = True
-            self._drop()
-        self._position += len(piece)
-        self._progress = self._progress or bool(piece)
-        return piece
-
-    def _open(self) -> bytes:
-        """Connect at the position; nothing is delivered yet."""
-        try:
-            reply = open_at(self._address, self._position, validator=self._validator, timeout=self._timeout)
-        except OutOfRange as failure:
-            if failure.total != self._position:
-                raise TransferFailure(f"has no byte {self._position}, the file is shorter") from None
-            self._ended = True
-            return b""
-        self._reply = reply
-        if reply.is_html:
-            raise TransferFailure("sends a web page instead of the file")
-        if self._opened and (_differ(reply.validator, self._validator) or _differ(reply.total, self._total)):
-            raise TransferFailure("has changed while it was read; read it again from the beginning")
-        self._validator, self._opened = reply.validator or self._validator, True
-        self._total = self._total if reply.total is None else reply.total
-        self._skip(reply, self._position - reply.first)
-        return b""
-
-    def _skip(self, reply: Reply, count: int) -> None:
-        """A server that knows no ranges sends everything again: leave out what was delivered."""
-        while count:
-            piece = reply.read(min(PIECE, count))
-            if not piece:
-                if reply.total is not None and reply.total < self._position:
-                    raise TransferFailure(f"has no byte {self._position}, the file is shorter")
-                raise TransferFailure("the connection broke off", again=True)
-            count -= len(piece)
-
-    def _drop(self) -> None:
-        if self._reply is not None:
-            self._reply.close()
-            self._reply = None

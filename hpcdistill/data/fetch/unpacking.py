@@ -17,14 +17,12 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from hpcdistill.console import say
-from hpcdistill.data.fetch.archives import Limits, declared_bytes, entries
+from hpcdistill.data.fetch.archives import Limits, archive_files, declared_bytes, too_much
 from hpcdistill.data.fetch.digests import file_digest
 from hpcdistill.data.fetch.disk import cannot_write, check_space, exclusive, sync_filesystem
 from hpcdistill.data.progress import BYTES, Progress, megabytes
 from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import read_json, sync_folder, write_json
-
-__all__ = ["MARKER", "Limits", "unpack"]
 
 MARKER = ".unpacked.json"
 
@@ -106,9 +104,10 @@ def _marked(folder: Path) -> list[_Unpacked]:
 
 
 def _unpack(archive: Path, folder: Path, partial: Path, limits: Limits, wanted: Callable[[str], bool] | None) -> None:
+    """Unpack `archive` into `partial`, and move what is there into `folder` when it is whole."""
     needed = declared_bytes(archive)
     if needed > limits.bytes:
-        raise UserError(f"{archive}: holds {megabytes(needed)}, more than the {megabytes(limits.bytes)} allowed")
+        raise too_much(archive, limits.bytes)
     if wanted is None:
         check_space(folder, needed, f"unpacking {archive.name}")
     partial.mkdir()
@@ -142,34 +141,24 @@ def _write_members(
     archive: Path, folder: Path, limits: Limits, wanted: Callable[[str], bool] | None
 ) -> tuple[int, int]:
     """Write the members of `archive` below `folder`; their number and bytes, counted whatever the archive declares."""
-    by_ratio = limits.by_ratio(archive)
+    most = limits.most(archive)
     members = written = consumed = 0
     with Progress(f"unpacking {archive.name}", total=archive.stat().st_size, unit=BYTES) as progress:
-        for entry in entries(archive, limits):
+        for entry in archive_files(archive, limits):
             if wanted is None or wanted(entry.path):
                 path = folder / entry.path
-                if not path.parent.is_dir():
-                    path.parent.mkdir(parents=True)
-                with open(path, "xb", opener=_not_for_others_to_write) as file:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with open(path, "xb") as file:
                     for piece in entry.content:
                         written += len(piece)
-                        if written > limits.bytes:
-                            limit = f"exceeds the {megabytes(limits.bytes)} that are unpacked"
-                            raise UserError(f"{archive}: member '{entry.path}' {limit}; nothing was kept")
-                        if written > by_ratio:
-                            raise UserError(
-                                f"{archive}: member '{entry.path}' unpacks to more than {limits.ratio:g} times the "
-                                "archive's size, as a bomb does and no images do; nothing was kept"
-                            )
+                        if written > most:
+                            raise too_much(archive, most)
                         file.write(piece)
+                path.chmod(0o644)  # not for others to write, whatever the umask
                 members += 1
             progress.advance(entry.consumed - consumed)
             consumed = entry.consumed
     return members, written
-
-
-def _not_for_others_to_write(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o644)
 
 
 def _check_conflicts(partial: Path, folder: Path, archive: Path) -> None:

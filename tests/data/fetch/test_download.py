@@ -9,15 +9,15 @@ import json
 import multiprocessing
 import os
 import random
-import threading
+import shutil
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import HTML, Faults, Server
+from serving import Faults, Server
 
 from hpcdistill import file_lock
 from hpcdistill.data.fetch import disk, download, transfer
@@ -41,6 +41,12 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Server]:
+    with Server(folder) as running:
+        yield running
 
 
 class Pauses(list[float]):
@@ -71,31 +77,17 @@ def assert_one_line(message: object) -> str:
     return text
 
 
-def test_comes_whole_once_and_then_from_the_disk_alone(folder: Path, cache: Path, pauses: Pauses) -> None:
+def test_comes_whole_once_and_then_from_the_disk_alone(
+    folder: Path, cache: Path, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Server(folder) as server:
         file = wanted(server.address(NAME), bytes=len(CONTENT), sha256=SHA256)
         path = fetch_file(file, cache, pause=pauses)
         assert (path, path.read_bytes()) == (cache / NAME, CONTENT)
         assert left(cache) == [NAME]
-        assert fetch_file(file, cache) == path
-        assert len(server.requests) == 1
         assert server.requests[0].headers["accept-encoding"] == "identity"
-    assert fetch_file(file, cache) == path  # the server is gone
-    assert not pauses
-
-
-def test_the_digest_is_computed_once_for_an_unchanged_file(
-    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Server(folder) as server:
-        file = wanted(server.address(NAME), sha256=SHA256)
-        path = fetch_file(file, cache)
-
-        def refuse(path: Path) -> str:
-            raise AssertionError("hashed again")
-
-        monkeypatch.setattr("hpcdistill.data.fetch.digests.sha256_file", refuse)
-        fetch_file(file, cache)
+        monkeypatch.setattr("hpcdistill.data.fetch.digests.sha256_file", lambda _: pytest.fail("hashed again"))
+        assert fetch_file(file, cache) == path
         monkeypatch.undo()
         damaged = bytearray(CONTENT)
         damaged[1000] ^= 1
@@ -103,47 +95,67 @@ def test_the_digest_is_computed_once_for_an_unchanged_file(
         os.utime(path, ns=(0, 0))
         assert fetch_file(file, cache).read_bytes() == CONTENT
         assert len(server.requests) == 2
+    assert fetch_file(file, cache) == path  # the server is gone
+    assert not pauses
 
 
 @pytest.mark.parametrize("known", [{"sha256": SHA256}, {}], ids=["digest", "no digest"])
-def test_a_broken_connection_is_resumed_where_it_broke(
-    folder: Path, cache: Path, pauses: Pauses, known: dict[str, str]
+@pytest.mark.parametrize(
+    ("faults", "ranges", "waits"),  # a try that brings something lets the back-off begin anew
+    [
+        ({"break_times": 2}, [None, "bytes=100000-", "bytes=200000-"], [1, 1]),
+        ({"break_times": 2, "ignore_ranges": True}, [None, "bytes=100000-", "bytes=100000-"], [1, 2]),
+        ({"break_times": 1, "no_length": True}, [None, "bytes=100000-"], [1]),
+        ({"break_times": 2, "changing_etag": True}, [None, "bytes=100000-", None], [1, 2]),
+        ({"break_times": 0, "length_error": 7}, [None, "bytes=300000-"], [1]),
+    ],
+    ids=["ranges", "no ranges", "no length", "another file", "length too long"],
+)
+def test_a_broken_connection_goes_on_where_it_broke(
+    server: Server,
+    cache: Path,
+    pauses: Pauses,
+    known: dict[str, Any],
+    faults: dict[str, Any],
+    ranges: list[str | None],
+    waits: list[int],
 ) -> None:
-    with Server(folder, break_after=100_000, break_times=2) as server:
-        path = fetch_file(wanted(server.address(NAME), **known), cache, pause=pauses)
-        assert path.read_bytes() == CONTENT
-        assert server.ranges() == [None, "bytes=100000-", "bytes=200000-"]
-        assert server.requests[1].headers["if-range"] == f'"{len(CONTENT)}-0"'
-    assert pauses == [1.0, 1.0]  # every try brought something: the back-off begins anew
+    server.faults = Faults(break_after=100_000, **faults)
+    if "no_length" in faults:
+        known = {**known, "bytes": len(CONTENT)}
+    path = fetch_file(wanted(server.address(NAME), **known), cache, pause=pauses)
+    assert path.read_bytes() == CONTENT
+    assert server.ranges() == ranges
+    assert server.requests[1].headers["if-range"].startswith(f'"{len(CONTENT)}-')
+    assert pauses == waits
 
 
-def test_a_later_call_resumes_an_earlier_one(folder: Path, cache: Path, pauses: Pauses) -> None:
-    with Server(folder, break_after=100_000) as server:
-        file = wanted(server.address(NAME), sha256=SHA256)
-        with pytest.raises(UserError, match=r"set\.zip could not be fetched .*broke off at 0\.1 MB of 0\.3 MB"):
-            fetch_file(file, cache, retries=0, pause=pauses)
-        assert left(cache) == [f".{NAME}.part", f".{NAME}.part.json"]
-        server.faults = Faults()
-        assert fetch_file(file, cache).read_bytes() == CONTENT
-        assert server.ranges() == [None, "bytes=100000-"]
-    assert left(cache) == [NAME]
+def test_a_later_call_resumes_an_earlier_one(folder: Path, server: Server, cache: Path, pauses: Pauses) -> None:
+    server.faults = Faults(break_after=100_000)
+    file = wanted(server.address(NAME))
+    with pytest.raises(UserError, match=r"set\.zip could not be fetched .*broke off at 0\.1 MB of 0\.3 MB"):
+        fetch_file(file, cache, retries=0, pause=pauses)
+    assert left(cache) == [f".{NAME}.part", f".{NAME}.part.json"]
+    shutil.copytree(cache, cache.with_name("changed"))
+    server.faults = Faults()
+    assert fetch_file(file, cache).read_bytes() == CONTENT
+    assert server.ranges() == [None, "bytes=100000-"]
+    assert left(cache) == ["recorded.json", NAME]
+    other = bytes(reversed(CONTENT))  # published anew: nothing of the old one is mixed in
+    (folder / NAME).write_bytes(other)
+    server.faults = Faults(changing_etag=True)
+    assert fetch_file(file, cache.with_name("changed"), pause=pauses).read_bytes() == other
 
 
-def test_a_part_that_is_whole_needs_no_request(folder: Path, cache: Path) -> None:
+@pytest.mark.parametrize(("known", "ranges"), [({"bytes": len(CONTENT)}, []), ({}, [f"bytes={len(CONTENT)}-"])])
+def test_a_part_that_is_whole_is_not_read_again(
+    server: Server, cache: Path, known: dict[str, Any], ranges: list[str]
+) -> None:
     cache.mkdir()
     (cache / f".{NAME}.part").write_bytes(CONTENT)
-    with Server(folder) as server:
-        fetch_file(wanted(server.address(NAME), bytes=len(CONTENT), sha256=SHA256), cache)
-        assert not server.requests
+    fetch_file(wanted(server.address(NAME), sha256=SHA256, **known), cache)
+    assert server.ranges() == ranges  # where the size is not known, status 416 tells
     assert left(cache) == [NAME]
-
-
-def test_a_whole_part_of_unknown_size_is_told_by_status_416(folder: Path, cache: Path) -> None:
-    cache.mkdir()
-    (cache / f".{NAME}.part").write_bytes(CONTENT)
-    with Server(folder) as server:
-        fetch_file(wanted(server.address(NAME), sha256=SHA256), cache)
-        assert server.ranges() == [f"bytes={len(CONTENT)}-"]
 
 
 @pytest.mark.parametrize("size", [100_000, 300_000, 400_000])
@@ -155,36 +167,14 @@ def test_a_part_of_other_bytes_is_thrown_away(folder: Path, cache: Path, pauses:
     assert left(cache) == [NAME]
 
 
-def test_a_server_without_ranges_is_read_from_the_beginning(folder: Path, cache: Path, pauses: Pauses) -> None:
-    with Server(folder, ignore_ranges=True, break_after=100_000, break_times=2) as server:
-        file = wanted(server.address(NAME), sha256=SHA256)
-        assert fetch_file(file, cache, pause=pauses).read_bytes() == CONTENT
-        assert server.ranges() == [None, "bytes=100000-", "bytes=100000-"]
-
-
-def test_a_changing_file_is_never_mixed(folder: Path, cache: Path, pauses: Pauses) -> None:
-    with Server(folder, changing_etag=True, break_after=100_000, break_times=2) as server:
-        assert fetch_file(wanted(server.address(NAME)), cache, pause=pauses).read_bytes() == CONTENT
-        other = bytes(reversed(CONTENT))
-        (folder / NAME).write_bytes(other)
-        server.faults = Faults(changing_etag=True, break_after=100_000)
-        fresh = cache.with_name("fresh")
-        with pytest.raises(UserError):
-            fetch_file(wanted(server.address(NAME)), fresh, retries=0)
-        (folder / NAME).write_bytes(CONTENT)
-        server.faults = Faults(changing_etag=True)
-        assert fetch_file(wanted(server.address(NAME)), fresh, pause=pauses).read_bytes() == CONTENT
-
-
 @pytest.mark.parametrize(
     ("faults", "expected"),
     [
         ({"status": 500, "status_times": 3}, [1.0, 2.0, 4.0]),
-        ({"status": 503, "status_times": 1, "retry_after": "7"}, [7.0]),
         ({"status": 429, "status_times": 2, "retry_after": "11"}, [11.0, 11.0]),
         ({"hang": True, "hang_times": 1}, [1.0]),
     ],
-    ids=["500", "503", "429", "hanging"],
+    ids=["500", "429", "hanging"],
 )
 def test_passing_trouble_is_waited_out(
     folder: Path, cache: Path, pauses: Pauses, faults: dict[str, Any], expected: list[float]
@@ -210,11 +200,10 @@ def test_passing_trouble_is_waited_out(
         ({"endless": True}, "sends more than the 300000 bytes expected", 1),
         ({"length_error": 5}, "has 300005 bytes instead of 300000", 1),
         ({"length_error": -5}, "has 299995 bytes instead of 300000", 1),
-        ({"redirect": "file:///etc/passwd"}, "redirects to file:///etc/passwd, which is neither http nor https", 1),
-        ({"redirect": "ftp://127.0.0.1/a"}, "redirects to ftp://127.0.0.1/a, which is neither", 1),
+        ({"redirect": "file:///etc/passwd"}, r"leads to an address that is not read .*file:///etc/passwd", 1),
         ({"redirect": "/set.zip"}, "redirects more than 10 times", 11),
-        ({"redirect": "http://[bad"}, r"redirects to a malformed address \(Invalid IPv6 URL\)", 1),
-        ({"redirect": "//host:port/a"}, "redirects to //host:port/a, which is neither http nor https", 1),
+        ({"redirect": "http://[bad"}, r"leads to an address that is not read .*Invalid IPv6 URL", 1),
+        ({"redirect": "//host:port/a"}, "leads to an address that is not read", 1),
         ({"status": 429, "retry_after": "9" * 5000}, "HTTP 429", 4),
         ({"status": 429, "retry_after": "Thu, 01 Jan 9999999999 00:00:00 GMT"}, "HTTP 429", 4),
     ],
@@ -243,19 +232,6 @@ def test_endless_data_without_any_known_size_stop_at_the_limit(
     with Server(folder, endless=True) as server, pytest.raises(UserError, match="more than the 400000 bytes"):
         fetch_file(wanted(server.address(NAME)), cache, retries=0)
     assert left(cache) == []
-
-
-def test_a_declared_length_that_is_too_long_ends_at_the_real_end(folder: Path, cache: Path, pauses: Pauses) -> None:
-    with Server(folder, length_error=7) as server:
-        assert fetch_file(wanted(server.address(NAME)), cache, pause=pauses).read_bytes() == CONTENT
-        assert server.ranges() == [None, "bytes=300000-"]
-
-
-def test_without_a_declared_length_the_known_size_tells_the_end(folder: Path, cache: Path, pauses: Pauses) -> None:
-    with Server(folder, no_length=True, break_after=100_000, break_times=1) as server:
-        file = wanted(server.address(NAME), bytes=len(CONTENT), sha256=SHA256)
-        assert fetch_file(file, cache, pause=pauses).read_bytes() == CONTENT
-        assert server.ranges() == [None, "bytes=100000-"]
 
 
 def test_tries_are_bounded_even_with_progress(folder: Path, cache: Path, pauses: Pauses) -> None:
@@ -434,20 +410,6 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     assert not server.requests
 
 
-def test_a_read_only_cache_with_the_file_is_good_enough(
-    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache.mkdir()
-    (cache / NAME).write_bytes(CONTENT)
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr("hpcdistill.data.fetch.digests.write_json", refuse)
-    assert fetch_file(wanted(sha256=SHA256), cache) == cache / NAME
-    assert fetch_file(wanted(), cache) == cache / NAME
-
-
 def fetch_reporting(file: Download, cache: Path, start: Any, lines: Queue[str]) -> None:
     """A forked process: fetch when told to, and send every line that is said."""
     for module in (file_lock, transfer):
@@ -486,23 +448,6 @@ def test_two_processes_download_once(folder: Path, cache: Path) -> None:
             process.join()
     assert (cache / NAME).read_bytes() == CONTENT
     assert left(cache) == [NAME]
-
-
-def test_two_threads_download_once(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits = threading.Event()
-    monkeypatch.setattr(file_lock, "say", lambda line: waits.set())
-    with Server(folder, hold_after=100_000) as server:
-        file = wanted(server.address(NAME), sha256=SHA256)
-        threads = [threading.Thread(target=fetch_file, args=(file, cache)) for _ in range(2)]
-        threads[0].start()
-        server.wait_for_request()
-        threads[1].start()
-        assert waits.wait(30)
-        server.release()
-        for thread in threads:
-            thread.join(30)
-        assert len(server.requests) == 1
-    assert (cache / NAME).read_bytes() == CONTENT
 
 
 def test_a_file_system_without_locks_is_a_warning(
@@ -569,7 +514,7 @@ def test_small_files_come_whole_or_not_at_all(folder: Path, pauses: Pauses) -> N
             (Faults(html=True), "web page"),
             (Faults(status=404), "HTTP 404"),
             (Faults(hang=True), r"no answer within 0\.2 s"),
-            (Faults(redirect="file:///etc/passwd"), "neither http nor https"),
+            (Faults(redirect="file:///etc/passwd"), "an address that is not read"),
         ]:
             server.faults = faults
             with pytest.raises(UserError, match=line) as caught:
@@ -577,62 +522,41 @@ def test_small_files_come_whole_or_not_at_all(folder: Path, pauses: Pauses) -> N
             assert address in assert_one_line(caught.value)
 
 
-@pytest.fixture
-def streaming(folder: Path) -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
-
-    def start(**faults: Any) -> Server:
-        servers.append(Server(folder, **faults))
-        return servers[-1].__enter__()
-
-    yield start
-    for server in servers:
-        server.__exit__(None, None, None)
-
-
-@pytest.mark.parametrize("first", [0, 1234, 299_999])
+@pytest.mark.parametrize("first", [0, 299_999])
 @pytest.mark.parametrize(
     "faults",
     [
         {},
-        {"break_after": 100_000},
         {"break_after": 100_000, "break_times": 2, "ignore_ranges": True},
-        {"ignore_ranges": True},
         {"break_after": 100_000, "break_times": 2, "no_etag": True},
         {"no_length": True},
     ],
-    ids=["good", "breaks", "breaks without ranges", "no ranges", "no etag", "no length"],
+    ids=["good", "breaks without ranges", "no etag", "no length"],
 )
-def test_a_stream_gives_every_byte_once(
-    streaming: Callable[..., Server], pauses: Pauses, first: int, faults: dict[str, Any]
-) -> None:
-    server = streaming(**faults)
+def test_a_stream_gives_every_byte_once(server: Server, pauses: Pauses, first: int, faults: dict[str, Any]) -> None:
+    server.faults = Faults(**faults)
     with open_stream(server.address(NAME), first=first, pause=pauses) as stream:
         pieces = [stream.read(70_001)]
         while piece := stream.read(70_001):
             pieces.append(piece)
     assert b"".join(pieces) == CONTENT[first:]
     assert all(len(piece) == 70_001 for piece in pieces[:-1])
-    if "break_after" in faults and not first:
-        assert server.ranges()[1] == "bytes=100000-"
 
 
-def test_a_stream_that_cannot_go_on_says_so(streaming: Callable[..., Server], folder: Path, pauses: Pauses) -> None:
-    server = streaming(break_after=100_000, changing_etag=True)
-    with open_stream(server.address(NAME), pause=pauses) as stream, pytest.raises(UserError, match="has changed"):
+def test_a_stream_that_cannot_go_on_says_so(server: Server, pauses: Pauses) -> None:
+    address = server.address(NAME)
+    server.faults = Faults(break_after=100_000, changing_etag=True)
+    with open_stream(address, pause=pauses) as stream, pytest.raises(UserError, match="has changed"):
         stream.read()
-    server = streaming(break_after=100_000)
-    with open_stream(server.address(NAME), retries=2, pause=pauses) as stream:
+    server.faults = Faults(break_after=100_000)
+    with open_stream(address, retries=2, pause=pauses) as stream:
         assert stream.read(50_000) == CONTENT[:50_000]
         server.faults = Faults(status=500)
         with pytest.raises(UserError, match=r"HTTP 500.*\(3 tries\)"):
             stream.read()
-    for faults, line in [({"html": True}, "web page"), ({"status": 404}, "HTTP 404")]:
-        with pytest.raises(UserError, match=line):
-            open_stream(streaming(**faults).address(NAME), pause=pauses)
-    with pytest.raises(UserError, match="the file is shorter"):
-        open_stream(streaming().address(NAME), first=400_000, pause=pauses)
-
-
-def test_the_web_page_of_these_tests_is_one() -> None:
-    assert HTML.lower().startswith(b"<!doctype html")
+    server.faults = Faults()
+    with pytest.raises(UserError, match="the file on the server is shorter"):
+        open_stream(address, first=400_000, pause=pauses)
+    server.faults = Faults(html=True, html_type="application/zip")
+    with open_stream(address, pause=pauses) as stream, pytest.raises(UserError, match="web page"):
+        stream.read()
