@@ -10,10 +10,10 @@ import hashlib
 import os
 import tarfile
 import threading
-from collections import Counter, defaultdict, deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hpcdistill.console import say, warn
 from hpcdistill.data.fetch.location import called, copy_shard, digest_at, index_at, index_content
 from hpcdistill.data.images import MAX_PIXELS, read_rgb
-from hpcdistill.data.index import INDEX_NAME, Index, Kind, Member, Sample, Shard, load_index, role_of
+from hpcdistill.data.index import INDEX_NAME, Index, Kind, Member, Sample, Shard, index_digest, load_index, role_of
 from hpcdistill.data.pack.pack_pool import available_cores
 from hpcdistill.data.progress import Progress
 from hpcdistill.errors import UserError, plural
@@ -33,7 +33,7 @@ _REMEDY = "mend it with --repair, or pack the data set again with --overwrite"
 # Threads, as Pillow and hashlib release Python's lock: B100 with its LRs on 2 cores takes 1.10 s with one, 0.57 s
 # with two, and 0.76 to 1.1 s with two processes.
 _THREADS = min(8, available_cores())
-_SAMPLES_AT_ONCE = 16  # a task's worth; shards differ too much in size to be one
+_SAMPLES_AT_ONCE = 4  # a task's worth: of a shard of few large images each thread has some
 _LARGE_PIXELS = 16_000_000
 _LISTED_FAULTS = 10  # of one kind in one shard
 
@@ -109,15 +109,16 @@ def pixel_digest(image: NDArray[np.uint8]) -> bytes:
 def verify(folder: Path) -> Report:
     """Read every byte of a packed data set. Raises UserError only when there is no readable index."""
     index = load_index(folder)
-    by_shard: dict[int, list[Sample]] = defaultdict(list)
+    by_shard: list[list[Sample]] = [[] for _ in index.shards]
     for sample in index.samples:
         by_shard[sample.shard].append(sample)
     shards, pixels = [], []
     with (
         Progress(f"verifying {folder}", total=len(index.shards), unit="shards") as progress,
-        closing(_verify_shards(folder, index, by_shard)) as verified,
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool,
     ):
-        for report, found in verified:
+        for shard, samples in zip(index.shards, by_shard, strict=True):
+            report, found = _verify_shard(pool, folder / shard.name, shard, samples, index.kind)
             shards.append(report)
             pixels += found
             progress.advance()
@@ -127,7 +128,7 @@ def verify(folder: Path) -> Report:
         recipe=index.recipe,
         split=index.split,
         kind=index.kind,
-        digest=hashlib.sha256((folder / INDEX_NAME).read_bytes()).hexdigest(),
+        digest=index_digest(folder),
         lr=index.lr,
         shards=tuple(shards),
         images=dict(Counter(role_of(suffix) for sample in index.samples for suffix in sample.members)),
@@ -189,9 +190,6 @@ def _folder_faults(folder: Path, index: Index) -> Iterator[str]:
             yield f"{extra}: not in {INDEX_NAME}, but webdataset would read it; remove it, or {_REMEDY}"
     if not index.samples:
         yield f"{path}: lists no samples; {_REMEDY}"
-    for sample in index.samples:
-        if not 0 <= sample.shard < len(index.shards):
-            yield f"{path}: {sample.key} is in shard {sample.shard}, which there is not; {_REMEDY}"
     keys = Counter(sample.key for sample in index.samples)
     again = [key for key, count in keys.items() if count > 1]
     if again:
@@ -232,66 +230,50 @@ def _domain_faults(index: Index) -> Iterator[str]:
         yield f"the domain {domain} has no images"
 
 
-def _verify_shards(
-    folder: Path, index: Index, by_shard: dict[int, list[Sample]]
-) -> Generator[tuple[ShardReport, list[Pixels]]]:
-    """A report for each shard, in order; a few shards are worked on at a time, whatever their number."""
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
-        ahead: deque[tuple[Shard, list[Sample], Future[tuple[int, str]], list[Future[_SamplesReport]]]] = deque()
-        try:
-            for number, shard in enumerate(index.shards):
-                path, samples = folder / shard.name, by_shard[number]
-                parts = [samples[at : at + _SAMPLES_AT_ONCE] for at in range(0, len(samples), _SAMPLES_AT_ONCE)]
-                found = [pool.submit(_verify_samples, path, part, index.kind) for part in parts]
-                ahead.append((shard, samples, pool.submit(_checksum, path), found))
-                if len(ahead) > _THREADS:
-                    yield _report(folder, *ahead.popleft())
-            while ahead:
-                yield _report(folder, *ahead.popleft())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _checksum(path: Path) -> tuple[int, str]:
-    return path.stat().st_size, sha256_file(path)
-
-
-def _report(
-    folder: Path,
-    shard: Shard,
-    samples: list[Sample],
-    checksum: Future[tuple[int, str]],
-    parts: list[Future[_SamplesReport]],
+def _verify_shard(
+    pool: Executor, path: Path, shard: Shard, samples: list[Sample], kind: Kind
 ) -> tuple[ShardReport, list[Pixels]]:
-    path, faults = folder / shard.name, []
-    total = sum(len(sample.members) for sample in samples)
+    """The checksum of one shard, and its images decoded side by side."""
+    checksum = pool.submit(lambda: (path.stat().st_size, sha256_file(path)))
+    parts = [samples[at : at + _SAMPLES_AT_ONCE] for at in range(0, len(samples), _SAMPLES_AT_ONCE)]
+    looks = [pool.submit(_verify_samples, path, part, kind) for part in parts]
     found: list[_SamplesReport] = []
-    whole = False
+    length, sha256 = -1, ""
     try:
         length, sha256 = checksum.result()
-        whole = (length, sha256) == (shard.length, shard.sha256)
-        found = [part.result() for part in parts]
+        found = [look.result() for look in looks]
     except FileNotFoundError:
-        faults = [f"{path}: missing; {_REMEDY}"]
+        faults = [f"missing; {_REMEDY}"]
     except OSError as error:
-        faults = [f"{path}: cannot be read ({error.strerror}); check the disk, then {_REMEDY}"]
+        faults = [f"cannot be read ({error.strerror}); check the disk, then {_REMEDY}"]
     else:
         damaged = [fault for part in found for fault in part.damaged]
-        names = list(dict.fromkeys(name for name, _ in damaged))
-        # One line for a damaged file, not one for each of its thousand images.
-        are = "is" if len(names) == 1 else "are"
-        images = f"; {len(names)} of its {total} images {are} affected, first {names[0]}" if names else ""
-        if length != shard.length:
-            faults = [f"{path}: has {length} bytes instead of {shard.length}{images}; {_REMEDY}"]
-        elif not whole:
-            faults = [f"{path}: its sha256 differs from the index{images}; {_REMEDY}"]
-        else:
-            faults = [f"{path}: {name}: {fault}; {_REMEDY}" for name, fault in damaged[:_LISTED_FAULTS]]
-            if len(damaged) > _LISTED_FAULTS:
-                faults.append(f"{path}: and {plural(len(damaged) - _LISTED_FAULTS, 'more such fault')}; {_REMEDY}")
-    decoded = sum(part.decoded for part in found)
-    report = ShardReport(shard.name, len(samples), decoded, shard.length, tuple(faults), whole)
+        total = sum(len(sample.members) for sample in samples)
+        faults = _shard_faults(shard, length, sha256, damaged, total)
+    report = ShardReport(
+        shard=shard.name,
+        samples=len(samples),
+        members=sum(part.decoded for part in found),
+        length=shard.length,
+        faults=tuple(f"{path}: {fault}" for fault in faults),
+        whole=(length, sha256) == (shard.length, shard.sha256),
+    )
     return report, [pixels for part in found for pixels in part.pixels]
+
+
+def _shard_faults(shard: Shard, length: int, sha256: str, damaged: list[tuple[str, str]], total: int) -> list[str]:
+    """One line for a damaged file, not one for each of its thousand images; else a line for each image, up to ten."""
+    names = list(dict.fromkeys(name for name, _ in damaged))
+    are = "is" if len(names) == 1 else "are"
+    images = f"; {len(names)} of its {total} images {are} affected, first {names[0]}" if names else ""
+    if length != shard.length:
+        return [f"has {length} bytes instead of {shard.length}{images}; {_REMEDY}"]
+    if sha256 != shard.sha256:
+        return [f"its sha256 differs from the index{images}; {_REMEDY}"]
+    faults = [f"{name}: {fault}; {_REMEDY}" for name, fault in damaged[:_LISTED_FAULTS]]
+    if len(damaged) > _LISTED_FAULTS:
+        faults.append(f"and {plural(len(damaged) - _LISTED_FAULTS, 'more such fault')}; {_REMEDY}")
+    return faults
 
 
 def _verify_samples(path: Path, samples: list[Sample], kind: Kind) -> _SamplesReport:
