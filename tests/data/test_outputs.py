@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np

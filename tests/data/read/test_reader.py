@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from packed_sets import Rgb, noise, write_set
+from packed_sets import Rgb, numbered, write_set
 from serving import Server
-from streams import fails
+from streams import fails, numbers
 from streams import same_batch as same
 
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.index import Kind
 from hpcdistill.data.needs import Needs
-from hpcdistill.data.read.reader import PatchReader, Reader, TranslationReader, open_reader
+from hpcdistill.data.read.reader import PatchReader, TranslationReader, open_reader
 from hpcdistill.data.read.stream import StreamReader
-from hpcdistill.errors import UserError
 
 LUMA = Needs(kind="lr-hr", scale=4, lr_scales=(2, 4))
 RGB = Needs(kind="lr-hr", scale=4, lr_scales=(2, 4), channels=3)
@@ -84,6 +83,7 @@ def test_values_are_one_of_the_symmetries_of_the_drawn_crop(
     packed: Path, images: list[np.ndarray], cache: str, needs: Needs
 ) -> None:
     loader = reader(packed, needs, cache=cache)
+    assert same(loader[3], reader(packed, needs)[3])
     batch = loader[3]["hr"].numpy()
     samples, tops, lefts, _ = loader.draws(24, 8)
     for found, sample, top, left in zip(batch, samples, tops, lefts, strict=True):
@@ -91,15 +91,6 @@ def test_values_are_one_of_the_symmetries_of_the_drawn_crop(
         if needs.channels == 1:
             crop = (16 + crop @ [65.481, 128.553, 24.966])[:, :, None] / 255
         assert min(np.abs(found.transpose(1, 2, 0) - turned).max() for turned in dihedral(crop)) < 2e-7
-
-
-def test_ram_and_none_give_the_same_bits(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    noise = [random.integers(0, 256, (40, 52, 3), dtype=np.uint8) for _ in range(4)]
-    folder = pack(tmp_path, noise)
-    for needs in (LUMA, RGB):
-        one, other = (reader(folder, needs, cache=cache, patch=16) for cache in ("none", "ram"))
-        assert all(same(one[step], other[step]) for step in range(12))
 
 
 @pytest.mark.parametrize(
@@ -134,67 +125,6 @@ def test_grid_is_common_to_all_scales(tmp_path: Path) -> None:
     assert set(loader.draws(0, 500)[1]) == {0, 6, 12, 18, 24, 30, 36}
 
 
-# The order of the samples.
-
-
-def global_batches(packed: Path, ranks: int, steps: int, **options: object) -> list[dict[str, torch.Tensor]]:
-    readers = [reader(packed, rank=rank, ranks=ranks, **options) for rank in range(ranks)]
-    parts = [[loader[step] for loader in readers] for step in range(steps)]
-    return [{name: torch.cat([part[name] for part in step]) for name in step[0]} for step in parts]
-
-
-def test_ranks_see_the_same_global_batches(packed: Path) -> None:
-    alone = global_batches(packed, 1, 6)
-    for ranks in (2, 4):
-        assert all(same(a, b) for a, b in zip(alone, global_batches(packed, ranks, 6), strict=True))
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
-def test_two_ranks_and_any_workers_see_each_sample_once_in_one_global_order(tmp_path: Path) -> None:
-    flat = [np.full((16, 16, 3), 10 * number, np.uint8) for number in range(12)]  # an image tells its number
-    pack(tmp_path, flat)
-    whole = reader(tmp_path, RGB, seed=5, batch_size=4)
-    expected = [batch["hr"] for batch in whole.loader(0, 6)]
-    for epoch in (expected[:3], expected[3:]):
-        numbers = (torch.cat(epoch)[:, 0, 0, 0] * 25.5).round().int().tolist()
-        assert sorted(numbers) == list(range(12)), "each sample once an epoch"
-    for workers in (0, 2, 4):
-        shares = [
-            [
-                batch["hr"]
-                for batch in reader(tmp_path, RGB, seed=5, batch_size=4, rank=rank, ranks=2).loader(0, 6, workers)
-            ]
-            for rank in (0, 1)
-        ]
-        assert all(
-            torch.equal(torch.cat(both), one) for both, one in zip(zip(*shares, strict=True), expected, strict=True)
-        )
-
-
-@pytest.mark.parametrize("cache", ["none", "ram"])
-def test_workers_and_resume_do_not_change_the_batches(packed: Path, cache: str) -> None:
-    loader = reader(packed, cache=cache)
-    expected = [loader[step] for step in range(9)]
-    in_process = list(loader.loader(0, 9, workers=0))
-    with_workers = loader.loader(0, 9, workers=2)
-    assert len(with_workers) == 9
-    for found in (in_process, list(with_workers), list(with_workers)):
-        assert all(same(a, b) for a, b in zip(expected, found, strict=True))
-    # A new process that starts in the middle of an epoch (7 samples an epoch, step 4 begins with draw 32).
-    resumed = list(reader(packed, cache=cache).loader(4, 9, workers=2))
-    assert all(same(a, b) for a, b in zip(expected[4:], resumed, strict=True))
-
-
-def test_each_image_once_in_an_epoch(tmp_path: Path) -> None:
-    flat = [np.full((8, 8, 3), 10 * number, dtype=np.uint8) for number in range(12)]
-    loader = reader([pack(tmp_path / "a", flat[:5]), pack(tmp_path / "b", flat[5:])], RGB, batch_size=4)
-    assert loader.samples == 12
-    seen = torch.cat([loader[step]["hr"][:, 0, 0, 0] for step in range(6)]) * 25.5
-    first, second = seen[:12].round().int().tolist(), seen[12:].round().int().tolist()
-    assert sorted(first) == sorted(second) == list(range(12))
-    assert first != second
-
-
 def test_draws_are_the_same_one_by_one_and_together(packed: Path) -> None:
     together = reader(packed).draws(0, 1500)
     loader = reader(packed)
@@ -202,14 +132,136 @@ def test_draws_are_the_same_one_by_one_and_together(packed: Path) -> None:
         assert np.array_equal(loader.draws(first, count), together[:, first : first + count])
 
 
-def test_samples_per_epoch_gives_several_crops_of_each(packed: Path) -> None:
-    loader = reader(packed, samples_per_epoch=21, batch_size=21)
-    assert np.bincount(loader.draws(21, 21)[0]).tolist() == [3] * 7
+# What holds for every kind of set: the order of the samples, the caches, the choice of the reader.
+
+Samples = dict[str, Rgb]
 
 
-def test_seed_changes_order_and_augmentation(packed: Path) -> None:
-    first, second = reader(packed, seed=0).draws(0, 64), reader(packed, seed=1).draws(0, 64)
-    assert all((a != b).any() for a, b in zip(first, second, strict=True))
+def of_kind(name: str) -> tuple[Kind, list[Samples]]:
+    """7 draws a pass; images of domain b count from 1000, and are 3 in the unpaired set."""
+    a, b = ([numbered(16, 16, 1000 * domain + n) for n in range(7)] for domain in range(2))
+    if name == "lr-hr":
+        return "lr-hr", [{"hr.png": image, "lr2.png": image[::2, ::2], "lr4.png": image[::4, ::4]} for image in a]
+    if name == "unpaired":
+        return "unpaired", [{"a.png": image} for image in a] + [{"b.png": image} for image in b[:3]]
+    joined = {"pairs": (), "ab": range(7)}[name]
+    return "paired", [
+        {"ab.png": np.concatenate((a[n], b[n]), axis=1)} if n in joined else {"a.png": a[n], "b.png": b[n]}
+        for n in range(7)
+    ]
+
+
+NAMES = ("lr-hr", "pairs", "ab", "unpaired")
+KINDS: dict[str, Kind] = {name: of_kind(name)[0] for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("sets")
+    for name in NAMES:
+        kind, samples = of_kind(name)
+        write_set(folder / name, kind, samples, scales=(2, 4) if kind == "lr-hr" else (), shard_samples=2)
+    return {name: folder / name for name in NAMES}
+
+
+def opened(place: object, name: str, **options: Any) -> Any:
+    loop = {key: options.pop(key) for key in ("seed", "batch_size", "rank", "ranks") if key in options}
+    config = DataConfig(**{"patch": 8, "load_size": 12, "crop": 8, **options})
+    needs = Needs("lr-hr", 4, (2, 4), 3) if KINDS[name] == "lr-hr" else Needs(KINDS[name])
+    places = [str(one) for one in place] if isinstance(place, list) else [str(place)]
+    return open_reader(places, needs, config, **{"seed": 3, "batch_size": 2, **loop})
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
+@pytest.mark.parametrize("cache", ["none", "ram"])
+@pytest.mark.parametrize("name", NAMES)
+def test_any_ranks_and_workers_see_each_sample_once_in_one_global_order(
+    sets: dict[str, Path], name: str, cache: str
+) -> None:
+    alone = opened(sets[name], name, cache=cache)
+    assert alone.samples == 7
+    expected = [alone[step] for step in range(7)]  # 14 draws: two epochs
+    first = "hr" if name == "lr-hr" else "a"
+    drawn = [number for batch in expected for number in numbers(batch, first)]
+    assert sorted(drawn[:7]) == sorted(drawn[7:]) == list(range(7))
+    assert drawn[:7] != drawn[7:]
+    if name != "lr-hr":
+        targets = [number - 1000 for batch in expected for number in numbers(batch, "b")]
+        assert targets == drawn if name != "unpaired" else sorted(targets[:3]) == sorted(targets[3:6]) == [0, 1, 2]
+    for workers in (0, 2):
+        shares = [opened(sets[name], name, cache=cache, rank=rank, ranks=2).loader(0, 7, workers) for rank in (0, 1)]
+        both = [{key: torch.cat((one[key], other[key])) for key in one} for one, other in zip(*shares, strict=True)]
+        assert [len(share) for share in shares] == [7, 7]
+        assert all(same(one, other) for one, other in zip(expected, both, strict=True))
+    # A new process that starts in the middle of an epoch.
+    resumed = list(opened(sets[name], name, cache=cache).loader(4, 7, workers=2))
+    assert all(same(one, other) for one, other in zip(expected[4:], resumed, strict=True))
+
+
+@pytest.mark.parametrize("name", ["lr-hr", "unpaired"])
+def test_samples_per_epoch_and_seed(sets: dict[str, Path], name: str) -> None:
+    draws = opened(sets[name], name, samples_per_epoch=21).draws(21, 21)
+    assert np.bincount(draws[0]).tolist() == [3] * 7
+    if name == "unpaired":
+        assert np.bincount(draws[4]).tolist() == [7] * 3
+    first, second = (opened(sets[name], name, seed=seed).draws(0, 64) for seed in (0, 1))
+    assert all((one != other).any() for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", ["lr-hr", "pairs"])
+def test_several_folders_are_joined(sets: dict[str, Path], name: str) -> None:
+    found = opened([sets[name], sets[name]], name)
+    assert found.samples == 14
+    assert sorted(found.draws(0, 14)[0].tolist()) == list(range(14))
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [("lr-hr", 7 * 3 * (16 * 16 + 8 * 8 + 4 * 4)), ("unpaired", 10 * 12 * 12 * 3)],
+)
+def test_ram_that_does_not_suffice_is_said_before_decoding(
+    sets: dict[str, Path], name: str, needed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = SimpleNamespace(available=needed)
+    monkeypatch.setattr("hpcdistill.data.read.cache.psutil.virtual_memory", lambda: memory)
+    opened(sets[name], name, cache="ram")
+    memory.available = needed - 1
+    images = "7 images" if name == "lr-hr" else "10 images"
+    fails(lambda: opened(sets[name], name, cache="ram"), "data.cache=ram", images, "data.cache=none")
+    memory.available = needed
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    fails(lambda: opened(sets[name], name, cache="ram"), "on 2 ranks")
+
+
+@pytest.mark.parametrize("name", ["lr-hr", "ab", "unpaired"])
+def test_reader_and_kind_choose(sets: dict[str, Path], name: str, tmp_path: Path) -> None:
+    """Also of a staged copy of what a server has, which gives the same batches."""
+    for how, expected in (
+        ("indexed", PatchReader if name == "lr-hr" else TranslationReader),
+        ("stream", StreamReader),
+    ):
+        local = opened(sets[name], name, reader=how)
+        assert type(local) is expected
+        assert local.samples == 7
+        batches = list(local.loader(0, 3, workers=1))
+        assert batches[0].keys() == ({"hr", "lr2", "lr4"} if name == "lr-hr" else {"a", "b"})
+        with Server(sets[name]) as server:
+            staged = opened(server.address(), name, reader=how, stage=str(tmp_path / "scratch"))
+            asked = len(server.requests)
+            assert all(same(*both) for both in zip(batches, staged.loader(0, 3), strict=True))
+            assert len(server.requests) == asked, "all is read from the copy"
+
+
+def test_an_address_needs_the_stream(sets: dict[str, Path]) -> None:
+    with Server(sets["lr-hr"]) as server:
+        parts = ("data.reader=stream", "data.stage=FOLDER", "shards/stage.py ADDRESS --to FOLDER")
+        fails(lambda: opened(server.address(), "lr-hr"), server.address(), *parts)
+    fails(lambda: opened("s3://bucket/set", "lr-hr"), "http")
+
+
+def test_config_takes_one_folder_or_several() -> None:
+    assert DataConfig(train="a").train == ("a",)
+    assert DataConfig(train=["a", "b"]).train == ("a", "b")
 
 
 # What the user did wrong.
@@ -264,84 +316,3 @@ def test_image_of_another_size_than_recorded_is_refused(images: list[np.ndarray]
     assert '"height": 40' in index
     (folder / "index.json").write_text(index.replace('"height": 40', '"height": 44'))
     fails(lambda: reader(folder, cache="ram"), "'image3'", "instead of the index's")
-
-
-def test_ram_that_does_not_suffice_is_said_before_decoding(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = sum(height * width for height, width in SIZES)
-    needed = 4 * (pixels + pixels // 4 + pixels // 16)
-    available = SimpleNamespace(available=needed)
-    monkeypatch.setattr("hpcdistill.data.read.cache.psutil.virtual_memory", lambda: available)
-    reader(packed, cache="ram")
-    available.available = needed - 1
-    fails(lambda: reader(packed, cache="ram"), "data.cache=ram", "7 images", "data.cache=none")
-    reader(packed, RGB, cache="ram")  # 3 bytes a pixel instead of 4
-    available.available = needed
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    fails(lambda: reader(packed, cache="ram"), "on 2 ranks")
-
-
-def test_config_takes_one_folder_or_several() -> None:
-    assert DataConfig(train="a").train == ("a",)
-    assert DataConfig(train=["a", "b"]).train == ("a", "b")
-
-
-# The reader that a configuration asks for, and where it reads.
-
-SUFFIXES: dict[Kind, tuple[tuple[str, ...], ...]] = {
-    "lr-hr": (("hr.png",), ("hr.png",)),
-    "paired": (("a.png", "b.png"), ("ab.png",)),
-    "unpaired": (("a.png",), ("b.png",)),
-}
-
-
-@pytest.fixture(params=list(SUFFIXES))
-def kind(request: pytest.FixtureRequest) -> Kind:
-    return request.param
-
-
-@pytest.fixture
-def small_set(tmp_path: Path, kind: Kind) -> Path:
-    """Four samples of random images, in a folder of the kind's name."""
-    samples = [{name: noise(16, 16, n) for name in SUFFIXES[kind][n // 2]} for n in range(4)]
-    write_set(tmp_path / kind, kind, samples, shard_samples=1)
-    return tmp_path / kind
-
-
-def opened(place: object, kind: Kind, **options: Any) -> Reader:
-    config = DataConfig(**{"patch": 8, "load_size": 12, "crop": 8, **options})
-    return open_reader([str(place)], Needs(kind=kind, channels=3), config, seed=3, batch_size=4, rank=1, ranks=2)
-
-
-def test_reader_and_kind_choose(small_set: Path, kind: Kind) -> None:
-    indexed = opened(small_set, kind)
-    assert type(indexed) is (PatchReader if kind == "lr-hr" else TranslationReader)
-    streamed = opened(small_set, kind, reader="stream")
-    assert type(streamed) is StreamReader
-    assert indexed.samples == streamed.samples == (2 if kind == "unpaired" else 4)
-    for reader in (indexed, streamed):
-        batches = list(reader.loader(0, 3, workers=1))
-        assert len(batches) == 3
-        assert [tuple(tensor.shape) for tensor in batches[0].values()] == [(2, 3, 8, 8)] * len(batches[0])
-        assert batches[0].keys() == ({"hr"} if kind == "lr-hr" else {"a", "b"})
-
-
-@pytest.mark.parametrize("reader", ["indexed", "stream"])
-def test_a_staged_set_gives_the_same_batches(small_set: Path, kind: Kind, reader: str, tmp_path: Path) -> None:
-    expected = list(opened(small_set, kind, reader=reader).loader(0, 4))
-    with Server(small_set) as server:
-        staged = opened(server.address(), kind, reader=reader, stage=str(tmp_path / "scratch"))
-        asked = len(server.requests)
-        found = list(staged.loader(0, 4))
-        assert len(server.requests) == asked  # all is read from the copy
-    for one, other in zip(expected, found, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_an_address_needs_the_stream(small_set: Path, kind: Kind) -> None:
-    with Server(small_set) as server, pytest.raises(UserError) as caught:
-        opened(server.address(), kind)
-    message = str(caught.value)
-    for part in (server.address(), "data.reader=stream", "data.stage=FOLDER", "shards/stage.py ADDRESS --to FOLDER"):
-        assert part in message
-    with pytest.raises(UserError, match="http"):
-        opened("s3://bucket/set", kind)
