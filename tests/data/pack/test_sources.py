@@ -54,40 +54,43 @@ def test_unpaired_lists_all_of_a_then_all_of_b(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folders", "splits"),
+    ("folders", "splits", "roles"),
     [
-        (["trainA", "trainB"], ["train"]),
-        (["A", "B"], ["all"]),
-        (["train/A", "train/B", "test/A", "test/B"], ["train", "test"]),
+        (".", "all", "ab"),
+        ("train", "train", "ab"),
+        ("train val", "train test", "ab"),  # Pix2Pix calls its test pairs val
+        ("train test", "train test", "ab"),
+        ("train val test", "train val test", "ab"),
+        ("edges photos", "all", "a b"),
+        ("labels photos", "all", "a b"),
+        # Of two domains, which may be unpaired, too.
+        ("A B", "all", "A B"),
+        ("A/train A/val A/test B/train B/val B/test", "train val test", "A B"),
+        ("A/train A/val B/train B/val", "train test", "A B"),  # as side by side: what there is to test on
+        ("A/train B/train", "train", "A B"),
+        ("train/A train/B val/A val/B test/A test/B", "train val test", "A B"),
+        ("train/A train/B val/A val/B", "train test", "A B"),
+        ("train/A train/B", "train", "A B"),
+        ("trainA trainB valA valB testA testB", "train val test", "A B"),
+        ("trainA trainB valA valB", "train test", "A B"),
+        ("trainA trainB", "train", "A B"),
     ],
 )
-def test_layouts_of_unpaired_images(tmp_path: Path, folders: list[str], splits: list[str]) -> None:
-    for folder in folders:
-        fill(tmp_path, **{folder.replace("/", "__"): "1.png"})
-    assert list(find_sources(UNPAIRED, tmp_path)) == splits
-
-
-@pytest.mark.parametrize(
-    ("folders", "expected"),
-    [
-        (["."], {"all": "ab"}),
-        (["train"], {"train": "ab"}),
-        (["train", "val"], {"train": "ab", "test": "ab"}),  # Pix2Pix calls its test pairs val
-        (["train", "test"], {"train": "ab", "test": "ab"}),
-        (["train", "val", "test"], {"train": "ab", "val": "ab", "test": "ab"}),
-        (["trainA", "trainB", "testA", "testB"], {"train": "a b", "test": "a b"}),
-        (["edges", "photos"], {"all": "a b"}),
-        (["labels", "photos"], {"all": "a b"}),
-        (["A", "B"], {"all": "a b"}),
-    ],
-)
-def test_layouts_of_pairs(tmp_path: Path, folders: list[str], expected: dict[str, str]) -> None:
-    for folder in folders:
-        (tmp_path / folder).mkdir(exist_ok=True)
+def test_layouts(tmp_path: Path, folders: str, splits: str, roles: str) -> None:
+    for folder in folders.split():
+        (tmp_path / folder).mkdir(exist_ok=True, parents=True)
         fill(tmp_path / folder, here="1.png 2.png")
-    splits = find_sources(PAIRED, tmp_path)
-    assert {split: " ".join(samples[0].roles) for split, samples in splits.items()} == expected
-    assert all([sample.name for sample in samples] == ["1.png", "2.png"] for samples in splits.values())
+    found = find_sources(PAIRED, tmp_path)
+    assert list(found) == splits.split()
+    for samples in found.values():
+        assert [(sample.name, " ".join(sample.roles)) for sample in samples] == [
+            (name, roles.lower()) for name in ("1.png", "2.png")
+        ]
+    assert unread(PAIRED, tmp_path) == []
+    if roles == "A B":
+        apart = find_sources(UNPAIRED, tmp_path)
+        assert {split: len(samples) for split, samples in apart.items()} == dict.fromkeys(splits.split(), 4)
+        assert unread(UNPAIRED, tmp_path) == []
 
 
 def test_pairs_are_matched_by_name_whatever_their_suffixes(tmp_path: Path) -> None:
@@ -117,8 +120,8 @@ def test_unequal_pairs(tmp_path: Path, a: str, b: str, line: str) -> None:
         find_sources(PAIRED, fill(tmp_path, A=a, B=b))
 
 
-def test_a_domain_with_no_images(tmp_path: Path) -> None:
-    root = fill(tmp_path, trainA="1.png", trainB="", testA="1.png", testB="1.png")
+def test_half_a_set_is_not_left_out_silently(tmp_path: Path) -> None:
+    root = fill(tmp_path / "images", trainA="1.png", trainB="", testA="1.png", testB="1.png")
     with pytest.raises(UserError, match=r"trainB: no images in this folder; .*; the recipe unpaired needs it"):
         find_sources(UNPAIRED, root)
     (root / "trainB" / "1.tif").write_bytes(b"")
@@ -128,10 +131,8 @@ def test_a_domain_with_no_images(tmp_path: Path) -> None:
     (root / "trainB").rmdir()
     with pytest.raises(UserError, match=r"trainB: no such folder, but .*/trainA has images; the split 'train' of unp"):
         find_sources(UNPAIRED, root)
-
-
-def test_half_a_split_is_not_left_out_silently(tmp_path: Path) -> None:
-    root = fill(tmp_path, trainA="1.png", trainB="1.png", testA="1.png", testB="")
+    fill(root, trainB="1.png")
+    (root / "testB" / "1.png").unlink()
     with pytest.raises(UserError, match=r"testB: no images in this folder; .*; the split 'test' needs it"):
         find_sources(UNPAIRED, root)
     (root / "testB").rmdir()
@@ -225,24 +226,24 @@ def test_named_files_only(tmp_path: Path) -> None:
         find_sources(recipe, root)
 
 
-def test_wrong_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"bsd needs the folder of its images: --source DIR$"):
-        find_sources(load_recipe("bsd"), None)
-    with pytest.raises(UserError, match=r"--source DIR, or `python shards/fetch.py facades`"):
-        find_sources(load_recipe("facades"), None)
-    with pytest.raises(UserError, match="leave --source out"):
-        find_sources(load_recipe("photos"), tmp_path)
-    with pytest.raises(UserError, match="nothing: no such folder"):
-        find_sources(load_recipe("set5"), tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"no images of bsd; expected them in the folder's BSDS500_train and BSDS500_"):
-        find_sources(load_recipe("bsd"), tmp_path)
-    line = r"no images of horse2zebra; .* trainA and trainB and testA and testB, or the same in its folder horse2zebra"
+@pytest.mark.parametrize(
+    ("recipe", "folder", "line"),
+    [
+        ("bsd", None, r"bsd needs the folder of its images: --source DIR$"),
+        ("facades", None, r"--source DIR, or `python shards/fetch.py facades`"),
+        ("photos", "", "leave --source out"),
+        ("set5", "nothing", "nothing: no such folder"),
+        ("bsd", "", r"no images of bsd; expected them in the folder's BSDS500_train and BSDS500_"),
+        ("horse2zebra", "", r"; .* trainA and trainB and testA and testB, or the same in its folder horse2zebra"),
+        ("paired", "", r"no images of paired; expected them in the folder's train and val and test;"),
+        ("folder", "", r"no images in this folder; its folders inside have some: name one of them"),
+    ],
+)
+def test_wrong_folders(tmp_path: Path, recipe: str, folder: str | None, line: str) -> None:
+    if recipe == "folder":
+        fill(tmp_path, inside="1.png")
     with pytest.raises(UserError, match=line):
-        find_sources(load_recipe("horse2zebra"), tmp_path)
-    with pytest.raises(UserError, match=r"no images of paired; expected them in the folder's train and val and test;"):
-        find_sources(PAIRED, tmp_path)
-    with pytest.raises(UserError, match=r"no images in this folder; its folders inside have some: name one of them"):
-        find_sources(load_recipe("folder"), fill(tmp_path, inside="1.png"))
+        find_sources(load_recipe(recipe), None if folder is None else tmp_path / folder)
 
 
 def test_real_sets(test_data: Path) -> None:
@@ -253,30 +254,6 @@ def test_real_sets(test_data: Path) -> None:
     apart = find_sources(PAIRED, test_data / "i2i" / "facades" / "test")["all"]
     assert len(apart) == 50
     assert apart[0].roles == ("a", "b")
-
-
-@pytest.mark.parametrize(
-    ("folders", "splits"),
-    [
-        ("A/train A/val A/test B/train B/val B/test", ["train", "val", "test"]),
-        ("A/train A/test B/train B/test", ["train", "test"]),
-        ("A/train A/val B/train B/val", ["train", "test"]),  # as side by side: what there is to test on
-        ("A/train B/train", ["train"]),
-        ("train/A train/B val/A val/B test/A test/B", ["train", "val", "test"]),
-        ("train/A train/B val/A val/B", ["train", "test"]),
-        ("train/A train/B", ["train"]),
-        ("trainA trainB valA valB testA testB", ["train", "val", "test"]),
-        ("trainA trainB valA valB", ["train", "test"]),
-    ],
-)
-def test_splits_of_two_domains(tmp_path: Path, folders: str, splits: list[str]) -> None:
-    for folder in folders.split():
-        fill(tmp_path, **{folder.replace("/", "__"): "1.png 2.png"})
-    for recipe, samples in ((PAIRED, 2), (UNPAIRED, 4)):
-        assert {split: len(listed) for split, listed in find_sources(recipe, tmp_path).items()} == dict.fromkeys(
-            splits, samples
-        )
-        assert unread(recipe, tmp_path) == []
 
 
 def test_names_of_two_domains_with_splits_inside(tmp_path: Path) -> None:
