@@ -77,3 +77,8 @@ def noise(height: int, width: int, seed: int) -> Rgb:
 def numbered(height: int, width: int, number: int) -> Rgb:
     """An image of one colour that tells its number (up to 65,535) exactly, whatever crop or flip is taken of it."""
     return np.full((height, width, 3), (number >> 8, number & 255, 77), np.uint8)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

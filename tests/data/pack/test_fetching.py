@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import json
 import subprocess
@@ -12,10 +11,10 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
+from damaged_sets import script
 from packed_sets import encode, noise
 from serving import Server
 
@@ -31,17 +30,6 @@ PUBLIC = [name for name in recipe_names() if load_recipe(name).downloads]
 LOCAL = [name for name in recipe_names() if not load_recipe(name).downloads and name != "photos"]
 # Images a role in the small copies: different for each, so that an exchange would show.
 COUNTS = {"hr": 3, "a": 2, "b": 4, "ab": 3}
-
-
-def script(name: str) -> ModuleType:
-    """A command of shards/, which is no package."""
-    path = SHARDS / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"shards_{name}", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from packed_sets import files
 from PIL import Image
 
 from hpcdistill.data.pack import pack_pool
@@ -38,10 +39,6 @@ def draw(folder: Path, count: int, side: int = 24) -> list[Source]:
         shape = (side + number % 3, side + number % 5, 3)
         Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{number}.png")
     return [Source(f"{number}.png", (("hr", folder / f"{number}.png"),)) for number in range(count)]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def packers() -> list[str]:
@@ -221,6 +218,8 @@ def test_killed_in_the_middle_its_processes_end_and_it_goes_on(tmp_path: Path) -
     assert len(children) >= 2
     assert wait_until(lambda: not any(map(alive, children)))
     assert len(list(Path(out).glob("shard-*.tar"))) == 1, "ten members a shard: killed in the second"
+    assert len(list(Path(out).glob(".shard-*.tmp"))) == 1
+    assert not (Path(out) / "index.json").exists()
     pack(FOLDER, Path(source), Path(out), shard_samples=2, processes=1)
     pack(FOLDER, Path(source), tmp_path / "expected", shard_samples=2, processes=1)
     assert files(Path(out)) == files(tmp_path / "expected")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import webdataset
+from damaged_sets import script
+from packed_sets import files, noise
 from PIL import Image
 
 from hpcdistill.data.index import load_index
@@ -43,12 +42,8 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def packed(source: Path, out: Path, **options: object) -> dict[str, bytes]:
-    pack(FOLDER, source, out, shard_samples=2, **options)  # type: ignore[arg-type]
+    pack(FOLDER, source, out, **{"shard_samples": 2, **options})  # type: ignore[arg-type]
     return files(out)
 
 
@@ -109,18 +104,6 @@ def test_index_says_where_each_byte_is(source: Path, tmp_path: Path) -> None:
             assert decoded.size == (hr.width, hr.height)
 
 
-def test_same_bytes_twice_whatever_the_threads_and_the_place(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = packed(source, tmp_path / "a", processes=1)
-    elsewhere = source.rename(tmp_path / "elsewhere")
-    for path in elsewhere.iterdir():
-        os.utime(path, (1, 1))
-    monkeypatch.setattr("hpcdistill.data.pack.pack_pool._BATCH_SECONDS", 0)  # so that each thread gets an image
-    monkeypatch.setattr("hpcdistill.data.pack.pack_pool.available_cores", lambda: 4)
-    assert packed(elsewhere, tmp_path / "b" / "deeper") == first
-
-
 def test_shards_are_cut_by_bytes_too(source: Path, tmp_path: Path) -> None:
     pack(FOLDER, source, tmp_path / "packed", shard_bytes=10_000)
     index = load_index(tmp_path / "packed")
@@ -131,23 +114,42 @@ def test_shards_are_cut_by_bytes_too(source: Path, tmp_path: Path) -> None:
         assert sum(member.length for member in members) <= 10_000
 
 
-def test_complete_set_is_left_alone(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_complete_set_is_left_alone_wherever_its_images_lie(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "packed"
-    packed(source, out)
+    first = packed(source, out)
+    elsewhere = source.rename(tmp_path / "elsewhere")
+    for path in elsewhere.iterdir():
+        os.utime(path, (1, 1))
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    packed(source, out)
+    packed(elsewhere, out)
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     assert "already holds these 7 images" in capsys.readouterr().err
+    assert packed(elsewhere, tmp_path / "b" / "deeper") == first
 
 
 class Killed(BaseException):
     pass
 
 
+@pytest.mark.parametrize("kind", ["lr-hr", "unpaired"])
 def test_stopped_before_any_rename_ends_in_the_same_bytes(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    expected = packed(source, tmp_path / "expected")
+    recipe = load_recipe("folder" if kind == "lr-hr" else "unpaired")
+    if kind == "unpaired":  # photo7 .. photo10 are of A, the others of B
+        for number in range(7, 14):
+            side = source / ("A" if number < 11 else "B")
+            side.mkdir(exist_ok=True)
+            (source / f"photo{number}.png").rename(side / f"{number}.png")
+        (source / "A" / "8.png").write_bytes(b"bad")  # skipped ones take part in the cuts
+
+    def go(out: Path) -> dict[str, bytes]:
+        pack(recipe, source, out, shard_samples=2, on_error="skip")
+        return files(out)
+
+    expected = go(tmp_path / "expected")
     rename, renames = os.replace, 0
     for stop in range(9):  # four shards with a sidecar each, and the index
         out, renames = tmp_path / f"out{stop}", 0
@@ -161,43 +163,13 @@ def test_stopped_before_any_rename_ends_in_the_same_bytes(
 
         monkeypatch.setattr("hpcdistill.storage.os.replace", replace)
         with pytest.raises(Killed):
-            packed(source, out)
+            go(out)
         monkeypatch.undo()
         assert not (out / "index.json").exists()
         kept = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.tar")}
         assert len(kept) == stop // 2
-        assert packed(source, out) == expected
+        assert go(out) == expected
         assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "finished shards are packed again"
-
-
-KILLED = """
-import os, signal, sys, tarfile
-from pathlib import Path
-from hpcdistill.data.pack.packing import pack
-from hpcdistill.data.pack.recipes import load_recipe
-stop, addfile, added = int(sys.argv[3]), tarfile.TarFile.addfile, 0
-def add(*arguments):
-    global added
-    added += 1
-    if added == stop:
-        os.kill(os.getpid(), signal.SIGKILL)
-    addfile(*arguments)
-tarfile.TarFile.addfile = add
-pack(load_recipe("folder"), Path(sys.argv[1]), Path(sys.argv[2]), shard_samples=2)
-"""
-
-
-def test_sigkill_in_the_middle_of_shards_ends_in_the_same_bytes(source: Path, tmp_path: Path) -> None:
-    expected, out = packed(source, tmp_path / "expected"), tmp_path / "out"
-    # Ten members a shard: the first run is killed in its second shard, the next in the third it has to write.
-    for stop, finished in ((14, 1), (17, 2)):
-        command = [sys.executable, "-c", KILLED, str(source), str(out), str(stop)]
-        done = subprocess.run(command, cwd=ROOT, check=False, timeout=120)
-        assert done.returncode == -signal.SIGKILL
-        assert len(list(out.glob("shard-*.tar"))) == finished
-        assert len(list(out.glob(".shard-*.tmp"))) == 1, "nothing was being written when it was killed"
-        assert not (out / "index.json").exists()
-    assert packed(source, out) == expected
 
 
 def interrupt(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
@@ -212,28 +184,20 @@ def interrupt(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **option
     monkeypatch.undo()
 
 
-def change(source: Path) -> None:
-    Image.fromarray(image(50)).save(source / "photo9.png")
+def change(source: Path, name: str = "photo9.png") -> None:
+    Image.fromarray(image(50)).save(source / name)
 
 
-def add_at_end(source: Path) -> None:
-    Image.fromarray(image(50)).save(source / "photo99.png")
-
-
-def add_in_front(source: Path) -> None:
-    Image.fromarray(image(50)).save(source / "photo1.png")
-
-
-def remove_last(source: Path) -> None:
-    (source / "photo13.png").unlink()
-
-
-@pytest.mark.parametrize("mend", [change, add_at_end, add_in_front, remove_last])
+@pytest.mark.parametrize("name", ["photo9.png", "photo99.png", "photo1.png", None])
 def test_changed_sources_of_a_half_packed_set(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mend: object
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None
 ) -> None:
+    """One changed, added at the end, added in front, or the last one removed."""
     interrupt(source, tmp_path / "out", monkeypatch)
-    mend(source)  # type: ignore[operator]
+    if name:
+        change(source, name)
+    else:
+        (source / "photo13.png").unlink()
     assert packed(source, tmp_path / "out") == packed(source, tmp_path / "expected")
 
 
@@ -241,44 +205,30 @@ def test_a_smaller_image_after_a_cut_moves_the_cut(tmp_path: Path, monkeypatch: 
     source = tmp_path / "source"
     source.mkdir()
     for number in range(4):  # 3.5 to 4 kB of noise each, with LR and headers about 10 kB: two a shard
-        Image.fromarray(np.random.default_rng(number).integers(0, 256, (36, 36, 3), dtype=np.uint8)).save(
-            source / f"{number}.png"
-        )
+        Image.fromarray(noise(36, 36, number)).save(source / f"{number}.png")
     options = {"shard_bytes": 26_000}  # the blank image takes 5 kB
-
-    def shards(out: Path) -> list[int]:
-        return [sample.shard for sample in load_index(out).samples]
-
-    def save(*_: object) -> None:
-        raise Killed
-
-    monkeypatch.setattr("hpcdistill.data.index.Index.save", save)
-    with pytest.raises(Killed):
-        pack(FOLDER, source, tmp_path / "out", **options)
-    monkeypatch.undo()
+    interrupt(source, tmp_path / "out", monkeypatch, shard_samples=100, **options)
     Image.fromarray(np.zeros((12, 12, 3), np.uint8)).save(source / "2.png")  # now fits behind the first two
     pack(FOLDER, source, tmp_path / "out", **options)
     pack(FOLDER, source, tmp_path / "expected", **options)
-    assert shards(tmp_path / "expected") == [0, 0, 0, 1]
+    assert [sample.shard for sample in load_index(tmp_path / "expected").samples] == [0, 0, 0, 1]
     assert files(tmp_path / "out") == files(tmp_path / "expected")
 
 
-def test_damaged_shard_or_sidecar_of_a_half_packed_set(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize("name", ["shard-00001.tar", ".shard-00002.json", None])
+def test_a_damaged_or_missing_shard_or_sidecar_is_made_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None, complete: bool
 ) -> None:
     expected, out = packed(source, tmp_path / "expected"), tmp_path / "out"
-    interrupt(source, out, monkeypatch)
-    shard = out / "shard-00001.tar"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"\1")
-    assert packed(source, out) == expected
-    interrupt(source, tmp_path / "b", monkeypatch)
-    (tmp_path / "b" / ".shard-00002.json").write_text("{}")
-    assert packed(source, tmp_path / "b") == expected
-
-
-def test_damaged_shard_of_a_complete_set_is_packed_again(source: Path, tmp_path: Path) -> None:
-    expected, out = packed(source, tmp_path / "out"), tmp_path / "out"
-    (out / "shard-00001.tar").unlink()
+    if complete:
+        packed(source, out)
+    else:
+        interrupt(source, out, monkeypatch)
+    if name is None:
+        (out / "shard-00001.tar").unlink()
+    else:
+        (out / name).write_bytes((out / name).read_bytes()[:-1] + b"\1" if (out / name).exists() else b"{}")
     assert packed(source, out) == expected
 
 
@@ -368,16 +318,13 @@ def test_skipping_survives_a_restart(source: Path, tmp_path: Path, monkeypatch: 
     assert packed(source, tmp_path / "out", on_error="skip") == expected
 
 
-def test_nothing_but_bad_images(tmp_path: Path) -> None:
+def test_what_cannot_be_packed_at_all(source: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"bad")
     with pytest.raises(UserError, match="none of the 1 images could be packed"):
         pack(FOLDER, tmp_path, tmp_path / "out", on_error="skip")
-
-
-def test_out_is_a_file(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").write_bytes(b"")
-    with pytest.raises(UserError, match="out: is a file; choose another --out"):
-        packed(source, tmp_path / "out")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="file: is a file; choose another --out"):
+        packed(source, tmp_path / "file")
 
 
 def test_photos_need_nothing_and_have_two_splits(tmp_path: Path) -> None:
@@ -397,15 +344,6 @@ def test_splits_and_an_unsplit_set_do_not_share_a_folder(source: Path, tmp_path:
         packed(source, out)
     with pytest.raises(UserError, match="holds a data set without splits"):
         pack(load_recipe("photos"), None, out / "train")
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"shards_{name}", ROOT / "shards" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_help_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from packed_sets import files, noise
 from PIL import Image
 
 from hpcdistill.data.index import Index, load_index
@@ -28,19 +29,11 @@ OFFICIAL = Recipe(
 )
 
 
-def noise(height: int, width: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
 def save(path: Path, seed: int, size: tuple[int, int] = (16, 24), **options: object) -> bytes:
     """A file of noise, in the format of its suffix unless `format` says another; its bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise(*size, seed)).save(path, **options)  # type: ignore[arg-type]
     return path.read_bytes()
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def contents(folder: Path, index: Index) -> list[dict[str, bytes]]:
@@ -174,37 +167,6 @@ def test_all_refusals_of_single_images_apply_to_pairs(tmp_path: Path, name: str)
 
 class Killed(BaseException):
     pass
-
-
-def test_an_unpaired_set_stopped_anywhere_ends_in_the_same_bytes(
-    sides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (sides / "A" / "2.webp").write_bytes(b"bad")  # skipped ones take part in the cuts
-    (sides / "B" / "1.jpg").write_bytes(b"bad")
-    save(sides / "B" / "3.jpg", 7)
-    pack(UNPAIRED, sides, tmp_path / "expected", on_error="skip")
-    expected = files(tmp_path / "expected")
-    assert [sample.shard for sample in load_index(tmp_path / "expected").samples] == [0, 0, 1, 1]
-    for stop in range(5):  # two shards with a sidecar each, and the index
-        out, renames = tmp_path / f"out{stop}", 0
-        rename = Path.replace
-
-        def replace(old: Path, new: Path, stop: int = stop, rename: object = rename) -> Path:
-            nonlocal renames
-            if renames == stop:
-                raise Killed
-            renames += 1
-            return rename(old, new)  # type: ignore[operator, no-any-return]
-
-        monkeypatch.setattr("hpcdistill.storage.Path.replace", replace)
-        with pytest.raises(Killed):
-            pack(UNPAIRED, sides, out, on_error="skip")
-        monkeypatch.undo()
-        kept = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.tar")}
-        assert len(kept) == stop // 2
-        pack(UNPAIRED, sides, out, on_error="skip")
-        assert files(out) == expected
-        assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
 
 def test_sides_swapped_in_the_recipe_are_another_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
