@@ -13,16 +13,16 @@ The part of a member's suffix before the first dot is its role:
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shlex
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from hpcdistill.errors import UserError
-from hpcdistill.storage import write_json
+from hpcdistill.storage import parse_json, write_json
 
 SCHEMA = 1
 INDEX_NAME = "index.json"
@@ -35,30 +35,35 @@ LR_RULES = {  # how the LR images of a set were made; the first three are `ops.d
     "official": "files that came with the set",
 }
 
-# What an index may say before anything is read or written by it: types, ranges, and names that stay in the folder.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a recipe or split; becomes part of a folder's name
-SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar")
-_KEY = re.compile(r"[^./\\\0\ud800-\udfff][^/\\\0\ud800-\udfff]*")  # names a file where enlarged images are saved
-_NO_TEXT = re.compile(r"[\0\ud800-\udfff]")  # can be neither printed nor part of a path
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_MOST_PIXELS = 1 << 31  # of a side
+# What an index may say, in the types below: they are checked before anything is read or written by it.
+SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar")  # stays in the folder
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # becomes part of a folder's name
+_Key = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]  # names a file where enlarged images are saved
+_Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+_Side = Annotated[int, Field(ge=1, lt=1 << 31)]  # pixels
+_STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
 class Member:
     """One file of a sample: its place in the shard and the size of the image it decodes to."""
 
-    offset: int  # of the file's first byte from the start of the tar
-    length: int  # bytes
-    height: int
-    width: int
+    __pydantic_config__ = _STRICT
+
+    offset: _Count  # of the file's first byte from the start of the tar
+    length: _Count  # bytes
+    height: _Side
+    width: _Side
 
 
 @dataclass(frozen=True)
 class Sample:
-    key: str  # webdataset's `__key__`
-    source: str  # the image's name in its source folder, for reports
-    shard: int  # position in `Index.shards`
+    __pydantic_config__ = _STRICT
+
+    key: _Key  # webdataset's `__key__`
+    source: _Text  # the image's name in its source folder, for reports
+    shard: _Count  # position in `Index.shards`
     members: dict[str, Member]  # suffix ("hr.png", "lr4.png") -> place
 
     def member(self, role: str) -> Member | None:
@@ -68,22 +73,26 @@ class Sample:
 
 @dataclass(frozen=True)
 class Shard:
-    name: str
-    length: int  # bytes
-    sha256: str
+    __pydantic_config__ = _STRICT
+
+    name: Annotated[str, Field(pattern=f"^{SHARD_NAME.pattern}$")]
+    length: _Count  # bytes
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
 class Index:
-    recipe: str
-    split: str  # "train", "test", ... or "all"
+    __pydantic_config__ = _STRICT
+
+    recipe: _Name
+    split: _Name  # "train", "test", ... or "all"
     kind: Kind
-    scales: tuple[int, ...]  # of the down-sampled images, () for other kinds
-    licence: str
-    origin: str
+    scales: tuple[Annotated[int, Field(ge=1, lt=1 << 63)], ...]  # of the down-sampled images, () for other kinds
+    licence: _Text
+    origin: _Text
     shards: tuple[Shard, ...]
     samples: tuple[Sample, ...]
-    skipped: tuple[str, ...] = ()  # sources left out under `--on-error skip`
+    skipped: tuple[_Text, ...] = ()  # sources left out under `--on-error skip`
     notes: dict[str, Any] = field(default_factory=dict)  # the packer's versions and settings
 
     @property
@@ -100,6 +109,16 @@ class Index:
     def save(self, folder: Path) -> None:
         """Write `folder/index.json` atomically; its presence says that the data set is complete."""
         write_json(folder / INDEX_NAME, {"schema": SCHEMA, **asdict(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File(Index):
+    """What index.json says."""
+
+    schema: int
+
+
+_FILE: TypeAdapter[_File] = TypeAdapter(_File)
 
 
 def role_of(suffix: str) -> str:
@@ -133,97 +152,33 @@ def parse_index(content: bytes, name: str) -> Index:
     UserError when it is damaged or of another schema. Messages call it `name`.
     """
     try:
-        raw = json.loads(content.decode())
-        if raw.pop("schema") != SCHEMA:
-            raise UserError(f"{name}: made by another version of hpcdistill; pack the data set again")
-        shards = tuple(Shard(**shard) for shard in raw.pop("shards"))
-        samples = tuple(
-            Sample(
-                members={name: Member(**member) for name, member in sample.pop("members").items()},
-                **sample,
+        found = parse_json(content, _FILE)
+        _check_contents(found)
+    except ValueError as error:
+        raise UserError(f"{name}: damaged ({error!s:.200}); copy it again, or pack the data set again") from None
+    if found.schema != SCHEMA:
+        raise UserError(f"{name}: made by another version of hpcdistill; pack the data set again")
+    return Index(**{one.name: getattr(found, one.name) for one in fields(Index)})
+
+
+def _check_contents(index: Index) -> None:
+    """ValueError when shards and samples do not belong together, or are listed twice, or the LRs' rule is no text."""
+    rule = index.notes.get("lr", "")
+    if not isinstance(rule, str) or "\0" in rule:
+        raise ValueError(f"notes.lr: expected a text, got {rule!r:.60}")
+    if len({shard.name for shard in index.shards}) < len(index.shards):
+        raise ValueError("a shard is listed twice")
+    # Two samples of one key are one to webdataset, and their images would be saved under one name.
+    if len({(sample.shard, sample.key) for sample in index.samples}) < len(index.samples):
+        raise ValueError("a sample is listed twice")
+    for sample in index.samples:
+        if sample.shard >= len(index.shards):
+            raise ValueError(
+                f"sample {sample.key!a:.60} lies in shard {sample.shard} of {len(index.shards)}, from 0 on"
             )
-            for sample in raw.pop("samples")
-        )
-        scales, skipped = tuple(raw.pop("scales")), tuple(raw.pop("skipped"))
-        index = Index(shards=shards, samples=samples, scales=scales, skipped=skipped, **raw)
-        if index.kind not in get_args(Kind):
-            raise UserError(f"{name}: holds {index.kind!a:.60} samples, which this version of hpcdistill does not know")
-        why = _fault(index)
-        if why is None:
-            return index
-    except UserError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        why = f"{type(error).__name__}: {error}"[:200]
-    raise UserError(f"{name}: damaged ({why}); copy it again, or pack the data set again")
 
 
 def index_digest(folder: Path) -> str:
     """Hex sha256 of what the packed data set holds; part of a run's identity."""
     load_index(folder)  # a clear error for what is no index
     return hashlib.sha256((folder / INDEX_NAME).read_bytes()).hexdigest()
-
-
-def may_be_whole(shard: Shard, samples: Iterable[Sample]) -> bool:
-    """Whether the values of a shard and its samples are of the right kind, as in an index."""
-    return _shard_fault(shard) is None and not any(_sample_fault(sample) for sample in samples)
-
-
-def _fault(index: Index) -> str | None:
-    """The first value of `index` that has another type, is out of range, or is a path that leads elsewhere."""
-    for key in ("recipe", "split"):
-        value = getattr(index, key)
-        if not (isinstance(value, str) and _NAME.fullmatch(value)):
-            return f"the {key} {value!a:.60} is no name"
-    if not all(_is_count(scale, 1) for scale in index.scales):
-        return f"the scales {index.scales!a:.60} are no factors"
-    texts = (index.licence, index.origin, *index.skipped)
-    notes_fit = isinstance(index.notes, dict) and _is_text(index.notes.get("lr", ""))
-    if not (all(map(_is_text, texts)) and notes_fit):
-        return "the licence, the origin, what was skipped or the notes are of another kind"
-    names = set()
-    for shard in index.shards:
-        fault = _shard_fault(shard)
-        if fault:
-            return fault
-        if shard.name in names:
-            return f"shard {shard.name!a:.60} is listed twice"
-        names.add(shard.name)
-    if fault := next(filter(None, (_sample_fault(sample, len(index.shards)) for sample in index.samples)), None):
-        return fault
-    # Two samples of one key are one to webdataset, and their images would be saved under one name.
-    if len({(sample.shard, sample.key) for sample in index.samples}) < len(index.samples):
-        return "a sample is listed twice"
-    return None
-
-
-def _shard_fault(shard: Shard) -> str | None:
-    if not (isinstance(shard.name, str) and SHARD_NAME.fullmatch(shard.name)):
-        return f"the shard name {shard.name!a:.60} is no file name ending in .tar"
-    if not _is_count(shard.length):
-        return f"{shard.name}: the length {shard.length!a:.60} is no number of bytes"
-    if not (isinstance(shard.sha256, str) and _SHA256.fullmatch(shard.sha256)):
-        return f"{shard.name}: {shard.sha256!a:.60} is no sha256"
-    return None
-
-
-def _sample_fault(sample: Sample, shards: int | None = None) -> str | None:
-    if not (isinstance(sample.key, str) and _KEY.fullmatch(sample.key) and _is_text(sample.source)):
-        return f"the sample {sample.key!a:.60} of {sample.source!a:.60} has no names"
-    if not _is_count(sample.shard):
-        return f"sample {sample.key!a:.60}: its shard {sample.shard!a:.60} is no number"
-    if shards is not None and sample.shard >= shards:
-        return f"sample {sample.key!a:.60}: it lies in shard {sample.shard} of {shards}, counted from 0"
-    for suffix, member in sample.members.items():
-        place, size = (member.offset, member.length), (member.height, member.width)
-        if not all(map(_is_count, place)) or not all(_is_count(side, 1) and side < _MOST_PIXELS for side in size):
-            return f"{sample.key!a:.60} {suffix!a:.60}: the place {place!a:.60} or size {size!a:.60} is no such thing"
-    return None
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and not _NO_TEXT.search(value)
-
-
-def _is_count(value: object, least: int = 0) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 63

@@ -38,16 +38,14 @@ def test_folder_errors(tmp_path: Path) -> None:
         list_images(tmp_path / "a.tif")
 
 
-def test_a_name_that_is_no_text(tmp_path: Path) -> None:
-    (tmp_path / "a\nb.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"'a\\nb\.png' cannot be written as text; rename"):
-        list_images(tmp_path)
-
-
-def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+def test_names_that_are_no_text_and_links_to_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(UserError, match=r"b\.png: is a link to a file that is not there"):
+        list_images(tmp_path)
+    (tmp_path / "b.png").rename(tmp_path / "b.txt")
+    (tmp_path / "a\nb.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"'a\\nb\.png' cannot be written as text; rename"):
         list_images(tmp_path)
 
 

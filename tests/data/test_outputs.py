@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packed_sets import noise, write_set
 from PIL import Image
 
 from hpcdistill.data.fetch import location
@@ -24,10 +24,6 @@ from hpcdistill.evaluate import main as evaluate
 from hpcdistill.requirements import check_runs_apart
 from hpcdistill.run import load_run
 from hpcdistill.sweep.grid_report import make_folder
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from packed_sets import noise, write_set
 
 FOLDER, PAIRED = load_recipe("folder"), load_recipe("paired")
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcdistill.data.index import Member, Sample, Shard, may_be_whole
+from pydantic import TypeAdapter
+
+from hpcdistill.data.index import Member, Sample, Shard
 from hpcdistill.data.pack.packed_image import PackedImage, padded
 from hpcdistill.data.pack.sources import Digest
-from hpcdistill.storage import replacing, sha256_file, write_bytes
+from hpcdistill.storage import parse_json, replacing, sha256_file, write_bytes
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class FinishedShard:
     digests: tuple[Digest, ...]  # of every source looked at since the shard before, skipped ones too
     skipped: tuple[str, ...]
     following: Digest | None  # the next image that was packed, which did not fit; None: the list ended here
+
+
+_FINISHED: TypeAdapter[FinishedShard] = TypeAdapter(FinishedShard)
 
 
 def write_shard(
@@ -114,25 +119,7 @@ def remove(paths: Iterable[Path]) -> None:
 
 def _read(path: Path) -> FinishedShard | None:
     try:
-        raw = json.loads(path.read_bytes())
-        finished = FinishedShard(
-            settings={"recipe": raw["settings"]["recipe"], "split": raw["settings"]["split"], **raw["settings"]},
-            max_pixels=int(raw["max_pixels"]),
-            shard=Shard(**raw["shard"]),
-            samples=tuple(
-                Sample(**{**sample, "members": {name: Member(**member) for name, member in sample["members"].items()}})
-                for sample in raw["samples"]
-            ),
-            digests=tuple(map(_digest, raw["digests"])),
-            skipped=tuple(raw["skipped"]),
-            following=_digest(raw["following"]) if raw["following"] else None,
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        finished = parse_json(path.read_bytes(), _FINISHED)
+    except (OSError, ValueError):
         return None
-    # The shard's name becomes a path, and the samples go into the index as they are.
-    return finished if may_be_whole(finished.shard, finished.samples) else None
-
-
-def _digest(raw: Any) -> Digest:
-    name, length, sha256 = raw
-    return str(name), int(length), str(sha256)
+    return finished if {"recipe", "split"} <= finished.settings.keys() else None

@@ -155,7 +155,7 @@ def test_a_recipe_comes_from_a_server(name: str, server: Server, tmp_path: Path,
     assert sorted(json.loads(recorded.read_text()) if recorded.exists() else []) == sorted(unknown)
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", ["div2k", "facades", "set5", "horse2zebra"])
 def test_a_recipe_comes_from_local_archives(name: str, tmp_path: Path, root: Path) -> None:
     path, archives = small(name, tmp_path, None)
     origin = archives if name == "div2k" else next(archives.iterdir())
@@ -163,7 +163,7 @@ def test_a_recipe_comes_from_local_archives(name: str, tmp_path: Path, root: Pat
     check_packed(load_recipe(name), root / name)
 
 
-@pytest.mark.parametrize("name", [*PUBLIC, *LOCAL])
+@pytest.mark.parametrize("name", ["div2k", *LOCAL])
 def test_a_recipe_comes_from_a_folder_of_images(name: str, tmp_path: Path, root: Path) -> None:
     recipe = load_recipe(name)
     path, _ = small(name, tmp_path, None)
@@ -304,11 +304,10 @@ def test_two_commands_that_pack_the_same_set_take_turns(tmp_path: Path, root: Pa
     assert not list(root.rglob(".packing.lock"))
 
 
-@pytest.mark.parametrize("option", ["--processes", "--max-pixels"])
-@pytest.mark.parametrize("value", ["0", "-3", "x"])
-def test_counts_are_one_or_more(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("option", ["--processes=0", "--max-pixels=-3", "--processes=x"])
+def test_counts_are_one_or_more(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        script("fetch").main(["photos", f"{option}={value}"])
+        script("fetch").main(["photos", option])
     assert end.value.code == 2
     assert "must be a whole number, 1 or more" in capsys.readouterr().err
 
