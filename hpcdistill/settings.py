@@ -77,7 +77,7 @@ def load_section(path: Path, section: type[S], example: str) -> S:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{path}: {': '.join(first_fault(error, section))}") from None
+        raise UserError(f"{path}: {': '.join(filter(None, first_fault(error, section)))}") from None
 
 
 def load_keys(path: Path, remedy: str = "") -> dict[str, Any]:

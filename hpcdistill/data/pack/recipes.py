@@ -9,15 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hpcdistill.data.fetch.download import Download
 from hpcdistill.data.index import Kind
 from hpcdistill.errors import UserError, nearest
-from hpcdistill.settings import LONGEST_NAME, Section
+from hpcdistill.settings import LONGEST_NAME, Section, load_section
 from hpcdistill.storage import user_path
-from hpcdistill.yaml_values import Word, load_yaml
+from hpcdistill.yaml_values import Word
 
 RECIPES = Path(__file__).resolve().parents[3] / "shards" / "recipes"
 UNSPLIT = "all"
@@ -97,11 +96,11 @@ class Recipe(Section):
                     raise ValueError(f"{self.kind} splits consist of {allowed}; {split} has {'+'.join(folders)}")
                 if UNSPLIT in layout and len(layout) > 1:
                     raise ValueError(f"'{UNSPLIT}' stands for a set without splits; rename it or the others")
-        folders_of_layouts = [
-            f for layout in self.layouts for roles in layout.values() for fs in roles.values() for f in fs
+        folders = [
+            name for layout in self.layouts for roles in layout.values() for names in roles.values() for name in names
         ]
-        names = [name for names in self.files.values() for name in names]
-        for path in (*self.roots, *self.members, *folders_of_layouts, *names):
+        files = [name for names in self.files.values() for name in names]
+        for path in (*self.roots, *self.members, *folders, *files):
             if path.startswith(("/", "~")) or ".." in path.split("/"):
                 raise ValueError(f"'{path}' leads out of the source's folder; name a folder or file in it")
         known = {split for layout in self.layouts for split in layout}
@@ -138,23 +137,7 @@ def load_recipe(name: str) -> Recipe:
         path = RECIPES / f"{name}.yaml"
         if not path.is_file():
             raise UserError(f"no recipe '{name}'; {nearest(name, recipe_names())}")
-    try:
-        raw = load_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}); mend the file") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: not a recipe; it needs the keys name, title, licence, origin and layouts")
-    try:
-        return Recipe(**raw)
-    except ValidationError as error:
-        # An unknown key first: what is missing is then most likely what it was meant to be.
-        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-        key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "layouts"
-        hint = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            fields = Recipe.model_fields if len(first["loc"]) == 1 else Download.model_fields
-            hint = f"unknown key; {nearest(str(first['loc'][-1]), fields)}"
-        raise UserError(f"{path}: {key}: {hint}") from None
+    return load_section(path, Recipe, str(RECIPES / "folder.yaml"))
 
 
 def _lists(folders: Any) -> Any:
