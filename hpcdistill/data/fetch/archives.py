@@ -35,7 +35,6 @@ _COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
 }
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _JUNK = "__MACOSX"  # what macOS puts beside the files; hidden files go the same way
-_LOCAL_HEADER = 30  # bytes of a zip member's header without name and extra field
 _LONGEST_TAR_NOTE = 1 << 20  # bytes of a pax header or long name; tarfile reads them whole into memory
 _TAR_NOTES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"X")
 _TAR_MEMBER = 4096  # bytes of headers and padding that are allowed a member, beside its content
@@ -183,9 +182,7 @@ def _printable(text: str) -> str:
 def _zip_files(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[ArchiveFile]:
     names = _Names(archive, limits)
     with zipfile.ZipFile(file) as opened:
-        infos = opened.infolist()
-        taken = [(info, path) for info in infos if (path := _check_zip_member(info, names)) is not None]
-        _check_overlaps(infos, archive.stat().st_size, names)
+        taken = [(info, path) for info in opened.infolist() if (path := _check_zip_member(info, names)) is not None]
         consumed = 0
         for info, path in taken:
             consumed += info.compress_size
@@ -201,16 +198,6 @@ def _check_zip_member(info: zipfile.ZipInfo, names: _Names) -> str | None:
     if info.flag_bits & 0x2041:  # encrypted, strongly encrypted, masked headers
         raise names.refuse(name, "is encrypted")
     return names.check(name, folder=info.is_dir())
-
-
-def _check_overlaps(infos: list[zipfile.ZipInfo], size: int, names: _Names) -> None:
-    """Members that share bytes are how a zip of 10 MB becomes petabytes."""
-    ordered = sorted(infos, key=lambda info: info.header_offset)
-    ends = [info.header_offset for info in ordered[1:]] + [size]
-    for info, end in zip(ordered, ends, strict=True):
-        least = info.header_offset + _LOCAL_HEADER + info.compress_size  # without the name's length, which may differ
-        if info.header_offset < 0 or least > end:
-            raise names.refuse(info.orig_filename, "overlaps another member or the archive's end")
 
 
 class _StrictInfo(tarfile.TarInfo):

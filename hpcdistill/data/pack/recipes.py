@@ -96,11 +96,11 @@ class Recipe(Section):
                     raise ValueError(f"{self.kind} splits consist of {allowed}; {split} has {'+'.join(folders)}")
                 if UNSPLIT in layout and len(layout) > 1:
                     raise ValueError(f"'{UNSPLIT}' stands for a set without splits; rename it or the others")
-        folders = [
+        places = [
             name for layout in self.layouts for roles in layout.values() for names in roles.values() for name in names
         ]
         files = [name for names in self.files.values() for name in names]
-        for path in (*self.roots, *self.members, *folders, *files):
+        for path in (*self.roots, *self.members, *places, *files):
             if path.startswith(("/", "~")) or ".." in path.split("/"):
                 raise ValueError(f"'{path}' leads out of the source's folder; name a folder or file in it")
         known = {split for layout in self.layouts for split in layout}
