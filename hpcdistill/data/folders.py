@@ -41,11 +41,7 @@ def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
             raise UserError(f"{entry}: is a link to a file that is not there; mend or remove it")
     if not images:
         hint = f"expected files ending in {', '.join(SUFFIXES)}"
-        folders = sorted(
-            entry.name
-            for entry in found
-            if entry.is_dir() and any(e.suffix.lower() in SUFFIXES for e in entry.iterdir())
-        )
+        folders = sorted(entry.name for entry in found if has_images(entry))
         other = other_suffixes(folder)
         if folders:
             hint = f"its folders {', '.join(folders[:5])} have some: name one of them"
@@ -62,6 +58,11 @@ def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
 def other_suffixes(folder: Path, *, recursive: bool = False) -> dict[str, int]:
     """Suffixes of the files in `folder` that are images to most people but are not read here, with their counts."""
     return dict(Counter(e.suffix.lower() for e in entries(folder, recursive) if e.suffix.lower() in UNREAD))
+
+
+def has_images(folder: Path, *, recursive: bool = False) -> bool:
+    """True for a folder with an image in it, or below it."""
+    return folder.is_dir() and any(map(_is_image, entries(folder, recursive)))
 
 
 def left_out(folder: Path, take_folders: str, *, recursive: bool = False, apart: Collection[Path] = ()) -> str | None:

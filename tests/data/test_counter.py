@@ -58,11 +58,6 @@ def test_a_device_draws_what_the_host_draws(seed: int, part: int) -> None:
             assert below(device, bound).tolist() == below(host, bound).tolist()
 
 
-def test_draws_do_not_depend_on_what_is_drawn_with_them() -> None:
-    together = rows(3, ORDER, np.arange(1000))
-    assert np.array_equal(together[137:139], rows(3, ORDER, np.array([137, 138])))
-
-
 def test_streams_seeds_and_parts_differ() -> None:
     numbers = np.arange(64)
     variants = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcdistill.data.folders import left_out, list_images, other_suffixes
+from hpcdistill.data.folders import has_images, left_out, list_images, other_suffixes
 from hpcdistill.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +69,15 @@ def test_what_a_folder_holds_besides(tmp_path: Path) -> None:
     recursive = f"{tmp_path}: not read: 1 .nef file, 1 .tif file; convert files to PNG"
     assert left_out(tmp_path, "ask", recursive=True) == recursive
     assert left_out(tmp_path / "notes", "ask") is None
+
+
+def test_folders_whose_links_lead_around_have_no_images_for_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    assert not has_images(tmp_path, recursive=True)
+    (tmp_path / "a" / "b.png").write_bytes(b"")
+    assert has_images(tmp_path, recursive=True)
+    assert not has_images(tmp_path)
 
 
 def test_reading_a_configuration_imports_neither_numpy_nor_pillow() -> None:

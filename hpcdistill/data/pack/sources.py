@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hpcdistill.data.folders import SUFFIXES, left_out, list_images
+from hpcdistill.data.folders import has_images, left_out, list_images
 from hpcdistill.data.images import Colour
 from hpcdistill.data.pack.recipes import OWN, UNSPLIT, Folders, Recipe, Role
 from hpcdistill.errors import UserError
@@ -190,7 +190,7 @@ def _layout(recipe: Recipe, source: Path | None, recursive: bool) -> tuple[Path,
     for deep in (False, True) if recursive else (False,):
         for name in recipe.roots:
             for layout in recipe.layouts:
-                if all(_has_images(source / name / folder, deep) for folder in _folders(layout)):
+                if all(has_images(source / name / folder, recursive=deep) for folder in _folders(layout)):
                     _check_left_out(recipe, source / name, layout)
                     return source / name, layout
     raise UserError(_not_found(recipe, source))
@@ -213,7 +213,7 @@ def _check_left_out(recipe: Recipe, root: Path, chosen: dict[str, Folders]) -> N
             if split in chosen or split == UNSPLIT or taken & set(folders):
                 continue
             there = any((root / folder).is_dir() for folder in folders)
-            if there and not all(_has_images(root / folder) for folder in folders):
+            if there and not all(has_images(root / folder) for folder in folders):
                 raise UserError(_half(root, folders, f"the split '{split}'"))
 
 
@@ -232,9 +232,9 @@ def _not_found(recipe: Recipe, source: Path) -> str:
     for root, layout in candidates:  # some are
         for split, roles in layout.items():
             folders = _folders({split: roles})
-            if len(folders) > 1 and any(_has_images(root / folder) for folder in folders):
+            if len(folders) > 1 and any(has_images(root / folder) for folder in folders):
                 what = f"the recipe {recipe.name}" if split == UNSPLIT else f"the split '{split}' of {recipe.name}"
-                if not all(_has_images(root / folder) for folder in folders):
+                if not all(has_images(root / folder) for folder in folders):
                     return _half(root, folders, what)
     families: dict[tuple[str, ...], dict[str, Folders]] = {}  # one layout for each form of a first split
     for layout in recipe.layouts:
@@ -250,9 +250,9 @@ def _not_found(recipe: Recipe, source: Path) -> str:
 
 def _half(root: Path, folders: list[str], what: str) -> str:
     """Which of the folders of a split has no images, or is not there."""
-    wrong = next(folder for folder in folders if not _has_images(root / folder))
+    wrong = next(folder for folder in folders if not has_images(root / folder))
     if (root / wrong).is_dir():
-        if deep := sorted(entry.name for entry in (root / wrong).iterdir() if _has_images(entry)):
+        if deep := sorted(entry.name for entry in (root / wrong).iterdir() if has_images(entry)):
             return (
                 f"{root / wrong}: no images in this folder, only in its folders {', '.join(deep[:5])}; {what} needs "
                 f"{' and '.join(folders)}: call them train, val, test, or take all as one set with --recursive"
@@ -261,7 +261,7 @@ def _half(root: Path, folders: list[str], what: str) -> str:
             list_images(root / wrong)
         except UserError as error:  # names the suffixes that it found in place of images
             return f"{error}; {what} needs it"
-    with_images = [folder for folder in folders if _has_images(root / folder)]
+    with_images = [folder for folder in folders if has_images(root / folder)]
     beside = f", but {root / with_images[0]} has images" if with_images else ""
     return f"{root / wrong}: no such folder{beside}; {what} needs {' and '.join(folders)}"
 
@@ -272,7 +272,7 @@ def _images(root: Path, role: str, folders: tuple[str, ...], recipe: Recipe, spl
         return [_Image(name, _named(root / folders[0], name, recipe), _stem(name)) for name in recipe.files[split]]
     # Where several folders are read, an image is called by its folder too.
     several = len(folders) > 1 or recipe.kind == "unpaired"
-    if _is_lr(role) and not all(_has_images(root / folder) for folder in folders):
+    if _is_lr(role) and not all(has_images(root / folder) for folder in folders):
         fetch = f"fetch them with `python shards/fetch.py {recipe.name} --with lr`, or " if recipe.parts else ""
         raise UserError(f"{root / folders[0]}: no official LR images; {fetch}leave them out")
     images = []
@@ -300,18 +300,8 @@ def _check_counts(recipe: Recipe, root: Path, split: str, folders: Folders, list
             )
 
 
-def _has_images(folder: Path, deep: bool = False) -> bool:
-    if not folder.is_dir():
-        return False
-    return any(_is_image(entry) or (deep and _has_images(entry, deep)) for entry in folder.iterdir())
-
-
 def _stem(path: str) -> str:
     return str(PurePosixPath(path).with_suffix(""))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _is_lr(role: str) -> bool:

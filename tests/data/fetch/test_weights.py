@@ -57,29 +57,21 @@ def test_what_torch_hub_has_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert copied.read_bytes() == CONTENT
 
 
-def test_a_damaged_file_in_torch_hub_s_cache_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_weights_are_named_and_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / FILE).write_bytes(CONTENT)
-    there = tmp_path / "torch" / "hub" / "checkpoints" / FILE
-    there.parent.mkdir(parents=True)
-    there.write_bytes(CONTENT[:-1] + b"?")
+    ours, hub = tmp_path / "data" / "weights" / FILE, tmp_path / "torch" / "hub" / "checkpoints" / FILE
+    hub.parent.mkdir(parents=True)
+    ours.parent.mkdir(parents=True)
     with Server(tmp_path) as server:
         known(monkeypatch, server.address(FILE))
-        with pytest.raises(UserError, match="damaged"):
+        hub.write_bytes(CONTENT[:-1] + b"?")
+        with pytest.raises(UserError, match=r"damaged, its sha256 does not begin with .* --weights tiny"):
+            find_weights("tiny")
+        ours.write_bytes(b"<html>Sign in</html>")
+        with pytest.raises(UserError, match=r"tiny-.*damaged \(it is a web page: .*\), its sha256 does not begin with"):
             find_weights("tiny")
         assert fetch_weights("tiny").read_bytes() == CONTENT
-    assert find_weights("tiny") == tmp_path / "data" / "weights" / FILE
-
-
-def test_damaged_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known(monkeypatch, "http://127.0.0.1:9/nobody")
-    there = tmp_path / "data" / "weights" / FILE
-    there.parent.mkdir(parents=True)
-    there.write_bytes(b"<html>Sign in</html>")
-    with pytest.raises(UserError, match=r"tiny-.*damaged \(it is a web page: .*\), its sha256 does not begin with"):
-        find_weights("tiny")
-    there.write_bytes(CONTENT[:-1])
-    with pytest.raises(UserError, match=r"tiny-.*damaged, its sha256 does not begin with .* --weights tiny"):
-        find_weights("tiny")
+    assert find_weights("tiny") == ours
 
 
 def test_an_unknown_name_is_one_line() -> None:

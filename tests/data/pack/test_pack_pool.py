@@ -120,27 +120,17 @@ def test_no_more_than_a_few_images_are_made_ahead(
     made.close()
 
 
-def test_a_small_set_starts_no_process_and_a_large_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sources = draw(tmp_path / "source", 40)
+@pytest.mark.parametrize(("seconds", "processes", "starts"), [(8.0, None, False), (0, None, True), (0, 1, False)])
+def test_a_small_set_starts_no_process_and_a_large_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, processes: int | None, starts: bool
+) -> None:
     monkeypatch.setattr(pack_pool, "available_cores", lambda: 2)
-    made = packed_ahead(sources, "lr-hr")
+    monkeypatch.setattr(pack_pool, "_POOL_SECONDS", seconds)
+    made = packed_ahead(draw(tmp_path / "source", 40), "lr-hr", processes=processes)
     next(made)
-    assert packers() == []
-    made.close()
-    monkeypatch.setattr(pack_pool, "_POOL_SECONDS", 0)
-    made = packed_ahead(sources, "lr-hr")
-    next(made)
-    assert packers()
+    assert bool(packers()) == starts
     made.close()
     assert packers() == []
-
-
-def test_one_process_is_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack_pool, "_POOL_SECONDS", 0)
-    made = packed_ahead(draw(tmp_path / "source", 3), "lr-hr", processes=1)
-    next(made)
-    assert packers() == []
-    made.close()
 
 
 def test_a_process_that_packs_does_without_torch() -> None:
@@ -152,18 +142,6 @@ def test_a_process_that_packs_does_without_torch() -> None:
 def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5, 7}, raising=False)
     assert available_cores() == 3
-
-
-@pytest.mark.usefixtures("one_at_a_time")
-def test_a_killed_process_is_one_line(tmp_path: Path) -> None:
-    made = packed_ahead(draw(tmp_path / "source", 60), "lr-hr", processes=2)
-    next(made)
-    for process in multiprocessing.active_children():
-        if process.name == "pack":
-            process.kill()
-    with pytest.raises(UserError, match=r"a process that packs images ended, most likely killed for want of memory;"):
-        list(made)
-    assert packers() == []
 
 
 def die_while_handing_over(connection: Connection) -> None:
