@@ -6,18 +6,19 @@ An archive is unpacked into `.FOLDER.partial` beside its folder and moved into p
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 from pydantic import Field, TypeAdapter
 
 from hpcdistill.console import say
-from hpcdistill.data.fetch.archives import Limits, archive_files, declared_bytes, too_much
+from hpcdistill.data.fetch.archives import Limits, archive_files, declared_bytes, refused, too_much
 from hpcdistill.data.fetch.digests import file_digest
 from hpcdistill.data.fetch.disk import cannot_write, check_space, exclusive, sync_filesystem
 from hpcdistill.data.progress import BYTES, Progress, megabytes
@@ -147,8 +148,7 @@ def _write_members(
         for entry in archive_files(archive, limits):
             if wanted is None or wanted(entry.path):
                 path = folder / entry.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with open(path, "xb") as file:
+                with _new_file(archive, entry.path, path) as file:
                     for piece in entry.content:
                         written += len(piece)
                         if written > most:
@@ -159,6 +159,17 @@ def _write_members(
             progress.advance(entry.consumed - consumed)
             consumed = entry.consumed
     return members, written
+
+
+def _new_file(archive: Path, name: str, path: Path) -> BinaryIO:
+    """Open `path` for the member `name`; UserError when another member has it, on this disk, or has it as a folder."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "xb")
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise
+        raise refused(archive, name, "is there twice, as a file and as a folder, or has too long a name") from None
 
 
 def _check_conflicts(partial: Path, folder: Path, archive: Path) -> None:
