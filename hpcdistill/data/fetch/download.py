@@ -268,7 +268,7 @@ class _Fetch:
             self.part.remove()
             # Bytes of an earlier call or another mirror may be to blame: once more, all from here.
             if not have:
-                attempts.again(TransferFailure(problem))
+                attempts.give_up(TransferFailure(problem))
             warn(f"{self.path}: {problem}; starting again from zero")
 
     def _receive(self, address: str, have: int, validator: str | None, attempts: Attempts) -> None:
@@ -293,7 +293,7 @@ class _Fetch:
                 raise cannot_write(self.path, error, "; what has come is kept") from None
             if source.position > limit:
                 self.part.remove()
-                attempts.again(TransferFailure(f"sends more than the {limit} bytes expected"))
+                attempts.give_up(TransferFailure(f"sends more than the {limit} bytes expected"))
 
     def _finish(self, address: str) -> str | None:
         """Verify the part and give it its name; what is wrong with it, or None."""

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import requests
@@ -71,18 +71,22 @@ class Attempts:
     def again(self, failure: TransferFailure, *, progress: bool = False) -> None:
         """Wait for the next try, or raise GaveUp. `progress`: the last try brought some bytes."""
         if not failure.again:
-            raise GaveUp(self._label, failure.reason, failure) from None
+            self.give_up(failure)
         self._in_a_row = 1 if progress else self._in_a_row + 1
         self._in_all += 1
         most = self._retries if failure.tries is None else min(self._retries, failure.tries - 1)
         if self._in_a_row > most or self._in_all > _TRIES_IN_ALL * self._retries:
             tries = f" ({self._in_all} tries)" if self._in_all > 1 else ""
-            raise GaveUp(self._label, f"{failure.reason}{tries}", failure) from None
+            self.give_up(failure, tries)
         seconds = min(2.0 ** (self._in_a_row - 1), _LONGEST_PAUSE)
         if failure.after is not None:
             seconds = max(failure.after, 0.0)
         say(f"{self._label}: {failure.reason}; trying again in {seconds:.0f} s")
         self._pause(seconds)
+
+    def give_up(self, failure: TransferFailure, tries: str = "") -> NoReturn:
+        """Raise GaveUp."""
+        raise GaveUp(self._label, f"{failure.reason}{tries}", failure) from None
 
 
 def check_scheme(address: str) -> None:
