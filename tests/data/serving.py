@@ -41,6 +41,7 @@ class Faults:
     wrong_bytes: bool = False  # the first byte is another one
     endless: bool = False  # no length, and no end
     no_length: bool = False  # no length, the end of the connection is the end of the file
+    chunked: bool = False  # no length, but the end is marked
     length_error: int = 0  # added to the Content-Length
     changing_etag: bool = False  # another version at each request
     no_etag: bool = False
@@ -180,13 +181,17 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {first}-{size - 1}/{size}"
         if faults.wrong_bytes and content:
             content = bytes([content[0] ^ 0xFF]) + content[1:]
-        if not (faults.endless or faults.no_length):
+        if faults.chunked:
+            headers["Transfer-Encoding"] = "chunked"
+        elif not (faults.endless or faults.no_length):
             headers["Content-Length"] = str(size - first + faults.length_error)
         self._head(status, headers)
         self._body(content[first:])
 
     def _body(self, body: bytes) -> None:
         faults, server = self.outer.faults, self.outer
+        if faults.chunked:
+            self.wfile.write(b"%x\r\n" % len(body))
         if faults.hold_after is not None:
             self.wfile.write(body[: faults.hold_after])
             server.wait()
@@ -196,6 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             return
         self.wfile.write(body)
+        if faults.chunked:
+            self.wfile.write(b"\r\n0\r\n\r\n")
         while faults.endless and server.endless_bytes < _ENDLESS:
             self.wfile.write(bytes(_PIECE))
             server.endless_bytes += _PIECE

@@ -163,7 +163,7 @@ class _Steps(IterableDataset[Batch]):
         try:
             yield from map(_handed_over, self._batches(self._steps[worker::workers], worker, workers))
         except UserError as error:
-            yield error
+            yield UserError(str(error))  # its kinds take other arguments, which pickle does not know
 
 
 def _handed_over(batch: Batch) -> Batch:

@@ -530,8 +530,9 @@ def test_small_files_come_whole_or_not_at_all(folder: Path, pauses: Pauses) -> N
         {"break_after": 100_000, "break_times": 2, "ignore_ranges": True},
         {"break_after": 100_000, "break_times": 2, "no_etag": True},
         {"no_length": True},
+        {"break_after": 100_000, "break_times": 2, "chunked": True},
     ],
-    ids=["good", "breaks without ranges", "no etag", "no length"],
+    ids=["good", "breaks without ranges", "no etag", "no length", "breaks in chunks"],
 )
 def test_a_stream_gives_every_byte_once(server: Server, pauses: Pauses, first: int, faults: dict[str, Any]) -> None:
     server.faults = Faults(**faults)

@@ -334,6 +334,7 @@ def test_a_server_that_misbehaves_is_named(small: Path, no_pauses: None, faults:
         fails(lambda: list(reader.loader(0, 10)), server.address("shard-0000"), part)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
 def test_what_else_a_server_may_lack(flat: Path, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (small / "shard-00001.tar").unlink()
     with Server(small) as server:
