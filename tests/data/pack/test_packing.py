@@ -216,17 +216,20 @@ def test_a_smaller_image_after_a_cut_moves_the_cut(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("complete", [False, True])
-@pytest.mark.parametrize("name", ["shard-00001.tar", ".shard-00002.json", None])
+@pytest.mark.parametrize("name", ["shard-00001.tar", ".shard-00002.json", "no settings", None])
 def test_a_damaged_or_missing_shard_or_sidecar_is_made_again(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None, complete: bool
 ) -> None:
     expected, out = packed(source, tmp_path / "expected"), tmp_path / "out"
+    interrupt(source, out, monkeypatch)
+    sidecar = out / ".shard-00002.json"
+    content = json.loads(sidecar.read_bytes()) | {"settings": {}}  # of another version
     if complete:
         packed(source, out)
-    else:
-        interrupt(source, out, monkeypatch)
     if name is None:
         (out / "shard-00001.tar").unlink()
+    elif name == "no settings":
+        sidecar.write_text(json.dumps(content))
     else:
         (out / name).write_bytes((out / name).read_bytes()[:-1] + b"\1" if (out / name).exists() else b"{}")
     assert packed(source, out) == expected
