@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from damaged_sets import script
+from packed_sets import files
 from PIL import Image
 
 from hpcdistill.data.images import is_gray
@@ -21,7 +21,6 @@ from hpcdistill.data.pack.recipes import Recipe, load_recipe
 from hpcdistill.errors import UserError
 from hpcdistill.ops.downsampling import ResizeRule
 
-SHARDS = Path(__file__).resolve().parents[3] / "shards"
 FOLDER = load_recipe("folder")
 # What the notes of every set packed before the rules said, and all that they said of its LR images.
 EARLIER_NOTES = {"packer": 1, "resize": "MATLAB bicubic, antialiased, rounded half up"}
@@ -35,15 +34,6 @@ def dotted(value: int = 8) -> np.ndarray:
     return image
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"shards_{name}", SHARDS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     folder = tmp_path / "source"
@@ -51,10 +41,6 @@ def source(tmp_path: Path) -> Path:
     for number in range(3):
         Image.fromarray(dotted(8 + 32 * number)).save(folder / f"{number}.png")
     return folder
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def member(folder: Path, suffix: str, number: int = 0) -> Image.Image:
