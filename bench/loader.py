@@ -10,7 +10,7 @@ One process, one thread, batches of 16 pairs; a pair is two images.
 to decode. It is no format that we pack.
 
 The shares are of the processor time of the same batches, read once more with a clock around the functions that do it:
-*reading* is pread, or for `stream` the whole way from the shard to a file's bytes with tar headers and sha256;
+*reading* is pread, or for `stream` the whole way from the shard to a file's bytes with its sha256;
 *decoding* is from a file's bytes to RGB; *augmenting* is luma, resizing, crops, flips and the conversion to float.
 What is left is drawing numbers, mixing, and memory for the batch. Files come from the page cache, so reading is a copy.
 """
