@@ -139,7 +139,7 @@ class _PatchBatches:
         self, places: Sequence[str], indices: Sequence[Index], needs: Needs, config: DataConfig, seed: int
     ) -> None:
         self._patches = Patches(places, indices, needs, config, seed)
-        # A shard is compared with the whole index as it comes in: what is held out passes by and is not decoded.
+        # A shard is read and compared as a whole: what is held out is not cut out of it.
         held = held_out.positions(len(self._patches.sizes), config.held_out)
         # Of each stream that is read side by side: the roles that are needed, and the samples by position.
         self.streams = [(frozenset(self._patches.names), frozenset(self._patches.usable.tolist()).difference(held))]
