@@ -77,7 +77,11 @@ def train(
         sys.executable,
         *("-m", "hpcdistill.train", "configs/fsrcnn/x4.yaml", "configs/variants/quality.yaml", *recipe),
         *(f"train.steps={steps}", f"seed={seed}", f"runs={folder}", f"name=quality-{steps}", "train.trackers=[]"),
-        f"data.eval={{{', '.join(f'{name}: {data / name}' for name in SETS)}}}" if evaluated else "data.eval={}",
+        *(
+            [f"data.eval={{{', '.join(f'{name}: {data / name}' for name in SETS)}}}"]
+            if evaluated
+            else ["data.eval={}", "eval.select=null"]
+        ),
     ]
     environment = {**os.environ, "HPCDISTILL_DATA": str(data), "OMP_NUM_THREADS": "1"}
     before = _children_seconds()

@@ -50,6 +50,8 @@ def table(cells: Mapping[tuple[tuple[str, str], ...], Values], base: tuple[tuple
     head = [*labels, *(text for metric in metrics for text in (metric, f"{metric}, difference"))]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(labels) + "---:|" * (2 * len(metrics))]
     for cell, values in cells.items():
+        if dict(cell).keys() != dict(base).keys():
+            continue  # what was not trained: the bicubic enlargement
         row = [dict(cell)[label] for label in labels]
         for metric in metrics:
             own, other = values[metric], cells[base][metric]

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from hpcdistill.data.index import Index, Kind
 from hpcdistill.errors import UserError
+
+if TYPE_CHECKING:  # status needs the name alone: an index's pydantic would double the time that it takes to start
+    from hpcdistill.data.index import Index, Kind
 
 NAME = "held_out"  # what reports call them, in the place of a test set's name
 
