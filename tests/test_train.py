@@ -33,7 +33,7 @@ TRANSLATION_VARIANTS += ("gan-cpu", "gan-cpu-pairs", "gan-cpu-original", "studen
 METHOD_VARIANTS = [
     path
     for path in sorted((CONFIGS / "variants").glob("*.yaml"))
-    if path.stem not in ("cpu", "short", "bsd-t91", "demo", *TRANSLATION_VARIANTS)
+    if path.stem not in ("cpu", "short", "bsd-t91", "quality", "shipped", "demo", *TRANSLATION_VARIANTS)
 ]
 
 

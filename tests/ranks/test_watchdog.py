@@ -176,9 +176,9 @@ def test_a_hanging_reader_is_named(tmp_path: Path) -> None:
     line = said[0].splitlines()[-1]
     assert line.startswith("error: no rank has gone on for 3 s (train.timeout): rank 0 (")
     assert "Traceback" not in said[0]
-    # The one that hangs is in the loop's line that asks for a batch, the other one in a collective call.
+    # The one that hangs is where the loop asks for a batch, the other one in a collective call.
     places = [part.split(" in ")[1] for part in line.split("train.timeout): ")[1].split("; ")]
-    assert places[culprit].startswith("training/loop.py:")
+    assert places[culprit].startswith("training/batches.py:")
     assert places[culprit] != places[1 - culprit]
 
 
