@@ -9,25 +9,13 @@ or a packed data set.
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
-from typing import NamedTuple
 
 from hpcdistill.command import UserPath, positive, run_command
 from hpcdistill.console import say
 from hpcdistill.errors import UserError
 from hpcdistill.storage import user_path
-
-SMALLEST_CROP = 8  # HR pixels of a side
-
-
-class Wanted(NamedTuple):
-    """A place of an image that is to be shown, in HR pixels."""
-
-    image: str
-    top: int
-    left: int
-    side: int
+from hpcdistill.sweep.crop import SMALLEST_CROP, parse_crop
 
 
 def main(argv: list[str]) -> int:
@@ -58,17 +46,6 @@ def split_label(word: str) -> tuple[str | None, Path]:
     if path.exists() or not equals or not label:
         return None, path
     return label, user_path(rest)
-
-
-def parse_crop(text: str) -> Wanted:
-    """`IMAGE:TOP,LEFT,SIDE`; UserError for anything else."""
-    match = re.fullmatch(r"(.+):([0-9]{1,6}),([0-9]{1,6}),([0-9]{1,6})", text, re.DOTALL)
-    if match is None:
-        raise UserError(f"--crop {text}: expected IMAGE:TOP,LEFT,SIDE in HR pixels, e.g. butterfly:64,80,48")
-    wanted = Wanted(match[1], *(int(number) for number in match.groups()[1:]))
-    if wanted.side < SMALLEST_CROP:
-        raise UserError(f"--crop {text}: a side of {wanted.side} is too small; use {SMALLEST_CROP} pixels or more")
-    return wanted
 
 
 def _parser() -> argparse.ArgumentParser:

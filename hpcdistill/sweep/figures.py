@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from hpcdistill.console import say
 from hpcdistill.errors import UserError, nearest, plural
-from hpcdistill.figures import Wanted
 from hpcdistill.metrics.base import ImageRow
 from hpcdistill.metrics.cost import Cost, super_resolution_cost
 from hpcdistill.metrics.psnr_ssim import gray_as_it_is
@@ -40,6 +39,7 @@ from hpcdistill.models.registry import load_generator
 from hpcdistill.models.weights_file import generator_file
 from hpcdistill.ops.colour import luma, luma_uint8
 from hpcdistill.storage import Damaged
+from hpcdistill.sweep.crop import Wanted
 from hpcdistill.sweep.demos.base import Box, Measured, cut, gain_over, view
 from hpcdistill.sweep.report import Commands, Crops, Facts, Image, Page, Row, Section, Table, Text
 from hpcdistill.training.records import read_result

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from hpcdistill import figures
 from hpcdistill.errors import UserError
-from hpcdistill.figures import Wanted, main, parse_crop, split_label
+from hpcdistill.figures import main, split_label
 from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, load_test_set
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.registry import save_generator
 from hpcdistill.models.resnet_generator import ResNetGenerator
 from hpcdistill.ops.colour import luma_uint8
+from hpcdistill.sweep.crop import Wanted, parse_crop
 from hpcdistill.sweep.figures import Shown, _Figures, _gain, _window, figures_page, open_runs
 from hpcdistill.sweep.report import Crops, Page
 
