@@ -139,6 +139,7 @@ def _complete(
     _write_marker(folder, digest, stamps)  # from now on clean() knows the folder
     _check_room(folder, suspects)
     failed = threading.Event()
+    errors: list[BaseException] = []
 
     def stop() -> bool:
         return failed.is_set() or stopping()
@@ -152,7 +153,15 @@ def _complete(
             if is_whole(target, shard):
                 return shard, False
             warn(f"{target}: is damaged; copying it again")
-        copy_shard(place, shard, target, stop)
+        try:
+            copy_shard(place, shard, target, stop)
+        except Stopped:
+            raise
+        except BaseException as error:
+            # Told at once, by the thread that met it: a thread that is free would begin with the next shard.
+            errors.append(error)
+            failed.set()
+            raise
         return shard, True
 
     if suspects:
@@ -168,6 +177,8 @@ def _complete(
                 copied += new
                 progress.advance()
         except Stopped:
+            if errors:  # it came first, whichever thread is heard first
+                raise errors[0] from None
             raise StagingStopped from None
         finally:
             failed.set()
