@@ -192,6 +192,16 @@ def test_weights_of_another_architecture_are_refused(tiny: str, tmp_path: Path) 
         trained(config, tiny, runs, f"init.student={tmp_path / 'fsrcnn-x2-'}{other['identity']}")
 
 
+def test_weights_of_another_residual_are_refused(tiny: str, tmp_path: Path) -> None:
+    """All tensors fit, the function is another one."""
+    config, runs = str(CONFIGS / "fsrcnn" / "x2.yaml"), f"runs={tmp_path}"
+    other = trained(config, tiny, "method.residual=bicubic", runs)
+    start = f"init.student={tmp_path / 'fsrcnn-x2-'}{other['identity']}"
+    with pytest.raises(UserError, match="has the residual bicubic, this run has none; set method.residual=bicubic"):
+        trained(config, tiny, runs, start)
+    assert trained(config, tiny, runs, start, "method.residual=bicubic")["steps"] == 2
+
+
 def test_the_command_prints_the_result(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [str(CONFIGS / "fsrcnn" / "x3.yaml"), tiny, f"runs={tmp_path}"]
     assert main(words) == 0

@@ -14,6 +14,7 @@ from toy import SegmentedRegression, TableEvaluator, ToyGAN, fit, newest_tensors
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Carry, Phase, Progress, Segment, Terms
 from hpcdistill.training.evaluation import Evaluation
+from hpcdistill.training.segments import place_segments
 
 STEPS = 14
 # By age: the best of the first segment is age 3; the second begins there (3) and has its best at age 6, step 8.
@@ -150,6 +151,16 @@ def test_segments_that_do_not_fill_the_run(
     method = SegmentedRegression(lambda m: tuple(Segment(f"s{n}", m.phases, steps=n) for n in lengths))
     with pytest.raises(UserError, match=f"train.steps: {message}; make them equal"):
         fit(tmp_path, steps, method)
+
+
+@pytest.mark.parametrize(
+    ("share", "steps", "start"),
+    [(0.25, 10, 8), (0.1, 10, 9), (0.01, 10, 9), (0.5, 1, 0), (0.99, 100, 1)],  # of 10 steps 2.5 is 2: to the even one
+)
+def test_a_share_of_the_run_is_rounded_and_one_step_at_least(share: float, steps: int, start: int) -> None:
+    segments = (Segment("main", ()), Segment("finish", (), share=share))
+    main, finish = place_segments(segments, steps, evaluated=True)
+    assert (main.start, main.end, finish.start, finish.end) == (0, start, start, steps)
 
 
 def test_a_segment_of_no_steps_is_passed_over(tmp_path: Path) -> None:
