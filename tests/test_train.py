@@ -197,7 +197,7 @@ def test_weights_of_another_residual_are_refused(tiny: str, tmp_path: Path) -> N
     config, runs = str(CONFIGS / "fsrcnn" / "x2.yaml"), f"runs={tmp_path}"
     other = trained(config, tiny, "method.residual=bicubic", runs)
     start = f"init.student={tmp_path / 'fsrcnn-x2-'}{other['identity']}"
-    with pytest.raises(UserError, match="has the residual bicubic, this run has none; set method.residual=bicubic"):
+    with pytest.raises(UserError, match=r"has the residual bicubic, this run has none; set method\.residual=bicubic"):
         trained(config, tiny, runs, start)
     assert trained(config, tiny, runs, start, "method.residual=bicubic")["steps"] == 2
 
