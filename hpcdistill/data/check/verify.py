@@ -117,11 +117,14 @@ def verify(folder: Path) -> Report:
         Progress(f"verifying {folder}", total=len(index.shards), unit="shards") as progress,
         ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool,
     ):
-        for shard, samples in zip(index.shards, by_shard, strict=True):
-            report, found = _verify_shard(pool, folder / shard.name, shard, samples, index.kind)
-            shards.append(report)
-            pixels += found
-            progress.advance()
+        try:
+            for shard, samples in zip(index.shards, by_shard, strict=True):
+                report, found = _verify_shard(pool, folder / shard.name, shard, samples, index.kind)
+                shards.append(report)
+                pixels += found
+                progress.advance()
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest of a shard
     faults = [*_folder_faults(folder, index), *(fault for shard in shards for fault in shard.faults)]
     return Report(
         folder=folder,

@@ -43,6 +43,7 @@ class Limits:
 
     members: int = 300_000
     bytes: int = 200 << 30  # unpacked
+    depth: int = 16  # folders in a path
     ratio: float = 200.0  # unpacked bytes for a byte of the archive ...
     ratio_from: int = 64 << 20  # ... once there are more than this many
 
@@ -75,7 +76,7 @@ def declared_bytes(archive: Path) -> int:
 def archive_files(archive: Path, limits: Limits) -> Iterator[ArchiveFile]:
     """The regular files of `archive` in its order, but hidden ones; UserError at the first thing that is refused."""
     with _damage_named(archive), open(archive, "rb") as file:
-        members = _zip_files(archive, file) if _is_zip(archive, file) else _tar_files(archive, file, limits)
+        members = _zip_files(archive, file, limits) if _is_zip(archive, file) else _tar_files(archive, file, limits)
         for number, member in enumerate(members, 1):
             if number > limits.members:
                 raise UserError(f"{archive}: has more than the {limits.members} members allowed; nothing was kept")
@@ -136,15 +137,19 @@ def _is_zip(archive: Path, file: IO[bytes]) -> bool:
     )
 
 
-def _harmless(archive: Path, name: str, *, folder: bool) -> str | None:
+def _harmless(archive: Path, name: str, limits: Limits, *, folder: bool) -> str | None:
     """The path of member `name` inside of the folder; None for what is skipped: folders, hidden files."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts:
         raise refused(archive, name, "leads out of the folder")
-    if not name.isprintable() or not parts:
+    if not name.isprintable():
         raise refused(archive, name, "has a name that is not printable text")
+    if len(parts) > limits.depth + 1:
+        raise refused(archive, name, f"lies more than {limits.depth} folders deep")
     if folder or any(part.startswith(".") or part == _JUNK for part in parts):
-        return None
+        return None  # also "./", with which `tar -C FOLDER .` begins
+    if not parts:
+        raise refused(archive, name, "has no name")
     return "/".join(parts)
 
 
@@ -152,7 +157,7 @@ def _printable(text: str) -> str:
     return text.encode("unicode_escape").decode()[:200]
 
 
-def _zip_files(archive: Path, file: IO[bytes]) -> Iterator[_Member]:
+def _zip_files(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[_Member]:
     with zipfile.ZipFile(file) as opened:
         consumed = 0
         for info in opened.infolist():
@@ -162,7 +167,7 @@ def _zip_files(archive: Path, file: IO[bytes]) -> Iterator[_Member]:
                 raise refused(archive, name, "is a link, or neither a file nor a folder")
             if info.flag_bits & 0x2041:  # strongly, or with masked headers
                 raise refused(archive, name, "is encrypted")
-            path = _harmless(archive, name, folder=info.is_dir())
+            path = _harmless(archive, name, limits, folder=info.is_dir())
             if path is None:
                 yield None
                 continue
@@ -211,7 +216,7 @@ def _tar_files(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[_Memb
             opened.members.clear()  # type: ignore[attr-defined]  # what tarfile has seen, and a stream never needs
             if info.issparse() or not (info.isfile() or info.isdir()):
                 raise refused(archive, info.name, "is a link, or neither a plain file nor a folder")
-            path = _harmless(archive, info.name, folder=info.isdir())
+            path = _harmless(archive, info.name, limits, folder=info.isdir())
             if path is None:
                 yield None
                 continue

@@ -80,9 +80,12 @@ def copy_shard(place: str, shard: Shard, target: Path, stop: Callable[[], bool] 
             file.write(piece)
 
 
-def read_shard(place: str, shard: Shard) -> bytes:
+def read_shard(place: str, shard: Shard) -> bytearray:
     """All bytes of `shard`; UserError when it cannot be read or holds others than the index promises."""
-    return b"".join(_verified(place, shard))
+    content = bytearray()  # grows in place: pieces that are joined at the end would be in memory twice
+    for piece in _verified(place, shard):
+        content += piece
+    return content
 
 
 def check_shard(place: str, shard: Shard) -> None:

@@ -221,6 +221,9 @@ class RemoteFile(io.RawIOBase):
             raise TransferFailure(_WEB_PAGE)
         if None not in (reply.validator, self.validator) and reply.validator != self.validator:
             raise Changed("the file on the server has changed")
+        if self.position and self.validator and not reply.first and reply.validator is None:
+            # From the beginning, where the rest was asked for if nothing has changed: and no word that it has not.
+            raise Changed("the file on the server has changed")
         self.validator = reply.validator or self.validator
         if self.total is None:
             self.total = reply.total

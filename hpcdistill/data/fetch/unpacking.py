@@ -154,7 +154,6 @@ def _write_members(
                         if written > most:
                             raise too_much(archive, most)
                         file.write(piece)
-                path.chmod(0o644)  # not for others to write, whatever the umask
                 members += 1
             progress.advance(entry.consumed - consumed)
             consumed = entry.consumed
@@ -165,11 +164,15 @@ def _new_file(archive: Path, name: str, path: Path) -> BinaryIO:
     """Open `path` for the member `name`; UserError when another member has it, on this disk, or has it as a folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "xb")
+        return open(path, "xb", opener=_not_for_others_to_write)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG):
             raise
         raise refused(archive, name, "is there twice, as a file and as a folder, or has too long a name") from None
+
+
+def _not_for_others_to_write(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o644)
 
 
 def _check_conflicts(partial: Path, folder: Path, archive: Path) -> None:

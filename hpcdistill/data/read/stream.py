@@ -73,8 +73,9 @@ def read_samples(shards: Iterable[StreamedShard], roles: Collection[str]) -> Ite
         content = read_shard(part.place, part.shard)
         for sample in part.samples:
             members = {role: member for role in roles if (member := sample.member(role))}
-            files = {role: content[one.offset : one.offset + one.length] for role, one in members.items()}
+            files = {role: bytes(content[one.offset : one.offset + one.length]) for role, one in members.items()}
             yield EncodedSample(sample, part, files)
+        del content  # before the next shard comes in
 
 
 class StreamReader:
@@ -142,7 +143,10 @@ class _PatchBatches:
         # A shard is read and compared as a whole: what is held out is not cut out of it.
         held = held_out.positions(len(self._patches.sizes), config.held_out)
         # Of each stream that is read side by side: the roles that are needed, and the samples by position.
-        self.streams = [(frozenset(self._patches.names), frozenset(self._patches.usable.tolist()).difference(held))]
+        usable = frozenset(self._patches.usable.tolist()).difference(held)
+        if not usable:
+            raise UserError(f"data.held_out={config.held_out}: no usable image is left to train on; hold out fewer")
+        self.streams = [(frozenset(self._patches.names), usable)]
 
     def __call__(self, first: int, taken: Sequence[Sequence[EncodedSample]]) -> Batch:
         """Draws `first`, `first` + 1, ... made of `taken`, one sequence for each of `streams`."""
