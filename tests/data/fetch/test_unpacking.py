@@ -143,6 +143,8 @@ NAMES = {
     "newline": "a\nb",
     "direction": "a\u202egpj.exe",
     "long": "a" * 256,
+    "deep": "a/" * 17 + "b",
+    "very deep": "a/" * 1500 + "b",
 }
 
 
@@ -151,6 +153,26 @@ NAMES = {
 def test_names_that_escape_or_lie_are_refused(tmp_path: Path, kind: str, name: str) -> None:
     archive = MAKERS[kind](tmp_path / "archive", {"set/fine.jpg": b"1", name: b"2"})
     assert_refused(archive, tmp_path / "out", "member '")
+
+
+def test_a_tar_of_the_folder_itself(tmp_path: Path) -> None:
+    """`tar -C FOLDER .` begins with a member "./"."""
+    (tmp_path / "files" / "set").mkdir(parents=True)
+    (tmp_path / "files" / "set" / "1.jpg").write_bytes(b"1")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "files", arcname="./")
+    unpack(tmp_path / "a.tar", tmp_path / "out")
+    assert content(tmp_path / "out") == {"set/1.jpg": b"1"}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0, 0o644)])
+def test_files_are_never_for_others_to_write_and_the_umask_is_kept(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        unpack(make_zip(tmp_path / "a.zip", {"set/1.jpg": b"1"}), tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out" / "set" / "1.jpg").stat().st_mode) == mode
 
 
 def test_a_name_that_zipfile_would_cut_is_refused(tmp_path: Path) -> None:
