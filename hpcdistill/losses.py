@@ -24,16 +24,12 @@ def l1(image: Tensor, target: Tensor) -> Tensor:
 
     ValueError when the shapes differ: broadcasting would give a number that means nothing.
     """
-    _check_same_shape(image, target)
-    dtype = torch.promote_types(torch.promote_types(image.dtype, target.dtype), torch.float32)
-    return (image.to(dtype) - target.to(dtype)).abs().mean()
+    return _difference(image, target).abs().mean()
 
 
 def l2(image: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference (0-dim) of two tensors of one shape; ValueError when the shapes differ."""
-    _check_same_shape(image, target)
-    dtype = torch.promote_types(torch.promote_types(image.dtype, target.dtype), torch.float32)
-    return (image.to(dtype) - target.to(dtype)).square().mean()
+    return _difference(image, target).square().mean()
 
 
 def fourier(image: Tensor, target: Tensor) -> Tensor:
@@ -42,9 +38,7 @@ def fourier(image: Tensor, target: Tensor) -> Tensor:
     The L1 of the transform as image restoration uses it (Cho et al., MIMO-UNet, ICCV 2021, equation 8), over the half
     of the frequencies that a real image has. ValueError when the shapes differ.
     """
-    _check_same_shape(image, target)
-    dtype = torch.promote_types(torch.promote_types(image.dtype, target.dtype), torch.float32)
-    transform = torch.fft.rfft2(image.to(dtype) - target.to(dtype), norm="ortho")
+    transform = torch.fft.rfft2(_difference(image, target), norm="ortho")
     return torch.view_as_real(transform).abs().sum(-1).mean()
 
 
@@ -133,6 +127,13 @@ def gaussian(mu: Tensor, b: Tensor, target: Tensor) -> Tensor:
     """Mean of ln b + (t - mu)^2 / (2 b^2) + ln(2 pi) / 2 (0-dim): t normal with mean `mu`, deviation `b`."""
     mu, b, target = _estimate(mu, b, target)
     return (torch.log(b) + ((target - mu) / b).square() / 2).mean() + math.log(2 * math.pi) / 2
+
+
+def _difference(image: Tensor, target: Tensor) -> Tensor:
+    """In float32 or better; ValueError when the shapes differ."""
+    _check_same_shape(image, target)
+    dtype = torch.promote_types(torch.promote_types(image.dtype, target.dtype), torch.float32)
+    return image.to(dtype) - target.to(dtype)
 
 
 def _check_same_shape(first: Tensor, *others: Tensor) -> None:

@@ -200,6 +200,11 @@ def test_weights_of_another_residual_are_refused(tiny: str, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"has the residual bicubic, this run has none; set method\.residual=bicubic"):
         trained(config, tiny, runs, start)
     assert trained(config, tiny, runs, start, "method.residual=bicubic")["steps"] == 2
+    config = str(CONFIGS / "dssd" / "teacher_x2.yaml")
+    teacher = trained(config, tiny, runs)
+    start = f"init.teacher={tmp_path / 'dssd-teacher-x2-'}{teacher['identity']}"
+    with pytest.raises(UserError, match="has the residual none, this run has bicubic"):
+        trained(config, tiny, runs, start, "method.residual=bicubic")
 
 
 def test_the_command_prints_the_result(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ class CollapseSettings(Section):
     layers: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="the layers, by name (mapping.0.0); unset = every convolution of F, not a transposed one",
+        description="the layers, by name (mapping.0.0); unset = all but transposed and grouped ones",
     )
 
 

@@ -22,6 +22,7 @@ from hpcdistill.data.places import weights_folder
 from hpcdistill.errors import UserError
 from hpcdistill.metrics import torchvision_operators
 from hpcdistill.models.weights_file import PYTORCH, kind_of
+from hpcdistill.ops.precision import full_float32
 from hpcdistill.storage import sha256_file
 
 
@@ -61,7 +62,7 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        with exact(images.device):
+        with full_float32(images.device.type):
             [features] = self.network(images.float() / 255)
         return flat(features)
 
@@ -89,7 +90,7 @@ class EfficientNetLite0Features:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        with exact(images.device):
+        with full_float32(images.device.type):
             resized = functional.interpolate(images.float(), size=(224, 224), mode="bilinear", align_corners=False)
             features = self.network.extract_features((resized - 127) / 128).mean(dim=(2, 3))
         return flat(features)
@@ -129,15 +130,6 @@ def fitting(path: Path) -> Iterator[None]:
     except RuntimeError as error:
         first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
         raise UserError(f"{path}: not the weights of this network ({first[:160]}); use the published file") from None
-
-
-@contextmanager
-def exact(device: torch.device) -> Iterator[None]:
-    """Full float32: neither autocast nor TensorFloat-32, whatever the training uses."""
-    cudnn = torch.backends.cudnn
-    kept = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
-    with torch.autocast(device.type, enabled=False), cudnn.flags(enabled=True, allow_tf32=False, **kept):
-        yield
 
 
 def flat(features: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hpcdistill.data.fetch.weights import find_weights
 from hpcdistill.errors import UserError
-from hpcdistill.metrics.feature_networks import exact, fitting, read_state
+from hpcdistill.metrics.feature_networks import fitting, read_state
+from hpcdistill.ops.precision import full_float32
 
 # Of an RGB image in [-1, 1]; ImageNet's mean and deviation, rounded as LPIPS does it.
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -60,7 +61,7 @@ class LPIPS(nn.Module):
         """UserError for images that are too small for the network."""
         self.check_size(*one.shape[-2:])
         distance = one.new_zeros(one.shape[0], dtype=torch.float32)
-        with exact(one.device):
+        with full_float32(one.device.type):
             maps = zip(self._maps(one.float()), self._maps(other.float()), strict=True)
             for number, (first, second) in enumerate(maps):
                 difference = (_unit(first) - _unit(second)).square()

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, skip_init
 
 from hpcdistill.errors import UserError, nearest
 
@@ -77,29 +77,32 @@ def _plain(layer: nn.Module) -> nn.Module:
     A new one: taking the parametrization away would also take it from whatever `layer` is a copy of.
     """
     assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-    options: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "bias": layer.bias is not None}
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
+    options: dict[str, Any] = {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
     if isinstance(layer, nn.ConvTranspose2d):
         options["output_padding"] = layer.output_padding
     kind = nn.ConvTranspose2d if isinstance(layer, nn.ConvTranspose2d) else nn.Conv2d
     exact = copy.deepcopy(layer).double().weight
-    plain = kind(layer.in_channels, layer.out_channels, layer.kernel_size, **options)  # type: ignore[arg-type]
-    plain = plain.to(layer.weight).train(layer.training)
+    # No first weights: they would be drawn from everybody's generator, and thrown away.
+    options |= {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    plain: Layer = skip_init(kind, **options)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         plain.weight.copy_(exact)
         if layer.bias is not None:
             assert plain.bias is not None
             plain.bias.copy_(layer.bias)
+    plain.requires_grad_(next(layer.parameters()).requires_grad)
     return plain
 
 
 def chosen_layers(module: nn.Module, wanted: Sequence[str] | None) -> dict[str, Layer]:
-    """The (transposed) convolutions of `module` that `wanted` names; for None, all that are not transposed.
+    """The (transposed) convolutions of `module` that `wanted` names; for None, all but transposed and grouped ones.
 
     UserError, with the right names, for one that is no convolution: behind an activation nothing collapses.
     """
     layers = {name: part for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)}
     if wanted is None:
-        return {name: layer for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
+        return {name: part for name, part in layers.items() if isinstance(part, nn.Conv2d) and part.groups == 1}
     for name in wanted:
         if name in layers:
             continue

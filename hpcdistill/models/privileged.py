@@ -185,6 +185,11 @@ class PrivilegedTeacher(nn.Module):
             draw_as_pytorch(self.degradation)
 
     @property
+    def global_skip(self) -> str:
+        """F's residual."""
+        return self.network.global_skip
+
+    @property
     def map_channels(self) -> dict[str, int]:
         """F's feature maps and their channels."""
         return self.network.map_channels

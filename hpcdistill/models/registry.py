@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,22 @@ def _rebuilt(
     Damaged arguments may ask for any amount of memory: so it is built without any first, and its shapes are compared.
     """
     most = max(1024, sum(tensor.numel() for tensor in weights.values()))
-    for key, value in arguments.items():
-        if isinstance(value, int | float) and not abs(value) <= most:
+    for key, value in _numbers(arguments):
+        if not abs(value) <= most:
             raise ValueError(f"{key} is larger than the file has numbers")
     with torch.device("meta"):
         expected = kind(**arguments).state_dict()
     _refuse(kind.__name__, _other_shapes(expected, weights), origin)
     return kind(**arguments)
+
+
+def _numbers(arguments: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers among the arguments by their keys, those of nested ones (`collapse`) as well."""
+    for key, value in arguments.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value)
+        elif isinstance(value, int | float):
+            yield key, value
 
 
 class _NoFit(UserError):

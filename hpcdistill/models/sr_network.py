@@ -26,7 +26,8 @@ class SRNetwork(nn.Module):
 
     `residual`: "bicubic" adds MATLAB's bicubic enlargement of the image to what the layers make, so that they learn
     what it misses; "none" leaves it to them; None is the network's own (`RESIDUAL`). `collapse`: keyword arguments of
-    `collapsible.expand`, and `layers`, names of convolutions (None: all), for a network that is trained wide.
+    `collapsible.expand`, and `layers`, names of convolutions (None: all but transposed and grouped ones), for a network
+    that is trained wide.
     `first_weights`: "own", drawn as the network's paper does, or "pytorch", by PyTorch's defaults.
     """
 

@@ -6,7 +6,6 @@ an image's size. PyTorch's own bicubic is another one: Keys' kernel with a = -0.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 from hpcdistill.errors import UserError
 from hpcdistill.ops.bicubic import kernel_phases
+from hpcdistill.ops.precision import full_float32
 
 REACH = 2  # pixels that an output reads to each side of its own input pixel
 
@@ -40,13 +40,14 @@ class BicubicEnlargement(nn.Module):
         self._fill(torch.float32, torch.get_default_device())
 
     def forward(self, image: Tensor) -> Tensor:
-        """The enlarged image, float32 or float64."""
-        image = image.to(torch.promote_types(image.dtype, torch.float32))
-        with full_precision(image.device.type):
+        """The enlarged image, of the image's dtype."""
+        dtype = image.dtype
+        image = image.to(torch.promote_types(dtype, torch.float32))
+        with full_float32(image.device.type):
             rows, columns = self.rows.to(image.dtype), self.columns.to(image.dtype)
             planes = functional.conv2d(_mirrored_rows(image), rows, groups=self.channels)
             planes = functional.conv2d(_mirrored_columns(planes), columns, groups=self.channels * self.scale)
-            return functional.pixel_shuffle(planes, self.scale)
+            return functional.pixel_shuffle(planes, self.scale).to(dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Cast to half precision, the weights would no longer be the kernel's: they follow the device only.
@@ -64,13 +65,6 @@ class BicubicEnlargement(nn.Module):
         columns = taps.repeat(self.channels * self.scale, 1)[:, None, None, :]
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
-
-
-def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Switches autocast off where it is on; nothing else, so that no exporter or cost counter meets a context."""
-    known = torch.amp.is_autocast_available(device)
-    on = known and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
 def _mirrored_rows(image: Tensor) -> Tensor:

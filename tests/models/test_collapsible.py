@@ -13,6 +13,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.metrics.cost import super_resolution_cost
 from hpcdistill.models.collapsible import Form, collapse, expand, is_expanded
 from hpcdistill.models.fsrcnn import FSRCNN
+from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.registry import load_generator, save_generator
 from hpcdistill.models.sr_network import build_network
 
@@ -170,4 +171,47 @@ def test_what_does_not_collapse_is_named(collapse: dict[str, Any], message: str)
     with pytest.raises(UserError, match=message):
         build_network("fsrcnn", 4, collapse=collapse)
     with pytest.raises(UserError, match="in 4 groups is not trained wide"):
-        build_network("idn", 4, collapse={"form": "linear", "width": 256})
+        build_network("idn", 4, collapse={"form": "linear", "width": 256, "layers": ["dblock1.above.1.0"]})
+
+
+def test_all_layers_are_those_without_groups_and_not_transposed() -> None:
+    network = build_network("idn", 4, collapse={"form": "linear", "width": 80})
+    wide = {name for name, layer in network.named_modules() if is_expanded(layer)}
+    assert {"fblock.0.0", "dblock1.above.0.0", "dblock4.compression.0"} <= wide
+    assert not {"dblock1.above.1.0", "upsampling.conv"} & wide
+
+
+def test_the_plain_layer_is_exact_of_its_kind_and_draws_nothing() -> None:
+    plain = nn.Conv2d(6, 6, 3, padding=2, dilation=2, padding_mode="reflect").requires_grad_(False)
+    expand(plain, "linear", 64, skip=False)
+    plain.requires_grad_(False)
+    holder = nn.Sequential(plain)
+    outer, inner = (tensor.double() for tensor in originals(plain))
+    image, state = torch.rand(1, 6, 9, 8), torch.get_rng_state()
+    before = holder(image)
+    collapse(holder)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(holder[0].weight, torch.einsum("am,mbkl->abkl", outer, inner).float())  # rounded once
+    torch.testing.assert_close(holder(image), before, rtol=0, atol=1e-6)
+    assert not holder[0].weight.requires_grad
+
+
+def test_inner_weights_start_with_the_kernel_s_deviation() -> None:
+    layer = layers()[1]
+    deviation = layer.weight.square().mean().sqrt().item()
+    expand(layer, "linear", 256, skip=False)
+    outer, inner = originals(layer)
+    assert inner.std().item() == pytest.approx(deviation, rel=0.1)
+    assert outer.std().item() == pytest.approx(256**-0.5, rel=0.1)
+
+
+def test_a_wide_teacher_is_saved_and_deployed(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    options = {"form": "linear", "width": 64}
+    teacher = PrivilegedTeacher(2, residual="bicubic", collapse=options).eval()
+    image = torch.rand(1, 1, 12, 16)
+    for name, saved in (("wide", teacher), ("narrow", teacher.deploy())):
+        save_generator(saved, tmp_path / name)
+        rebuilt = load_generator(tmp_path / name)[0]
+        assert torch.equal(rebuilt(image), saved(image))
+        torch.testing.assert_close(rebuilt(image), teacher(image), rtol=0, atol=1e-5)

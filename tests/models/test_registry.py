@@ -126,6 +126,7 @@ def metadata(**changes: Any) -> dict[str, str]:
         ({METADATA_KEY: "[1]"}, r"does not rebuild a network \(TypeError"),
         ({METADATA_KEY: "{"}, r"does not rebuild a network \(JSONDecodeError"),
         (metadata(arguments={"scale": 2, "width": 3}), r"does not rebuild a network \(TypeError.*width"),
+        (metadata(arguments={"scale": 2, "collapse": {"form": "linear", "width": 10**9}}), "width is larger than the"),
         (metadata(arguments={"scale": 0}), r"does not rebuild a network \(FSRCNN: scale is 0"),
         (metadata(arguments={"scale": 2, "channels": 3}), r"instead of \[56, 3, 5, 5\]"),
     ],

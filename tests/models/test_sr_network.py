@@ -215,6 +215,13 @@ def test_on_cuda_as_on_the_cpu(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("residual", ["none", "bicubic"])
+def test_half_precision_stays_half_precision(name: str, residual: str) -> None:
+    network = visible(build_network(name, 2, residual=residual)).to(torch.bfloat16)
+    assert network(torch.rand(1, 1, 6, 6).to(torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("residual", ["none", "bicubic"])
 def test_one_exported_program_for_every_size(name: str, residual: str) -> None:
     """No Python in a forward pass looks at an image's size: what exporters stumble over."""
     network = visible(build_network(name, 3, residual=residual)).deploy()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hpcdistill.errors import UserError
+from hpcdistill.ops.bicubic import upsample
 from hpcdistill.ops.enlargement import BicubicEnlargement
 from tests.ops.test_bicubic import matlab_resize
 
@@ -33,10 +34,19 @@ def test_a_cast_does_not_round_the_kernel(dtype: torch.dtype) -> None:
     module = BicubicEnlargement(3)
     expected = module(image.to(dtype).float())
     result = module.to(dtype)(image.to(dtype))
-    assert result.dtype == torch.float32
-    assert torch.equal(result, expected)
+    assert result.dtype == dtype
+    assert torch.equal(result, expected.to(dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(module(image.to(dtype)), expected)
+        assert torch.equal(module(image.to(dtype).float()), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_rounds_no_more_than_float32() -> None:
+    """TensorFloat-32, which convolutions take by default, would be off by 1e-3."""
+    image = torch.rand(2, 3, 40, 30)
+    result = BicubicEnlargement(4, 3).cuda()(image.cuda()).cpu()
+    torch.testing.assert_close(result.double(), upsample(image.double(), 4), rtol=0, atol=1e-6)
 
 
 def test_it_has_no_weights_and_passes_gradients() -> None:
