@@ -51,6 +51,14 @@ def test_something_must_be_left_to_train_on(count: int) -> None:
         held_out.positions(4, count)
 
 
+@pytest.mark.parametrize("reader", ["indexed", "stream"])
+def test_something_usable_must_be_left(tmp_path: Path, reader: str) -> None:
+    """The middle one of three is held out, and the others are smaller than the patch."""
+    write_set(tmp_path, "lr-hr", lr_hr([numbered(side, side, side) for side in (8, 16, 8)]), scales=(2, 4))
+    with pytest.raises(UserError):
+        opened(tmp_path, 1, patch=12, on_error="skip", reader=reader)
+
+
 @pytest.mark.parametrize("options", [{"cache": "none"}, {"cache": "ram"}, {"reader": "stream"}], ids=str)
 @pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (0, 2), (1, 2)])
 @pytest.mark.parametrize("first", [0, 3])

@@ -70,7 +70,7 @@ class EncodedSample:
 def read_samples(shards: Iterable[StreamedShard], roles: Collection[str]) -> Iterator[EncodedSample]:
     """The samples of `shards` one after the other, with their files of `roles`; UserError as of `read_shard`."""
     for part in shards:
-        content = read_shard(part.place, part.shard)
+        content = memoryview(read_shard(part.place, part.shard))
         for sample in part.samples:
             members = {role: member for role in roles if (member := sample.member(role))}
             files = {role: bytes(content[one.offset : one.offset + one.length]) for role, one in members.items()}

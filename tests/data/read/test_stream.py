@@ -12,6 +12,7 @@ import os
 import pickle
 import signal
 import tarfile
+import tracemalloc
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -37,7 +38,7 @@ from hpcdistill.data.needs import Needs
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.data.read.reader import PatchReader, TranslationReader
-from hpcdistill.data.read.stream import StreamReader
+from hpcdistill.data.read.stream import StreamedShard, StreamReader, read_samples
 
 
 @pytest.fixture(scope="module")
@@ -453,6 +454,24 @@ def test_what_cannot_work_is_said(flat: Path, tmp_path: Path) -> None:
     write_set(tmp_path / "odd", "paired", [{"ab.png": noise(12, 25, 0)}])
     fails(lambda: stream(tmp_path / "odd", PAIRED), "'image0' is 25x12", "odd width")
     fails(lambda: stream(tmp_path / "odd", PAIRED, crop=99), "data.crop=99")
+
+
+def test_one_shard_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read, joined and cut: no second copy of a shard, and none of the one before it."""
+    monkeypatch.setattr(location, "_PIECE", 1 << 16)  # small beside these shards, as it is beside real ones
+    images = [noise(256, 256, number) for number in range(36)]
+    index = write_set(tmp_path, "paired", [{"ab.png": image} for image in images], shard_samples=12)
+    largest = max(shard.length for shard in index.shards)
+    shards = [
+        StreamedShard(str(tmp_path), shard, tuple(sample for sample in index.samples if sample.shard == number))
+        for number, shard in enumerate(index.shards)
+    ]
+    tracemalloc.start()
+    assert sum(1 for _ in read_samples(shards, ["ab"])) == 36
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(shards) == 3
+    assert peak < 1.5 * largest  # the shard, two images cut out of it, and a buffer that grows by an eighth
 
 
 def test_images_smaller_than_the_patch_stop_or_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
