@@ -156,6 +156,7 @@ class _Figures:
 
     def _measure(self, pictures: int, side: int, crops: Sequence[Wanted]) -> list[Choice]:
         """Fill `rows` from all images, and choose what is shown."""
+        named = [self._wanted(crop) for crop in crops]  # a place that is not there is said before anything is measured
         said = f"measuring {plural(len(self.methods), 'network')} on {plural(len(self.images), 'image')}"
         say(f"x{self.scale}: {said}")
         side = max(self.scale, side // self.scale * self.scale)
@@ -163,10 +164,11 @@ class _Figures:
         for number in range(len(self.images)):
             _, hr, lr = self.images[number]
             pictures_of = self._enlarged(number, hr, lr, keep=True)
-            box, difference = densest_crop(self._spread(hr, lr, pictures_of), side)
-            found.append(Choice(number, _on_grid(box, self.scale), difference))
-        if crops:
-            return [self._wanted(crop) for crop in crops]
+            if not named:
+                box, difference = densest_crop(self._spread(hr, lr, pictures_of), side)
+                found.append(Choice(number, _on_grid(box, self.scale), difference))
+        if named:
+            return named
         found.sort(key=lambda choice: (-(choice.difference or 0), choice.image))
         return found[:pictures]
 

@@ -146,7 +146,10 @@ def test_a_named_place_is_shown_on_the_grid_of_lr(images: Path) -> None:
         (Wanted("image1", 0, 100, 32), "leads out of the image of 128x96"),
     ],
 )
-def test_a_place_that_is_not_there_is_one_line(images: Path, crop: Wanted, message: str) -> None:
+def test_a_place_that_is_not_there_is_one_line_before_anything_is_measured(
+    images: Path, crop: Wanted, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Figures, "_enlarged", lambda *_, **__: pytest.fail("measured first"))
     with pytest.raises(UserError, match=message):
         _Figures(4, [Shown("a", Path("a"), Painted())], options(images), [crop])
 
