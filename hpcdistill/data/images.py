@@ -29,21 +29,21 @@ Colour = tuple[int, int, int]  # red, green, blue in 0..255
 # The limit here is `max_pixels`, checked on the header of every image; Pillow's own would cap it at 179 megapixels.
 Image.MAX_IMAGE_PIXELS = None
 
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 # What Pillow's readers raise on damaged files; they have no common class.
-_DAMAGED = (
+DAMAGED = (
     *(OSError, SyntaxError, ValueError, EOFError, OverflowError, IndexError, KeyError, TypeError),
     *(struct.error, zlib.error),
 )
 _STRIP_PIXELS = 4_000_000
 _PNG_LEVEL = 3  # of 9: within 1 % of the size of 6 (zlib-ng, photographs) in 40 % of its time
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 .. SOF15 without the tables between them
 _JPEG_APP1, _JPEG_SCAN = 0xE1, 0xDA
 # Restarts, start and end of an image: not expected before the first scan.
 _JPEG_NO_LENGTH = frozenset(range(0xD0, 0xDA)) | {0x00, 0x01}
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
-_REMEDIES = {
+REMEDIES = {
     "alpha": ("has an alpha channel with transparent pixels", "flatten it to RGB, e.g. with --flatten white"),
     "deep": ("has 16 or more bits a channel", "convert it to 8-bit RGB"),
     "CMYK": ("is in CMYK", "convert it to 8-bit sRGB"),
@@ -72,15 +72,15 @@ def read_rgb(
     if plain is not None:
         return plain
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             refusal = _refusal(image, max_pixels)
             pixels = None if refusal else _decode(image, background)
             if pixels is None and not refusal:
-                refusal = "; ".join(_REMEDIES["alpha"])
-    except _DAMAGED as error:
+                refusal = "; ".join(REMEDIES["alpha"])
+    except DAMAGED as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            detail = f"no {', '.join(_FORMATS)} image"
+            detail = f"no {', '.join(FORMATS)} image"
         raise UserError(f"{name}: cannot be decoded ({detail}); copy or export the image again") from None
     if refusal:
         raise UserError(f"{name}: {refusal}")
@@ -101,8 +101,8 @@ def colour(text: str) -> Colour:
 
 def carries_alpha(content: bytes) -> bool:
     """True when the image that `content` holds has an alpha channel or a transparent colour."""
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        return _has_alpha(image)
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return has_alpha(image)
 
 
 def is_gray(source: Path | bytes) -> bool:
@@ -114,12 +114,12 @@ def is_gray(source: Path | bytes) -> bool:
     try:
         with open(source, "rb") if isinstance(source, Path) else io.BytesIO(source) as file:
             head = file.read(26)
-            if head[:8] == _PNG_SIGNATURE:
+            if head[:8] == PNG_SIGNATURE:
                 return head[25:] in (b"\x00", b"\x04")  # colour type: gray, gray with alpha
             file.seek(0)
-            with Image.open(file, formats=_FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 return image.mode in ("1", "L", "LA", "La")
-    except _DAMAGED:
+    except DAMAGED:
         return False
 
 
@@ -162,7 +162,7 @@ def header_size(content: bytes) -> tuple[int, int] | None:
 
     It is the size before EXIF turns the image.
     """
-    if content[:8] == _PNG_SIGNATURE and len(content) >= 26:
+    if content[:8] == PNG_SIGNATURE and len(content) >= 26:
         width, height = struct.unpack(">II", content[16:24])
         return height, width
     frame = _jpeg_frame(content)
@@ -190,9 +190,9 @@ def count_pixels(path: Path) -> int:
             size = header_size(file.read(32))
         if size:
             return size[0] * size[1]
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.width * image.height
-    except _DAMAGED:
+    except DAMAGED:
         return 0
 
 
@@ -219,15 +219,15 @@ def _check_header(content: bytes, name: str, max_pixels: int) -> None:
         raise UserError(f"{name}: the file is empty; copy it again")
     size = header_size(content)
     if size and size[0] * size[1] > max_pixels:
-        raise UserError(f"{name}: {_too_large(size[0], size[1], max_pixels)}")
-    if content[:8] == _PNG_SIGNATURE and content[24:25] == b"\x10":
-        raise UserError(f"{name}: {'; '.join(_REMEDIES['deep'])}")
+        raise UserError(f"{name}: {too_large(size[0], size[1], max_pixels)}")
+    if content[:8] == PNG_SIGNATURE and content[24:25] == b"\x10":
+        raise UserError(f"{name}: {'; '.join(REMEDIES['deep'])}")
 
 
 def _refusal(image: Image.Image, max_pixels: int) -> str | None:
     """Why an opened, not yet decoded image is not taken, with the remedy."""
     if image.width * image.height > max_pixels:
-        return _too_large(image.height, image.width, max_pixels)
+        return too_large(image.height, image.width, max_pixels)
     reason: str | None = None
     if image.mode.startswith("I"):
         reason = "deep"
@@ -237,7 +237,7 @@ def _refusal(image: Image.Image, max_pixels: int) -> str | None:
         reason = "animated"
     elif image.mode not in ("1", "L", "P", "RGB", *_ALPHA_MODES):
         return f"has the colour mode {image.mode}; convert it to 8-bit RGB"
-    return "; ".join(_REMEDIES[reason]) if reason else None
+    return "; ".join(REMEDIES[reason]) if reason else None
 
 
 def _decode(image: Image.Image, background: Colour | None) -> NDArray[np.uint8] | None:
@@ -247,7 +247,7 @@ def _decode(image: Image.Image, background: Colour | None) -> NDArray[np.uint8] 
     """
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
-    alpha = _has_alpha(image)
+    alpha = has_alpha(image)
     image = image if image.mode == ("RGBA" if alpha else "RGB") else image.convert("RGBA" if alpha else "RGB")
     clear = alpha and image.getchannel("A").getextrema() != (255, 255)
     if clear and background is None:
@@ -270,11 +270,13 @@ def _laid_over(background: Colour, image: Image.Image) -> Image.Image:
     return flat
 
 
-def _has_alpha(image: Image.Image) -> bool:
+def has_alpha(image: Image.Image) -> bool:
+    """Whether an opened image has an alpha channel or a transparent colour."""
     return image.mode in _ALPHA_MODES or "transparency" in image.info
 
 
-def _too_large(height: int, width: int, max_pixels: int) -> str:
+def too_large(height: int, width: int, max_pixels: int) -> str:
+    """Why an image of such a size is not read, and what to do."""
     return (
         f"its header says {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} megapixels; "
         "cut it into tiles, or raise the limit if you trust the file"

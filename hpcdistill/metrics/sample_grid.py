@@ -14,12 +14,7 @@ from torch import Tensor
 
 from hpcdistill.metrics.sr_evaluation import Image, ImagePair
 from hpcdistill.ops.bicubic import upsample
-from hpcdistill.ops.colour import luma
-
-# RGB in [0, 1] to Y, Cb, Cr in 0..255 (BT.601, studio swing): Y in 16..235, Cb and Cr in 16..240 around 128.
-_FROM_RGB = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])
-_OFFSETS = np.array([16.0, 128.0, 128.0])
-_TO_RGB = np.linalg.inv(_FROM_RGB)
+from hpcdistill.ops.colour import luma, with_luma
 
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
 _FONT_SIZE, _LABEL_HEIGHT, _GAP = 12, 18, 4
@@ -33,10 +28,8 @@ def colourise(sr: Tensor, lr: Image, scale: int, gray: bool = False) -> Image:
     """
     if sr.shape[-3] == 3 or gray:
         return _eight_bits(sr.float().expand(3, -1, -1))
-    enlarged = upsample(_planes(lr), scale).double().numpy()
-    chroma = np.tensordot(_FROM_RGB[1:], enlarged, axes=1)
-    ycc = np.concatenate([sr.detach().cpu().double().numpy() * 255 - _OFFSETS[0], chroma])
-    return _eight_bits(torch.from_numpy(np.tensordot(_TO_RGB, ycc, axes=1)))
+    enlarged = upsample(_planes(lr), scale).double()
+    return _eight_bits(with_luma(enlarged, sr.detach().cpu().double()))
 
 
 def bicubic_image(lr: Image, scale: int) -> Image:

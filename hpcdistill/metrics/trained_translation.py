@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from rich.progress import track
 from torch import nn
 
@@ -24,7 +22,7 @@ from hpcdistill.metrics.run_evaluators import check_size, features_if_there, lpi
 from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol
 from hpcdistill.ranks import watchdog
-from hpcdistill.yaml_values import load_yaml
+from hpcdistill.training.records import run_values
 
 DEFAULT_SIZE = 256  # pixels
 
@@ -96,17 +94,6 @@ def evaluate_translation(
     if "real_images" in about:
         about["real_images"] = len(evaluator.real["data", backwards])
     return result, about
-
-
-def run_values(file: Path) -> dict[str, Any]:
-    """The sections of the configuration of the run that the generator's file lies in; empty for a file elsewhere."""
-    if file.parent.parent.name != "generators":
-        return {}
-    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-        values = load_yaml((file.parents[2] / "config.yaml").read_text(encoding="utf-8"))
-        if isinstance(values, dict):
-            return {name: section for name, section in values.items() if isinstance(section, dict)}
-    return {}
 
 
 def _wanted(asked: bool | None, configured: bool | None) -> bool:

@@ -20,6 +20,14 @@ def luma(rgb: Tensor) -> Tensor:
     return red * r + green * g + blue * b + _OFFSET / 255
 
 
+def with_luma(rgb: Tensor, luminance: Tensor) -> Tensor:
+    """`[..., 3, H, W]` RGB with the chroma (Cb, Cr) it has and the luma `[..., 1, H, W]` in [16/255, 235/255].
+
+    In BT.601 the same step of R, G and B moves Y by 219/255 of it, and Cb and Cr not at all.
+    """
+    return rgb + (luminance - luma(rgb)) * (255 / 219)
+
+
 def luma_uint8(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     """`[H, W, 3]` 8-bit RGB to `[H, W]` float32 luma in [16/255, 235/255], for images kept in memory."""
     if rgb.dtype != np.uint8 or rgb.shape[-1] != 3:

@@ -5,11 +5,15 @@ What one of them calls damaged, all do. Nothing here imports torch: status asks 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hpcdistill.storage import json_object, parse_json, read_json
+from hpcdistill.yaml_values import load_yaml
 
 RESULT, ENVIRONMENT = "result.json", "environment.json"
 
@@ -27,6 +31,17 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     else:
         remedy = "copy it again; the run has no checkpoint left: without this file it is trained again from step 0"
     return read_json(file, _checked_result, remedy)
+
+
+def run_values(file: Path) -> dict[str, Any]:
+    """The sections of the configuration of the run that the generator's file lies in; empty for a file elsewhere."""
+    if file.parent.parent.name != "generators":
+        return {}
+    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = load_yaml((file.parents[2] / "config.yaml").read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            return {name: section for name, section in values.items() if isinstance(section, dict)}
+    return {}
 
 
 def is_finished(folder: Path) -> bool:

@@ -1,0 +1,1 @@
+"""Finished networks outside the lab: pictures in and out, exporters, latency, model cards."""

@@ -1,0 +1,228 @@
+"""A finished network that takes pictures and gives pictures, whatever file it came in: `hpcdistill.load`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpcdistill.deploy.description import Description, describe
+from hpcdistill.deploy.formats import FORMATS, format_of
+from hpcdistill.deploy.pictures import Picture, Pixels, from_pillow, to_pillow
+from hpcdistill.deploy.tiles import TILE, Piece, pieces, receptive_radius
+from hpcdistill.errors import UserError, is_out_of_memory, nearest
+from hpcdistill.models.registry import load_generator
+from hpcdistill.models.weights_file import chosen_file, generator_file
+from hpcdistill.ops.bicubic import upsample
+from hpcdistill.ops.colour import luma, with_luma
+from hpcdistill.storage import user_path
+
+PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
+PREFIX = "pretrained:"
+DEFAULT = "pretrained:x4"
+CHROMA_REACH = 2  # LR pixels that the bicubic enlargement of chroma and alpha reads to each side
+Planes = NDArray[np.float32]  # [B, C, H, W]
+Progress = Callable[[int], None]  # told how many input pixels have been done since
+
+
+class Session(Protocol):
+    """A network in some runtime."""
+
+    def __call__(self, images: Planes) -> Planes:
+        """`[B, channels, H, W]` to `[B, channels, scale H, scale W]`, C-contiguous float32, as the description says."""
+        ...
+
+
+class TorchSession:
+    """A network in PyTorch, in its inference form."""
+
+    def __init__(self, network: nn.Module, device: str = "cpu") -> None:
+        self.device = device
+        self.network = cast(Any, network).deploy().to(device)
+
+    def __call__(self, images: Planes) -> Planes:
+        with torch.inference_mode():
+            made = self.network(torch.from_numpy(images).to(self.device))
+            result: Planes = made.float().cpu().contiguous().numpy()
+            return result
+
+
+class Model:
+    """Takes a PIL image and gives one; `about` says what is inside."""
+
+    def __init__(self, about: Description, session: Session, origin: str = "the network") -> None:
+        self.about = about
+        self.session = session
+        self.origin = origin
+
+    def __call__(self, image: Image.Image, *, tile: int = TILE) -> Image.Image:
+        """The picture enlarged or translated: its mode (gray, alpha) and its colour profile stay.
+
+        UserError for an animation, floating-point pixels, colour of 16 bits.
+        """
+        picture = from_pillow(image)
+        return to_pillow(Picture(np.concatenate(list(self.strips(picture, tile))), picture.profile))
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of what is made of a picture."""
+        return height * self.about.scale, width * self.about.scale
+
+    def strips(
+        self, picture: Picture, tile: int | None = TILE, progress: Progress = lambda done: None
+    ) -> Iterator[Pixels]:
+        """What is made of `picture`, from the top to the bottom, as `[h, W, channels]` of its dtype.
+
+        `tile`: LR pixels on a side that are computed at once; None is the whole picture. Tiles equal the whole to 1e-6.
+        UserError for a network that has no exact tiles and a `tile` that was asked for, or without memory.
+        """
+        try:
+            with torch.inference_mode():
+                make = self._enlarged if self.about.task == "super-resolution" else self._translated
+                yield from make(picture, tile, progress)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            remedy = "choose a smaller --tile" if self.about.overlap is not None else "make it smaller"
+            height, width = picture.pixels.shape[:2]
+            raise UserError(f"{self.origin}: no memory for a picture of {width}x{height}; {remedy}") from None
+
+    def _enlarged(self, picture: Picture, tile: int | None, progress: Progress) -> Iterator[Pixels]:
+        height, width = picture.pixels.shape[:2]
+        overlap = self.about.overlap
+        if overlap is None or tile is None:
+            overlap, tile = 0, max(height, width)
+        for strip in pieces(height, width, tile, max(overlap, CHROMA_REACH)):
+            made = []
+            for piece in strip:
+                made.append(self._enlarged_piece(picture, piece))
+                progress((piece.rows[1] - piece.rows[0]) * (piece.columns[1] - piece.columns[0]))
+            yield made[0] if len(made) == 1 else np.concatenate(made, axis=1)
+
+    def _enlarged_piece(self, picture: Picture, piece: Piece) -> Pixels:
+        scale = self.about.scale
+        (top, bottom), (left, right) = piece.from_rows, piece.from_columns
+        planes = _planes(picture.pixels[top:bottom, left:right], picture.white)
+        count = picture.colour.shape[2]
+        colour, alpha = planes[:, :count], planes[:, count:]
+        made = self._enlarged_colour(colour)
+        if alpha.shape[1]:
+            made = torch.cat([made, upsample(alpha, scale)], dim=1)
+        y, x = (piece.rows[0] - top) * scale, (piece.columns[0] - left) * scale
+        inner = made[..., y : y + _length(piece.rows) * scale, x : x + _length(piece.columns) * scale]
+        return _pixels(inner, picture.white)
+
+    def _enlarged_colour(self, colour: Tensor) -> Tensor:
+        """`[1, 1 or 3, h, w]` in [0, 1], enlarged: gray stays gray."""
+        gray = colour.shape[1] == 1
+        if self.about.colour == "rgb":
+            made = self._run(colour.expand(-1, 3, -1, -1))
+            return made.mean(dim=1, keepdim=True) if gray else made
+        if gray:
+            made = self._run(colour * (219 / 255) + 16 / 255)
+            return (made - 16 / 255) * (255 / 219)
+        return with_luma(upsample(colour, self.about.scale), self._run(luma(colour)))
+
+    def _translated(self, picture: Picture, tile: int | None, progress: Progress) -> Iterator[Pixels]:
+        """The whole picture at once, reflected to a size that the network takes, and cut back; alpha stays."""
+        height, width = picture.pixels.shape[:2]
+        if tile not in (None, TILE):
+            raise UserError(f"{self.origin}: has no exact tiles: each of its pixels depends on the whole picture")
+        planes = _planes(picture.colour, picture.white).expand(-1, 3, -1, -1)
+        made = self._run(self._fitted(planes) * 2 - 1)[..., :height, :width]
+        pixels = _pixels((made + 1) / 2, picture.white)
+        progress(height * width)
+        yield np.concatenate([pixels, picture.pixels[..., -1:]], axis=2) if picture.has_alpha else pixels
+
+    def _fitted(self, planes: Tensor) -> Tensor:
+        """Reflected at the bottom and on the right until height and width fit the network."""
+        multiple, smallest = self.about.multiple, self.about.smallest
+        while True:
+            height, width = planes.shape[-2:]
+            wanted = [max(smallest, -(-side // multiple) * multiple) for side in (height, width)]
+            down, across = wanted[0] - height, wanted[1] - width
+            if not down and not across:
+                return planes
+            # One pixel cannot be reflected, and no more than a side less one at a time can.
+            mode = "replicate" if (down and height == 1) or (across and width == 1) else "reflect"
+            most = [max(1, height - 1), max(1, width - 1)]
+            planes = functional.pad(planes, (0, min(across, most[1]), 0, min(down, most[0])), mode=mode)
+
+    def _run(self, planes: Tensor) -> Tensor:
+        made = torch.from_numpy(self.session(np.ascontiguousarray(planes.numpy(), dtype=np.float32)))
+        if not made.isfinite().all():
+            raise UserError(f"{self.origin}: makes values that are no numbers; its weights are damaged: train it again")
+        return made
+
+
+def load(
+    model: str | os.PathLike[str] = DEFAULT,
+    *,
+    which: str | None = None,
+    generator: str | None = None,
+    device: str = "cpu",
+) -> Model:
+    """The network that `model` names: takes a PIL image, gives one.
+
+    `model`: a run folder, a generator's .safetensors file, a file that `hpcdistill.export` made, or `pretrained:x4`
+    (x2, x3). Of a run, `which` ("best", else "last") of its weights and which `generator`; its student by default.
+    UserError for what is no such thing, for a network that makes no picture of a picture, for damaged weights.
+    """
+    text = os.fspath(model)
+    path = pretrained_file(text) if text.startswith(PREFIX) else user_path(text)
+    if path.is_file() and (name := format_of(path)) is not None:
+        opened = FORMATS[name]().open(path)
+        return Model(opened.about, opened.session, text)
+    network, about, file = load_network(path, which, generator)
+    return Model(about, TorchSession(network, device), str(file) if path.is_dir() else text)
+
+
+def load_network(
+    path: Path, which: str | None = None, generator: str | None = None
+) -> tuple[nn.Module, Description, Path]:
+    """The network of a run folder or a generator's file, in its inference form, what it is, and its file."""
+    file = (
+        chosen_file(path) if which is None and generator is None else generator_file(path, which or "best", generator)
+    )
+    network, notes = load_generator(file)
+    about = describe(network, notes, file)
+    if not all(value.isfinite().all() for value in network.state_dict().values()):
+        raise UserError(f"{file}: has weights that are no finite numbers; its training went wrong: train it again")
+    network = cast(Any, network).deploy()
+    if about.task == "super-resolution":
+        about = about.tiled(receptive_radius(network, about.channels))
+    return network, about, file
+
+
+def pretrained_file(name: str) -> Path:
+    """The file of `pretrained:NAME`; x2, x3 and x4 are the students that are shipped."""
+    wanted = name.removeprefix(PREFIX)
+    files = {file.stem: file for file in sorted(PRETRAINED.glob("*.safetensors"))}
+    short = {stem.split("-")[-3] if stem.count("-") >= 3 else stem: file for stem, file in files.items()}
+    found = files.get(wanted) or short.get(wanted)
+    if found is None:
+        raise UserError(f"{name}: no such weights are shipped; {nearest(wanted, [*short, *files])}")
+    return found
+
+
+def _length(span: tuple[int, int]) -> int:
+    return span[1] - span[0]
+
+
+def _planes(pixels: Pixels, white: int) -> Tensor:
+    """`[H, W, C]` integers to `[1, C, H, W]` float32 in [0, 1]."""
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], dtype=np.float32)
+    return torch.from_numpy(planes).div_(white)
+
+
+def _pixels(planes: Tensor, white: int) -> Pixels:
+    """`[1, C, H, W]` nominally in [0, 1] to integers `[H, W, C]`, clamped and rounded."""
+    levels = (planes[0] * white).clamp_(0, white).round_().permute(1, 2, 0).contiguous().numpy()
+    return levels.astype(np.uint8 if white == 255 else np.uint16)
