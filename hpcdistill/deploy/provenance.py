@@ -24,7 +24,7 @@ from hpcdistill.metrics.reference import bicubic_value
 from hpcdistill.metrics.selection import choice_of
 from hpcdistill.storage import user_path
 from hpcdistill.training.records import read_result, run_values
-from hpcdistill.yaml_values import dump_yaml
+from hpcdistill.yaml_values import dump_yaml, load_yaml
 
 RULES = {
     "pisr": "rule pisr (outputs rounded to 8 bits, references not, gray images made RGB)",
@@ -103,10 +103,16 @@ def _of_run(file: Path, about: Description, values: Mapping[str, Any]) -> Proven
         rows,
         tuple(dict.fromkeys(name for _, name in _sets(values) if name)),
         () if result is None else tuple(_measured(file, result)),
-        dump_yaml(_plain(values)),
+        _config(file.parents[2] / "config.yaml"),
         finished=result is not None,
-        distilled=bool(values.get("teacher")) or "student" in about.method or "distill" in about.method,
+        distilled=file.stem.startswith("student") and bool(re.search("student|distill", about.method)),
     )
+
+
+def _config(file: Path) -> str:
+    """The run's configuration as it is, but for folders."""
+    values = load_yaml(file.read_text(encoding="utf-8"))  # `run_values` has read it
+    return dump_yaml(_plain({key: value for key, value in values.items() if key != "runs"}))
 
 
 def _of_notes(text: str, about: Description) -> Provenance:
