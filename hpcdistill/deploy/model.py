@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpcdistill.console import warn
 from hpcdistill.deploy.description import Description, describe
 from hpcdistill.deploy.formats import FORMATS, format_of
 from hpcdistill.deploy.pictures import Picture, Pixels, from_pillow, to_pillow
@@ -24,6 +25,7 @@ from hpcdistill.models.weights_file import chosen_file, generator_file
 from hpcdistill.ops.bicubic import upsample
 from hpcdistill.ops.colour import luma, with_luma
 from hpcdistill.storage import user_path
+from hpcdistill.training.records import is_finished
 
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
 PREFIX = "pretrained:"
@@ -200,6 +202,8 @@ def load_network(
     )
     network, notes = load_generator(file)
     about = describe(network, notes, file)
+    if (path / "config.yaml").is_file() and not is_finished(path):
+        warn(f"{path}: has not finished; taken are the {file.parent.name} weights, of step {about.steps}")
     if not all(value.isfinite().all() for value in network.state_dict().values()):
         raise UserError(f"{file}: has weights that are no finite numbers; its training went wrong: train it again")
     network = cast(Any, network).deploy()

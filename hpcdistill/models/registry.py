@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.models import GENERATORS
@@ -82,10 +83,19 @@ def _rebuilt(
     for key, value in _numbers(arguments):
         if not abs(value) <= most:
             raise ValueError(f"{key} is larger than the file has numbers")
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         expected = kind(**arguments).state_dict()
     _refuse(kind.__name__, _other_shapes(expected, weights), origin)
     return kind(**arguments)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves first weights as they are: drawing them on the meta device would import torch's compiler, for 0.5 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _numbers(arguments: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
