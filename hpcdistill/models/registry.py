@@ -23,13 +23,18 @@ METADATA_KEY = "hpcdistill"
 
 def save_generator(generator: nn.Module, path: Path, notes: dict[str, Any] | None = None) -> None:
     """Write `generator` as safetensors with its class, arguments and `notes` (JSON values) in the metadata."""
+    write_bytes(path, generator_bytes(generator, notes))
+
+
+def generator_bytes(generator: nn.Module, notes: dict[str, Any] | None = None) -> bytes:
+    """What `save_generator` writes: the same for the same generator and notes."""
     name = type(generator).__name__
     if name not in GENERATORS:
         raise UserError(f"{name}: such a network could not be loaded again; add it: GENERATORS['{name}'] = {name}")
     description = {"class": name, "arguments": generator.arguments, "notes": notes or {}}
     # One key: safetensors writes several in random order, and the same generator should give the same bytes.
     metadata = {METADATA_KEY: json.dumps(description)}
-    write_bytes(path, save(unique_state(generator), metadata))
+    return save(unique_state(generator), metadata)
 
 
 def load_generator(path: Path | str) -> tuple[nn.Module, dict[str, Any]]:
