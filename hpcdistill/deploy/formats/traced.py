@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from hpcdistill.deploy.description import Description
 from hpcdistill.deploy.formats.base import Planes
@@ -18,7 +19,7 @@ from hpcdistill.errors import UserError
 def traced(network: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
     """`network` (in eval mode, on the CPU), recorded: it takes any size, and what it asks of one is not inside."""
     # PyTorch has deprecated TorchScript, and warns of every size that the network looks at.
-    with warnings.catch_warnings(), torch.no_grad(), _usual_operations():
+    with warnings.catch_warnings(), torch.no_grad(), _usual_operations(), _Sliced():
         warnings.simplefilter("ignore")
         recorded = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
         return cast(torch.jit.ScriptModule, recorded)
@@ -43,9 +44,19 @@ def check_made(about: Description, images: Planes, made: Planes, origin: str) ->
     return made
 
 
+class _Sliced(TorchFunctionMode):
+    """Slices in place of `narrow`, the same pixels: pnnx knows no `narrow`, and ends well all the same."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        if function is Tensor.narrow and not named:
+            image, axis, start, length = arguments
+            return image[(slice(None),) * (axis % image.ndim) + (slice(start, start + length),)]
+        return function(*arguments, **(named or {}))
+
+
 @contextmanager
 def _usual_operations() -> Iterator[None]:
-    """Without the forms that `ops.repeatable` takes for repeatable backward passes: pnnx knows no `narrow`."""
+    """Without the longer forms that `ops.repeatable` takes for the sake of backward passes, which there is none of."""
     was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
     try:
