@@ -20,7 +20,7 @@ from torch import nn
 
 from hpcdistill.deploy.description import METADATA_KEY, Description
 from hpcdistill.deploy.formats.base import Format, Opened, Options, Planes, beside, example, in_eval_mode
-from hpcdistill.deploy.formats.traced import check_made, check_size, traced
+from hpcdistill.deploy.formats.traced import check_made, check_size, save, traced
 from hpcdistill.deploy.interface import in_words
 from hpcdistill.errors import UserError
 from hpcdistill.storage import json_object, parse_json, write_bytes
@@ -171,7 +171,7 @@ def _converted(network: nn.Module, about: Description, half: bool) -> tuple[str,
     picture = example(about)[:1]  # ncnn has no batch
     with tempfile.TemporaryDirectory(prefix="hpcdistill-ncnn-") as place:
         folder = Path(place)
-        torch.jit.save(traced(network, picture), str(folder / "network.pt"))
+        save(traced(network, picture), folder / "network.pt")
         shape = ",".join(map(str, picture.shape))
         done = subprocess.run(
             [pnnx.EXEC_PATH, "network.pt", f"inputshape=[{shape}]f32", f"fp16={int(half)}", "device=cpu"],

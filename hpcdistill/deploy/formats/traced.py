@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,11 +19,15 @@ from hpcdistill.errors import UserError
 
 def traced(network: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
     """`network` (in eval mode, on the CPU), recorded: it takes any size, and what it asks of one is not inside."""
-    # PyTorch has deprecated TorchScript, and warns of every size that the network looks at.
-    with warnings.catch_warnings(), torch.no_grad(), _usual_operations(), _Sliced():
-        warnings.simplefilter("ignore")
+    with _quiet(), torch.no_grad(), _usual_operations(), _Sliced():
         recorded = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
         return cast(torch.jit.ScriptModule, recorded)
+
+
+def save(recorded: torch.jit.ScriptModule, path: Path) -> None:
+    """Write what `traced` gave, for pnnx."""
+    with _quiet():
+        torch.jit.save(recorded, str(path))
 
 
 def check_size(about: Description, images: Planes, origin: str) -> None:
@@ -52,6 +57,14 @@ class _Sliced(TorchFunctionMode):
             image, axis, start, length = arguments
             return image[(slice(None),) * (axis % image.ndim) + (slice(start, start + length),)]
         return function(*arguments, **(named or {}))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch has deprecated TorchScript, and warns of every size that the network looks at."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
