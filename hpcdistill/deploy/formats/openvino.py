@@ -102,7 +102,7 @@ class OpenVinoSession:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise MemoryError from None
-            raise UserError(f"{self.origin}: OpenVINO: {_last_line(error)}") from None
+            raise UserError(f"{self.origin}: OpenVINO: {_reason(error)}") from None
         made: Planes = found[0]
         return check_made(self.about, images, made, self.origin)
 
@@ -121,11 +121,13 @@ def _converted(network: nn.Module, about: Description) -> Any:
         frontend = FrontEndManager().load_by_framework("pytorch")
         recorded = TorchScriptPythonDecoder(traced(network, picture), example_input=(picture,))
         model = frontend.convert(frontend.load(recorded))
-    except RuntimeError as error:
-        raise UserError(
-            f"OpenVINO cannot convert this {about.network} ({_last_line(error)}); export it as onnx"
-        ) from None
+    except Exception as error:  # a class of its own for each kind of failure, and none above them
+        raise UserError(f"OpenVINO cannot convert this {about.network} ({_reason(error)}); export it as onnx") from None
     apply_moc_transformations(model, cf=True, smart_reshape=False)  # half as large, and no slower to compile
+    # OpenVINO's own names count what this process has made; with them no two files are the same.
+    model.set_friendly_name(about.network)
+    for number, operation in enumerate(model.get_ordered_ops()):
+        operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
     model.reshape([-1, about.channels, -1, -1])
     model.inputs[0].get_tensor().set_names({INPUT})
     model.outputs[0].get_tensor().set_names({OUTPUT})
@@ -142,7 +144,7 @@ def _opened(path: Path) -> Opened:
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
-        raise UserError(f"{path}: OpenVINO cannot load it ({_last_line(error)}); {_REMEDY} again") from None
+        raise UserError(f"{path}: OpenVINO cannot load it ({_reason(error)}); {_REMEDY} again") from None
     return Opened(about, OpenVinoSession(compiled, about, str(path)))
 
 
@@ -176,7 +178,7 @@ def _digest(graph: bytes, weights: bytes) -> str:
     return made.hexdigest()
 
 
-def _last_line(error: Exception) -> str:
-    """What OpenVINO says in the end: before that come the places in its own source."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__
+def _reason(error: Exception) -> str:
+    """The one line of what OpenVINO says that helps: many others are places in its own source."""
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "No conversion rule" in line), lines[-1])[:200]
