@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +188,10 @@ def test_repeatable_training_does_not_matter(tmp_path: Path) -> None:
 
 def test_training_mode_is_not_exported(tmp_path: Path) -> None:
     network, about = named_network("unet")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
     session = _exported(network.train(), about, tmp_path).session
     assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert difference(network.eval(), session, (1, 3, 16, 24)) < 1e-5
 
 
@@ -291,6 +294,13 @@ def test_a_size_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         session(np.zeros((1, 3, 66, 66), np.float32))
     with pytest.raises(UserError, match="takes 3 channels"):
         session(np.zeros((1, 1, 64, 64), np.float32))
+
+
+def test_what_is_not_as_large_as_it_says_is_no_result(tmp_path: Path) -> None:
+    network, about = named_network("shipped-x4")
+    session = _exported(network, replace(about, scale=3), tmp_path).session
+    with pytest.raises(UserError, match=r"makes \(2, 1, 32, 36\) of \(2, 1, 8, 9\)"):
+        session(np.zeros((2, 1, 8, 9), np.float32))
 
 
 def test_pictures_through_it(student: Path) -> None:

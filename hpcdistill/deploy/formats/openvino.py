@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -98,7 +97,7 @@ class OpenVinoSession:
         check_size(self.about, images, self.origin)
         try:
             # A new request each time: two threads may ask one session.
-            found = self.compiled.create_infer_request().infer([np.ascontiguousarray(images, dtype=np.float32)])
+            found = self.compiled.create_infer_request().infer([images])
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise MemoryError from None
