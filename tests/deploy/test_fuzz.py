@@ -49,9 +49,8 @@ def picture_files() -> dict[str, bytes]:
 
 def model_files(folder: Path) -> dict[str, bytes]:
     """The files of a small network in the formats that are opened again."""
-    from hpcdistill.export import main
-
     from hpcdistill.deploy.formats import SUFFIXES
+    from hpcdistill.export import main
     from hpcdistill.models.registry import save_generator
     from hpcdistill.models.sr_network import build_network
 
