@@ -21,7 +21,7 @@ from hpcdistill import __version__
 from hpcdistill.deploy.card_text import body, licence_file
 from hpcdistill.deploy.description import UNKNOWN, Description
 from hpcdistill.deploy.model import PREFIX, load_network, pretrained_file
-from hpcdistill.deploy.provenance import Provenance, provenance, training_data, without_folders
+from hpcdistill.deploy.provenance import Provenance, provenance, without_folders
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.cost import network_cost
 from hpcdistill.models.registry import generator_bytes, load_generator
@@ -62,7 +62,7 @@ def write_card(
 
 def _public(about: Description, file: Path) -> Description:
     """The description, with its data by name and without anybody's folders."""
-    data = training_data(file) or about.data
+    data = about.data
     return replace(about, data=without_folders(data), licence=without_folders(about.licence), run=Path(about.run).name)
 
 
