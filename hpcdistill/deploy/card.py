@@ -47,7 +47,7 @@ def write_card(
     if path.is_dir() and _digests(path) is not None:
         raise UserError(f"{path}: is a model card already; copy the folder, or give the run it was made of")
     _, about, file = load_network(path, which, generator)
-    about = _public(about, file)
+    about = _public(about)
     known = provenance(file, about)
     network = _plain(load_generator(file)[0])
     about = replace(about, arguments=dict(cast(Mapping[str, Any], network.arguments)))
@@ -60,10 +60,10 @@ def write_card(
     return about, known
 
 
-def _public(about: Description, file: Path) -> Description:
-    """The description, with its data by name and without anybody's folders."""
-    data = about.data
-    return replace(about, data=without_folders(data), licence=without_folders(about.licence), run=Path(about.run).name)
+def _public(about: Description) -> Description:
+    """The description without anybody's folders."""
+    data, licence = (without_folders(text) for text in (about.data, about.licence))
+    return replace(about, data=data, licence=licence, run=Path(about.run).name)
 
 
 def _plain(network: nn.Module) -> nn.Module:
