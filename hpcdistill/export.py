@@ -49,6 +49,8 @@ def main(argv: list[str]) -> int:
         warn(in_words(report))
     else:
         out.print(in_words(report), markup=False, soft_wrap=True)
+    for remark in exporter.remarks(target, about, options):
+        out.print(remark, markup=False, soft_wrap=True)
     return 0
 
 
