@@ -20,8 +20,10 @@ from torch import nn
 
 from hpcdistill.deploy.description import METADATA_KEY, Description
 from hpcdistill.deploy.formats.base import Format, Opened, Options, Planes, beside, example, in_eval_mode
+from hpcdistill.deploy.formats.ncnn_layers import PROGRAMS, PlainRgb
 from hpcdistill.deploy.formats.traced import check_made, check_size, save, traced
 from hpcdistill.deploy.interface import in_words
+from hpcdistill.deploy.rgb_graph import RgbGraph
 from hpcdistill.errors import UserError
 from hpcdistill.storage import json_object, parse_json, write_bytes
 
@@ -168,6 +170,8 @@ def _converted(network: nn.Module, about: Description, half: bool) -> tuple[str,
     """
     import pnnx
 
+    if isinstance(network, RgbGraph):
+        network = PlainRgb(network).eval()
     picture = example(about)[:1]  # ncnn has no batch
     with tempfile.TemporaryDirectory(prefix="hpcdistill-ncnn-") as place:
         folder = Path(place)
