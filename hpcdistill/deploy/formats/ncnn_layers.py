@@ -1,6 +1,6 @@
 """What upscayl and realesrgan-ncnn-vulkan can run: they build ncnn with few of its layers, and RGB in these few.
 
-A layer that they lack is told in a line on the terminal, which upscayl's window does not show; then there is no picture.
+A layer that they lack is told in a line on the terminal, if at all; then they crash, or there is no picture.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from hpcdistill.ops.colour import luma, with_luma
 from hpcdistill.ops.enlargement import BicubicEnlargement, mirrored_columns, mirrored_rows
 
 # Options WITH_LAYER_... in src/CMakeLists.txt of xinntao/Real-ESRGAN-ncnn-vulkan (37026f4), as .param files call them.
-REALESRGAN = frozenset(
-    "BinaryOp Cast Concat Convolution Crop Eltwise Flatten InnerProduct Input Interp PReLU Packing Padding "
-    "PixelShuffle ReLU Split".split()
-)
-# The same of upscayl/upscayl-ncnn (d02fa88).
-UPSCAYL = REALESRGAN | frozenset(
-    "Clip ConvolutionDepthWise Deconvolution GELU LayerNorm MemoryData Permute Pooling Reduction Reorg Reshape Sigmoid "
-    "Slice Swish".split()
-)
+_FEW: set[str] = {
+    "BinaryOp", "Cast", "Concat", "Convolution", "Crop", "Eltwise", "Flatten", "InnerProduct", "Input",
+    "Interp", "PReLU", "Packing", "Padding", "PixelShuffle", "ReLU", "Split"
+}  # fmt: skip
+# The same of upscayl/upscayl-ncnn (d02fa88), which has these too.
+_MORE: set[str] = {
+    "Clip", "ConvolutionDepthWise", "Deconvolution", "GELU", "LayerNorm", "MemoryData", "Permute", "Pooling",
+    "Reduction", "Reorg", "Reshape", "Sigmoid", "Slice", "Swish"
+}  # fmt: skip
+REALESRGAN = frozenset(_FEW)
+UPSCAYL = frozenset(_FEW | _MORE)
 PROGRAMS = {"realesrgan-ncnn-vulkan": REALESRGAN, "upscayl": UPSCAYL}
 
 
@@ -42,9 +44,8 @@ class PlainRgb(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """`[B, 3, H, W]` RGB in [0, 1] -> `[B, 3, scale H, scale W]`, clamped."""
         enlarged = torch.cat([self.enlargement(image), self.network(self.luma(image))], dim=1)
-        # pnnx makes the clamp a part of this convolution; a layer of its own, Clip, is not in both programs.
-        made: Tensor = self.colour(enlarged)
-        return made.clamp(0, 1)
+        # Not clamp: pnnx fuses that into the convolution, and ncnn without Clip crashes when it loads such a one.
+        return torch.minimum(functional.relu(self.colour(enlarged)), torch.ones(()))
 
 
 class DenseEnlargement(nn.Module):
