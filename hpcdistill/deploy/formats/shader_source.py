@@ -7,7 +7,7 @@ channels share a texel, and textures hold these groups side by side. Channels ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hpcdistill.deploy.description import Description
+from hpcdistill.deploy.description import UNKNOWN, Description
 from hpcdistill.errors import plural
 from hpcdistill.ops.bicubic import kernel_phases
 from hpcdistill.ops.enlargement import REACH
 
 Weights = NDArray[np.float32]
 
+MARK = "// hpcdistill shader:"  # what the files begin with
 MAX_SHRINK = 1.414  # the player may have to shrink what the network made by this much, a convention of prescalers
 GROUP = 4  # channels in a texel
 ACROSS = 4  # groups side by side in a texture, before a new row of them: widths stay below 16384 for 4K
@@ -29,17 +30,20 @@ BLOCK = 16  # pixels on a side of what a work group makes; 256 threads
 SHARED_BYTES = 16384  # of shared memory that every Vulkan and OpenGL device has
 
 # Zero outside the image, as the network pads; a texture repeats its edge.
+_WITHIN = """\
+bool within(ivec2 p, ivec2 size) {
+    return all(greaterThanEqual(p, ivec2(0))) && all(lessThan(p, size));
+}
+"""
 _LUMA = """\
 float luma(ivec2 p, ivec2 size) {
-    bool inside = all(greaterThanEqual(p, ivec2(0))) && all(lessThan(p, size));
-    return inside ? LUMA_mul * texelFetch(LUMA_raw, p, 0).x : 0.0;
+    return within(p, size) ? LUMA_mul * texelFetch(LUMA_raw, p, 0).x : 0.0;
 }
 """
 _PART = """\
 vec4 part(int group, ivec2 p, ivec2 size) {{
-    bool inside = all(greaterThanEqual(p, ivec2(0))) && all(lessThan(p, size));
     ivec2 place = p + ivec2(group % {across}, group / {across}) * size;
-    return inside ? texelFetch({texture}_raw, place, 0) : vec4(0.0);
+    return within(p, size) ? texelFetch({texture}_raw, place, 0) : vec4(0.0);
 }}
 """
 # As MATLAB continues an image: x1 x0 | x0 x1.
@@ -88,25 +92,30 @@ def shader_source(network: nn.Module, about: Description, name: str = "student.g
 
 
 def _header(about: Description, name: str, scale: int) -> str:
-    """What a person who opens the file should know. All before the first directive is skipped by players."""
+    """What a person who opens the file should know. Players skip all before the first directive."""
     steps = f", {plural(about.steps, 'step')}" if about.steps is not None else ""
-    least = _threshold(scale)
+    filtered = f"hwupload,libplacebo=w=iw*{scale}:h=ih*{scale}:custom_shader_path={name},hwdownload"
     lines = [
-        f"Enlarges the luma of video {scale} times: {about.network}, made by hpcdistill (a student for super-resolution).",
-        f"Method: {about.method}{steps}. Run: {about.run or 'not recorded'}.",
+        f"{MARK.removeprefix('// ')} {about.network} x{scale}, which enlarges the luma of video",
+        "",
+        f"Method:     {about.method}{steps}",
+        f"Run:        {about.run or UNKNOWN}",
         f"Trained on: {about.data}",
-        f"Licence of these weights: {about.licence}",
+        f"Licence:    {about.licence} (of these weights)",
         "",
-        f"mpv:    mpv --glsl-shaders={name} VIDEO   (or glsl-shaders=~~/shaders/{name} in mpv.conf; needs compute shaders)",
-        f"ffmpeg: -vf hwupload,libplacebo=w=iw*{scale}:h=ih*{scale}:custom_shader_path={name},hwdownload",
-        f"It runs where the picture is shown more than {least} times as large as the video, and is skipped elsewhere.",
+        f"mpv:    mpv --glsl-shaders={name} VIDEO",
+        f"        or, in mpv.conf: glsl-shaders=~~/shaders/{name}",
+        f"ffmpeg: ffmpeg -init_hw_device vulkan -i VIDEO -vf format=yuv420p,{filtered},format=yuv420p OUT",
+        f"It runs where the picture is shown more than {_threshold(scale)} times as large as the video, and is skipped",
+        "elsewhere. It needs compute shaders (OpenGL 4.3, Vulkan, Direct3D 11).",
         "",
-        "Only YUV video (and YUV pictures, such as JPEG) has a luma plane. RGB sources (PNG, most other pictures, RGB",
-        "video) skip this shader, and no player says so. Chroma is enlarged by the player.",
-        "It was trained for luma of studio range (16 to 235), as nearly all video has; full range works a little worse.",
+        "RGB sources (PNG, most other pictures, some screen recordings) have no luma plane: they skip this shader, and",
+        "no player says so. Colour (chroma) is enlarged by the player.",
+        "It was trained for luma of studio range (16 to 235), which nearly all video has; full range works, slightly",
+        "worse.",
     ]
-    # A directive inside a comment would be taken for one.
-    words = (" ".join("".join(c if c.isprintable() else " " for c in line).split(" ")) for line in lines)
+    # What the notes of a run say must neither end a comment nor look like a directive.
+    words = ("".join(letter if letter.isprintable() else " " for letter in line) for line in lines)
     return "\n".join(f"// {line}".rstrip().replace("//!", "// !") for line in words) + "\n"
 
 
@@ -148,7 +157,7 @@ def _first_pass(net: Any) -> str:
         lines.append(f"f = prelu(f, {_slope(feature[1])});")
         lines += _products("s", inner[:, rows, 0, 0], "f")
     lines += _stored("s", len(inner) // GROUP, shrinking[1])
-    return _LUMA + _PRELU + _hook([_RETURN_OUTSIDE, *lines])
+    return _WITHIN + _LUMA + _PRELU + _hook([_RETURN_OUTSIDE, *lines])
 
 
 def _mapping_pass(layer: Any, source: str) -> str:
@@ -199,10 +208,8 @@ def _last_pass(net: Any, source: str) -> str:
         lines += _bicubic(scale, width)
     lines.append(_RETURN_OUTSIDE)
     for index in range(scale * scale):
-        value = f"a{index // width}.{'xyzw'[index % width]}"
-        lines.append(
-            f"imageStore(out_image, at * {scale} + ivec2({index % scale}, {index // scale}), vec4({value}, 0.0, 0.0, 1.0));"
-        )
+        value, place = f"a{index // width}.{'xyzw'[index % width]}", f"ivec2({index % scale}, {index // scale})"
+        lines.append(f"imageStore(out_image, at * {scale} + {place}, vec4({value}, 0.0, 0.0, 1.0));")
     shared = f"shared vec4 held[{held}][{side * side}];\n\n"
     mirrored = _MIRRORED if net.global_skip == "bicubic" else ""
     return shared + _part(source, inputs) + mirrored + _PRELU + _hook(lines)
@@ -212,7 +219,6 @@ def _expanded(weight: Weights, bias: Weights, slope: str, chunk: range, side: in
     """Groups `chunk` of the expanded features into shared memory: zero outside the image, where the network pads."""
     lines = [f"for (int i = int(gl_LocalInvocationIndex); i < {side * side}; i += {BLOCK * BLOCK}) {{"]
     lines.append(f"    ivec2 p = corner + ivec2(i % {side}, i / {side});")
-    lines.append("    bool inside = all(greaterThanEqual(p, ivec2(0))) && all(lessThan(p, size));")
     lines += [f"    vec4 s{group} = part({group}, p, size);" for group in range(inputs)]
     for slot, group in enumerate(chunk):
         rows = slice(group * GROUP, (group + 1) * GROUP)
@@ -220,7 +226,7 @@ def _expanded(weight: Weights, bias: Weights, slope: str, chunk: range, side: in
         for column in range(inputs):
             part = weight[rows, column * GROUP : (column + 1) * GROUP, 0, 0]
             lines += [f"    e{slot} += {_matrix(part)} * s{column};"]
-        lines.append(f"    held[{slot}][i] = inside ? prelu(e{slot}, {slope}) : vec4(0.0);")
+        lines.append(f"    held[{slot}][i] = within(p, size) ? prelu(e{slot}, {slope}) : vec4(0.0);")
     return [*lines, "}", "barrier();"]
 
 
@@ -257,7 +263,7 @@ def _hook(lines: Sequence[str]) -> str:
 
 
 def _part(texture: str, groups: int) -> str:
-    return _PART.format(texture=texture, across=min(groups, ACROSS))
+    return _WITHIN + _PART.format(texture=texture, across=min(groups, ACROSS))
 
 
 def _places(radius: int) -> list[tuple[int, int]]:
@@ -293,17 +299,15 @@ def _sums(name: str, bias: Weights, width: int = GROUP) -> list[str]:
 
 def _products(name: str, weight: Weights, vector: str, width: int = GROUP) -> list[str]:
     """Add `weight` `[outputs, 4]` times `vector` to the sums name0, name1, ... (nothing where all weights are zero)."""
-    return list(_some_products(name, weight, vector, width))
-
-
-def _some_products(name: str, weight: Weights, vector: str, width: int) -> Iterator[str]:
+    lines = []
     for number in range(len(weight) // width):
         block = weight[number * width : (number + 1) * width]
         rows = np.flatnonzero(block.any(axis=1))
         if len(rows) == 1:
-            yield f"{name}{number}.{'xyzw'[rows[0]]} += dot({_vector(block[rows[0]])}, {vector});"
+            lines.append(f"{name}{number}.{'xyzw'[rows[0]]} += dot({_vector(block[rows[0]])}, {vector});")
         elif len(rows):
-            yield f"{name}{number} += {_matrix(block)} * {vector};"
+            lines.append(f"{name}{number} += {_matrix(block)} * {vector};")
+    return lines
 
 
 def _stored(name: str, groups: int, prelu: nn.Module) -> list[str]:
@@ -332,7 +336,7 @@ def _vector(values: Weights) -> str:
 
 
 def _number(value: float) -> str:
-    """The shortest decimal that is this float32."""
-    text = np.format_float_scientific(np.float32(value), unique=True, trim="0")
-    mantissa, exponent = text.split("e")
-    return f"{np.float32(value)!s}" if -5 < int(exponent) < 7 else f"{mantissa}e{int(exponent)}"
+    """The shortest decimal that is this float32, with a point, as GLSL wants it."""
+    text = str(np.float32(value))
+    mantissa, e, exponent = text.partition("e")
+    return (mantissa if "." in mantissa else f"{mantissa}.0") + e + exponent
