@@ -54,21 +54,36 @@ def load_generator(path: Path | str) -> tuple[nn.Module, dict[str, Any]]:
     try:
         description = json.loads(metadata[METADATA_KEY])
         name, arguments, notes = description["class"], description["arguments"], description["notes"]
-        if name not in GENERATORS:
-            raise UserError(f"no network is named '{name}', {nearest(name, GENERATORS)}")
         if not isinstance(notes, dict):
             raise UserError("the notes are no JSON object")
-        generator = _rebuilt(GENERATORS[name], arguments, weights, str(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(error, str(path)) from None
+    return rebuild(name, arguments, weights, str(path)), notes
+
+
+def rebuild(name: str, arguments: Any, weights: dict[str, torch.Tensor], origin: str) -> nn.Module:
+    """The network of the class `name` that `arguments` make, with `weights`, in eval mode on the CPU.
+
+    Both may come from a foreign file. UserError, naming `origin`, for an unknown class and for what does not fit.
+    """
+    try:
+        if name not in GENERATORS:
+            raise UserError(f"no network is named '{name}', {nearest(name, GENERATORS)}")
+        generator = _rebuilt(GENERATORS[name], arguments, weights, origin)
     except _NoFit:
         raise
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, MemoryError) as error:
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{path}: its metadata does not rebuild a network ({reason}); "
-            "it was edited or saved by another version: copy or train it again"
-        ) from None
-    load_weights(generator, weights, str(path))
-    return generator.eval(), notes
+        raise _unreadable(error, origin) from None
+    load_weights(generator, weights, origin)
+    return generator.eval()
+
+
+def _unreadable(error: Exception, origin: str) -> UserError:
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return UserError(
+        f"{origin}: its metadata does not rebuild a network ({reason}); "
+        "it was edited or saved by another version: copy or train it again"
+    )
 
 
 def _rebuilt(
