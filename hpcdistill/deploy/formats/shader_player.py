@@ -70,8 +70,9 @@ def play(
         values = np.fromfile(played, np.uint8 if shown == 8 else np.dtype("<u2")) if size else np.empty(0)
     if done.returncode or values.size != count * height * width * scale**2:
         raise UserError(f"{shader}: ffmpeg cannot play it: {said:.600}")
-    made = values.reshape(count, height * scale, width * scale) / 2**shown * (2**depth / (2**depth - 1))
-    return made.astype(np.float32)
+    unit = 2.0**shown * (2.0**depth - 1) / 2.0**depth
+    made: NDArray[np.float32] = (values / unit).astype(np.float32)
+    return made.reshape(count, height * scale, width * scale)
 
 
 def _run(command: list[str], seconds: float, folder: str | None = None) -> subprocess.CompletedProcess[bytes]:

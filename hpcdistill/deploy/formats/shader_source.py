@@ -335,7 +335,7 @@ def _vector(values: Weights) -> str:
     return f"vec{len(values)}({', '.join(_number(value) for value in values)})"
 
 
-def _number(value: float) -> str:
+def _number(value: float | np.float32) -> str:
     """The shortest decimal that is this float32, with a point, as GLSL wants it."""
     text = str(np.float32(value))
     mantissa, e, exponent = text.partition("e")
