@@ -59,7 +59,8 @@ class Shader(Format):
 
         if reason := missing():
             return NotVerified(reason)
-        report = compare(network, about, _played(path, about.scale), self.runtime(), allowed)
+        clamped = nn.Sequential(network, nn.Hardtanh(0.0, 1.0))  # players show nothing beyond black and white
+        report = compare(clamped, about, _played(path, about.scale), self.runtime(), allowed)
         if report.psnr_change is not None and not abs(report.psnr_change) <= PSNR_CHANGE:
             raise UserError(
                 f"{in_words(report)}: more than the {PSNR_CHANGE:g} dB that is allowed; nothing was written"

@@ -66,12 +66,11 @@ def play(
         done = _run(command, SECONDS, folder)
         said = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
         played = Path(folder) / "played.raw"
-        size = played.stat().st_size if played.exists() else 0
-        values = np.fromfile(played, np.uint8 if shown == 8 else np.dtype("<u2")) if size else np.empty(0)
+        values = np.frombuffer(played.read_bytes() if played.exists() else b"", "u1" if shown == 8 else "<u2")
     if done.returncode or values.size != count * height * width * scale**2:
         raise UserError(f"{shader}: ffmpeg cannot play it: {said:.600}")
     unit = 2.0**shown * (2.0**depth - 1) / 2.0**depth
-    made: NDArray[np.float32] = (values / unit).astype(np.float32)
+    made: NDArray[np.float32] = (values.astype(np.float64) / unit).astype(np.float32)
     return made.reshape(count, height * scale, width * scale)
 
 

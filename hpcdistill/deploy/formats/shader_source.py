@@ -196,6 +196,7 @@ def _last_pass(net: Any, source: str) -> str:
     lines.append("vec4 v;")
     for first in range(0, count, held):
         chunk = range(first, min(first + held, count))
+        lines += ["barrier();"] if first else []
         lines += _expanded(expand, expand_bias, _slope(net.expanding[1]), chunk, side, inputs)
         for slot, group in enumerate(chunk):
             columns = slice(group * GROUP, (group + 1) * GROUP)
@@ -203,7 +204,6 @@ def _last_pass(net: Any, source: str) -> str:
                 products = _products("a", weight[:, columns, y + radius, x + radius], "v", width)
                 if products:  # a transposed convolution as sub-pixels has zeros
                     lines += [f"v = held[{slot}][here + {y * side + x}];", *products]
-        lines.append("barrier();")
     if net.global_skip == "bicubic":
         lines += _bicubic(scale, width)
     lines.append(_RETURN_OUTSIDE)
