@@ -6,6 +6,7 @@ more than a format allows is removed.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import shutil
@@ -36,6 +37,7 @@ from hpcdistill.storage import sync_folder
 
 PHOTOGRAPH = "astronaut"  # of NASA, in the public domain: inside scikit-image's wheel
 SIDE = 240  # of the part of it: a multiple of 2, 3, 4 and 8, and VDSR takes seconds
+_ROUNDING = 2e-5  # of 1; what float32 may be off by where it is compared with
 _CORNER = (0, 110)  # of that part: face, hair and embroidery
 
 
@@ -79,7 +81,9 @@ def compare(network: nn.Module, about: Description, session: Session, runtime: s
     original, image = photograph(about)
     expected, made = _both(network, about, session, image, runtime)
     worst = _difference(about, expected, made)
-    images = [image, *(_crop(image, *size) for size in other_sizes(about))]
+    smallest, *others = other_sizes(about)
+    smallest = _steady(network, about, image, smallest)
+    images = [image, *(_crop(image, *size) for size in (smallest, *others))]
     for other in images[1:]:
         worst = max(worst, _difference(about, *_both(network, about, session, other, runtime)))
     sizes = tuple((other.shape[2], other.shape[3]) for other in images)
@@ -89,7 +93,7 @@ def compare(network: nn.Module, about: Description, session: Session, runtime: s
     change = None if before is None or after is None else after - before
     report = Verified(runtime, sizes, worst, allowed, before, change)
     if not worst <= allowed:
-        raise UserError(f"{in_words(report)}: more than the {allowed:g} that is allowed; nothing was written")
+        raise UserError(f"{in_words(report)}: more than the {allowed:.1e} that is allowed; nothing was written")
     return report
 
 
@@ -142,6 +146,23 @@ def _crop(image: Planes, height: int, width: int) -> Planes:
     part = image[:, :, top : top + height, left : left + width]
     missing = [(0, want - have) for have, want in zip(part.shape[2:], (height, width), strict=True)]
     return np.ascontiguousarray(np.pad(part, ((0, 0), (0, 0), *missing), mode="symmetric"))
+
+
+def _steady(network: nn.Module, about: Description, image: Planes, size: tuple[int, int]) -> tuple[int, int]:
+    """`size`, doubled until float32 gives what float64 does: of what is only rounding no two runtimes make the same.
+
+    A ResNet generator normalises four values of an 8x8 image, and may differ from itself by 0.05 there.
+    """
+    precise = copy.deepcopy(network).double()
+    while size[0] < image.shape[2]:
+        part = _crop(image, *size)
+        with torch.inference_mode():
+            exact: Tensor = precise(torch.from_numpy(part).double())
+            made: Tensor = network(torch.from_numpy(part))
+        if _difference(about, exact.numpy(), made.numpy()) <= _ROUNDING:
+            break
+        size = (2 * size[0], 2 * size[1])
+    return size
 
 
 def _both(

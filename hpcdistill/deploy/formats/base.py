@@ -66,7 +66,7 @@ class Format(ABC):
     extra: ClassVar[str | None] = None  # of pyproject.toml, that brings what it needs
     modules: ClassVar[tuple[str, ...]] = ()  # that extra's, as they are imported
     tolerance: ClassVar[float] = 1e-4  # the largest difference from PyTorch, of values in [0, 1], in float32
-    half_tolerance: ClassVar[float] = 2e-3  # the same with 16-bit weights: half a level of 8 bits
+    half_tolerance: ClassVar[float] = 1 / 255  # the same with 16-bit weights: one level of 8 bits
     options: ClassVar[frozenset[str]] = frozenset()  # fields of `Options` that it knows
 
     def check(self, network: nn.Module, about: Description, options: Options) -> None:
@@ -163,7 +163,9 @@ def other_sizes(about: Description) -> tuple[tuple[int, int], ...]:
     """(height, width) of the smallest image, an odd one, and one that is larger than `example`."""
     if about.task == "translation":
         unit = _unit(about)
-        return (about.smallest, about.smallest), (3 * unit, unit), (3 * unit, 4 * unit)
+        odd = 4 * unit // about.multiple - 1
+        sides = odd * about.multiple, max(odd - 2, 1) * about.multiple
+        return (unit, unit), sides, (3 * unit, 4 * unit)
     least = about.smallest
     return (least, least), (max(37, least), max(53, least)), (max(61, least), max(90, least))
 

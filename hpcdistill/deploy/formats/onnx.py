@@ -215,7 +215,7 @@ def _session(content: bytes, about: Description, path: Path) -> Session:
             raise UserError(f"{path}: onnxruntime: {_first_line(error)}") from None
         if made.shape != (batch, about.channels, height * about.scale, width * about.scale):
             raise UserError(
-                f"{path}: makes {made.shape} of {images.shape}, not what its metadata says; export it again"
+                f"{path}: makes {made.shape} of {images.shape}, its metadata says otherwise; export it again"
             )
         return made
 
