@@ -178,9 +178,13 @@ def _translated(body: str) -> str:
         line = re.sub(rf"^{_TYPES} (?=\w+ =)", "", line).removesuffix(";")
         line = line.replace("if (any(greaterThanEqual(at, size))) return", "inside = (at < size).all(0)")
         line = line.replace(", size)", ")")
-        line = re.sub(r"^for \(int i = int\(gl_LocalInvocationIndex\); i < (\d+); i \+= 256\) {", r"i = arange(\1)", line)
+        line = re.sub(
+            r"^for \(int i = int\(gl_LocalInvocationIndex\); i < (\d+); i \+= 256\) {", r"i = arange(\1)", line
+        )
         line = line.replace("i / ", "i // ")
-        line = re.sub(r"^(\w+)\.([xyzw]) \+= (.+)", lambda m: f"{m[1]} = added({m[1]}, {'xyzw'.index(m[2])}, {m[3]})", line)
+        line = re.sub(
+            r"^(\w+)\.([xyzw]) \+= (.+)", lambda m: f"{m[1]} = added({m[1]}, {'xyzw'.index(m[2])}, {m[3]})", line
+        )
         line = re.sub(r"^(\w+) \+= (.+)", r"\1 = \1 + \2", line)
         line = re.sub(r"held\[(\d+)\]\[([^]]+)\]", r"held[\1][:, \2]", line)
         line = re.sub(r"= (within\(p\)) \? (.+) : (.+)", r"= where(\1, \2, \3)", line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -48,7 +49,7 @@ def play(
 
     In the units that the shader itself sees, where 2^depth - 1 is 1, rounded to `shown` bits; nothing is dithered.
     Limited range is shifted from one depth to another, not stretched: 235 of 8 bits is 235 * 256 of 16.
-    UserError when ffmpeg fails, with what it says.
+    What is beyond black and white is clipped. UserError when ffmpeg fails or leaves the shader out, with what it says.
     """
     count, height, width = frames.shape
     plane = np.dtype(np.uint8) if depth == 8 else np.dtype("<u2")
@@ -67,7 +68,10 @@ def play(
         said = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
         played = Path(folder) / "played.raw"
         values = np.frombuffer(played.read_bytes() if played.exists() else b"", "u1" if shown == 8 else "<u2")
-    if done.returncode or values.size != count * height * width * scale**2:
+    # A shader that does not compile is left out, with a warning, and the clip is enlarged without it.
+    if refused := re.search(r"glslang failed: .*|Failed executing hook.*", said):
+        said = refused[0]
+    if refused or done.returncode or values.size != count * height * width * scale**2:
         raise UserError(f"{shader}: ffmpeg cannot play it: {said:.600}")
     unit = 2.0**shown * (2.0**depth - 1) / 2.0**depth
     made: NDArray[np.float32] = (values.astype(np.float64) / unit).astype(np.float32)
