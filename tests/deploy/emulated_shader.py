@@ -171,8 +171,12 @@ def _added(vector: np.ndarray, component: int, value: np.ndarray) -> np.ndarray:
 def _translated(body: str) -> str:
     """`hook` in Python, all threads of a work group at once. What is left of GLSL would be no Python."""
     lines = []
+    shared = "barrier"  # what was done last with shared memory
     for raw in body.split("void hook() {\n")[1].rstrip().removesuffix("}").splitlines():
         line = raw.strip()
+        use = "write" if line.startswith("held[") else "read" if "held[" in line else shared
+        assert "barrier" in (shared, use) or use == shared, "threads read what others still write"
+        shared = "barrier" if line == "barrier();" else use
         if line in ("}", "barrier();") or re.fullmatch(_TYPES + r" \w+;", line):
             continue
         line = re.sub(rf"^{_TYPES} (?=\w+ =)", "", line).removesuffix(";")
