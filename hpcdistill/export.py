@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hpcdistill.command import UserPath, run_command, whole
+from hpcdistill.command import UserPath, program, run_command, whole
 from hpcdistill.console import out, warn
 from hpcdistill.deploy.formats import FORMATS, SUFFIXES
 from hpcdistill.errors import UserError
@@ -49,6 +49,8 @@ def main(argv: list[str]) -> int:
         warn(in_words(report))
     else:
         out.print(in_words(report), markup=False, soft_wrap=True)
+    for remark in exporter.remarks(target, about, options):
+        out.print(remark, markup=False, soft_wrap=True)
     return 0
 
 
@@ -66,7 +68,7 @@ def _target(given: Path | None, model: Path, suffix: str, options: object) -> Pa
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m hpcdistill.export",
+        prog=program("export"),
         description="Write a trained network in a form that other programs run, and compare what was written with "
         "PyTorch: a larger difference than rounding, and nothing is left.",
     )

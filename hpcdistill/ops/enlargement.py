@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -56,13 +57,13 @@ class BicubicEnlargement(nn.Module):
         return self
 
     def _fill(self, dtype: torch.dtype, device: Any) -> None:
-        taps = torch.zeros(self.scale, 2 * REACH + 1, dtype=torch.float64)
+        taps = np.zeros((self.scale, 2 * REACH + 1))
         for phase, (first, weights) in enumerate(kernel_phases(self.scale)):
-            taps[phase, first + REACH : first + REACH + len(weights)] = torch.tensor(weights, dtype=torch.float64)
-        taps = taps.to(device, dtype)
+            taps[phase, first + REACH : first + REACH + len(weights)] = weights
         # Channel c, row phase i, column phase j: the order in which a pixel shuffle takes them, (c s + i) s + j.
-        rows = taps.repeat(self.channels, 1)[:, None, :, None]
-        columns = taps.repeat(self.channels * self.scale, 1)[:, None, None, :]
+        # Repeated by NumPy: on the meta device, where files are checked, torch would import its compiler for that.
+        rows = torch.from_numpy(np.tile(taps, (self.channels, 1))[:, None, :, None]).to(device, dtype)
+        columns = torch.from_numpy(np.tile(taps, (self.channels * self.scale, 1))[:, None, None, :]).to(device, dtype)
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
 

@@ -86,6 +86,10 @@ class Format(ABC):
                 f"make install, or pip install -e '.[{self.extra}]' in the clone"
             )
 
+    def remarks(self, path: Path, about: Description, options: Options) -> tuple[str, ...]:
+        """What whoever uses the file would not guess, a line each, for the command to print."""
+        return ()
+
     @abstractmethod
     def write(self, network: nn.Module, about: Description, path: Path, options: Options) -> tuple[Path, ...]:
         """Write `network` (in its inference form, on the CPU) to `path` and whatever must lie beside it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ from hpcdistill.storage import write_bytes
 OPSET = 18
 NEWEST_IR = 10  # that onnxruntime 1.18 reads
 INPUT, OUTPUT = "input", "output"
+CHECKSUM_KEY = "sha256"  # of all bytes before it
+_SEAL = len(CHECKSUM_KEY) + 64 + 6  # bytes: key and value, each with a tag and a length, in an entry with the same
 _OURS = ("", "ai.onnx")  # domains of operators that every runtime has
 _NOT_OURS = "is no ONNX file that hpcdistill exported; export the network with `python -m hpcdistill.export onnx`"
 
@@ -66,13 +69,15 @@ class Onnx(Format):
             texts["precision"] = "float16 inside; input and output are float32"
         for key, value in texts.items():
             model.metadata_props.add(key=key, value=value)
-        write_bytes(path, model.SerializeToString(deterministic=True))
+        write_bytes(path, _sealed(model.SerializeToString(deterministic=True)))
         return (path,)
 
     def open(self, path: Path) -> Opened:
         self.check_packages()
         content = path.read_bytes()
         about = _description(content, path)
+        if _sealed(content[:-_SEAL]) != content:
+            raise UserError(f"{path}: is damaged, or was changed since it was exported; copy it or export it again")
         return Opened(about, _session(content, about, path))
 
     def is_ours(self, path: Path) -> bool:
@@ -161,6 +166,20 @@ def _strip(message: Any) -> None:
                 _strip(part)
 
 
+def _sealed(content: bytes) -> bytes:
+    """`content` and its checksum: bytes of a protobuf message may follow those of another, and add to its lists.
+
+    One wrong bit in a size has onnxruntime take all memory that there is, one in a weight makes another picture.
+    """
+    import onnx
+
+    seal = onnx.ModelProto()
+    seal.metadata_props.add(key=CHECKSUM_KEY, value=hashlib.sha256(content).hexdigest())
+    added: bytes = seal.SerializeToString()
+    assert len(added) == _SEAL
+    return content + added
+
+
 def _description(content: bytes, path: Path) -> Description:
     """What the file says of itself; UserError for one that is damaged, is not ours, or is more than this one file."""
     import onnx
@@ -198,7 +217,8 @@ def _session(content: bytes, about: Description, path: Path) -> Session:
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()  # OMP_NUM_THREADS means it too
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        # Its fallback would print a banner to stdout, and try the same again.
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # its own class for each of its codes, and none above them
         raise UserError(f"{path}: onnxruntime cannot run it ({_first_line(error)}); export the network again") from None
     ends = [*session.get_inputs(), *session.get_outputs()]

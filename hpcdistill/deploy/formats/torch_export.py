@@ -104,8 +104,9 @@ def _session(network: nn.Module) -> Session:
 
 def _archive(path: Path) -> tuple[Description, dict[str, bytes]]:
     """What the file says of itself, and its members by their names below the archive's own folder."""
+    content = io.BytesIO(path.read_bytes())  # a damaged one would have the system seek to places that there are not
     try:
-        with zipfile.ZipFile(path) as file:
+        with zipfile.ZipFile(content) as file:
             if sum(member.file_size for member in file.infolist()) > _LARGEST:
                 raise ValueError("it is too large")
             members = {member.filename.partition("/")[2]: file.read(member) for member in file.infolist()}
