@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from hpcdistill import figures
 from hpcdistill.errors import UserError
 from hpcdistill.figures import main, split_label
-from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, load_test_set
+from hpcdistill.metrics.sr_evaluation import bicubic_upsampler
+from hpcdistill.metrics.sr_test_sets import load_test_set
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.registry import save_generator
