@@ -353,7 +353,7 @@ def _print_tables(results: Mapping[str, SetResult], models: int) -> None:
         out.print(one_table(first, SR_METRICS) if "ssim" in first.metrics else metrics_table(first))
         return
     known = SR_METRICS if "ssim" in first.metrics else PAIR_METRICS
-    out.print(models_table(results, {metric.name: metric.digits for metric in known}))
+    out.print(models_table(results, known))
     if first.per_image:
         out.print(images_table(results, known[0]))
 

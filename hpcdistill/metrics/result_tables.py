@@ -44,19 +44,20 @@ def metrics_table(result: SetResult) -> Table:
     return table
 
 
-def models_table(results: Mapping[str, SetResult], digits: Mapping[str, int]) -> Table:
+def models_table(results: Mapping[str, SetResult], metrics: Sequence[ImageMetric]) -> Table:
     """A row for each model with its means and, behind them, its difference to the first one."""
     first = next(iter(results.values()))
     table = Table()
     table.add_column("model")
     names = [name for name in first.metrics if all(name in result.metrics for result in results.values())]
+    known = {metric.name: metric for metric in metrics}
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(escape(known[name].label if name in known else name), justify="right")
         table.add_column("to the first", justify="right")
     for label, result in results.items():
         cells = []
         for name in names:
-            places = digits.get(name, 4)
+            places = known[name].digits if name in known else 4
             cells += [f"{result.metrics[name]:.{places}f}"]
             cells += ["" if result is first else difference(result.metrics[name], first.metrics[name], places)]
         table.add_row(escape(label), *cells)

@@ -6,7 +6,7 @@ and those that are shown once more, so that no more than one image's pictures ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from hpcdistill.training.records import read_result
 OVERVIEW = 720  # pixels of the longer side of a picture that only shows where the crops are
 PICTURES, SIDE = 3, 64  # images that are shown, pixels of a crop
 BICUBIC_TITLE = "Bicubic"
+ALIKE = 0.5  # levels on average: what no eye sees
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,20 @@ class Figures:
         self._pictures, self._side = pictures, max(self.scale, side // self.scale * self.scale)
         self._named = [self._wanted(crop) for crop in crops]
         self._found: list[Choice] = []
+        self._beside_bicubic: list[Choice] = []
 
     @property
     def choices(self) -> list[Choice]:
         """What is shown, once it has been measured."""
         if self._named:
             return self._named
-        return sorted(self._found, key=lambda choice: (-(choice.difference or 0), choice.image))[: self._pictures]
+        found = self._beside_bicubic if self._alike else self._found
+        return sorted(found, key=lambda choice: (-(choice.difference or 0), choice.image))[: self._pictures]
+
+    @property
+    def _alike(self) -> bool:
+        """Whether the methods hardly differ anywhere: where bicubic is another then says more than a place at random."""
+        return bool(self._beside_bicubic) and all((choice.difference or 0) < ALIKE for choice in self._found)
 
     def measure(self, *, skip: bool = False) -> tuple[dict[str, SetResult], list[str]]:
         """As `evaluate_super_resolution`, of bicubic and all candidates; chooses what is shown on the way."""
@@ -168,9 +176,14 @@ class Figures:
     # --- where to look --------------------------------------------------------------------------------------------
 
     def _look(self, number: int, hr: Image, lr: Image, made: Mapping[str, Tensor]) -> None:
-        spread = self._spread(hr, lr, self._drawn(number, lr, made))
+        drawn = self._drawn(number, lr, made)
+        self._found.append(self._choice(number, self._spread(hr, lr, drawn)))
+        if len(self.methods) > 1:
+            self._beside_bicubic.append(self._choice(number, _spread(drawn.values())))
+
+    def _choice(self, number: int, spread: NDArray[Any]) -> Choice:
         box, difference = densest_crop(spread, self._side)
-        self._found.append(Choice(number, _on_grid(box, self.scale), difference))
+        return Choice(number, _on_grid(box, self.scale), difference)
 
     def _drawn(self, number: int, lr: Image, made: Mapping[str, Tensor]) -> dict[str, Image]:
         """The picture by bicubic and each method, by its title."""
@@ -187,12 +200,9 @@ class Figures:
         bicubic, enlarged to the pixels of HR.
         """
         if self.methods:
-            planes = np.stack([luma_uint8(image) for image in list(pictures.values())[len(self.methods) > 1 :]])
-        else:
-            small = [luma_uint8(lr), *encodings(hr, self.teachers).values()]
-            planes = np.stack(small).repeat(self.scale, axis=1).repeat(self.scale, axis=2)
-        spread: NDArray[Any] = planes.max(axis=0) - planes.min(axis=0)
-        return spread * 255
+            return _spread(list(pictures.values())[len(self.methods) > 1 :])
+        small = np.ptp(np.stack([luma_uint8(lr), *encodings(hr, self.teachers).values()]), axis=0)
+        return small.repeat(self.scale, axis=0).repeat(self.scale, axis=1) * 255
 
     def _wanted(self, crop: Wanted) -> Choice:
         """The place that the user named; UserError for one that is not there."""
@@ -233,6 +243,8 @@ class Figures:
         if self._named:
             return f"The places were named by who made this page. {below}"
         among = "the networks" if len(self.methods) > 1 else "the network and bicubic"
+        if self._alike:
+            among = "the networks, which hardly differ among themselves, and bicubic"
         return (
             f"The images and places are those where {among} differ most, of all places on a grid: where a difference "
             "can be seen, not where one of them is good. The brightness is the network's, of luma networks the colours "
@@ -279,6 +291,11 @@ class Figures:
             ),
         )
         return Crops(name, overview, f"The image {name}", views, _size(hr))
+
+
+def _spread(pictures: Iterable[Image]) -> NDArray[Any]:
+    """How far `pictures` are apart at each pixel `[H, W]`, in 8-bit levels of luma."""
+    return np.ptp(np.stack([luma_uint8(image) for image in pictures]), axis=0) * 255
 
 
 def _has_encoder(network: Any) -> bool:
