@@ -150,7 +150,7 @@ class Figures:
 
     @property
     def _alike(self) -> bool:
-        """Whether the methods hardly differ anywhere: where bicubic is another then says more than a place at random."""
+        """Whether the methods hardly differ anywhere: where bicubic does is then a better place than any."""
         return bool(self._beside_bicubic) and all((choice.difference or 0) < ALIKE for choice in self._found)
 
     def measure(self, *, skip: bool = False) -> tuple[dict[str, SetResult], list[str]]:
@@ -202,7 +202,8 @@ class Figures:
         if self.methods:
             return _spread(list(pictures.values())[len(self.methods) > 1 :])
         small = np.ptp(np.stack([luma_uint8(lr), *encodings(hr, self.teachers).values()]), axis=0)
-        return small.repeat(self.scale, axis=0).repeat(self.scale, axis=1) * 255
+        spread: NDArray[Any] = small.repeat(self.scale, axis=0).repeat(self.scale, axis=1) * 255
+        return spread
 
     def _wanted(self, crop: Wanted) -> Choice:
         """The place that the user named; UserError for one that is not there."""
@@ -295,7 +296,8 @@ class Figures:
 
 def _spread(pictures: Iterable[Image]) -> NDArray[Any]:
     """How far `pictures` are apart at each pixel `[H, W]`, in 8-bit levels of luma."""
-    return np.ptp(np.stack([luma_uint8(image) for image in pictures]), axis=0) * 255
+    spread: NDArray[Any] = np.ptp(np.stack([luma_uint8(image) for image in pictures]), axis=0) * 255
+    return spread
 
 
 def _has_encoder(network: Any) -> bool:

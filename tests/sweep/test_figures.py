@@ -29,11 +29,11 @@ from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.registry import save_generator
 from hpcdistill.models.resnet_generator import ResNetGenerator
 from hpcdistill.ops.colour import luma_uint8
-from hpcdistill.sweep.crop import Wanted, parse_crop
 from hpcdistill.sweep.comparison import error_crops, gain, spectra
+from hpcdistill.sweep.crop import Wanted, parse_crop
 from hpcdistill.sweep.encoder_figures import window
 from hpcdistill.sweep.figures import Figures, figures_page, with_teachers
-from hpcdistill.sweep.report import Crops, Page
+from hpcdistill.sweep.report import Crops, Page, Text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from whole_set import evaluate_sr
@@ -125,7 +125,7 @@ def test_a_crop_shows_the_pixels_of_its_place(images: Path) -> None:
     """HR, bicubic and the networks, in this order, each cut at the box; the box is drawn where it is."""
     runs = [candidate("plain", Painted()), candidate("painted", Painted((48, 80, 32, 32)))]
     (crops,) = crops_of(page_of(images, *runs))
-    view, errors = crops.views
+    view = crops.views[0]
     assert [crop.label for crop in view.crops] == ["HR", "Bicubic", "plain", "painted"]
     hr = load_test_set(images, 4)[0][1]
     np.testing.assert_array_equal(view.crops[0].image, hr[48:80, 80:112])
@@ -135,6 +135,67 @@ def test_a_crop_shows_the_pixels_of_its_place(images: Path) -> None:
     lighter = painted - plain
     assert np.abs(lighter - 25.5 * 255 / 219).max() <= 1
     assert crops.frame(view) == {"top": 50.0, "left": 62.5, "height": 33.333, "width": 25.0}
+
+
+def test_errors_are_magnified_alike(images: Path) -> None:
+    """At the painted place: HR is a soft slope, so bicubic is right there and the painted one 25.5 levels off."""
+    page = page_of(images, candidate("plain", Painted()), candidate("painted", Painted((48, 80, 32, 32))))
+    (crops,) = crops_of(page)
+    errors = crops.views[1]
+    assert [crop.label for crop in errors.crops] == ["Bicubic, error", "plain, error", "painted, error"]
+    assert "|SR - HR| on luma, times " in errors.label
+    factor = float(errors.label.rpartition("times ")[2])
+    hr, *made = (luma_uint8(crop.image).astype(float) * 255 for crop in crops.views[0].crops)
+    assert factor == pytest.approx(255 / np.percentile(np.abs(made[2] - hr), 99.5), rel=0.1)
+    for crop, output in zip(errors.crops, made, strict=True):
+        error = np.abs(output - hr)
+        np.testing.assert_allclose(crop.image[..., 0], np.minimum(255, error * factor), atol=0.6)
+        assert crop.note == f"{error.mean():.2f} levels on average"
+    assert errors.crops[2].image.mean() > 10 * errors.crops[0].image.mean()
+
+
+def test_where_nothing_is_magnified_there_is_no_error() -> None:
+    hr = noise(16, 16, 0)
+    said, (crop,) = error_crops(hr, {"same": hr}, (0, 0, 16, 16))
+    assert said.endswith("times 1")
+    assert not crop[1].any()
+
+
+def test_spectra_are_those_of_the_whole_pictures() -> None:
+    """White noise is flat: half as much is 6.02 dB lower at every frequency; a wave has its own frequency."""
+    generator = np.random.default_rng(0)
+    rough = generator.normal(0, 1, (128, 128, 1)).repeat(3, axis=2)
+    loud, quiet = (np.rint(128 + rough * levels).clip(0, 255).astype(np.uint8) for levels in (24, 12))
+    chart = spectra(loud, {"quiet": quiet}, 4, "noise")
+    assert [(line.label, line.series) for line in chart.lines] == [("quiet", 0), ("HR", 6)]
+    (x, low), (same_x, high) = (np.array(line.points).T for line in chart.lines)
+    np.testing.assert_array_equal(x, same_x)
+    np.testing.assert_allclose(high - low, 6.02, atol=0.6)
+    # 219/255 of the levels are luma's; white noise of 1 level is at -2.5 dB.
+    assert high.mean() == pytest.approx(20 * np.log10(24 * 219 / 255) - 2.5, abs=0.3)
+    assert (x[0], x[-1]) == (pytest.approx(200 / 128 * 1.5, abs=1.7), pytest.approx(137, abs=5))
+    # Noise of one frequency, 32 of 64 cycles, in all directions.
+    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(128, 1 / 128), np.fft.fftfreq(128, 1 / 128)))
+    ring = np.fft.ifft2(np.fft.fft2(rough[..., 0]) * (np.abs(radius - 32) < 2)).real
+    ring = np.rint(128 + 100 * ring[..., None].repeat(3, axis=2)).clip(0, 255).astype(np.uint8)
+    line = spectra(ring, {}, 4, "ring").lines[0]
+    assert max(line.points, key=lambda point: point[1])[0] == pytest.approx(50, abs=2)
+
+
+def test_of_many_methods_the_first_are_drawn() -> None:
+    picture = noise(16, 16, 0)
+    chart = spectra(picture, {f"m{number}": picture for number in range(8)}, 2, "x")
+    assert [line.series for line in chart.lines] == [0, 1, 2, 3, 4, 5, 6]
+    assert "Drawn are the first 6 of 8." in chart.note
+
+
+def test_methods_that_are_alike_are_shown_where_bicubic_differs(images: Path) -> None:
+    """A run and its export: at no place do they differ, and any place would do."""
+    box = (48, 80, 32, 32)
+    figures = measured(images, candidate("a", Painted(box)), candidate("b", Painted(box)))
+    assert figures.choices[0].box == box
+    (text,) = [block for block in next(figures.sections()).blocks if isinstance(block, Text)]
+    assert "hardly differ among themselves" in text.paragraphs[0]
 
 
 def test_the_numbers_are_those_of_the_whole_image(images: Path) -> None:
