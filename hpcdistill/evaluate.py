@@ -255,9 +255,10 @@ def _translation(candidates: list[Candidate], arguments: argparse.Namespace) -> 
     device = _device(arguments.device)
     results: dict[str, SetResult] = {}
     about: dict[str, dict[str, Any]] = {}
+    opened: dict[str, Any] = {}
     for one in candidates:
         results[one.label], about[one.label] = evaluate_translation(
-            one.network, one.path, arguments.data, options, device, arguments.save_images, rank(), ranks()
+            one.network, one.path, arguments.data, options, device, arguments.save_images, rank(), ranks(), opened
         )
     if rank() > 0:
         return 0

@@ -191,7 +191,7 @@ def test_the_tables_compare_with_the_first(
         assert len(rows[one["name"]]) == 3  # and bicubic's
 
 
-def test_labels(tmp_path: Path) -> None:
+def test_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's name without its number, where that says which one is meant."""
     paths = []
     for folder in ("x/dssd-x2-01234567", "x/dssd-x2-89abcdef", "x/fsrcnn-x2-01234567"):
@@ -203,6 +203,10 @@ def test_labels(tmp_path: Path) -> None:
     assert [one.label for one in open_candidates(paths)] == ["dssd-x2-01234567", "dssd-x2-89abcdef", "fsrcnn-x2"]
     assert [one.label for one in open_candidates([f"a b={paths[0]}", "pretrained:x4"])] == ["a b", "pretrained:x4"]
     assert open_candidates(["pretrained:x3"])[0].scale == 3
+    monkeypatch.setitem(FORMATS._entries, "onnx", Nearest)
+    (tmp_path / "net.onnx").touch()
+    both = [network(tmp_path / "net.safetensors"), str(tmp_path / "net.onnx")]
+    assert [one.label for one in open_candidates(both)] == ["net.safetensors", "net.onnx"]
     with pytest.raises(UserError, match="two are called A; call one otherwise: OTHER_LABEL=MODEL"):
         open_candidates([f"A={paths[0]}", f"A={paths[1]}"])
     with pytest.raises(UserError, match="Bicubic: bicubic enlargement is called so"):
@@ -376,7 +380,9 @@ def test_translated_pictures_by_hand_and_beside_a_network(
         assert row["psnr"] == pytest.approx(10 * np.log10(255**2 / np.square(error).mean()))
     assert both[0]["psnr"] < both[1]["psnr"]
     main([str(out), darker, "--data", str(pairs), "--size", "24"])
-    said = capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert captured.err.count("no FID and no KID") == captured.err.count("no LPIPS") == 1  # not once a model
+    said = captured.out
     assert f"{both[1]['psnr'] - both[0]['psnr']:+.4f}" in said
     assert said.count("images 24x24, AtoB") == 1
 

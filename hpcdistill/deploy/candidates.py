@@ -61,10 +61,10 @@ def open_candidates(words: Sequence[str], which: str = "best", generator: str | 
     """
     places = [split_label(word) for word in words]
     files: list[Path | None] = [_network_file(path, which, generator) for _, path in places]
-    short = [label or _NUMBER.sub("", own) for (label, _), own in zip(places, map(_own_name, words), strict=True)]
+    short = [label or _short_name(path) for label, path in places]
     labels = [
-        label or (_own_name(word) if short.count(name) > 1 else name)
-        for (label, _), word, name in zip(places, words, short, strict=True)
+        label or (_full_name(path) if short.count(name) > 1 else name)
+        for (label, path), name in zip(places, short, strict=True)
     ]
     check_labels(labels)
     return [_opened(*parts) for parts in zip(labels, [path for _, path in places], files, strict=True)]
@@ -160,10 +160,13 @@ def _network_file(path: Path, which: str, generator: str | None) -> Path | None:
     return generator_file(path, which, generator)
 
 
-def _own_name(word: str) -> str:
-    """What a MODEL without a label is called: a file's name without its suffix, a folder's name."""
-    path = user_path(word)
-    return path.stem if path.suffix and not path.is_dir() else path.name or path.resolve().name
+def _full_name(path: Path) -> str:
+    return path.name or path.resolve().name
+
+
+def _short_name(path: Path) -> str:
+    """A file's name without its suffix, a run folder's without its number."""
+    return path.stem if path.suffix and not path.is_dir() else _NUMBER.sub("", _full_name(path))
 
 
 def _opened(label: str, path: Path, file: Path | None) -> Candidate:

@@ -15,7 +15,7 @@ from hpcdistill.console import err, say
 from hpcdistill.data.outputs import check_images_out, save_image
 from hpcdistill.data.test_sets import Real, real_side
 from hpcdistill.errors import plural
-from hpcdistill.metrics.base import SetResult
+from hpcdistill.metrics.base import LPIPS_OF_PAIRS, SetResult
 from hpcdistill.metrics.config import BACKWARDS
 from hpcdistill.metrics.pictures import Pictures, first_side
 from hpcdistill.metrics.real_side import load_translation_index
@@ -49,11 +49,13 @@ def evaluate_translation(
     save_images: Path | None = None,
     rank: int = 0,
     ranks: int = 1,
+    opened: dict[str, Any] | None = None,
 ) -> tuple[SetResult, dict[str, Any]]:
     """`generator`, loaded from `file`, on the packed test set `folder`: its result, and how it was made.
 
     Without a `generator`, `file` is a folder of pictures that some program has made of the set's images.
     With `save_images`, the 8-bit outputs are written there as PNG. UserError for a set or a size that does not fit.
+    `opened` keeps the networks that measure, or that they are missing, for the next call.
     With several ranks each calls it, takes its share of the images and gets the same result.
     """
     run = run_values(file)
@@ -73,15 +75,19 @@ def evaluate_translation(
         _wanted(options.kid, evaluation.get("kid")),
     )
     backwards = generator is not None and file.stem.endswith(BACKWARDS)
-    features = features_if_there(options.features or evaluation.get("features") or "inception", device)
+    opened = {} if opened is None else opened
+    name = options.features or evaluation.get("features") or "inception"
+    if name not in opened:
+        opened[name] = features_if_there(name, device)
     with_lpips = index.kind == "paired" and _wanted(options.lpips, evaluation.get("lpips"))
-    lpips = lpips_if_there(device) if with_lpips else None
+    if with_lpips and LPIPS_OF_PAIRS.name not in opened:
+        opened[LPIPS_OF_PAIRS.name] = lpips_if_there(device)
     evaluator = TranslationEvaluator(
         {"data": folder},
         protocol,
         [train] if isinstance(train, str) else train,
-        features,
-        lpips,
+        opened[name],
+        opened[LPIPS_OF_PAIRS.name] if with_lpips else None,
         device,
         rank,
         ranks,
