@@ -30,9 +30,10 @@ from hpcdistill.config import split_runs
 from hpcdistill.data.fetch.weights import WEIGHTS
 from hpcdistill.data.pack.fetching import wanted_at
 from hpcdistill.data.pack.recipes import load_recipe
+from hpcdistill.deploy.model import pretrained_file
 from hpcdistill.errors import UserError
-from hpcdistill.figures import parse_crop
 from hpcdistill.run import load_run
+from hpcdistill.sweep.crop import parse_crop
 from hpcdistill.sweep.grid import load_grids
 from hpcdistill.training.metrics_log import MetricsLog
 
@@ -349,13 +350,12 @@ def check_pack(options: argparse.Namespace) -> None:
 
 
 def check_evaluate(options: argparse.Namespace) -> None:
-    assert options.model is None or is_run(options.model), options.model
+    assert all(map(is_model, options.models)), options.models
     known_place(str(options.data))
 
 
 def check_figures(options: argparse.Namespace) -> None:
-    for word in options.runs:
-        assert is_run(Path(word.rpartition("=")[2])), word
+    assert all(map(is_model, options.models)), options.models
     for crop in options.crop:
         parse_crop(crop)
     known_place(str(options.images))
@@ -387,6 +387,14 @@ def is_run(path: Path) -> bool:
         return True
     match = re.fullmatch(r"runs/([\w-]+)-[0-9a-f]{8}", str(path))
     return match is not None and match.group(1) in run_names()
+
+
+def is_model(word: str) -> bool:
+    """A run's folder, weights that are shipped, or pictures of the reader's, with a label or without."""
+    path = word.rpartition("=")[2]
+    if path.startswith("pretrained:"):
+        return pretrained_file(path).is_file()
+    return path in ("my_pictures", "their_pictures") or is_run(Path(path))
 
 
 @cache
