@@ -36,6 +36,7 @@ from hpcdistill.run import load_run
 from hpcdistill.sweep.crop import parse_crop
 from hpcdistill.sweep.grid import load_grids
 from hpcdistill.training.metrics_log import MetricsLog
+from hpcdistill.yaml_values import load_yaml
 
 CLONE = Path(__file__).resolve().parents[1]
 PAGES = [CLONE / "README.md", *sorted((CLONE / "docs").glob("*.md")), CLONE / "bench/README.md"]
@@ -402,7 +403,9 @@ def run_names() -> set[str]:
     files = [
         path for path in (CLONE / "configs").glob("*/*.yaml") if path.parent.name in ("dssd", "pisr", "fsrcnn", "fesd")
     ]
-    return {load_run([str(path)]).config.name for path in files}
+    variants = [load_yaml(path.read_text("utf-8")) for path in (CLONE / "configs/variants").glob("*.yaml")]
+    named = {str(values["name"]) for values in variants if "name" in values}
+    return named | {load_run([str(path)]).config.name for path in files}
 
 
 def known_place(place: str) -> None:
