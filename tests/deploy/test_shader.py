@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,10 @@ def test_file_says_what_it_is(tmp_path: Path) -> None:
     assert "no player says so" in header
     assert "studio range" in header
     assert all(line.startswith("//") or not line for line in header.splitlines())
+    (described,) = (line for line in header.splitlines() if line.startswith("// hpcdistill: "))
+    assert Description.from_json(described.removeprefix("// hpcdistill: "), "header") == about
+    (remark,) = Shader().remarks(path, about, Options())
+    assert "RGB sources" in remark
     assert [file.name for file in tmp_path.iterdir()] == ["mine.glsl"]
 
 
@@ -190,6 +195,8 @@ def test_notes_of_a_run_cannot_become_directives() -> None:
     )
     text = shader_source(network, about)
     assert len(passes_of(text)) == 3
+    (described,) = (line for line in text.splitlines() if line.startswith("// hpcdistill: "))
+    assert json.loads(described.removeprefix("// hpcdistill: "))["licence"] == "//!"
     assert text.index("//!") == text.index("//!DESC hpcdistill")
     assert all(line.startswith("//") or not line for line in text.split("//!DESC")[0].splitlines())
 

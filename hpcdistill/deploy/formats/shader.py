@@ -46,6 +46,9 @@ class Shader(Format):
         write_bytes(path, text.encode())
         return (path,)
 
+    def remarks(self, path: Path, about: Description, options: Options) -> tuple[str, ...]:
+        return (f"mpv --glsl-shaders={path} VIDEO plays with it; RGB sources (PNG, most photographs) skip it silently",)
+
     def open(self, path: Path) -> Opened:
         raise UserError(
             f"{path}: is a shader, which video players run (mpv --glsl-shaders={path.name}); give the network"
