@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,10 @@ def test_file_says_what_it_is(tmp_path: Path) -> None:
     assert "no player says so" in header
     assert "studio range" in header
     assert all(line.startswith("//") or not line for line in header.splitlines())
+    (described,) = (line for line in header.splitlines() if line.startswith("// hpcdistill: "))
+    assert Description.from_json(described.removeprefix("// hpcdistill: "), "header") == about
+    (remark,) = Shader().remarks(path, about, Options())
+    assert "RGB sources" in remark
     assert [file.name for file in tmp_path.iterdir()] == ["mine.glsl"]
 
 
@@ -190,6 +195,8 @@ def test_notes_of_a_run_cannot_become_directives() -> None:
     )
     text = shader_source(network, about)
     assert len(passes_of(text)) == 3
+    (described,) = (line for line in text.splitlines() if line.startswith("// hpcdistill: "))
+    assert json.loads(described.removeprefix("// hpcdistill: "))["licence"] == "//!"
     assert text.index("//!") == text.index("//!DESC hpcdistill")
     assert all(line.startswith("//") or not line for line in text.split("//!DESC")[0].splitlines())
 
@@ -292,7 +299,7 @@ def test_export_is_verified_by_playing_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong", "words"),
     [
-        ("void hook() {", "void hook() { no GLSL;", "cannot play it: .*'no'"),
+        ("void hook() {", "void hook() { no GLSL;", "wrong.glsl: ffmpeg leaves it out: .*'no'"),
         ("//!HOOK LUMA", "//!HOOK MAIN", "more than the 6.0e-03 that is allowed"),
         ("-1 - i", "-i", "more than the 6.0e-03 that is allowed"),  # another border
     ],
@@ -319,11 +326,13 @@ def test_without_a_player_it_is_written_and_says_so(tmp_path: Path, monkeypatch:
     assert report == NotVerified("there is no ffmpeg (Debian: apt-get install ffmpeg)")
 
 
-def test_what_ffmpeg_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = tmp_path / "ffmpeg"
-    command.write_text("#!/bin/sh\necho no such device >&2\nexit 1\n")
+def test_player_that_fails_keeps_nobody_from_exporting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = tmp_path / "ffmpeg"  # as one whose driver takes no clip
+    command.write_text(
+        '#!/bin/sh\ncase "$*" in *clip.yuv*) echo no such device >&2; exit 1;; *) echo custom_shader_path;; esac\n'
+    )
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    (tmp_path / "a.glsl").write_text("//!HOOK LUMA\n")
-    with pytest.raises(UserError, match=r"a\.glsl: ffmpeg cannot play it: no such device"):
-        play(tmp_path / "a.glsl", np.zeros((1, 4, 4), np.uint8), 2)
+    files, report = export(Shader(), *random_network(2, 4, 4), tmp_path / "mine.glsl", Options())
+    assert files[0].is_file()
+    assert report == NotVerified("ffmpeg cannot play a clip here: no such device")

@@ -10,7 +10,7 @@ from torch import nn
 
 from hpcdistill.deploy.description import Description
 from hpcdistill.deploy.formats.base import Format, NotVerified, Opened, Options, Planes, Session, Verified
-from hpcdistill.deploy.formats.shader_player import missing, play, version
+from hpcdistill.deploy.formats.shader_player import NotPlayed, missing, play, version
 from hpcdistill.deploy.formats.shader_source import MARK, shader_source
 from hpcdistill.errors import UserError
 from hpcdistill.models.fsrcnn import FSRCNN
@@ -46,6 +46,9 @@ class Shader(Format):
         write_bytes(path, text.encode())
         return (path,)
 
+    def remarks(self, path: Path, about: Description, options: Options) -> tuple[str, ...]:
+        return (f"mpv --glsl-shaders={path} VIDEO plays with it; RGB sources (PNG, most photographs) skip it silently",)
+
     def open(self, path: Path) -> Opened:
         raise UserError(
             f"{path}: is a shader, which video players run (mpv --glsl-shaders={path.name}); give the network"
@@ -54,17 +57,18 @@ class Shader(Format):
     def verify(
         self, network: nn.Module, about: Description, path: Path, options: Options, allowed: float
     ) -> Verified | NotVerified:
-        """Played by ffmpeg's libplacebo filter; NotVerified where there is none, or no Vulkan device."""
+        """Played by ffmpeg's libplacebo filter; NotVerified where that, or its Vulkan device, is missing or fails."""
         from hpcdistill.deploy.verification import compare, in_words
 
-        if reason := missing():
-            return NotVerified(reason)
         clamped = nn.Sequential(network, nn.Hardtanh(0.0, 1.0))  # players show nothing beyond black and white
-        report = compare(clamped, about, _played(path, about.scale), self.runtime(), allowed)
+        try:
+            if reason := missing():
+                return NotVerified(reason)
+            report = compare(clamped, about, _played(path, about.scale), self.runtime(), allowed)
+        except NotPlayed as error:  # a driver that fails keeps nobody from exporting
+            return NotVerified(str(error))
         if report.psnr_change is not None and not abs(report.psnr_change) <= PSNR_CHANGE:
-            raise UserError(
-                f"{in_words(report)}: more than the {PSNR_CHANGE:g} dB that is allowed; nothing was written"
-            )
+            raise UserError(f"{in_words(report)}: more than the {PSNR_CHANGE:g} dB allowed; nothing was written")
         return report
 
     def runtime(self) -> str:

@@ -19,8 +19,12 @@ SECONDS = 300  # a CPU that stands in for a GPU compiles a shader for some secon
 Depth = Literal[8, 10, 16]
 # Of a plane in its bits: planes of zero chroma, which stay beside the luma, are what makes it no RGB.
 _LAYOUTS: dict[Depth, str] = {8: "yuv444p", 10: "yuv444p10le", 16: "yuv444p16le"}
-_GRAY: dict[Depth, str] = {8: "gray", 10: "gray10le", 16: "gray16le"}
+_GRAY = {8: "gray", 16: "gray16le"}
 _DEVICE = ("-init_hw_device", "vulkan=v", "-filter_hw_device", "v")
+
+
+class NotPlayed(UserError):
+    """The player itself failed: nothing is known of the shader."""
 
 
 def missing() -> str | None:
@@ -43,13 +47,18 @@ def version() -> str:
 
 
 def play(
-    shader: Path, frames: NDArray[np.uint8] | NDArray[np.uint16], scale: int, depth: Depth = 8, shown: Depth = 16
+    shader: Path,
+    frames: NDArray[np.uint8] | NDArray[np.uint16],
+    scale: int,
+    depth: Depth = 8,
+    shown: Literal[8, 16] = 16,
 ) -> NDArray[np.float32]:
     """What `shader` makes of the luma of a clip `[N, H, W]` with `depth` bits: `[N, scale H, scale W]`.
 
     In the units that the shader itself sees, where 2^depth - 1 is 1, rounded to `shown` bits; nothing is dithered.
     Limited range is shifted from one depth to another, not stretched: 235 of 8 bits is 235 * 256 of 16.
-    What is beyond black and white is clipped. UserError when ffmpeg fails or leaves the shader out, with what it says.
+    What is beyond black and white is clipped. UserError, with what ffmpeg says, when it leaves the shader out;
+    NotPlayed when it fails.
     """
     count, height, width = frames.shape
     plane = np.dtype(np.uint8) if depth == 8 else np.dtype("<u2")
@@ -70,9 +79,9 @@ def play(
         values = np.frombuffer(played.read_bytes() if played.exists() else b"", "u1" if shown == 8 else "<u2")
     # A shader that does not compile is left out, with a warning, and the clip is enlarged without it.
     if refused := re.search(r"glslang failed: .*|Failed executing hook.*", said):
-        said = refused[0]
-    if refused or done.returncode or values.size != count * height * width * scale**2:
-        raise UserError(f"{shader}: ffmpeg cannot play it: {said:.600}")
+        raise UserError(f"{shader.name}: ffmpeg leaves it out: {refused[0]:.600}")
+    if done.returncode or values.size != count * height * width * scale**2:
+        raise NotPlayed(f"ffmpeg cannot play a clip here: {said:.600}")
     unit = 2.0**shown * (2.0**depth - 1) / 2.0**depth
     made: NDArray[np.float32] = (values.astype(np.float64) / unit).astype(np.float32)
     return made.reshape(count, height * scale, width * scale)
@@ -82,6 +91,6 @@ def _run(command: list[str], seconds: float, folder: str | None = None) -> subpr
     try:
         return subprocess.run(command, capture_output=True, timeout=seconds, cwd=folder, check=False)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{FFMPEG} did not end within {seconds:g} s; its Vulkan driver may hang") from None
+        raise NotPlayed(f"{FFMPEG} did not end within {seconds:g} s; its Vulkan driver may hang") from None
     except OSError as error:
-        raise UserError(f"{FFMPEG}: cannot be run ({error.strerror})") from None
+        raise NotPlayed(f"{FFMPEG}: cannot be run ({error.strerror})") from None

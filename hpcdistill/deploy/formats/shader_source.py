@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hpcdistill.deploy.description import UNKNOWN, Description
+from hpcdistill.deploy.description import METADATA_KEY, UNKNOWN, Description
 from hpcdistill.errors import plural
 from hpcdistill.ops.bicubic import kernel_phases
 from hpcdistill.ops.enlargement import REACH
@@ -116,7 +116,10 @@ def _header(about: Description, name: str, scale: int) -> str:
     ]
     # What the notes of a run say must neither end a comment nor look like a directive.
     words = ("".join(letter if letter.isprintable() else " " for letter in line) for line in lines)
-    return "\n".join(f"// {line}".rstrip().replace("//!", "// !") for line in words) + "\n"
+    comments = [f"// {line}".rstrip().replace("//!", "// !") for line in words]
+    # The same for programs; \\/ is how JSON may write a slash.
+    comments += ["//", f"// {METADATA_KEY}: " + about.to_json().replace("//!", "/\\/!")]
+    return "\n".join(comments) + "\n"
 
 
 def _threshold(scale: int) -> str:
