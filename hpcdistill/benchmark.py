@@ -10,7 +10,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from hpcdistill.command import run_command
+from hpcdistill.command import program, run_command
 from hpcdistill.console import Table, out
 from hpcdistill.run import Run, load_run
 
@@ -37,7 +37,7 @@ UNET_AS_PRINTED = "The paper prints 18.60 G for the U-Net with ngf 64; no counti
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m hpcdistill.benchmark",
+        prog=program("benchmark"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

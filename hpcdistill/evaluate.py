@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpcdistill.command import UserPath, run_command, whole
+from hpcdistill.command import UserPath, program, run_command, whole
 from hpcdistill.console import out, say, warn
 from hpcdistill.errors import UserError, nearest, plural
 from hpcdistill.metrics.base import PAIR_METRICS, SR_METRICS, SetResult
@@ -157,7 +157,7 @@ def _report(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m hpcdistill.evaluate",
+        prog=program("evaluate"),
         description="Super-resolution: PSNR and SSIM on luma, per image and mean, of a trained generator or of bicubic "
         "enlargement. Translation: FID and KID; for pairs also PSNR (RGB) and LPIPS.",
     )

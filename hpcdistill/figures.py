@@ -14,7 +14,7 @@ import shlex
 from itertools import groupby
 from pathlib import Path
 
-from hpcdistill.command import UserPath, positive, run_command
+from hpcdistill.command import UserPath, positive, program, run_command
 from hpcdistill.console import say
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.crop import SMALLEST_CROP, parse_crop
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m hpcdistill.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("figures"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "models",

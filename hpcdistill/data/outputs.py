@@ -77,7 +77,7 @@ def check_images_out(folder: Path, names: Iterable[str], inputs: Iterable[Path])
         raise UserError(f"{option} {folder}: is a packed data set; name another folder")
     for name in names:
         path = image_path(folder, name)
-        if path.exists() and not _is_ours(path):
+        if path.exists() and not is_ours(path):
             raise UserError(f"{option} {folder}: {path.name} is there, and was not saved by this command; name another")
 
 
@@ -99,7 +99,8 @@ def _is_packed(folder: Path) -> bool:
         return False
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
+    """Whether it is a PNG that hpcdistill saved, which may be replaced."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
             return image.info.get("Software") == _SOFTWARE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -14,23 +14,24 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpcdistill.console import warn
 from hpcdistill.deploy.description import Description, describe
 from hpcdistill.deploy.formats import FORMATS, format_of
 from hpcdistill.deploy.pictures import Picture, Pixels, from_pillow, to_pillow
-from hpcdistill.deploy.tiles import TILE, Piece, pieces, receptive_radius
+from hpcdistill.deploy.tiles import TILE, Piece, Progress, pieces, receptive_radius
 from hpcdistill.errors import UserError, is_out_of_memory, nearest
 from hpcdistill.models.registry import load_generator
 from hpcdistill.models.weights_file import chosen_file, generator_file
 from hpcdistill.ops.bicubic import upsample
 from hpcdistill.ops.colour import luma, with_luma
 from hpcdistill.storage import user_path
+from hpcdistill.training.records import is_finished
 
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
 PREFIX = "pretrained:"
 DEFAULT = "pretrained:x4"
 CHROMA_REACH = 2  # LR pixels that the bicubic enlargement of chroma and alpha reads to each side
 Planes = NDArray[np.float32]  # [B, C, H, W]
-Progress = Callable[[int], None]  # told how many input pixels have been done since
 
 
 class Session(Protocol):
@@ -46,12 +47,14 @@ class TorchSession:
 
     def __init__(self, network: nn.Module, device: str = "cpu") -> None:
         self.device = device
-        self.network = cast(Any, network).deploy().to(device)
+        # Channels last: two thirds of the time for a network of convolutions (bench/deploy.py).
+        self.layout = torch.channels_last if cast(Any, network).takes == "lr" else torch.contiguous_format
+        self.network = cast(Any, network).deploy().to(device, memory_format=self.layout)
 
     def __call__(self, images: Planes) -> Planes:
         with torch.inference_mode():
-            made = self.network(torch.from_numpy(images).to(self.device))
-            result: Planes = made.float().cpu().contiguous().numpy()
+            image = torch.from_numpy(images).to(self.device, memory_format=self.layout)
+            result: Planes = self.network(image).float().cpu().contiguous().numpy()
             return result
 
 
@@ -63,7 +66,7 @@ class Model:
         self.session = session
         self.origin = origin
 
-    def __call__(self, image: Image.Image, *, tile: int = TILE) -> Image.Image:
+    def __call__(self, image: Image.Image, *, tile: int | None = None) -> Image.Image:
         """The picture enlarged or translated: its mode (gray, alpha) and its colour profile stay.
 
         UserError for an animation, floating-point pixels, colour of 16 bits.
@@ -76,12 +79,12 @@ class Model:
         return height * self.about.scale, width * self.about.scale
 
     def strips(
-        self, picture: Picture, tile: int | None = TILE, progress: Progress = lambda done: None
+        self, picture: Picture, tile: int | None = None, progress: Progress = lambda done: None
     ) -> Iterator[Pixels]:
         """What is made of `picture`, from the top to the bottom, as `[h, W, channels]` of its dtype.
 
-        `tile`: LR pixels on a side that are computed at once; None is the whole picture. Tiles equal the whole to 1e-6.
-        UserError for a network that has no exact tiles and a `tile` that was asked for, or without memory.
+        `tile`: LR pixels on a side that are computed at once (default: `TILE`); tiles equal the whole to 1e-6.
+        UserError when a network that has no exact ones is asked for them, and where there is no memory.
         """
         try:
             with torch.inference_mode():
@@ -97,9 +100,10 @@ class Model:
     def _enlarged(self, picture: Picture, tile: int | None, progress: Progress) -> Iterator[Pixels]:
         height, width = picture.pixels.shape[:2]
         overlap = self.about.overlap
-        if overlap is None or tile is None:
-            overlap, tile = 0, max(height, width)
-        for strip in pieces(height, width, tile, max(overlap, CHROMA_REACH)):
+        if overlap is None:
+            self._refuse_tiles(tile)
+        size = max(height, width) if overlap is None else tile or TILE
+        for strip in pieces(height, width, size, max(overlap or 0, CHROMA_REACH)):
             made = []
             for piece in strip:
                 made.append(self._enlarged_piece(picture, piece))
@@ -133,13 +137,18 @@ class Model:
     def _translated(self, picture: Picture, tile: int | None, progress: Progress) -> Iterator[Pixels]:
         """The whole picture at once, reflected to a size that the network takes, and cut back; alpha stays."""
         height, width = picture.pixels.shape[:2]
-        if tile not in (None, TILE):
-            raise UserError(f"{self.origin}: has no exact tiles: each of its pixels depends on the whole picture")
+        self._refuse_tiles(tile)
         planes = _planes(picture.colour, picture.white).expand(-1, 3, -1, -1)
         made = self._run(self._fitted(planes) * 2 - 1)[..., :height, :width]
         pixels = _pixels((made + 1) / 2, picture.white)
         progress(height * width)
         yield np.concatenate([pixels, picture.pixels[..., -1:]], axis=2) if picture.has_alpha else pixels
+
+    def _refuse_tiles(self, tile: int | None) -> None:
+        if tile is not None:
+            raise UserError(
+                f"--tile {tile}: {self.origin} has no exact tiles, its pixels depend on the whole picture; leave it out"
+            )
 
     def _fitted(self, planes: Tensor) -> Tensor:
         """Reflected at the bottom and on the right until height and width fit the network."""
@@ -193,6 +202,8 @@ def load_network(
     )
     network, notes = load_generator(file)
     about = describe(network, notes, file)
+    if (path / "config.yaml").is_file() and not is_finished(path):
+        warn(f"{path}: has not finished; taken are the {file.parent.name} weights, of step {about.steps}")
     if not all(value.isfinite().all() for value in network.state_dict().values()):
         raise UserError(f"{file}: has weights that are no finite numbers; its training went wrong: train it again")
     network = cast(Any, network).deploy()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -45,8 +46,8 @@ class BicubicEnlargement(nn.Module):
         image = image.to(torch.promote_types(dtype, torch.float32))
         with full_float32(image.device.type):
             rows, columns = self.rows.to(image.dtype), self.columns.to(image.dtype)
-            planes = functional.conv2d(_mirrored_rows(image), rows, groups=self.channels)
-            planes = functional.conv2d(_mirrored_columns(planes), columns, groups=self.channels * self.scale)
+            planes = functional.conv2d(mirrored_rows(image), rows, groups=self.channels)
+            planes = functional.conv2d(mirrored_columns(planes), columns, groups=self.channels * self.scale)
             return functional.pixel_shuffle(planes, self.scale).to(dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -56,23 +57,24 @@ class BicubicEnlargement(nn.Module):
         return self
 
     def _fill(self, dtype: torch.dtype, device: Any) -> None:
-        taps = torch.zeros(self.scale, 2 * REACH + 1, dtype=torch.float64)
+        taps = np.zeros((self.scale, 2 * REACH + 1))
         for phase, (first, weights) in enumerate(kernel_phases(self.scale)):
-            taps[phase, first + REACH : first + REACH + len(weights)] = torch.tensor(weights, dtype=torch.float64)
-        taps = taps.to(device, dtype)
+            taps[phase, first + REACH : first + REACH + len(weights)] = weights
         # Channel c, row phase i, column phase j: the order in which a pixel shuffle takes them, (c s + i) s + j.
-        rows = taps.repeat(self.channels, 1)[:, None, :, None]
-        columns = taps.repeat(self.channels * self.scale, 1)[:, None, None, :]
+        # Repeated by NumPy: on the meta device, where files are checked, torch would import its compiler for that.
+        rows = torch.from_numpy(np.tile(taps, (self.channels, 1))[:, None, :, None]).to(device, dtype)
+        columns = torch.from_numpy(np.tile(taps, (self.channels * self.scale, 1))[:, None, None, :]).to(device, dtype)
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
 
 
-def _mirrored_rows(image: Tensor) -> Tensor:
+def mirrored_rows(image: Tensor) -> Tensor:
     """With two more above and below, mirrored about the edge: x1 x0 | x0 x1 x2 ..., or x0 x0 | x0 of a single one."""
     once = functional.pad(image, (0, 0, 1, 1), mode="replicate")
     return torch.cat([once[..., 2:3, :], once, once[..., -3:-2, :]], dim=-2)
 
 
-def _mirrored_columns(image: Tensor) -> Tensor:
+def mirrored_columns(image: Tensor) -> Tensor:
+    """The same to the left and to the right."""
     once = functional.pad(image, (1, 1, 0, 0), mode="replicate")
     return torch.cat([once[..., 2:3], once, once[..., -3:-2]], dim=-1)

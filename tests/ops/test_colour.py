@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from skimage.color import rgb2ycbcr
+from skimage.color import rgb2ycbcr, ycbcr2rgb
 
-from hpcdistill.ops.colour import luma, luma_uint8
+from hpcdistill.ops.colour import luma, luma_uint8, with_luma
 
 
 @pytest.fixture
@@ -35,6 +35,15 @@ def test_luma_uint8_takes_a_view(image: np.ndarray) -> None:
 def test_black_and_white_are_16_and_235() -> None:
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(3, 1, 2)
     torch.testing.assert_close(luma(ends)[0, 0] * 255, torch.tensor([16.0, 235.0], dtype=torch.float64))
+
+
+def test_another_luma_keeps_the_chroma_as_scikit_image_takes_it(image: np.ndarray) -> None:
+    rgb = torch.from_numpy(image).permute(2, 0, 1).double() / 255
+    other = torch.full((1, 17, 23), 0.5, dtype=torch.float64)
+    expected = rgb2ycbcr(image)
+    expected[..., 0] = 0.5 * 255
+    made = with_luma(rgb, other).permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(made, ycbcr2rgb(expected), rtol=0, atol=1e-5)  # its matrices are printed to 1e-6
 
 
 def test_refuses_other_channels() -> None:

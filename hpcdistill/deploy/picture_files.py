@@ -1,0 +1,83 @@
+"""Which pictures a command is to make of which, and where they go: never over anything that was there before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcdistill.console import warn
+from hpcdistill.data.folders import SUFFIXES, left_out, list_images
+from hpcdistill.data.outputs import is_ours
+from hpcdistill.errors import UserError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture, and the file that will be made of it."""
+
+    source: Path
+    out: Path
+
+
+def jobs(words: Sequence[Path], out: Path) -> list[Job]:
+    """One for each picture that `words` (files and folders) name, below the folder `out`; all are PNG files.
+
+    A folder's folders are kept below `out`. UserError, before anything is written, for a word that names no picture,
+    two pictures of one name, and a file that is in the way: an input, or one that was not written here.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; name a folder")
+    places: dict[Path, list[Path]] = {}  # a picture's name below `out`, without its suffix -> the pictures
+    for word in words:
+        for source in _pictures(word, out):
+            below = source.relative_to(word) if word.is_dir() else Path(source.name)
+            places.setdefault(below.with_suffix(""), []).append(source)
+    found = []
+    for below, sources in places.items():
+        # a.jpg and a.png of one folder are two pictures; so they keep their suffixes.
+        for source in dict.fromkeys(sources):
+            name = below.name if len(sources) == 1 else source.name
+            found.append(Job(source, out / below.with_name(f"{name}.png")))
+    _check(found)
+    return found
+
+
+def _pictures(word: Path, out: Path) -> list[Path]:
+    """The pictures that one word of the command line names."""
+    if not word.exists():
+        raise UserError(f"{word}: no such picture or folder; check the path")
+    if not word.is_dir():
+        if word.suffix.lower() not in SUFFIXES:
+            raise UserError(f"{word}: not a suffix that is read ({', '.join(SUFFIXES)}); convert it to PNG")
+        return [word]
+    if os.path.realpath(word) == os.path.realpath(out):
+        raise UserError(f"--out {out}: is where the pictures are; name another folder, nothing is written there")
+    if line := left_out(word, "name it by itself", recursive=True):
+        warn(line)
+    # What an earlier run has written into a folder inside is no picture of the user's.
+    inside = os.path.realpath(out)
+    found = [path for path in list_images(word, recursive=True) if not _is_below(path, inside)]
+    if not found:
+        raise UserError(f"{word}: no pictures in this folder but those in {out}; name another")
+    return found
+
+
+def _is_below(path: Path, folder: str) -> bool:
+    return os.path.realpath(path).startswith(folder + os.sep)
+
+
+def _check(found: Sequence[Job]) -> None:
+    by_out: dict[Path, Path] = {}
+    inputs = {os.path.realpath(job.source) for job in found}
+    for job in found:
+        if job.out in by_out:
+            raise UserError(
+                f"{by_out[job.out]} and {job.source} would both become {job.out}; give one of them another --out"
+            )
+        by_out[job.out] = job.source
+        if os.path.realpath(job.out) in inputs:
+            raise UserError(f"{job.out}: is one of the pictures that are read; name another --out")
+        if job.out.exists() and not is_ours(job.out):
+            raise UserError(f"{job.out}: is there, and was not written by hpcdistill; name another --out")

@@ -1,0 +1,138 @@
+"""`python -m hpcdistill.infer [MODEL] PICTURE_OR_FOLDER ... --out DIR`: enlarge or translate pictures.
+
+MODEL is a run folder, a generator's .safetensors file, a file that `hpcdistill.export` made, or `pretrained:x4` (x2,
+x3); without one the shipped x4 student enlarges. Pictures come back as PNG and as the kind they were: gray, 16 bits,
+transparency and colour profile stay, EXIF turns them upright. A bad picture is named and passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from hpcdistill.command import UserPath, positive, program, run_command, whole
+from hpcdistill.console import err, say, warn
+from hpcdistill.errors import EXIT_FAILED, UserError, plural
+from hpcdistill.storage import user_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hpcdistill.deploy.model import Model
+    from hpcdistill.deploy.picture_files import Job
+    from hpcdistill.deploy.tiles import Progress
+
+PREFIX, DEFAULT = "pretrained:", "pretrained:x4"
+MODEL_SUFFIXES = (".safetensors", ".onnx", ".param", ".xml", ".pt2")
+
+
+def main(argv: list[str]) -> int:
+    """Make a picture of each that the command line names; returns the exit code."""
+    options = _parser().parse_args(argv)
+    name, words = split_model(options.words)
+    if not words:
+        raise UserError(f"{name}: and which pictures? name a picture or a folder of them after the model")
+    # Imported only now: --help and a misspelt path answer at once.
+    from hpcdistill.deploy.picture_files import jobs
+
+    work = jobs([user_path(word) for word in words], options.out)
+    from hpcdistill.deploy.model import load
+
+    model = load(name, which=options.which, generator=options.generator, device=_device(options.device))
+    if options.scale not in (None, model.about.scale):
+        raise UserError(f"--scale {options.scale}: {name} enlarges x{model.about.scale}; use a network of that scale")
+    return _convert(model, work, options)
+
+
+def split_model(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The model that the first word is, and the others; where it is no model, the shipped student, and all."""
+    first = words[0]
+    if first.startswith(PREFIX):
+        return first, list(words[1:])
+    path = user_path(first)
+    is_run = path.is_dir() and any((path / name).exists() for name in ("generators", "config.yaml", "config.json"))
+    if is_run or path.suffix.lower() in MODEL_SUFFIXES:
+        return first, list(words[1:])
+    if not path.exists():
+        raise UserError(f"{first}: no such model, picture or folder; check the path")
+    return DEFAULT, list(words)
+
+
+def _convert(model: Model, work: Sequence[Job], options: argparse.Namespace) -> int:
+    from rich.progress import Progress
+
+    from hpcdistill.data.images import MAX_PIXELS, count_pixels
+
+    most = options.max_megapixels * 1_000_000 if options.max_megapixels else MAX_PIXELS
+    begun = time.perf_counter()
+    skipped: list[str] = []
+    with Progress(console=err, transient=True, disable=not err.moves) as bar:
+        sizes = [count_pixels(job.source) for job in work]
+        task = bar.add_task("pictures", total=sum(sizes))
+        for job, size in zip(work, sizes, strict=True):
+            before = bar.tasks[0].completed
+            try:
+                _make(model, job, options.tile, most, lambda done: bar.advance(task, done))
+            except UserError as error:
+                skipped.append(str(job.source))
+                warn(f"skipped {error}")
+            bar.update(task, completed=before + size)
+    made = len(work) - len(skipped)
+    if not made:
+        raise UserError("no picture could be made; see the warnings above")
+    took = time.perf_counter() - begun
+    say(f"{model.origin}: wrote {plural(made, 'picture')} to {options.out} in {took:.1f} s")
+    if skipped:
+        say(f"{plural(len(skipped), 'picture')} could not be used: {', '.join(skipped)}", "yellow")
+    return EXIT_FAILED if skipped else 0
+
+
+def _make(model: Model, job: Job, tile: int | None, most: int, progress: Progress) -> None:
+    """Read, make, write; UserError for a picture that cannot be used."""
+    from hpcdistill.deploy.pictures import read_picture, write_png
+
+    picture = read_picture(job.source, most)
+    strips = model.strips(picture, tile, progress)
+    first = next(strips)  # a network that refuses the picture leaves no folder behind
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    write_png(job.out, model.size(*picture.pixels.shape[:2]), chain([first], strips), picture.profile)
+
+
+def _device(asked: str) -> str:
+    if asked == "cpu":
+        return asked
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise UserError("--device cuda: no CUDA device is visible; use --device cpu, or run where there is a GPU")
+    return "cpu"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program("infer"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("words", nargs="+", metavar="MODEL|PICTURE|FOLDER", help="a model, then pictures or folders")
+    parser.add_argument("--out", action=UserPath, required=True, metavar="DIR", help="where the pictures go, as PNG")
+    parser.add_argument("--which", choices=("best", "last"), help="which of a run's weights; default: best, else last")
+    parser.add_argument("--generator", metavar="NAME", help="which of a run's networks; default: its student")
+    parser.add_argument("--scale", type=whole, help="refuse a network of another scale")
+    parser.add_argument(
+        "--tile",
+        type=positive,
+        metavar="PIXELS",
+        help="of the input, computed at once; default: 512. Tiles equal the whole picture. Translation has none",
+    )
+    parser.add_argument(
+        "--max-megapixels", type=positive, metavar="N", help="of a picture that is read; default: 80, as a guard"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)
