@@ -326,7 +326,7 @@ def _page(
     check_figures_page(arguments.page, "--page")
     figures = Figures(candidates, sources, images, arguments.rule, device=_device(arguments.device))
     results, skipped = figures.measure(skip=arguments.on_error == "skip")
-    command = shlex.join(["python", "-m", "hpcdistill.evaluate", *arguments.line])
+    command = f"{program('evaluate')} {shlex.join(arguments.line)}"
     write_page(arguments.page, figures_page([figures], arguments.data, command))
     say(f"look at {arguments.page}")
     return results, skipped
