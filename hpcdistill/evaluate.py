@@ -77,12 +77,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _super_resolution(candidates: list[Candidate], arguments: argparse.Namespace) -> int:
-    """Evaluate what enlarges, and print, or write, all that is asked for."""
+    """Evaluate what enlarges, and print and write what is asked for."""
     from hpcdistill.deploy.candidates import common_scale, sources_of
 
     scale = common_scale(candidates, arguments.scale)
-    if scale not in BASELINE_SCALES:
-        raise UserError(f"--scale {scale}: expected one of {', '.join(map(str, BASELINE_SCALES))}")
+    if all(candidate.network is None for candidate in candidates):
+        _check_baseline_scale(scale)
     _refuse_translation_options(arguments)
     # Imported only now: --help and a misspelt path answer at once.
     from hpcdistill.data.images import colour
@@ -109,11 +109,23 @@ def _super_resolution(candidates: list[Candidate], arguments: argparse.Namespace
         )
     if rank() > 0:
         return 0
-    bicubic = results[BICUBIC]
     if folder:
-        say(f"wrote {plural(bicubic.images, 'image')} to {folder}")
+        say(f"wrote {plural(results[BICUBIC].images, 'image')} to {folder}")
     if skipped:
         warn(f"{plural(len(skipped), 'image')} {'was' if len(skipped) == 1 else 'were'} skipped: {', '.join(skipped)}")
+    _report(candidates, images, results, arguments, {"skipped": skipped} if skip else {})
+    return 0
+
+
+def _report(
+    candidates: list[Candidate],
+    images: SRImages,
+    results: Mapping[str, SetResult],
+    arguments: argparse.Namespace,
+    further: Mapping[str, Any],
+) -> None:
+    """Print the table, or the JSON with what is `further` to be said, and write the CSV file."""
+    bicubic, scale = results[BICUBIC], images.scale
     gray = images.taken_as_gray(arguments.rule)
     measured = {
         candidate.label: replace(
@@ -124,12 +136,12 @@ def _super_resolution(candidates: list[Candidate], arguments: argparse.Namespace
     _write_csv(arguments.csv, measured, [metric.name for metric in SR_METRICS], bicubic)
     if arguments.json:
         about = {"scale": scale, "rule": arguments.rule}
-        end = {"lr": images.lr, "gray": gray, **({"skipped": skipped} if skip else {})}
+        end = {"lr": images.lr, "gray": gray, **further}
         _print_json(candidates, arguments.data, [
             {**result.metrics, "images": result.images, **about, "per_image": result.per_image,
              "bicubic": result.bicubic} for result in measured.values()
         ], end)  # fmt: skip
-        return 0
+        return
     name = candidates[0].origin if len(candidates) == 1 else plural(len(candidates), "model")
     title = f"{name} on {arguments.data}, x{scale}, rule {arguments.rule}, LR images {images.lr}"
     if gray:
@@ -141,7 +153,6 @@ def _super_resolution(candidates: list[Candidate], arguments: argparse.Namespace
         if bicubic.metrics[first] - result.metrics[first] >= LEAST:
             line = below(result.metrics[first], bicubic.metrics[first])
             warn(line if len(measured) == 1 else f"{label}: {line}")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -201,12 +212,16 @@ def _baseline(arguments: argparse.Namespace) -> Candidate:
         raise UserError(f"--generator {arguments.generator} is for runs; leave it out with --baseline {name}")
     if scale is None:
         raise UserError(f"--baseline {name} has no scale of its own; add --scale 2, 3 or 4")
-    if scale not in BASELINE_SCALES:
-        raise UserError(f"--scale {scale}: expected one of {', '.join(map(str, BASELINE_SCALES))}")
+    _check_baseline_scale(scale)
     from hpcdistill.deploy.candidates import Candidate
     from hpcdistill.metrics.sr_evaluation import bicubic_upsampler
 
     return Candidate(name, name, Path(name), bicubic_upsampler(scale))
+
+
+def _check_baseline_scale(scale: int) -> None:
+    if scale not in BASELINE_SCALES:
+        raise UserError(f"--scale {scale}: expected one of {', '.join(map(str, BASELINE_SCALES))}")
 
 
 def _refuse_translation_options(arguments: argparse.Namespace) -> None:
@@ -311,7 +326,7 @@ def _page(
     check_figures_page(arguments.page, "--page")
     figures = Figures(candidates, sources, images, arguments.rule, device=_device(arguments.device))
     results, skipped = figures.measure(skip=arguments.on_error == "skip")
-    command = shlex.join(["python", "-m", "hpcdistill.evaluate", *arguments.line])
+    command = f"{program('evaluate')} {shlex.join(arguments.line)}"
     write_page(arguments.page, figures_page([figures], arguments.data, command))
     say(f"look at {arguments.page}")
     return results, skipped

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         )
         part.measure()
         figures.append(part)
-    command = shlex.join(["python", "-m", "hpcdistill.figures", *argv])
+    command = f"{program('figures')} {shlex.join(argv)}"
     write_page(options.out, figures_page(figures, options.images, command))
     say(f"look at {options.out}")
     return 0

@@ -295,6 +295,24 @@ def test_an_exported_file_is_measured(
         main([str(tmp_path / "net.onnx"), "--scale", "4", "--data", str(images)])
 
 
+def test_an_onnx_file_has_its_networks_numbers(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped student, exported and run by onnxruntime."""
+    from hpcdistill.deploy.formats.base import Options
+    from hpcdistill.deploy.formats.onnx import Onnx
+    from hpcdistill.deploy.model import load_network, pretrained_file
+
+    student, about, _ = load_network(pretrained_file("pretrained:x4"))
+    Onnx().write(student, about, tmp_path / "luma.onnx", Options())
+    own, exported = report(capsys, "pretrained:x4", tmp_path / "luma.onnx", "--data", images)["models"]
+    assert exported["scale"] == 4
+    for one, other in zip(own["per_image"], exported["per_image"], strict=True):
+        assert other["name"] == one["name"]
+        assert other["psnr"] == pytest.approx(one["psnr"], abs=0.01)
+        assert other["ssim"] == pytest.approx(one["ssim"], abs=1e-4)
+
+
 def test_an_exported_file_translates(
     tmp_path: Path, pairs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -464,5 +482,5 @@ def test_a_page_shows_what_was_measured(images: Path, tmp_path: Path, capsys: py
     assert "|SR - HR| on luma, times" in text
     assert text.count("Spectrum of") >= 3
     assert "x2: what each teacher&#39;s encoder extracts" in text
-    assert "python -m hpcdistill.evaluate" in text
+    assert f"hpcdistill evaluate {model}" in text
     assert report(capsys, *words)["models"] == found  # its own page is written again
