@@ -4,10 +4,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo demo-gan test test-deepspeed test-slurm lint types bench torture clean install
+.PHONY: help enlarge demo demo-gan test test-deepspeed test-slurm lint types bench torture clean install
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
+
+enlarge: $(INSTALLED)  ## four times as large: make enlarge PICTURES="photo.jpg folder" [OUT=enlarged]
+	$(RUN) -m hpcdistill.infer $(PICTURES) --out $(or $(OUT),enlarged)
 
 demo: $(INSTALLED)  ## a picture in a few minutes: pack, train, distil, evaluate, report
 	$(RUN) -m hpcdistill.demo

@@ -11,7 +11,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from hpcdistill.command import UserPath, positive, run_command, whole
+from hpcdistill.command import UserPath, positive, program, run_command, whole
 from hpcdistill.console import Table, out
 from hpcdistill.errors import UserError
 from hpcdistill.run import Run, load_run
@@ -40,7 +40,7 @@ UNET_AS_PRINTED = "The paper prints 18.60 G for the U-Net with ngf 64; no counti
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m hpcdistill.benchmark",
+        prog=program("benchmark"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpcdistill.console import say_here
@@ -20,6 +21,7 @@ from hpcdistill.storage import user_path
 if TYPE_CHECKING:
     from hpcdistill.ranks.watchdog import Watchdog
 
+SCRIPTS = ("shards", "slurm")  # folders of the clone
 _SYSTEM_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
@@ -67,6 +69,23 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     except Exception as error:
         crash(error)
     sys.exit(code or 0)
+
+
+def program(word: str) -> str:
+    """What usage lines call the command `word`: as the user has typed it.
+
+    A command can be reached as `hpcdistill evaluate`, `python -m hpcdistill evaluate`, `python -m hpcdistill.evaluate`
+    and, some of them, as a script of the clone; called from Python it is the first.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.name if spec is not None else ""
+    if module == "hpcdistill.__main__":
+        return f"python -m hpcdistill {word}"
+    if module.startswith("hpcdistill."):
+        return f"python -m {module}"
+    if spec is None and Path(sys.argv[0]).parent.name in SCRIPTS:
+        return f"python {sys.argv[0]}"
+    return f"hpcdistill {word}"
 
 
 def whole(text: str) -> int:

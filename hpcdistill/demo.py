@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hpcdistill.command import UserPath, positive, run_command
+from hpcdistill.command import UserPath, positive, program, run_command
 from hpcdistill.console import say
 
 
 def main(argv: list[str]) -> int:
     """The command; returns the exit code."""
-    parser = demo_parser("hpcdistill.demo", __doc__, Path("runs/demo"), "configs/variants/demo.yaml")
+    parser = demo_parser("demo", __doc__, Path("runs/demo"), "configs/variants/demo.yaml")
     parser.add_argument(
         "--data",
         action=UserPath,
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
 def demo_parser(command: str, text: str, out: Path, variant: str) -> argparse.ArgumentParser:
     """The options that every demo has; `out`: where its files go by default, `variant`: what it trains."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {command}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program(command), description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", action=UserPath, default=out, metavar="DIR", help=f"default: {out}")
     parser.add_argument("--steps", type=positive, metavar="N", help=f"steps; default: as {variant} says")
@@ -56,6 +56,12 @@ def timed(run_demo: Callable[[argparse.Namespace], int], options: argparse.Names
     return code
 
 
+def start(argv: list[str]) -> int:
+    """`main` in a process of its own."""
+    few_threads()
+    return main(argv)
+
+
 def few_threads() -> None:
     """Call it before torch is loaded, as OpenMP reads this once.
 
@@ -67,5 +73,4 @@ def few_threads() -> None:
 
 
 if __name__ == "__main__":
-    few_threads()
-    run_command(main)
+    run_command(start)

@@ -17,7 +17,7 @@ from hpcdistill.demo import demo_parser, few_threads, timed
 def main(argv: list[str]) -> int:
     """The command; returns the exit code."""
     variant = "configs/variants/demo-gan.yaml"
-    parser = demo_parser("hpcdistill.demo_gan", __doc__, Path("runs/demo-gan"), variant)
+    parser = demo_parser("demo-gan", __doc__, Path("runs/demo-gan"), variant)
     parser.add_argument("--seed", type=positive, metavar="N", help="of the training, not of the pictures; default: 0")
     options = parser.parse_args(argv)
     say(f"the GAN demo: from outlines to paintings, minutes on two CPU cores; everything goes to {options.out}")
@@ -27,6 +27,11 @@ def main(argv: list[str]) -> int:
     return timed(run_demo, options, "the GAN demo")
 
 
-if __name__ == "__main__":
+def start(argv: list[str]) -> int:
+    """`main` in a process of its own."""
     few_threads()
-    run_command(main)
+    return main(argv)
+
+
+if __name__ == "__main__":
+    run_command(start)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from hpcdistill.command import UserPath, run_command, whole
+from hpcdistill.command import UserPath, program, run_command, whole
 from hpcdistill.console import Table, out, warn
 from hpcdistill.errors import UserError, nearest, plural
 from hpcdistill.metrics.base import SR_METRICS, SetResult
@@ -115,7 +115,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m hpcdistill.evaluate",
+        prog=program("evaluate"),
         description="Super-resolution: PSNR and SSIM on luma, per image and mean, of a trained generator or of bicubic "
         "enlargement. Translation: FID and KID; for pairs also PSNR (RGB) and LPIPS.",
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hpcdistill.command import UserPath, positive, run_command
+from hpcdistill.command import UserPath, positive, program, run_command
 from hpcdistill.console import say
 from hpcdistill.errors import UserError
 from hpcdistill.storage import user_path
@@ -50,7 +50,7 @@ def split_label(word: str) -> tuple[str | None, Path]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m hpcdistill.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("figures"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN", help="run folders or .safetensors files")
     parser.add_argument(

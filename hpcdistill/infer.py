@@ -12,7 +12,7 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from hpcdistill.command import UserPath, positive, run_command, whole
+from hpcdistill.command import UserPath, positive, program, run_command, whole
 from hpcdistill.console import err, say, warn
 from hpcdistill.errors import EXIT_FAILED, UserError, plural
 from hpcdistill.storage import user_path
@@ -114,7 +114,7 @@ def _device(asked: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m hpcdistill.infer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("infer"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("words", nargs="+", metavar="MODEL|PICTURE|FOLDER", help="a model, then pictures or folders")
     parser.add_argument("--out", action=UserPath, required=True, metavar="DIR", help="where the pictures go, as PNG")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hpcdistill.command import run_command
+from hpcdistill.command import program, run_command
 from hpcdistill.config import split_runs
 from hpcdistill.console import Table, out, say
 from hpcdistill.data.fetch.location import is_remote
@@ -27,7 +27,7 @@ from hpcdistill.sweep.plan import make_plan
 def main(arguments: list[str]) -> None:
     weights = "\n".join(f"  {name:<10} {known.title}" for name, known in WEIGHTS.items())
     parser = argparse.ArgumentParser(
-        prog="python -m hpcdistill.prefetch",
+        prog=program("prefetch"),
         description=__doc__,
         epilog=f"published weights:\n{weights}\n\nEverything lies below ${VARIABLE} (now {data_root()}).",
         formatter_class=argparse.RawDescriptionHelpFormatter,

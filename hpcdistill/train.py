@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.text import Text
 
-from hpcdistill.command import run_command
+from hpcdistill.command import program, run_command
 from hpcdistill.config import config_files, to_yaml
 from hpcdistill.console import Table, is_main_process, out, warn
 from hpcdistill.errors import EXIT_STOPPED, plural
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
         _guide()
         return 0
     parser = argparse.ArgumentParser(
-        prog="python -m hpcdistill.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("train"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", nargs="+", metavar="CONFIG|key=value", help="configuration files and overrides")
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")

@@ -1,4 +1,4 @@
-"""JSON files damaged in many ways, from a fixed seed, for the tests of those who read them."""
+"""Files damaged in many ways, from a fixed seed, for the tests of those who read them."""
 
 from __future__ import annotations
 
@@ -95,4 +95,29 @@ def ends_well(read: Callable[[], object]) -> bool:
         return True
     assert 20 < len(line) < 1500
     assert "\n" not in line
+    assert "Traceback" not in line
+    assert "object at 0x" not in line
     return False
+
+
+def damaged(content: bytes, seed: int) -> bytes:
+    """Flipped bits, a piece overwritten, cut off, cut out, doubled, or with something behind it."""
+    chance = random.Random(seed)
+    data = bytearray(content)
+    at = chance.randrange(len(data))
+    length = chance.choice((1, 8, 100, 2000))
+    match chance.randrange(6):
+        case 0:
+            for _ in range(chance.choice((1, 3, 50))):
+                data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        case 1:
+            data[at : at + length] = chance.randbytes(len(data[at : at + length]))
+        case 2:
+            del data[at:]
+        case 3:
+            del data[at : at + length]
+        case 4:
+            data[at:at] = data[at : at + length]
+        case _:
+            data += chance.randbytes(length)
+    return bytes(data)

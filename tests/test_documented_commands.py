@@ -24,6 +24,8 @@ from typing import NamedTuple
 import pytest
 from accelerate import Accelerator
 
+from hpcdistill.__main__ import COMMANDS as FRONT_DOOR
+from hpcdistill.__main__ import main as front_door
 from hpcdistill.config import split_runs
 from hpcdistill.data.fetch.weights import WEIGHTS
 from hpcdistill.data.pack.fetching import wanted_at
@@ -70,7 +72,8 @@ READERS_OF_RESULTS = {"sr_train", "Set5", "data/packed/e2s/train", "data/packed/
 READERS_OF_RESULTS |= {"data/packed/m2p/train", "data/packed/m2p/test"}
 # The demo makes them.
 READERS_OF_RESULTS |= {"runs/demo-gan/packed/train", "runs/demo-gan/packed/test"}
-PROGRAMS = {"python", ".venv/bin/python", "torchrun", "accelerate", "srun", "sbatch", "make", "pip", "export"}
+PROGRAMS = {"hpcdistill", "python", ".venv/bin/python", "torchrun", "accelerate", "srun", "sbatch", "make", "pip"}
+PROGRAMS |= {"export"}
 OTHERS = {
     "git",
     "cd",
@@ -166,6 +169,8 @@ def check(words: list[str], tmp_path: Path) -> None:
     program, *rest = words
     if program in ("python", ".venv/bin/python"):
         python(rest, tmp_path)
+    elif program == "hpcdistill":
+        python(["-m", "hpcdistill", *rest], tmp_path)
     elif program.endswith(".py"):
         python(words, tmp_path)
     elif program == "torchrun":
@@ -177,11 +182,12 @@ def check(words: list[str], tmp_path: Path) -> None:
         launch(rest, tmp_path)
     elif program in ("srun", "sbatch"):
         left = [word for word in rest if not re.fullmatch(r"--[a-z-]+=\S+", word)]
-        assert left[0] in ("python", "slurm/train.sbatch"), left
+        assert left[0] in ("python", "hpcdistill", "slurm/train.sbatch"), left
         assert (CLONE / "slurm/train.sbatch").is_file()
-        python(left[1:] if left[0] == "python" else ["-m", "hpcdistill.train", *left[1:]], tmp_path)
+        check(["hpcdistill", "train", *left[1:]] if left[0] == "slurm/train.sbatch" else left, tmp_path)
     elif program == "make":
-        assert set(rest) <= make_targets(), f"make has no target {rest}"
+        targets = {word for word in rest if "=" not in word}  # the others are variables
+        assert targets <= make_targets(), f"make has no target {targets}"
     elif program == "pip":
         installable(rest)
     elif program == "export":
@@ -212,8 +218,16 @@ def python(words: list[str], tmp_path: Path) -> None:
         assert words[3] in {mark.partition(":")[0] for mark in settings["markers"]}
         return
     name, arguments = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
+    if name == "hpcdistill":
+        if not arguments or arguments[0].startswith("--"):
+            assert front_door(arguments) == 0
+            return
+        command, *arguments = arguments
+        assert command in FRONT_DOOR, f"hpcdistill has no command {command}"
+        name = FRONT_DOOR[command].module
     main = module(name).main
-    if "slurm/submit_ablations.py" in name:  # it has a dry run, which reads everything and writes nothing
+    command = command_of(main, name)
+    if command == "sweep":  # it has a dry run, which reads everything and writes nothing
         try:
             assert main([*arguments, "--dry-run", "--folder", str(tmp_path)]) == 0
         except UserError as error:
@@ -221,7 +235,13 @@ def python(words: list[str], tmp_path: Path) -> None:
                 raise
         return
     options = parsed(main, arguments)
-    CHECKS.get(Path(name).stem if name.endswith(".py") else name, lambda options: None)(options)
+    CHECKS.get(command, lambda options: None)(options)
+
+
+def command_of(main: Callable[[list[str]], object], name: str) -> str:
+    """The word of the program `hpcdistill` for what a module or a script runs; its name where there is none."""
+    words = {command.module: word for word, command in FRONT_DOOR.items()}
+    return words.get(main.__module__, words.get(name, name))
 
 
 @cache
@@ -347,11 +367,11 @@ def check_grids(options: argparse.Namespace) -> None:
 
 
 CHECKS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "hpcdistill.train": check_train,
-    "hpcdistill.prefetch": check_prefetch,
-    "hpcdistill.benchmark": check_train,
-    "hpcdistill.evaluate": check_evaluate,
-    "hpcdistill.figures": check_figures,
+    "train": check_train,
+    "prefetch": check_prefetch,
+    "benchmark": check_train,
+    "evaluate": check_evaluate,
+    "figures": check_figures,
     "fetch": check_fetch,
     "pack": check_pack,
     "verify": lambda options: [known_place(str(place)) for place in options.folders] and None,

@@ -23,13 +23,18 @@ METADATA_KEY = "hpcdistill"
 
 def save_generator(generator: nn.Module, path: Path, notes: dict[str, Any] | None = None) -> None:
     """Write `generator` as safetensors with its class, arguments and `notes` (JSON values) in the metadata."""
+    write_bytes(path, generator_bytes(generator, notes))
+
+
+def generator_bytes(generator: nn.Module, notes: dict[str, Any] | None = None) -> bytes:
+    """What `save_generator` writes: the same for the same generator and notes."""
     name = type(generator).__name__
     if name not in GENERATORS:
         raise UserError(f"{name}: such a network could not be loaded again; add it: GENERATORS['{name}'] = {name}")
     description = {"class": name, "arguments": generator.arguments, "notes": notes or {}}
     # One key: safetensors writes several in random order, and the same generator should give the same bytes.
     metadata = {METADATA_KEY: json.dumps(description)}
-    write_bytes(path, save(unique_state(generator), metadata))
+    return save(unique_state(generator), metadata)
 
 
 def load_generator(path: Path | str) -> tuple[nn.Module, dict[str, Any]]:
@@ -55,21 +60,36 @@ def load_generator(path: Path | str) -> tuple[nn.Module, dict[str, Any]]:
     try:
         description = json.loads(metadata[METADATA_KEY])
         name, arguments, notes = description["class"], description["arguments"], description["notes"]
-        if name not in GENERATORS:
-            raise UserError(f"no network is named '{name}', {nearest(name, GENERATORS)}")
         if not isinstance(notes, dict):
             raise UserError("the notes are no JSON object")
-        generator = _rebuilt(GENERATORS[name], arguments, weights, str(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(error, str(path)) from None
+    return rebuild(name, arguments, weights, str(path)), notes
+
+
+def rebuild(name: str, arguments: Any, weights: dict[str, torch.Tensor], origin: str) -> nn.Module:
+    """The network of the class `name` that `arguments` make, with `weights`, in eval mode on the CPU.
+
+    Both may come from a foreign file. UserError, naming `origin`, for an unknown class and for what does not fit.
+    """
+    try:
+        if name not in GENERATORS:
+            raise UserError(f"no network is named '{name}', {nearest(name, GENERATORS)}")
+        generator = _rebuilt(GENERATORS[name], arguments, weights, origin)
     except _NoFit:
         raise
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, MemoryError) as error:
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{path}: its metadata does not rebuild a network ({reason}); "
-            "it was edited or saved by another version: copy or train it again"
-        ) from None
-    load_weights(generator, weights, str(path))
-    return generator.eval(), notes
+        raise _unreadable(error, origin) from None
+    load_weights(generator, weights, origin)
+    return generator.eval()
+
+
+def _unreadable(error: Exception, origin: str) -> UserError:
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return UserError(
+        f"{origin}: its metadata does not rebuild a network ({reason}); "
+        "it was edited or saved by another version: copy or train it again"
+    )
 
 
 def _rebuilt(

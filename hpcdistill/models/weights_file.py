@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hpcdistill.errors import UserError, nearest
 
+CARD_WEIGHTS = "model.safetensors"  # in a folder that is published: `deploy.card`
 PYTORCH = "a PyTorch checkpoint"
 _READS = (
     "torch.load(..., weights_only=True) reads it, while weights here are .safetensors files; how to make one of it: "
@@ -63,7 +64,8 @@ def refuse_other_kinds(path: Path) -> None:
 def generator_file(model: Path, which: str = "best", name: str | None = None) -> Path:
     """The .safetensors file that `model` stands for: itself, or RUN/generators/<which>/<name>.safetensors.
 
-    Without a name a run's student is meant, or its only network. Raises UserError when there is no such file.
+    Of a folder that `hpcdistill card` made it is CARD_WEIGHTS. Without a name a run's student is meant, or its only
+    network. Raises UserError when there is no such file.
     """
     if not model.is_dir():
         if not model.exists():
@@ -71,6 +73,10 @@ def generator_file(model: Path, which: str = "best", name: str | None = None) ->
         if name is not None:
             raise UserError(f"--generator {name}: {model} is one network's file; leave --generator out")
         return model
+    if (model / CARD_WEIGHTS).is_file() and not (model / "generators").is_dir():
+        if name is not None:
+            raise UserError(f"--generator {name}: {model} holds one network; leave --generator out")
+        return model / CARD_WEIGHTS
     folder = model / "generators" / which
     files = {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
     if not files:

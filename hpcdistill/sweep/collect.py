@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from hpcdistill.command import UserPath, whole
+from hpcdistill.command import UserPath, program, whole
 from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError, plural
@@ -178,7 +178,7 @@ def macs_counter(plan: Plan) -> Callable[[TableRow], float | None]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python slurm/collect.py",
+        prog=program("collect"),
         description="Collect finished runs into the papers' tables, a CSV and a report.",
         epilog="Without a GRID: all of configs/grids that have any result, all that was submitted, with the overrides "
         "and seeds of its submission, and the runs that belong to none; with one: its tables alone. Overrides and "

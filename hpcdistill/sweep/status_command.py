@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcdistill.command import UserPath
+from hpcdistill.command import UserPath, program
 from hpcdistill.console import out, say, warn
 from hpcdistill.errors import EXIT_FAILED, UserError, nearest, plural
 from hpcdistill.storage import user_path
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python slurm/status.py",
+        prog=program("status"),
         description="The state of a sweep's runs: from their files, and from SLURM where it answers.",
         epilog="Exit code: 0; 1 when a run has failed or a file is damaged; 2 for a mistake on the command line.",
     )

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from hpcdistill.command import UserPath, positive, whole
+from hpcdistill.command import UserPath, positive, program, whole
 from hpcdistill.console import out, say, warn
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python slurm/submit_ablations.py",
+        prog=program("sweep"),
         description="Submit the runs of ablation grids: teachers, then students, then the tables. Returns at once.",
         epilog="Without a GRID: all tables of both papers. Again: what has finished or is queued is left alone. "
         "Watch with `python slurm/status.py`. See docs/cluster.md.",

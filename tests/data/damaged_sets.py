@@ -42,10 +42,5 @@ def damage(folder: Path) -> None:
 
 
 def script(name: str) -> ModuleType:
-    """The command shards/NAME.py."""
-    spec = importlib.util.spec_from_file_location(f"shards_{name}", ROOT / "shards" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """What shards/NAME.py runs."""
+    return importlib.import_module(f"hpcdistill.{name}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import random
 import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from damages import damaged, ends_well
 from packed_sets import encode, noise, write_set
 
 from hpcdistill.data.check.verify import verify
@@ -20,46 +19,8 @@ from hpcdistill.data.pack.fetching import fetch
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.data.read.reader import open_reader
-from hpcdistill.errors import UserError
 
 EACH = 100
-
-
-def damaged(content: bytes, seed: int) -> bytes:
-    """Flipped bits, a piece overwritten, cut off, cut out, doubled, or with something behind it."""
-    chance = random.Random(seed)
-    data = bytearray(content)
-    at = chance.randrange(len(data))
-    length = chance.choice((1, 8, 100, 2000))
-    match chance.randrange(6):
-        case 0:
-            for _ in range(chance.choice((1, 3, 50))):
-                data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-        case 1:
-            data[at : at + length] = chance.randbytes(len(data[at : at + length]))
-        case 2:
-            del data[at:]
-        case 3:
-            del data[at : at + length]
-        case 4:
-            data[at:at] = data[at : at + length]
-        case _:
-            data += chance.randbytes(length)
-    return bytes(data)
-
-
-def ends_well(action: Callable[[], object]) -> bool:
-    """True for success, False for a clear line; anything else fails the test."""
-    try:
-        action()
-    except UserError as error:
-        message = str(error)
-        assert "\n" not in message
-        assert 20 < len(message) < 700
-        assert "Traceback" not in message
-        assert "object at 0x" not in message
-        return False
-    return True
 
 
 @pytest.mark.parametrize("kind", ["lr-hr", "paired", "unpaired"])

@@ -86,7 +86,7 @@ def test_repair_by_fetching(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
         asked.append(place)
         shutil.copytree(tmp_path / "copy", place, dirs_exist_ok=True)
 
-    monkeypatch.setattr("hpcdistill.data.pack.fetching.refetch", refetch)
+    monkeypatch.setattr("hpcdistill.verify.refetch", refetch)
     assert script("verify").main([str(folder), "--repair"]) == 0  # whole: nothing is fetched
     assert asked == []
     damage(folder)
@@ -101,7 +101,7 @@ def test_repair_that_cannot_fetch(
     def refetch(place: Path) -> None:
         raise UserError(f"{place}: no public address")
 
-    monkeypatch.setattr("hpcdistill.data.pack.fetching.refetch", refetch)
+    monkeypatch.setattr("hpcdistill.verify.refetch", refetch)
     damage(folder)
     broken = contents(folder)
     assert script("verify").main([str(folder), "--repair"]) == 1
