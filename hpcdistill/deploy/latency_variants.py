@@ -135,7 +135,7 @@ def _in_runtime(name: str, subject: Subject, place: Place) -> Pass:
 
 def exported_file(name: str, subject: Subject, place: Place) -> Path:
     """Where `subject` is exported to in the format `name`."""
-    return place.folder / f"{subject.about.network}-{id(subject)}{FORMATS[name].suffix}"
+    return place.folder / f"{name}-{id(subject)}{FORMATS[name].suffix}"  # two formats have a .bin beside
 
 
 def _first_line(error: Exception) -> str:
