@@ -7,6 +7,7 @@ time is the steadier number; with several threads it is the sum over them, waiti
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from hpcdistill.deploy.model import Planes
 from hpcdistill.errors import UserError, plural
 from hpcdistill.models.registry import save_generator
 
+T = TypeVar("T")
 ROUNDS, WARM_UPS = 20, 3
 TORCH_ALONE = ""  # in place of a variant, to `peak_memory`: what PyTorch and hpcdistill take without a network
 
@@ -177,9 +179,17 @@ def _race(entrants: Sequence[_Entrant], settings: Settings) -> None:
     for entrant in entrants:
         for _ in range(settings.warm_ups):
             entrant.run()
-    for _ in track(range(settings.rounds), "measuring", console=err, transient=True, disable=not err.moves):
-        for entrant in entrants:
+    rounds = turns(entrants, settings.rounds)
+    for turn in track(rounds, "measuring", settings.rounds, console=err, transient=True, disable=not err.moves):
+        for entrant in turn:
             entrant.timing.measure(entrant.run, settings.device)
+
+
+def turns(entrants: Sequence[T], rounds: int) -> Iterator[list[T]]:
+    """All of them in each round, each time in another order: a form pays for what the one before has left of caches."""
+    order = random.Random(0)
+    for _ in range(rounds):
+        yield order.sample(entrants, len(entrants))
 
 
 def _peak(entrant: _Entrant, place: Place, count: int, known: dict[tuple[str, str], int | None]) -> int | None:

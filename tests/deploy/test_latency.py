@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tiny_runs import packed_noise
 from hpcdistill import benchmark
 from hpcdistill.deploy import paper_latency
 from hpcdistill.deploy.description import describe
-from hpcdistill.deploy.latency import Settings, Timing, compare, example, peak_memory, place_name
+from hpcdistill.deploy.latency import Settings, Timing, compare, example, peak_memory, place_name, turns
 from hpcdistill.deploy.latency_memory import forget_peak, peak
 from hpcdistill.deploy.latency_subjects import Subject, find_subject
 from hpcdistill.deploy.latency_variants import Place, Unavailable, chosen_variants, prepare
@@ -76,6 +77,14 @@ def test_times_are_of_the_clock_and_of_the_processor() -> None:
     idle.measure(lambda: time.sleep(0.02), "cpu")
     assert idle.wall[0] >= 0.02
     assert idle.cpu[0] < 0.01
+
+
+def test_turns_are_fair() -> None:
+    rounds = list(turns("abc", 60))
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds)
+    followers = [(before, after) for turn in rounds for before, after in pairwise(turn)]
+    assert min(followers.count((one, other)) for one in "abc" for other in "abc" if one != other) > 5
+    assert rounds == list(turns("abc", 60))
 
 
 def test_forms_agree_with_the_network_as_it_is_trained(tmp_path: Path) -> None:
