@@ -26,7 +26,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.metrics.cost import network_cost
 from hpcdistill.metrics.measured_cost import save_latency
 from hpcdistill.metrics.real_side import load_translation_index
-from hpcdistill.metrics.sr_evaluation import load_test_set
+from hpcdistill.metrics.sr_test_sets import load_test_set
 from hpcdistill.metrics.trained_translation import DEFAULT_SIZE
 from hpcdistill.metrics.translation_evaluation import as_input
 from hpcdistill.ops.colour import luma

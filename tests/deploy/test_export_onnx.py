@@ -26,7 +26,7 @@ from hpcdistill.deploy.pictures import Picture
 from hpcdistill.deploy.rgb_graph import rgb_graph
 from hpcdistill.deploy.verification import photograph
 from hpcdistill.errors import UserError
-from hpcdistill.metrics.sr_evaluation import load_test_set
+from hpcdistill.metrics.sr_test_sets import load_test_set
 from hpcdistill.models.image_generator import build_generator
 from hpcdistill.models.registry import load_generator
 from hpcdistill.models.sr_network import build_network
