@@ -1,6 +1,7 @@
 """A report: one HTML page made of plain data. It needs no network, no other file and no script.
 
-A `Page` has sections, a section has blocks (`Text`, `Cards`, `Table`, `Charts`, `Crops`, `Facts`, `Commands`); the
+A `Page` has sections, a section has blocks (`Text`, `Cards`, `Table`, `Charts`, `Crops`, `Facts`, `Commands`,
+`Download`); the
 template report.html.j2 has a macro for each, of the class's name. All text is escaped.
 """
 
@@ -138,7 +139,16 @@ class Commands:
     commands: tuple[tuple[str, str], ...]
 
 
-Block = Text | Cards | Table | Charts | Crops | Facts | Commands
+@dataclass(frozen=True)
+class Download:
+    """A file that the page carries inside, offered under `name`."""
+
+    label: str
+    name: str
+    content: bytes
+
+
+Block = Text | Cards | Table | Charts | Crops | Facts | Commands | Download
 
 
 @dataclass(frozen=True)
@@ -185,6 +195,11 @@ def jpeg_address(image: Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def file_address(content: bytes) -> str:
+    """Any bytes as a `data:` address, to be saved."""
+    return "data:application/octet-stream;base64," + base64.b64encode(content).decode()
+
+
 def dash_array(series: int) -> str:
     """The dashes of a series as SVG wants them, for the swatch in a legend; "none" for a solid line."""
     return " ".join(f"{2 * length:g}" for length in DASHES[series]) or "none"
@@ -200,5 +215,11 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(png_address=png_address, jpeg_address=jpeg_address, dash_array=dash_array, identity=id)
+    environment.globals.update(
+        png_address=png_address,
+        jpeg_address=jpeg_address,
+        file_address=file_address,
+        dash_array=dash_array,
+        identity=id,
+    )
     return environment.get_template(name)

@@ -23,12 +23,26 @@ from hpcdistill.ranks.signals import StopSignals
 from hpcdistill.run import Run, load_run
 from hpcdistill.storage import CLONE, write_json
 from hpcdistill.sweep.charts import Chart, Line
-from hpcdistill.sweep.report import Card, Cards, Crop, Image, Page, Row, Table, View, write_page
+from hpcdistill.sweep.report import (
+    Card,
+    Cards,
+    Commands,
+    Crop,
+    Download,
+    Image,
+    Page,
+    Row,
+    Section,
+    Table,
+    View,
+    write_page,
+)
 from hpcdistill.training.records import read_environment, read_row
 from hpcdistill.training.run_folder import RunFolder, describe_session
 
 SHORTEST_CADENCE = 10  # steps between evaluations; each takes as long as many steps
 LEVEL = 0.05  # dB; below it two results count as level
+_FORMATS = {"onnx": "For onnxruntime", "shader": "For mpv and other video players"}
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 
@@ -227,6 +241,20 @@ def clock(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def take_away(stage: Stage, formats: Sequence[str], *offered: Download) -> Section:
+    """The student's weights, and what to do with them: a picture of one's own, and other programs' formats."""
+    run = shlex.quote(str(stage.folder))
+    weights = stage.folder / "generators" / "last" / "student.safetensors"
+    commands = [("A picture of your own", f"hpcdistill infer {run} my_picture.jpg --which last --out made")]
+    commands += [
+        (_FORMATS[name], f"hpcdistill export {name} {run} --which last --out student.{suffix}")
+        for name, suffix in (("onnx", "onnx"), ("shader", "glsl"))
+        if name in formats
+    ]
+    own = Download("The student's weights", f"{stage.config.name}.safetensors", weights.read_bytes())
+    return Section("Take it away", (own, *offered, Commands(tuple(commands))))
 
 
 def digits(value: float, count: int) -> str:

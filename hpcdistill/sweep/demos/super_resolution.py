@@ -27,7 +27,7 @@ from hpcdistill.sweep import comparison
 from hpcdistill.sweep.charts import Chart, Line
 from hpcdistill.sweep.demos import base
 from hpcdistill.sweep.demos.base import Box, Measured, Stage
-from hpcdistill.sweep.report import Charts, Commands, Crops, Facts, Image, Page, Section, Table, Text
+from hpcdistill.sweep.report import Charts, Commands, Crops, Download, Facts, Image, Page, Section, Table, Text
 
 # The student trained longer that the rows of the demo stand beside; a card of the same name lies beside it.
 PRETRAINED = CLONE / "hpcdistill/pretrained/fsrcnn-bicubic-x4-bsd-t91.safetensors"
@@ -234,6 +234,7 @@ def demo_page(story: SRStory) -> Page:
             Section("The same place, enlarged by each", (Text((_PLACES,)), *crops)),
             Section("What was measured", measured),
             Section("How the training went", (Charts(charts), *_gradients(story.stages["dssd"]))),
+            base.take_away(story.stages["dssd"], ("onnx", "shader"), *_longer()),
             Section("How it was made", (_facts(story), commands)),
         ),
         footer=f"Made by `{story.command}` of hpcdistill. This page needs no network and no other file.",
@@ -377,6 +378,13 @@ def _facts(story: SRStory) -> Facts:
             ("Longer training", longer),
         )
     )
+
+
+def _longer() -> tuple[Download, ...]:
+    """The weights of the student that was trained longer, where they are in the clone."""
+    if not PRETRAINED.is_file():
+        return ()
+    return (Download("Those of the student that was trained longer", PRETRAINED.name, PRETRAINED.read_bytes()),)
 
 
 def _names(index: Index) -> str:

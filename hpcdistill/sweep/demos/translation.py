@@ -272,6 +272,7 @@ def demo_page(story: GANStory) -> Page:
             ),
             Section("What was measured", measured),
             Section("How the training went", (Charts(_charts(story)),)),
+            base.take_away(story.stage, ("onnx",)),
             Section("How it was made", (_facts(story), commands)),
         ),
         footer=f"Made by `{story.command}` of hpcdistill. This page needs no network and no other file.",
