@@ -42,6 +42,7 @@ bench: $(INSTALLED)  ## throughput and memory on this machine, as tables and JSO
 	$(RUN) bench/distributed.py
 	$(RUN) bench/sweep.py
 	$(RUN) bench/house.py
+	$(RUN) bench/deploy.py
 
 torture: $(INSTALLED)  ## the tests that take too long for every change, and fifty random kills of random ranks
 	$(RUN) -m pytest -m torture

@@ -31,7 +31,7 @@ from hpcdistill.data.pack.shard_files import FinishedShard, read_sidecars, write
 from hpcdistill.data.read.reader import PatchReader
 from hpcdistill.data.read.staging import clean, release, stage
 from hpcdistill.errors import UserError
-from hpcdistill.metrics.sr_evaluation import PackedTestSet
+from hpcdistill.metrics.sr_test_sets import PackedTestSet
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.registry import METADATA_KEY, load_generator, unique_state
 from hpcdistill.sweep.grid_file import read_grid_file

@@ -30,11 +30,13 @@ from hpcdistill.config import split_runs
 from hpcdistill.data.fetch.weights import WEIGHTS
 from hpcdistill.data.pack.fetching import wanted_at
 from hpcdistill.data.pack.recipes import load_recipe
+from hpcdistill.deploy.model import pretrained_file
 from hpcdistill.errors import UserError
-from hpcdistill.figures import parse_crop
 from hpcdistill.run import load_run
+from hpcdistill.sweep.crop import parse_crop
 from hpcdistill.sweep.grid import load_grids
 from hpcdistill.training.metrics_log import MetricsLog
+from hpcdistill.yaml_values import load_yaml
 
 CLONE = Path(__file__).resolve().parents[1]
 PAGES = [CLONE / "README.md", *sorted((CLONE / "docs").glob("*.md")), CLONE / "bench/README.md"]
@@ -349,13 +351,12 @@ def check_pack(options: argparse.Namespace) -> None:
 
 
 def check_evaluate(options: argparse.Namespace) -> None:
-    assert options.model is None or is_run(options.model), options.model
+    assert all(map(is_model, options.models)), options.models
     known_place(str(options.data))
 
 
 def check_figures(options: argparse.Namespace) -> None:
-    for word in options.runs:
-        assert is_run(Path(word.rpartition("=")[2])), word
+    assert all(map(is_model, options.models)), options.models
     for crop in options.crop:
         parse_crop(crop)
     known_place(str(options.images))
@@ -389,12 +390,22 @@ def is_run(path: Path) -> bool:
     return match is not None and match.group(1) in run_names()
 
 
+def is_model(word: str) -> bool:
+    """A run's folder, weights that are shipped, or pictures of the reader's, with a label or without."""
+    path = word.rpartition("=")[2]
+    if path.startswith("pretrained:"):
+        return pretrained_file(path).is_file()
+    return path in ("my_pictures", "their_pictures") or is_run(Path(path))
+
+
 @cache
 def run_names() -> set[str]:
     files = [
         path for path in (CLONE / "configs").glob("*/*.yaml") if path.parent.name in ("dssd", "pisr", "fsrcnn", "fesd")
     ]
-    return {load_run([str(path)]).config.name for path in files}
+    variants = [load_yaml(path.read_text("utf-8")) for path in (CLONE / "configs/variants").glob("*.yaml")]
+    named = {str(values["name"]) for values in variants if "name" in values}
+    return named | {load_run([str(path)]).config.name for path in files}
 
 
 def known_place(place: str) -> None:

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from whole_set import evaluate_sr
 
 from hpcdistill.errors import UserError
-from hpcdistill.evaluate import generator_file, main
-from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, load_test_set
+from hpcdistill.evaluate import main
+from hpcdistill.metrics.sr_evaluation import bicubic_upsampler
+from hpcdistill.metrics.sr_test_sets import load_test_set
 from hpcdistill.models import GENERATORS
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.registry import save_generator
+from hpcdistill.models.weights_file import generator_file
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ def test_a_run_with_one_network_needs_no_name(run: Path) -> None:
         (["--baseline", "bicubic", "--scale", "0"], "--scale 0: expected one of 2, 3, 4"),
         (["--baseline", "bicubic", "--scale", "2", "--generator", "x"], "--generator x is for runs"),
         (["{run}/generators/best/student.safetensors", "--generator", "x"], "is one network's file"),
-        (["{images}"], "images: is not a run folder"),
+        (["{images}"], "images: a folder of pictures has no scale of its own; add --scale"),
         (["{images}/a.png"], "a.png: not a readable safetensors file"),
     ],
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,8 +33,6 @@ def started(*words: str) -> subprocess.CompletedProcess[str]:
 def test_every_command_says_what_it_takes(
     word: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if word == "export" and not (CLONE / "hpcdistill/export.py").is_file():
-        pytest.skip("is being written")
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):  # the demos set them
         monkeypatch.setenv(name, "1")
     with pytest.raises(SystemExit) as ended:
@@ -86,6 +86,13 @@ def test_usage_lines_say_what_was_typed(words: tuple[str, ...], usage: str) -> N
     done = started(*words, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: {usage} [-h]")
+
+
+def test_the_console_script_is_the_program() -> None:
+    scripts = tomllib.loads((CLONE / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    module, _, function = scripts.pop("hpcdistill").partition(":")
+    assert scripts == {}
+    assert getattr(importlib.import_module(module), function) is front_door.run
 
 
 def test_called_from_python_a_command_has_the_programs_name() -> None:

@@ -14,7 +14,8 @@ from whole_set import evaluate_sr
 
 from hpcdistill.config import config_files
 from hpcdistill.errors import UserError
-from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, load_test_set
+from hpcdistill.metrics.sr_evaluation import bicubic_upsampler
+from hpcdistill.metrics.sr_test_sets import load_test_set
 from hpcdistill.models.registry import load_generator
 from hpcdistill.run import load_run
 from hpcdistill.train import main

@@ -6,7 +6,8 @@ from torch import nn
 
 from hpcdistill.metrics.base import SetResult
 from hpcdistill.metrics.psnr_ssim import Rule
-from hpcdistill.metrics.sr_evaluation import SRImages, evaluate_image, evaluating, summarise
+from hpcdistill.metrics.sr_evaluation import evaluate_image, evaluating, summarise
+from hpcdistill.metrics.sr_test_sets import SRImages
 
 
 def evaluate_sr(generator: nn.Module, images: SRImages, scale: int, rule: Rule = "pisr") -> SetResult:

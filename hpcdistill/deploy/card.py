@@ -21,7 +21,7 @@ from hpcdistill import __version__
 from hpcdistill.deploy.card_text import body, licence_file
 from hpcdistill.deploy.description import UNKNOWN, Description
 from hpcdistill.deploy.model import PREFIX, load_network, pretrained_file
-from hpcdistill.deploy.provenance import Provenance, provenance, training_data, without_folders
+from hpcdistill.deploy.provenance import Provenance, provenance, without_folders
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.cost import network_cost
 from hpcdistill.models.registry import generator_bytes, load_generator
@@ -47,7 +47,7 @@ def write_card(
     if path.is_dir() and _digests(path) is not None:
         raise UserError(f"{path}: is a model card already; copy the folder, or give the run it was made of")
     _, about, file = load_network(path, which, generator)
-    about = _public(about, file)
+    about = _public(about)
     known = provenance(file, about)
     network = _plain(load_generator(file)[0])
     about = replace(about, arguments=dict(cast(Mapping[str, Any], network.arguments)))
@@ -60,10 +60,10 @@ def write_card(
     return about, known
 
 
-def _public(about: Description, file: Path) -> Description:
-    """The description, with its data by name and without anybody's folders."""
-    data = training_data(file) or about.data
-    return replace(about, data=without_folders(data), licence=without_folders(about.licence), run=Path(about.run).name)
+def _public(about: Description) -> Description:
+    """The description without anybody's folders."""
+    data, licence = (without_folders(text) for text in (about.data, about.licence))
+    return replace(about, data=data, licence=licence, run=Path(about.run).name)
 
 
 def _plain(network: nn.Module) -> nn.Module:

@@ -58,7 +58,7 @@ def _eats(about: Description) -> str:
     """For whoever feeds the network without `hpcdistill.load`, which does all of this."""
     shape = f"`[B, {about.channels}, H, W]`"
     if about.task == "translation":
-        least = f" and no less than {about.smallest}" if about.smallest > 1 else ""
+        least = f" and no less than {about.smallest}" if about.smallest > about.multiple else ""
         sizes = f"H and W are multiples of {about.multiple}{least}" if about.multiple > 1 else f"any H and W{least}"
         lines = [
             f"In: {shape} float32, R, G, B in this order, in [{about.low:g}, {about.high:g}] "
@@ -129,8 +129,9 @@ def _training(known: Provenance) -> str:
     lines = ["| | |", "|---|---|", *(f"| {name} | {_cell(text)} |" for name, text in known.rows.items())]
     text = "\n".join(lines)
     if known.config:
+        teacher = ", its teacher's configuration where `teacher.config` says" if "\nteacher:\n" in known.config else ""
         text += (
-            "\n\nThe same again, with these settings in `config.yaml` and the data where `data.train` says:\n\n"
+            f"\n\nThe same again, with these settings in `config.yaml`{teacher} and the data where `data` says:\n\n"
             f"```sh\nhpcdistill train config.yaml\n```\n\n```yaml\n{known.config.strip()}\n```"
         )
     return text

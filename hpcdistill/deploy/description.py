@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, get_args
 from torch import nn
 
 from hpcdistill.data.index import INDEX_NAME, load_index
+from hpcdistill.data.pack.recipes import OWN
 from hpcdistill.errors import UserError
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.storage import user_path
@@ -21,6 +22,7 @@ METADATA_KEY = "hpcdistill"  # under which formats that have metadata keep it, a
 Task = Literal["super-resolution", "translation"]
 Colour = Literal["luma", "rgb"]
 UNKNOWN = "not recorded"
+_SPLITS = ("train", "test", "val", "all")
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,32 @@ def _origin(notes: Mapping[str, Any], file: Path) -> dict[str, Any]:
     sets = [str(place) for place in ([places] if isinstance(places, str) else places)]
     found = {
         "method": notes.get("method") or method.get("name"),
-        "data": notes.get("data") or ", ".join(Path(place).name for place in sets),
+        "data": notes.get("data") or ", ".join(text for text, _ in training_sets(config)),
         "licence": notes.get("licence") or "; ".join(dict.fromkeys(filter(None, map(_licence, sets)))),
         "run": file.parents[2].name if config else str(notes.get("run", "")),
     }
     return {key: str(value) for key, value in found.items() if value}
+
+
+def training_sets(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The packed sets that a run was trained on, in words and by a published set's name (else empty).
+
+    Of one that cannot be read any more its folder says it.
+    """
+    places = (values.get("data") or {}).get("train") or ()
+    found = []
+    for place in [places] if isinstance(places, str) else map(str, places):
+        *_, above, name = ("", "", *Path(place).parts)
+        recipe, split = (above, name) if name in _SPLITS and above.strip("/") else (name, "")
+        with contextlib.suppress(UserError, OSError):
+            index = load_index(user_path(place))
+            own = index.recipe in OWN.values()
+            recipe, split = (recipe if own else index.recipe), index.split
+            if own:
+                found.append((f"images of one's own ({recipe}, {split})", ""))
+                continue
+        found.append((f"{recipe} ({split})" if split else recipe, recipe))
+    return found
 
 
 def _licence(place: str) -> str:

@@ -5,7 +5,6 @@ Nothing is guessed: what was not written down is not here. Nobody's folders are 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -13,25 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcdistill.data.index import LR_RULES, load_index
+from hpcdistill.data.index import LR_RULES
 from hpcdistill.data.pack.recipes import OWN, load_recipe, recipe_names
-from hpcdistill.deploy.description import UNKNOWN, Description
+from hpcdistill.deploy.description import UNKNOWN, Description, training_sets
 from hpcdistill.deploy.model import PRETRAINED
-from hpcdistill.errors import UserError, plural
+from hpcdistill.errors import plural
 from hpcdistill.metrics.base import PAIR_METRICS, SR_METRICS
 from hpcdistill.metrics.config import BACKWARDS
 from hpcdistill.metrics.reference import bicubic_value
 from hpcdistill.metrics.selection import choice_of
-from hpcdistill.storage import user_path
 from hpcdistill.training.records import read_result, run_values
-from hpcdistill.yaml_values import dump_yaml
+from hpcdistill.yaml_values import dump_yaml, load_yaml
 
 RULES = {
     "pisr": "rule pisr (outputs rounded to 8 bits, references not, gray images made RGB)",
     "matlab": "rule matlab (outputs and references rounded to 8 bits, gray images taken as they are)",
 }
 _LABELS = {metric.name: metric.label.partition(" ")[0] for metric in (*PAIR_METRICS, *SR_METRICS)}
-_SPLITS = ("train", "test", "val", "all")
 _FOLDERS = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:[\\/]|\w+://|/)[^\s,'\"\[\]()=]*[/\\](?=[^\s/\\])")
 _SHIPPED_ROW = re.compile(r"^\| (\w[\w ]*) \| (.+) \|$", re.MULTILINE)
 _SHIPPED_NUMBERS = re.compile(r"(\w+) (\d+\.\d+)(?: dB)? / (0\.\d+)")
@@ -75,11 +72,6 @@ def provenance(file: Path, about: Description) -> Provenance:
     return Provenance(_rows(about), _known(about.data))
 
 
-def training_data(file: Path) -> str:
-    """The data sets that the run of `file` was trained on, by their own names where these can be read; else empty."""
-    return ", ".join(text for text, _ in _sets(run_values(file)))
-
-
 def without_folders(text: str) -> str:
     """`text`, in which of a path from the root, of a home or of an address the last name alone is left."""
     return _FOLDERS.sub("", text)
@@ -101,12 +93,18 @@ def _of_run(file: Path, about: Description, values: Mapping[str, Any]) -> Proven
         }
     return Provenance(
         rows,
-        tuple(dict.fromkeys(name for _, name in _sets(values) if name)),
+        tuple(dict.fromkeys(name for _, name in training_sets(values) if name)),
         () if result is None else tuple(_measured(file, result)),
-        dump_yaml(_plain(values)),
+        _config(file.parents[2] / "config.yaml"),
         finished=result is not None,
-        distilled=bool(values.get("teacher")) or "student" in about.method or "distill" in about.method,
+        distilled=file.stem.startswith("student") and bool(re.search("student|distill", about.method)),
     )
+
+
+def _config(file: Path) -> str:
+    """The run's configuration as it is, but for folders."""
+    values = load_yaml(file.read_text(encoding="utf-8"))  # `run_values` has read it
+    return dump_yaml(_plain({key: value for key, value in values.items() if key != "runs"}))
 
 
 def _of_notes(text: str, about: Description) -> Provenance:
@@ -139,27 +137,6 @@ def _known(data: str) -> tuple[str, ...]:
     names = (part.split()[0].lower() for part in data.split(",") if part.strip())
     titles = {load_recipe(recipe).title.split()[0].lower() for recipe in recipe_names() if recipe not in OWN.values()}
     return tuple(dict.fromkeys(name for name in names if name in titles | set(recipe_names())))
-
-
-def _sets(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The packed sets that a run was trained on, in words and by a published set's name (else empty).
-
-    Of one that cannot be read any more its folder says it.
-    """
-    places = (values.get("data") or {}).get("train") or ()
-    found = []
-    for place in [places] if isinstance(places, str) else map(str, places):
-        *_, above, name = ("", "", *Path(place).parts)
-        recipe, split = (above, name) if name in _SPLITS and above.strip("/") else (name, "")
-        with contextlib.suppress(UserError, OSError):
-            index = load_index(user_path(place))
-            own = index.recipe in OWN.values()
-            recipe, split = (recipe if own else index.recipe), index.split
-            if own:
-                found.append((f"images of one's own ({recipe}, {split})", ""))
-                continue
-        found.append((f"{recipe} ({split})" if split else recipe, recipe))
-    return found
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.fetch.transfer import shown
 from hpcdistill.data.index import load_index
 from hpcdistill.errors import UserError
-from hpcdistill.metrics.sr_evaluation import Image, PackedTestSet, SRImages
+from hpcdistill.metrics.sr_test_sets import Image, PackedTestSet, SRImages
 
 
 class HeldOutImages(SRImages):

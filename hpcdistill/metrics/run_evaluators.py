@@ -25,7 +25,8 @@ from hpcdistill.metrics.held_out_images import HeldOutImages
 from hpcdistill.metrics.lpips import LPIPS, open_lpips
 from hpcdistill.metrics.sample_grid import sample_grid, sample_row
 from hpcdistill.metrics.shared_work import shared_work
-from hpcdistill.metrics.sr_evaluation import Image, SREvaluator, SRImages
+from hpcdistill.metrics.sr_evaluation import SREvaluator
+from hpcdistill.metrics.sr_test_sets import Image, SRImages
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol
 from hpcdistill.training.evaluation import Evaluation, Evaluator, never
 

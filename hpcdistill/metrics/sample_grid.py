@@ -12,7 +12,8 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
-from hpcdistill.metrics.sr_evaluation import Image, ImagePair
+from hpcdistill.metrics.sr_evaluation import ImagePair
+from hpcdistill.metrics.sr_test_sets import Image
 from hpcdistill.ops.bicubic import upsample
 from hpcdistill.ops.colour import luma, with_luma
 

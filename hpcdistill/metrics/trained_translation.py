@@ -15,8 +15,9 @@ from hpcdistill.console import err, say
 from hpcdistill.data.outputs import check_images_out, save_image
 from hpcdistill.data.test_sets import Real, real_side
 from hpcdistill.errors import plural
-from hpcdistill.metrics.base import SetResult
+from hpcdistill.metrics.base import LPIPS_OF_PAIRS, SetResult
 from hpcdistill.metrics.config import BACKWARDS
+from hpcdistill.metrics.pictures import Pictures, first_side
 from hpcdistill.metrics.real_side import load_translation_index
 from hpcdistill.metrics.run_evaluators import check_size, features_if_there, lpips_if_there
 from hpcdistill.metrics.shared_work import shared_work
@@ -40,7 +41,7 @@ class TranslationOptions:
 
 
 def evaluate_translation(
-    generator: nn.Module,
+    generator: nn.Module | None,
     file: Path,
     folder: Path,
     options: TranslationOptions,
@@ -48,17 +49,23 @@ def evaluate_translation(
     save_images: Path | None = None,
     rank: int = 0,
     ranks: int = 1,
+    opened: dict[str, Any] | None = None,
 ) -> tuple[SetResult, dict[str, Any]]:
     """`generator`, loaded from `file`, on the packed test set `folder`: its result, and how it was made.
 
+    Without a `generator`, `file` is a folder of pictures that some program has made of the set's images.
     With `save_images`, the 8-bit outputs are written there as PNG. UserError for a set or a size that does not fit.
+    `opened` keeps the networks that measure, or that they are missing, for the next call.
     With several ranks each calls it, takes its share of the images and gets the same result.
     """
     run = run_values(file)
     data, evaluation = run.get("data") or {}, run.get("eval") or {}
     index = load_translation_index(folder, None, "--data")
-    size = options.size or evaluation.get("size") or data.get("crop") or DEFAULT_SIZE
-    check_size(generator, size, "--size ")
+    if generator is None:
+        size = options.size or first_side(file)
+    else:
+        size = options.size or evaluation.get("size") or data.get("crop") or DEFAULT_SIZE
+        check_size(generator, size, "--size ")
     train = data.get("train") or ()
     protocol = TranslationProtocol(
         index.kind,
@@ -67,26 +74,31 @@ def evaluate_translation(
         real_side(index.kind, options.real or evaluation.get("real")),
         _wanted(options.kid, evaluation.get("kid")),
     )
-    backwards = file.stem.endswith(BACKWARDS)
-    features = features_if_there(options.features or evaluation.get("features") or "inception", device)
+    backwards = generator is not None and file.stem.endswith(BACKWARDS)
+    opened = {} if opened is None else opened
+    name = options.features or evaluation.get("features") or "inception"
+    if name not in opened:
+        opened[name] = features_if_there(name, device)
     with_lpips = index.kind == "paired" and _wanted(options.lpips, evaluation.get("lpips"))
-    lpips = lpips_if_there(device) if with_lpips else None
-    generator.to(device)
+    if with_lpips and LPIPS_OF_PAIRS.name not in opened:
+        opened[LPIPS_OF_PAIRS.name] = lpips_if_there(device)
     evaluator = TranslationEvaluator(
         {"data": folder},
         protocol,
         [train] if isinstance(train, str) else train,
-        features,
-        lpips,
+        opened[name],
+        opened[LPIPS_OF_PAIRS.name] if with_lpips else None,
         device,
         rank,
         ranks,
         backwards=backwards,
     )
+    names = _names(evaluator, backwards)
     if save_images is not None:
-        check_images_out(save_images, _names(evaluator, backwards), [folder])
-    result = evaluator.evaluate(generator, "data", backwards, _at_work)
-    if save_images is not None:
+        check_images_out(save_images, names, [folder])
+    translated = Pictures(file, names) if generator is None else generator.to(device)
+    result = evaluator.evaluate(translated, "data", backwards, _at_work)
+    if save_images is not None and generator is not None:
         with shared_work(ranks, device):
             _save(evaluator, generator, backwards, save_images)
         say(f"wrote {plural(result.images, 'image')} to {save_images}")

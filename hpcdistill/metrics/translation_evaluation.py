@@ -26,6 +26,7 @@ from hpcdistill.metrics.base import LPIPS_OF_PAIRS, PAIR_METRICS, PSNR_CAP, Imag
 from hpcdistill.metrics.feature_networks import FeatureNetwork
 from hpcdistill.metrics.frechet import Moments, frechet, kid, moments
 from hpcdistill.metrics.lpips import LPIPS
+from hpcdistill.metrics.pictures import Pictures
 from hpcdistill.metrics.real_side import RealFeatures, load_translation_index
 from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.sr_evaluation import evaluating
@@ -116,33 +117,38 @@ class TranslationEvaluator:
                         self._image(name, int(not back), number)
 
     def evaluate(
-        self, generator: nn.Module, test_set: str, backwards: bool = False, stop: Callable[[], bool] = never
+        self, generator: nn.Module | Pictures, test_set: str, backwards: bool = False, stop: Callable[[], bool] = never
     ) -> SetResult:
         """Translate and measure; the same result on every rank. The generator's modes are left as they were.
 
-        UserError when the output is not finite or not of the input's size, or an image cannot be read, and
-        EvaluationStopped when a rank's `stop()` says so between two batches: on every rank.
+        `Pictures` are measured in the place of outputs: what some program has made of the images 0, 1, ... UserError
+        when the output is not finite or not of the input's size, or an image cannot be read, and EvaluationStopped
+        when a rank's `stop()` says so between two batches: on every rank.
         """
         count = self.count(test_set, backwards)
         # A column for "the output is finite" and one for each metric of pairs.
         rows = [torch.empty(0, 1 + len(self.of_pairs), device=self.device, dtype=torch.float64)]
         found = [torch.empty(0, self.features.dimensions if self.features else 0, device=self.device)]
-        with shared_work(self.ranks, self.device), evaluating(generator) as network:
+        translated = contextlib.nullcontext(generator) if isinstance(generator, Pictures) else evaluating(generator)
+        with shared_work(self.ranks, self.device), translated as network:
             for numbers in until_stopped(self._batches(self._share(count)), stop):
-                sources = self._batch(test_set, int(backwards), numbers)
-                output = translate(network, sources)
-                produced = eight_bits(output)
-                row = [output.isfinite().flatten(1).all(dim=1).double()]
+                if isinstance(network, Pictures):
+                    produced = self._pictures(network, numbers)
+                    finite = torch.ones(len(numbers), device=self.device)
+                else:
+                    output = translate(network, self._batch(test_set, int(backwards), numbers))
+                    produced, finite = eight_bits(output), output.isfinite().flatten(1).all(dim=1)
+                row = [finite.double()]
                 if self.of_pairs:
                     targets = self._batch(test_set, int(not backwards), numbers)
                     row += [compute(produced, targets).double() for compute in self.of_pairs.values()]
                 rows.append(torch.stack(row, dim=1))
                 if self.features is not None:
                     found.append(self.features(produced))
-        finite, *columns = self._gathered(torch.cat(rows), count).T.tolist()
-        if not all(finite):
+        all_finite, *columns = self._gathered(torch.cat(rows), count).T.tolist()
+        if not all(all_finite):
             raise UserError(
-                f"{self._name(test_set, int(backwards), finite.index(0.0))}: the generator's output is not finite; "
+                f"{self._name(test_set, int(backwards), all_finite.index(0.0))}: the generator's output is not finite; "
                 "its weights are damaged or its training diverged"
             )
         metrics = self._compared(torch.cat(found), test_set, backwards, count, stop)
@@ -274,6 +280,11 @@ class TranslationEvaluator:
 
     def _batch(self, test_set: str, domain: int, numbers: Sequence[int]) -> Tensor:
         return torch.stack([self._image(test_set, domain, number) for number in numbers]).to(self.device)
+
+    def _pictures(self, pictures: Pictures, numbers: Sequence[int]) -> Tensor:
+        size = self.protocol.size
+        wanted = f"measured at {size}x{size}; give --size, or pictures of that size"
+        return torch.stack([pictures.read(number, size, size, wanted) for number in numbers]).to(self.device)
 
     def _image(self, test_set: str, domain: int, number: int) -> Tensor:
         """From memory after the first time: 200 pairs of 256 pixels take 79 MB."""

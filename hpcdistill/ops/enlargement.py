@@ -46,8 +46,8 @@ class BicubicEnlargement(nn.Module):
         image = image.to(torch.promote_types(dtype, torch.float32))
         with full_float32(image.device.type):
             rows, columns = self.rows.to(image.dtype), self.columns.to(image.dtype)
-            planes = functional.conv2d(_mirrored_rows(image), rows, groups=self.channels)
-            planes = functional.conv2d(_mirrored_columns(planes), columns, groups=self.channels * self.scale)
+            planes = functional.conv2d(mirrored_rows(image), rows, groups=self.channels)
+            planes = functional.conv2d(mirrored_columns(planes), columns, groups=self.channels * self.scale)
             return functional.pixel_shuffle(planes, self.scale).to(dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -68,12 +68,13 @@ class BicubicEnlargement(nn.Module):
         self.register_buffer("columns", columns, persistent=False)
 
 
-def _mirrored_rows(image: Tensor) -> Tensor:
+def mirrored_rows(image: Tensor) -> Tensor:
     """With two more above and below, mirrored about the edge: x1 x0 | x0 x1 x2 ..., or x0 x0 | x0 of a single one."""
     once = functional.pad(image, (0, 0, 1, 1), mode="replicate")
     return torch.cat([once[..., 2:3, :], once, once[..., -3:-2, :]], dim=-2)
 
 
-def _mirrored_columns(image: Tensor) -> Tensor:
+def mirrored_columns(image: Tensor) -> Tensor:
+    """The same to the left and to the right."""
     once = functional.pad(image, (1, 1, 0, 0), mode="replicate")
     return torch.cat([once[..., 2:3], once, once[..., -3:-2]], dim=-1)

@@ -30,20 +30,42 @@ def radial_spectrum(images: Tensor) -> Tensor:
     The radius of frequency (u, v), in cycles per image, is sqrt((u/H)^2 + (v/W)^2) * min(H, W), rounded down: for a
     square its distance from the zero frequency, else circles of the same frequency in both directions.
     """
-    batch, _, height, width = images.shape
+    height, width = images.shape[-2:]
     ring_count(height, width)
     with torch.autocast(images.device.type, enabled=False):
-        gray = _gray(images.to(torch.promote_types(images.dtype, torch.float32)))
-        spectrum = torch.fft.rfft2(gray)
-        # log(|F| + eps) but for values near eps: smooth, so that the gradient at F = 0 is 0 and not anything.
-        power = spectrum.real.square() + spectrum.imag.square()
-        log = 0.5 * torch.log(power.flatten(1) + EPS**2)
+        log = _log_magnitudes(images)
         log = log - log.detach().amax(1, keepdim=True)  # min-max removes it again; a flat spectrum is exactly 0
-        places, weights = _ring_table(height, width, gray.device, gray.dtype)
-        members = log.index_select(1, places.flatten()).view(batch, *places.shape)
-        profile = (members * weights).sum(-1)
+        profile = _ring_means(log, height, width)
         low, high = profile.amin(1, keepdim=True), profile.amax(1, keepdim=True)
         return (profile - low) / (high - low).clamp_min(_SMALLEST_RANGE)
+
+
+def radial_decibels(images: Tensor) -> Tensor:
+    """The same rings before they are stretched to [0, 1], so that images compare: `[B, ring_count(H, W)]` in dB.
+
+    20 log10 |F| of an FFT that keeps energy (divided by sqrt(H W)), its mean over each ring: white noise of a standard
+    deviation of 1 is -2.5 dB everywhere, whatever the size. Takes what `radial_spectrum` takes.
+    """
+    height, width = images.shape[-2:]
+    ring_count(height, width)
+    with torch.autocast(images.device.type, enabled=False):
+        nepers = _ring_means(_log_magnitudes(images), height, width) - 0.5 * math.log(height * width)
+        return nepers * (20 / math.log(10))
+
+
+def _log_magnitudes(images: Tensor) -> Tensor:
+    """log |F| over half of the plane of frequencies, `[B, H (W // 2 + 1)]`."""
+    gray = _gray(images.to(torch.promote_types(images.dtype, torch.float32)))
+    spectrum = torch.fft.rfft2(gray)
+    # log(|F| + eps) but for values near eps: smooth, so that the gradient at F = 0 is 0 and not anything.
+    power = spectrum.real.square() + spectrum.imag.square()
+    return 0.5 * torch.log(power.flatten(1) + EPS**2)
+
+
+def _ring_means(log: Tensor, height: int, width: int) -> Tensor:
+    places, weights = _ring_table(height, width, log.device, log.dtype)
+    members = log.index_select(1, places.flatten()).view(len(log), *places.shape)
+    return (members * weights).sum(-1)
 
 
 def ring_count(height: int, width: int) -> int:

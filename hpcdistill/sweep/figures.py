@@ -1,73 +1,49 @@
-"""Figures 5 and 6 of the DSSD paper, for any super-resolution runs and images, as a page.
+"""Figures 5 and 6 of the DSSD paper, for any super-resolution methods and images, as a page; and where each is wrong.
 
-Places are chosen by rule: where the methods differ most. Each image is enlarged by every network twice, once to be
-measured and once to be shown, so that no more than one image's pictures are in memory.
+Places are chosen by rule: where the methods differ most. Each image is enlarged by every method once to be measured,
+and those that are shown once more, so that no more than one image's pictures are in memory.
 """
 
 from __future__ import annotations
 
-import argparse
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from torch import Tensor, nn
+from torch import Tensor
 
-from hpcdistill.console import say
+from hpcdistill.data.outputs import check_page
+from hpcdistill.deploy.candidates import Candidate, check_labels
 from hpcdistill.errors import UserError, nearest, plural
-from hpcdistill.metrics.base import ImageRow
+from hpcdistill.metrics.base import SetResult
 from hpcdistill.metrics.cost import Cost, super_resolution_cost
-from hpcdistill.metrics.psnr_ssim import gray_as_it_is
+from hpcdistill.metrics.psnr_ssim import Rule, gray_as_it_is
+from hpcdistill.metrics.reference import BICUBIC
 from hpcdistill.metrics.sample_grid import bicubic_image, colourise, densest_crop
-from hpcdistill.metrics.sr_evaluation import (
-    SRImages,
-    bicubic_upsampler,
-    evaluate_image,
-    evaluating,
-    load_test_set,
-    summarise,
-)
+from hpcdistill.metrics.sr_evaluation import as_tensors, bicubic_upsampler
+from hpcdistill.metrics.sr_test_sets import SRImages
+from hpcdistill.metrics.trained_super_resolution import Source, all_evaluating, evaluate_super_resolution, outputs
+from hpcdistill.models import registry
 from hpcdistill.models.privileged import PrivilegedTeacher
-from hpcdistill.models.registry import load_generator
 from hpcdistill.models.weights_file import generator_file
-from hpcdistill.ops.colour import luma, luma_uint8
-from hpcdistill.storage import Damaged
+from hpcdistill.ops.colour import luma_uint8
+from hpcdistill.sweep.charts import Chart
+from hpcdistill.sweep.comparison import Picture, colour, error_crops, results_table, spectra
 from hpcdistill.sweep.crop import Wanted
-from hpcdistill.sweep.demos.base import Box, Measured, cut, gain_over, view
-from hpcdistill.sweep.report import Commands, Crops, Facts, Image, Page, Row, Section, Table, Text
+from hpcdistill.sweep.demos.base import Box, Measured, cut, view
+from hpcdistill.sweep.encoder_figures import EXPLAINED, encoder_pictures, encodings, original_crop
+from hpcdistill.sweep.report import Charts, Commands, Crops, Facts, Image, Page, Section, Table, Text
 from hpcdistill.training.records import read_result
 
-COLOURS = 7  # series of the page; the first is bicubic's
 OVERVIEW = 720  # pixels of the longer side of a picture that only shows where the crops are
-MIDDLE = 128  # the grey of no difference
-BEYOND = 16  # levels that an encoded image may leave black and white by and still be shown as it is
-BICUBIC = "Bicubic"
-Picture = tuple[str, Image, str, int | None]  # label, pixels, note and colour
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A network of the page."""
-
-    label: str
-    file: Path
-    network: nn.Module
-
-    @property
-    def scale(self) -> int:
-        return int(cast(int, self.network.scale))
-
-    @property
-    def sees_hr(self) -> bool:
-        """Whether it is a teacher whose encoder is shown; what it enlarges is no super-resolution."""
-        return _has_encoder(self.network)
+PICTURES, SIDE = 3, 64  # images that are shown, pixels of a crop
+BICUBIC_TITLE = "Bicubic"
+ALIKE = 0.5  # levels on average: what no eye sees
 
 
 @dataclass(frozen=True)
@@ -79,113 +55,142 @@ class Choice:
     difference: float | None  # mean spread of the methods there, 8-bit levels; None: the user's choice
 
 
-def open_runs(words: Sequence[tuple[str | None, Path]], which: str) -> list[Shown]:
-    """The networks of `words` (label, run folder or file), and the teachers beside the runs of students.
+def with_teachers(candidates: Sequence[Candidate], folders: Sequence[Path], which: str) -> list[Candidate]:
+    """`candidates` of the run folders (or other paths) `folders`, and the teachers found beside the runs of students.
 
-    Raises UserError for what cannot be loaded, enlarges nothing, or has the label of another.
+    Raises UserError for what translates images, and for a teacher that has the label of another.
     """
-    found: dict[Path, Shown] = {}
-    teachers: list[tuple[str, Path]] = []
-    for label, path in words:
-        file = generator_file(path, which)
-        network = load_generator(file)[0]
-        if network.takes not in ("lr", "hr"):
-            raise UserError(f"{path}: translates images; these figures are of super-resolution runs")
-        result = _result(path)
-        name = label or str(result.get("name") or path.stem)
-        found[file.resolve()] = Shown(name, file, network)
-        if isinstance(teacher := result.get("teacher"), str):
-            teachers.append((f"teacher of {name}", path.parent / teacher))
-    for name, folder in teachers:
-        if not any((folder / "generators" / which).glob("*.safetensors")):
+    if other := next((candidate for candidate in candidates if candidate.translates), None):
+        raise UserError(f"{other.origin}: translates images; these figures are of super-resolution runs")
+    found = {candidate.path.resolve(): candidate for candidate in candidates}
+    for candidate, folder in zip(candidates, folders, strict=True):
+        teacher = (read_result(folder) or {}).get("teacher") if folder.is_dir() else None
+        if not isinstance(teacher, str):
             continue
-        file = generator_file(folder, which)
-        network = load_generator(file)[0]
+        beside = folder.parent / teacher
+        if not any((beside / "generators" / which).glob("*.safetensors")):
+            continue
+        file = generator_file(beside, which)
+        network = registry.load_generator(file)[0]
         if _has_encoder(network):
-            found.setdefault(file.resolve(), Shown(name, file, network))
-    labels = [shown.label for shown in found.values()]
-    if twice := next((label for label in labels if labels.count(label) > 1), None):
-        raise UserError(f"two runs are called {twice}; call one otherwise: OTHER_LABEL=RUN")
+            found.setdefault(file.resolve(), Candidate(f"teacher of {candidate.label}", str(file), file, network))
+    check_labels([candidate.label for candidate in found.values()])
     return list(found.values())
 
 
-def figures_page(runs: Sequence[Shown], options: argparse.Namespace, crops: Sequence[Wanted], argv: list[str]) -> Page:
-    """The page of `runs` on the images that `options` name, a part for each scale."""
-    by_scale = sorted(runs, key=lambda shown: shown.scale)
-    sections: list[Section] = []
-    for scale, members in groupby(by_scale, key=lambda shown: shown.scale):
-        sections += _Figures(scale, list(members), options, crops).sections()
-    files = tuple((shown.label, str(shown.file)) for shown in runs)
+def check_figures_page(page: Path, option: str) -> None:
+    """UserError when the page that `option` names cannot be written without taking somebody's place."""
+    if page.is_dir():
+        raise UserError(f"{option} {page}: is a folder; name the page, e.g. {page / 'figures.html'}")
+    check_page(page, option)
+
+
+def figures_page(figures: Sequence[Figures], images: Path, command: str) -> Page:
+    """The page of all `figures`, each of another scale and measured, on `images`."""
+    candidates = [candidate for part in figures for candidate in part.candidates]
     made = Section("How it was made", (
-        Facts((*files, ("Images", str(options.images)), ("Rule of PSNR and SSIM", options.rule))),
-        Commands((("This page", shlex.join(["python", "-m", "hpcdistill.figures", *argv])),)),
+        Facts((
+            *((candidate.label, candidate.origin) for candidate in candidates),
+            ("Images", str(images)), ("Rule of PSNR and SSIM", figures[0].rule),
+        )),
+        Commands((("This page", command),)),
     ))  # fmt: skip
     return Page(
         title="What each method makes of an image",
         kicker="hpcdistill figures: super-resolution",
-        lead=f"{', '.join(shown.label for shown in runs)} on the images of {Path(options.images).name}. PSNR and SSIM "
+        lead=f"{', '.join(candidate.label for candidate in candidates)} on the images of {images.name}. PSNR and SSIM "
         "are of whole images; crops are magnified as they are, every pixel a square.",
-        sections=(*sections, made),
+        sections=(*(section for part in figures for section in part.sections()), made),
         footer="This page needs no network and no other file.",
     )
 
 
-class _Figures:
-    """Everything of one scale."""
+class Figures:
+    """Everything of one scale: `measure`, then `sections`."""
 
-    def __init__(self, scale: int, runs: Sequence[Shown], options: argparse.Namespace, crops: Sequence[Wanted]) -> None:
-        self.scale, self.rule = scale, options.rule
-        self.methods = [shown for shown in runs if not shown.sees_hr]
-        self.teachers = [shown for shown in runs if shown.sees_hr]
-        self.images: SRImages = load_test_set(options.images, scale)
-        self.rows: dict[str, list[ImageRow]] = {}
-        self.choices = self._measure(options.pictures, options.side, crops)
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        sources: Mapping[str, Source],
+        images: SRImages,
+        rule: Rule,
+        pictures: int = PICTURES,
+        side: int = SIDE,
+        crops: Sequence[Wanted] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`sources`: what is measured of the candidates (`sources_of`).
+
+        `pictures`: how many are chosen, with places of `side` pixels; none where `crops` names them. UserError for a
+        place that is not there, before anything is measured.
+        """
+        self.candidates, self.images, self.rule, self.device = list(candidates), images, rule, device
+        self.scale = images.scale
+        self.sources: dict[str, Source] = {BICUBIC: bicubic_upsampler(self.scale)} | dict(sources)
+        # What a teacher that sees HR enlarges is no super-resolution: of it, the encoder is shown.
+        self.teachers = {
+            candidate.label: candidate.network
+            for candidate in candidates
+            if isinstance(candidate.network, PrivilegedTeacher) and _has_encoder(candidate.network)
+        }
+        self.methods = [candidate for candidate in candidates if candidate.label not in self.teachers]
+        self.results: dict[str, SetResult] = {}
+        self._pictures, self._side = pictures, max(self.scale, side // self.scale * self.scale)
+        self._named = [self._wanted(crop) for crop in crops]
+        self._found: list[Choice] = []
+        self._beside_bicubic: list[Choice] = []
+
+    @property
+    def choices(self) -> list[Choice]:
+        """What is shown, once it has been measured."""
+        if self._named:
+            return self._named
+        found = self._beside_bicubic if self._alike else self._found
+        return sorted(found, key=lambda choice: (-(choice.difference or 0), choice.image))[: self._pictures]
+
+    @property
+    def _alike(self) -> bool:
+        """Whether the methods hardly differ anywhere: where bicubic does is then a better place than any."""
+        return bool(self._beside_bicubic) and all((choice.difference or 0) < ALIKE for choice in self._found)
+
+    def measure(self, *, skip: bool = False) -> tuple[dict[str, SetResult], list[str]]:
+        """As `evaluate_super_resolution`, of bicubic and all candidates; chooses what is shown on the way."""
+        seen = None if self._named else self._look
+        self.results, skipped = evaluate_super_resolution(
+            self.sources, self.images, self.rule, self.device, seen, skip=skip
+        )
+        return self.results, skipped
 
     def sections(self) -> Iterator[Section]:
-        """The table, figure 6 and figure 5, as far as there is something to show."""
+        """The table, figure 6 with errors and spectra, and figure 5, as far as there is something to show."""
         if self.methods:
-            crops = tuple(self._compared(choice) for choice in self.choices)
+            crops, charts = zip(*(self._compared(choice) for choice in self.choices), strict=True)
             yield Section(
-                f"x{self.scale}: the same place by each method", (self._table(), Text((self._places(),)), *crops)
+                f"x{self.scale}: the same place by each method",
+                (self._table(), Text((self._places(),)), *crops, Charts(charts)),
             )
         if self.teachers:
             shown = tuple(self._encoded(choice) for choice in self.choices)
-            yield Section(f"x{self.scale}: what each teacher's encoder extracts", (Text((_ENCODERS,)), *shown))
+            yield Section(f"x{self.scale}: what each teacher's encoder extracts", (Text((EXPLAINED,)), *shown))
 
-    # --- measuring, and where to look -----------------------------------------------------------------------------
+    # --- where to look --------------------------------------------------------------------------------------------
 
-    def _measure(self, pictures: int, side: int, crops: Sequence[Wanted]) -> list[Choice]:
-        """Fill `rows` from all images, and choose what is shown."""
-        named = [self._wanted(crop) for crop in crops]  # a place that is not there is said before anything is measured
-        said = f"measuring {plural(len(self.methods), 'network')} on {plural(len(self.images), 'image')}"
-        say(f"x{self.scale}: {said}")
-        side = max(self.scale, side // self.scale * self.scale)
-        found = []
-        for number in range(len(self.images)):
-            _, hr, lr = self.images[number]
-            pictures_of = self._enlarged(number, hr, lr, keep=True)
-            if not named:
-                box, difference = densest_crop(self._spread(hr, lr, pictures_of), side)
-                found.append(Choice(number, _on_grid(box, self.scale), difference))
-        if named:
-            return named
-        found.sort(key=lambda choice: (-(choice.difference or 0), choice.image))
-        return found[:pictures]
+    def _look(self, number: int, hr: Image, lr: Image, made: Mapping[str, Tensor]) -> None:
+        drawn = self._drawn(number, lr, made)
+        self._found.append(self._choice(number, self._spread(hr, lr, drawn)))
+        if len(self.methods) > 1:
+            self._beside_bicubic.append(self._choice(number, _spread(drawn.values())))
 
-    def _enlarged(self, number: int, hr: Image, lr: Image, keep: bool = False) -> dict[str, Image]:
-        """The picture that each method makes of an image; with `keep` its row is kept."""
+    def _choice(self, number: int, spread: NDArray[Any]) -> Choice:
+        box, difference = densest_crop(spread, self._side)
+        return Choice(number, _on_grid(box, self.scale), difference)
+
+    def _drawn(self, number: int, lr: Image, made: Mapping[str, Tensor]) -> dict[str, Image]:
+        """The picture by bicubic and each method, by its title."""
         gray = gray_as_it_is(self.rule, self.images.is_gray(number))
-        pictures: dict[str, Image] = {}
-        networks: dict[str, nn.Module] = {BICUBIC: bicubic_upsampler(self.scale)}
-        networks |= {shown.label: shown.network for shown in self.methods}
-        for label, network in networks.items():
-            with evaluating(network) as used:
-                name = self.images.names[number]
-                row, output = evaluate_image(used, name, hr, lr, self.scale, self.rule, gray=gray)
-            made = bicubic_image(lr, self.scale) if label == BICUBIC else colourise(output[0], lr, self.scale, gray)
-            pictures[label] = made
-            if keep:
-                self.rows.setdefault(label, []).append(row)
+        pictures = {BICUBIC_TITLE: bicubic_image(lr, self.scale)}
+        for method in self.methods:
+            pictures[method.label] = colourise(made[method.label][0], lr, self.scale, gray)
         return pictures
 
     def _spread(self, hr: Image, lr: Image, pictures: Mapping[str, Image]) -> NDArray[Any]:
@@ -195,14 +200,10 @@ class _Figures:
         bicubic, enlarged to the pixels of HR.
         """
         if self.methods:
-            names = [shown.label for shown in self.methods]
-            names = names if len(names) > 1 else [BICUBIC, *names]
-            planes = np.stack([luma_uint8(pictures[name]) for name in names])
-        else:
-            small = [luma_uint8(lr), *(_luma(encoded) for encoded in self._encodings(hr).values())]
-            planes = np.stack(small).repeat(self.scale, axis=1).repeat(self.scale, axis=2)
-        spread: NDArray[Any] = planes.max(axis=0) - planes.min(axis=0)
-        return spread * 255
+            return _spread(list(pictures.values())[len(self.methods) > 1 :])
+        small = np.ptp(np.stack([luma_uint8(lr), *encodings(hr, self.teachers).values()]), axis=0)
+        spread: NDArray[Any] = small.repeat(self.scale, axis=0).repeat(self.scale, axis=1) * 255
+        return spread
 
     def _wanted(self, crop: Wanted) -> Choice:
         """The place that the user named; UserError for one that is not there."""
@@ -210,7 +211,7 @@ class _Figures:
         if crop.image not in names:
             raise UserError(f"--crop {crop.image}: no such image; {nearest(crop.image, names)}")
         number = names.index(crop.image)
-        height, width = self.images[number][1].shape[:2]
+        height, width = self.images.read(number)[1].shape[:2]
         if crop.top + crop.side > height or crop.left + crop.side > width:
             raise UserError(
                 f"--crop {crop.image}:{crop.top},{crop.left},{crop.side}: leads out of the image of {width}x{height}; "
@@ -221,138 +222,86 @@ class _Figures:
     # --- figure 6 -------------------------------------------------------------------------------------------------
 
     def _table(self) -> Table:
-        rows = [
-            Measured(label, label, number, summarise(rows).metrics, rows, self._cost(label))
-            for number, (label, rows) in enumerate(self.rows.items())
-        ]
-        return Table(
-            f"x{self.scale}, mean of {plural(len(self.images), 'image')}",
-            ("Method", "PSNR [dB]", "to bicubic", "SSIM", "Parameters", "MACs"),
-            tuple(
-                Row(
-                    (row.title, f"{row.psnr:.2f}", gain_over(row, rows[0]), f"{row.metrics['ssim']:.4f}",
-                     *((f"{row.cost.params:,}", f"{row.cost.macs / 1e9:.2f} G") if row.cost.params else ("-", "-"))),
-                    _colour(row.series),
-                )
-                for row in rows
-            ),
-            note=f"On luma, {self.scale} pixels of border left out, rule {self.rule}. MACs for an output of 1280x720 "
-            "by the literature's rule, which charges a transposed convolution at its output's size.",
-        )  # fmt: skip
-
-    def _cost(self, label: str) -> Cost:
-        network = next((shown.network for shown in self.methods if shown.label == label), None)
-        return Cost(0, 0, 0) if network is None else super_resolution_cost(network)
+        networks = {method.label: method.network for method in self.methods if not method.exported}
+        rows = []
+        for number, label in enumerate([BICUBIC, *(method.label for method in self.methods)]):
+            network, result = networks.get(label), self.results[label]
+            cost = Cost(0, 0, 0) if network is None else super_resolution_cost(network)
+            title = BICUBIC_TITLE if label == BICUBIC else label
+            rows.append(Measured(label, title, number, result.metrics, result.per_image, cost))
+        return results_table(
+            rows,
+            f"x{self.scale}, mean of {plural(self.results[BICUBIC].images, 'image')}",
+            f"On luma, {self.scale} pixels of border left out, rule {self.rule}. MACs for an output of 1280x720 by the "
+            "literature's rule, which charges a transposed convolution at its output's size.",
+        )
 
     def _places(self) -> str:
-        if any(choice.difference is None for choice in self.choices):
-            return "The places were named by who made this page."
+        below = (
+            "Below the crops: how far each is from HR at the same place, all magnified alike, and the spectra of the "
+            "whole pictures."
+        )
+        if self._named:
+            return f"The places were named by who made this page. {below}"
         among = "the networks" if len(self.methods) > 1 else "the network and bicubic"
+        if self._alike:
+            among = "the networks, which hardly differ among themselves, and bicubic"
         return (
             f"The images and places are those where {among} differ most, of all places on a grid: where a difference "
             "can be seen, not where one of them is good. The brightness is the network's, of luma networks the colours "
-            "are bicubic's."
+            f"are bicubic's. {below}"
         )
 
-    def _compared(self, choice: Choice) -> Crops:
-        """A picture and its crop, by every method, from the HR image to the last run."""
-        name, hr, lr = self.images[choice.image]
+    def _compared(self, choice: Choice) -> tuple[Crops, Chart]:
+        """A picture and its crop by every method, from HR to the last one; how far they are from HR; their spectra."""
+        name, hr, lr = self.images.read(choice.image)
+        gray = gray_as_it_is(self.rule, self.images.is_gray(choice.image))
+        shown = {label: self.sources[label] for label in (BICUBIC, *(method.label for method in self.methods))}
+        with all_evaluating(shown, self.device) as used:
+            made = outputs(used, choice.image, as_tensors(hr, lr, self.device, gray))
+        drawn = self._drawn(choice.image, lr, made)
+        rows = [next(row for row in self.results[label].per_image if row["name"] == name) for label in made]
+        numbers = dict(zip(made, rows, strict=True))
         pictures: list[Picture] = [("HR", hr, "PSNR / SSIM", None)]
-        for number, (label, picture) in enumerate(self._enlarged(choice.image, hr, lr).items()):
-            row = self.rows[label][choice.image]
-            pictures.append((label, picture, f"{row['psnr']:.2f} dB / {row['ssim']:.4f}", _colour(number)))
+        for number, (title, picture) in enumerate(drawn.items()):
+            row = numbers[title if number else BICUBIC]
+            pictures.append((title, picture, f"{row['psnr']:.2f} dB / {row['ssim']:.4f}", colour(number)))
         overview, factor = _overview(hr)
-        shown = view(name, _said(choice), _shrunk(choice.box, factor), _cut(pictures, choice.box))
-        return Crops(name, overview, f"The image {name}", (shown,), _size(hr))
+        said, errors = error_crops(hr, drawn, choice.box)
+        views = (
+            view(name, _said(choice), _shrunk(choice.box, factor), _cut(pictures, choice.box)),
+            view(name, said, None, errors),
+        )
+        return Crops(name, overview, f"The image {name}", views, _size(hr)), spectra(hr, drawn, self.scale, name)
 
     # --- figure 5 -------------------------------------------------------------------------------------------------
 
-    def _encodings(self, hr: Image) -> dict[str, Tensor]:
-        """The LR image that each teacher's encoder makes, `[c, h, w]` nominally in [0, 1]."""
-        rgb = torch.from_numpy(np.ascontiguousarray(hr.transpose(2, 0, 1)))[None].float() / 255
-        encoded: dict[str, Tensor] = {}
-        for shown in self.teachers:
-            assert isinstance(shown.network, PrivilegedTeacher)
-            with torch.no_grad():
-                encoded[shown.label] = shown.network.encode(luma(rgb) if shown.network.channels == 1 else rgb)[-1][0]
-        return encoded
-
     def _encoded(self, choice: Choice) -> Crops:
         """The encoders' LR images, and what they differ in from bicubic's beside each; whole and magnified."""
-        name, hr, lr = self.images[choice.image]
-        given = luma_uint8(lr).astype(np.float64) * 255
-        made = {label: _luma(encoded) * 255 for label, encoded in self._encodings(hr).items()}
-        gain = _gain([levels - given for levels in made.values()])
-        whole: list[Picture] = [(BICUBIC, _grey(given), "what students are given", 0)]
-        for number, (label, levels) in enumerate(made.items(), 1):
-            change, (low, high) = levels - given, _window(levels)
-            said = "" if (low, high) == (0, 255) else f"black is {low:.0f}, white {high:.0f}"
-            whole.append((label, _grey((levels - low) * 255 / (high - low)), said, _colour(number)))
-            said = f"times {gain:g}; root mean square {np.sqrt(np.mean(change**2)):.1f} levels"
-            whole.append((f"{label}, less bicubic", _grey(MIDDLE + gain * change), said, _colour(number)))
-        top, left, height, width = choice.box
-        small = (top // self.scale, left // self.scale, height // self.scale, width // self.scale)
-        original = ("HR", cut(_grey(luma_uint8(hr) * 255.0), choice.box), f"{width} x {height} pixels", None)
+        name, hr, lr = self.images.read(choice.image)
+        whole = encoder_pictures(lr, encodings(hr, self.teachers), BICUBIC_TITLE)
+        top, left, height, width = (side // self.scale for side in choice.box)
         overview, factor = _overview(hr)
         views = (
             view(name, "the LR images", None, whole),
-            view(name, "magnified", _shrunk(choice.box, factor), [original, *_cut(whole, small)]),
+            view(
+                name,
+                "magnified",
+                _shrunk(choice.box, factor),
+                [original_crop(hr, choice.box), *_cut(whole, (top, left, height, width))],
+            ),
         )
         return Crops(name, overview, f"The image {name}", views, _size(hr))
 
 
-_ENCODERS = (
-    "A teacher sees the HR image and makes an LR image of its own, which its F enlarges. Here it is, on luma, beside "
-    "the bicubic LR image that students are given, and less that image (grey: no difference): what is light or dark "
-    "there the encoder has kept of HR, or put there for F to use. Differences of one picture are magnified alike. An "
-    "encoder's values need not stay between black (0) and white (255); where they do not, the picture says its range."
-)
+def _spread(pictures: Iterable[Image]) -> NDArray[Any]:
+    """How far `pictures` are apart at each pixel `[H, W]`, in 8-bit levels of luma."""
+    spread: NDArray[Any] = np.ptp(np.stack([luma_uint8(image) for image in pictures]), axis=0) * 255
+    return spread
 
 
-def _has_encoder(network: nn.Module) -> bool:
+def _has_encoder(network: Any) -> bool:
     return isinstance(network, PrivilegedTeacher) and network.takes == "hr"
-
-
-def _result(path: Path) -> Mapping[str, Any]:
-    """result.json of a run folder; empty for a file, or a run that has not finished."""
-    try:
-        return (read_result(path) if path.is_dir() else None) or {}
-    except Damaged as error:
-        raise UserError(str(error)) from None
-
-
-def _colour(number: int) -> int | None:
-    """The page's colour of the method `number`, bicubic being 0; there are not more."""
-    return number if number < COLOURS else None
-
-
-def _luma(planes: Tensor) -> NDArray[Any]:
-    """Luma `[h, w]` in [0, 1] of `[c, h, w]`; one channel is luma already."""
-    found = planes if planes.shape[0] == 1 else luma(planes[None])[0]
-    return np.asarray(found[0].double())
-
-
-def _grey(levels: NDArray[Any]) -> Image:
-    """`[h, w]` in 0 .. 255 as a grey picture, clamped and rounded."""
-    return np.repeat(np.clip(np.rint(levels), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-
-
-def _window(levels: NDArray[Any]) -> tuple[float, float]:
-    """What is shown as black and as white: 0 and 255, or nearly all of the values where they go beyond."""
-    low, high = (float(bound) for bound in np.percentile(levels, (0.5, 99.5)))
-    if low >= -BEYOND and high <= 255 + BEYOND:
-        return 0.0, 255.0
-    return float(np.floor(low)), float(np.floor(low) + max(1, np.ceil(high - np.floor(low))))
-
-
-def _gain(differences: Sequence[NDArray[Any]]) -> float:
-    """What differences (8-bit levels) are magnified by, two digits: nearly all stay between black and white."""
-    most = max((float(np.percentile(np.abs(change), 99.5)) for change in differences), default=0.0)
-    if most == 0:
-        return 1.0
-    gain = (MIDDLE - 1) / most
-    unit = 10.0 ** (np.floor(np.log10(gain)) - 1)
-    return float(f"{np.floor(gain / unit) * unit:.2g}")
 
 
 def _on_grid(box: Box, scale: int) -> Box:

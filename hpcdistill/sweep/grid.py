@@ -34,6 +34,7 @@ class Metric:
     of: str | None  # a name in result.json's metrics, placeholders unfilled (see Cell.of); None = printed only
     better: Literal["higher", "lower"]
     digits: int
+    device: str = ""  # that the paper's time was measured on
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def load_grid(path: Path) -> Grid:
     if content.include:
         raise UserError(f"{path}: include: names other grids; give it by name, load_grids follows it")
     metrics = tuple(
-        Metric(name, spec.label or name, spec.of, spec.better, spec.digits) for name, spec in content.metrics.items()
+        Metric(name, spec.label or name, spec.of, spec.better, spec.digits, spec.device)
+        for name, spec in content.metrics.items()
     )
     labels = [*content.axes, *dict.fromkeys(label for cell in content.cells for label in cell.labels)]
     if shared := sorted(set(labels) & set(content.metrics)):

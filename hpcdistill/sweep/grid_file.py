@@ -20,10 +20,14 @@ class MetricSpec(Section):
 
     label: str = Field("", description="the column's head; unset = the metric's own name")
     of: str | None = Field(
-        None, description="generator/test set/metric as in result.json; {label} is filled in; unset = only printed"
+        None,
+        description="generator/test set/metric as in result.json, or generator/cost/latency_ms (runtime_ms, macs_G, "
+        "params_M, params_k) as `benchmark latency --protocol paper` measures it; {label} is filled in; unset = only "
+        "printed",
     )
     better: Literal["higher", "lower"] = Field(description="which of two numbers is the better one")
     digits: int = Field(2, ge=0, le=8, description="digits after the point, as the paper prints")
+    device: str = Field("", description="what the paper's time was measured on, for the table's foot")
 
 
 class Part(Section):

@@ -19,6 +19,7 @@ from hpcdistill.console import warn
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.methods.settings import role_key
 from hpcdistill.metrics.config import BACKWARDS
+from hpcdistill.metrics.measured_cost import COST, COUNTS, TIMES, is_cost
 from hpcdistill.run import Run, Runs
 from hpcdistill.storage import user_path
 from hpcdistill.sweep.estimates import Estimates, load_estimates
@@ -246,11 +247,15 @@ def missing_metric(metric: str, config: RunConfig) -> str | None:
     if len(parts) != 3:
         return "expected generator/test set/metric, e.g. student/set5/psnr"
     generator, test_set, name = parts
+    known = _generators(config)
+    if test_set == COST and test_set not in config.data.eval:
+        if generator not in known:
+            return f"{config.method.name} has no generator '{generator}'; {nearest(generator, known)}"
+        return None if is_cost(metric) else f"'{name}' is not measured; {nearest(name, (*TIMES, *COUNTS))}"
     if not config.data.eval:
         return "data.eval is empty"
     if test_set not in config.data.eval:
         return f"it is not evaluated on '{test_set}'; {nearest(test_set, config.data.eval)}"
-    known = _generators(config)
     if generator not in known:
         return f"{config.method.name} has no generator '{generator}'; {nearest(generator, known)}"
     names = config.eval.metrics(config.method.kind())

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from hpcdistill.metrics.measured_cost import is_cost
 from hpcdistill.sweep.charts import INK, RULE, SERIES, Chart, Line, figure_svg, page_figure, series_colour
 from hpcdistill.sweep.grid import Metric
 from hpcdistill.sweep.results import RunResult
@@ -133,8 +134,12 @@ def curve_charts(table: ResultTable) -> list[Chart]:
 
 
 def main_metric(table: ResultTable) -> Metric | None:
-    """The metric that is plotted: the first that runs have."""
-    return next((m for m in table.grid.metrics if any(m.name in row.cell.of for row in table.rows)), None)
+    """The metric that is plotted: the first that training gives runs."""
+    for metric in table.grid.metrics:
+        names = [row.cell.of[metric.name] for row in table.rows if metric.name in row.cell.of]
+        if not all(map(is_cost, names)):
+            return metric
+    return None
 
 
 def curve(run: RunResult, metric: str) -> dict[int, float]:

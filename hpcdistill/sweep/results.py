@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpcdistill.errors import UserError
+from hpcdistill.metrics.measured_cost import MeasuredCost, measured_cost
 from hpcdistill.metrics.reference import bicubic_value
 from hpcdistill.storage import Damaged
 from hpcdistill.training.records import RESULT, read_environment, read_result
@@ -44,9 +45,20 @@ class RunResult:
         return str(self.result.get("revision") or "unknown")
 
     def metrics(self, which: Which) -> dict[str, float]:
-        """The metrics of its best or last weights; NaN where the file has null, which JSON has no number for."""
+        """The metrics of its best or last weights; NaN where the file has null, which JSON has no number for.
+
+        Among them is what the networks take, where that was measured: the same for both.
+        """
         measured = (self.result.get(which) or {}).get("metrics", {})
-        return {name: math.nan if value is None else float(value) for name, value in measured.items()}
+        return {
+            **{name: math.nan if value is None else float(value) for name, value in measured.items()},
+            **self.cost.values,
+        }
+
+    @cached_property
+    def cost(self) -> MeasuredCost:
+        """Its latency.json: times, multiply-accumulates, parameters."""
+        return measured_cost(self.folder)
 
     def bicubic(self, metric: str) -> float | None:
         """Bicubic enlargement's number for one of the metrics; None where that was not measured."""

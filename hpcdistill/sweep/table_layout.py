@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from hpcdistill.metrics.measured_cost import is_cost, is_time
 from hpcdistill.sweep.grid import Metric
 from hpcdistill.sweep.results import Which
 from hpcdistill.sweep.tables import MetricEntry, Order, ResultTable, Summary, TableRow, TrialState, best_rows
@@ -122,9 +123,11 @@ def lay_out(table: ResultTable) -> Layout:
         if trained or any(metric.name in cell.measured for cell in grid.cells):
             columns.append(Column("ours", "ours", metric))
         if trained:
-            columns += [Column("difference", "diff.", metric)] if printed else []
+            names = [cell.of[metric.name] for cell in grid.cells if metric.name in cell.of]
+            columns += [Column("difference", "diff.", metric)] if printed and not any(map(is_time, names)) else []
             other: Which = "best" if grid.ours == "last" else "last"
-            columns.append(Column(other, f"ours, {other}", metric))
+            if not all(map(is_cost, names)):  # which is of the network, whatever its weights
+                columns.append(Column(other, f"ours, {other}", metric))
             bold[metric.name, "paper"] = best_rows(table, metric, printed=True)
             bold[metric.name, "ours"] = best_rows(table, metric, printed=False)
         if trained or not only_printed:
@@ -178,12 +181,26 @@ def notes(layout: Layout, legend: bool = True) -> list[str]:
     alone = len({order.metric for order in table.orders}) < 2
     lines += [f"Our order of the cells against the paper's: {order_text(order, alone)}." for order in table.orders]
     lines += [f"Protocol: {protocol}." for protocol in table.protocols]
+    lines += _device_notes(table)
     lines += [f"Not measured: {line}." for line in table.unmeasured]
     if table.revisions:
         lines.append(f"Code: {', '.join(table.revisions)}.")
     lines += dict.fromkeys(row.cell.note for row in table.rows if row.cell.note)
     if legend and layout.legend:
         lines.append("Signs: " + "; ".join(f"{sign.text} {meaning}" for sign, meaning in layout.legend) + ".")
+    return lines
+
+
+def _device_notes(table: ResultTable) -> list[str]:
+    """What our times were measured on, beside the paper's."""
+    if not table.devices:
+        return []
+    metrics = [m for m in table.grid.metrics if any(is_time(cell.of.get(m.name, "")) for cell in table.grid.cells)]
+    lines = []
+    for metric in metrics:
+        paper = f"the paper's on {metric.device}" if metric.device else "the paper's on a device of its own"
+        ours = "; ".join(table.devices)
+        lines.append(f"{metric.label}: ours on {ours}; {paper}: not to be compared.")
     return lines
 
 
@@ -216,7 +233,8 @@ def _table_cell(row: TableRow, kind: ColumnKind, metric: Metric, bold: bool) -> 
 
 def _explained(row: TableRow, metric: Metric, summary: Summary | None, which: Which) -> str:
     """Each seed's number and where it is from, or why it has none."""
-    lines = [f"{which} weights"] if summary and not row.entries[metric.name].measured else []
+    cost = is_cost(row.cell.of.get(metric.name, ""))
+    lines = [f"{which} weights"] if summary and not cost and not row.entries[metric.name].measured else []
     for trial in row.trials:
         if trial.run is None:
             meaning = SIGNS[trial.state].meaning if trial.state in SIGNS else trial.state

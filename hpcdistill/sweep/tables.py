@@ -16,6 +16,7 @@ from typing import Any, Literal
 from scipy.stats import kendalltau  # type: ignore[import-untyped]
 
 from hpcdistill.errors import plural
+from hpcdistill.metrics.measured_cost import is_cost, is_time
 from hpcdistill.metrics.selection import choice_of
 from hpcdistill.sweep.grid import Cell, Grid, Metric
 from hpcdistill.sweep.plan import Plan
@@ -30,6 +31,7 @@ TrialState = Literal[
 _NOT_PROTOCOL = ("selects", "chosen_by", "note")
 BICUBIC_LABEL = "bicubic enlargement"
 _NAMED = 4  # of the different things that a flag names
+_DEVICE = "the device that times are of"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class MetricEntry:
     last: Summary | None
     measured: bool = False  # ours is of something that is not trained
     which: Which = "best"  # of the weights that are compared with the paper's (`Grid.ours`)
+    time: bool = False  # on another device than the paper's: not to be compared
 
     @property
     def ours(self) -> Summary | None:
@@ -87,7 +90,7 @@ class MetricEntry:
     @property
     def difference(self) -> float | None:
         """Ours less the paper's."""
-        return None if self.printed is None or self.ours is None else self.ours.mean - self.printed
+        return None if self.printed is None or self.ours is None or self.time else self.ours.mean - self.printed
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,14 @@ class ResultTable:
     def runs(self) -> list[RunResult]:
         """The finished runs in it, each once."""
         return _runs(self.rows)
+
+    @property
+    def devices(self) -> list[str]:
+        """What the times of its runs were measured on, each device once."""
+        names = [name for row in self.rows for name in row.cell.of.values() if is_time(name)]
+        return list(
+            dict.fromkeys(run.cost.devices[name] for name in names for run in self.runs if name in run.cost.devices)
+        )
 
     @property
     def protocols(self) -> list[str]:
@@ -207,6 +218,8 @@ def best_rows(table: ResultTable, metric: Metric, printed: bool) -> set[int]:
     groups: dict[tuple[str, ...], dict[int, float]] = {}
     for number, row in enumerate(table.rows):
         entry = row.entries[metric.name]
+        if entry.time and not printed:  # runs may have been measured on different devices
+            continue
         value = entry.printed if printed else entry.ours.mean if entry.ours else None
         if value is not None and math.isfinite(value):
             groups.setdefault(row.group, {})[number] = round(value, metric.digits)
@@ -282,11 +295,14 @@ def _entry(cell: Cell, metric: str, trials: Sequence[Trial], which: Which = "bes
         name = cell.of.get(metric)
         values = tuple(values[name] for values in measured if name in values)
         found[weights] = Summary(values) if values else None
-    return MetricEntry(printed, found["best"], found["last"], which=which)
+    return MetricEntry(printed, found["best"], found["last"], which=which, time=is_time(cell.of.get(metric, "")))
 
 
 def _unmeasured(plan: Plan, rows: Sequence[TableRow]) -> tuple[str, ...]:
-    """A line for each run and test set of a cell that the run, finished before, was not evaluated on."""
+    """A line for each run and test set of a cell that the run, finished before, was not evaluated on.
+
+    And one for each network whose cost a table asks for and nobody has measured.
+    """
     lines: dict[str, None] = {}
     for row in rows:
         for name in row.cell.of.values():
@@ -295,13 +311,19 @@ def _unmeasured(plan: Plan, rows: Sequence[TableRow]) -> tuple[str, ...]:
             for trial in row.trials:
                 if trial.run is None or name in trial.run.metrics("best"):
                     continue
+                if is_cost(name):
+                    if not trial.run.cost.damage:  # which is a flag of the table
+                        words = ["python", "-m", "hpcdistill.benchmark", "latency", str(trial.run.folder)]
+                        command = shlex.join([*words, "--generator", generator, "--protocol", "paper"])
+                        lines[f"what {trial.run.folder.name}'s {generator} takes; `{command}` measures it"] = None
+                    continue
                 planned = plan.runs.get(str(trial.key))
                 folder = planned.loaded.config.data.eval.get(test_set) if planned else None
                 words = ["python", "-m", "hpcdistill.evaluate", str(trial.run.folder), "--generator", generator]
                 command = f"{shlex.join(words)} --data {shlex.quote(folder) if folder else 'SET'}"
                 lines[f"{trial.run.folder.name} has finished without {test_set}; `{command}` measures it"] = None
     named = list(lines)
-    more = [f"{len(named) - _NAMED} more have finished without a test set"] if len(named) > _NAMED else []
+    more = [f"{len(named) - _NAMED} more, of runs that have finished"] if len(named) > _NAMED else []
     return (*named[:_NAMED], *more)
 
 
@@ -360,6 +382,8 @@ def below_bicubic(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
 def _orders(grid: Grid, rows: Sequence[TableRow]) -> list[Order]:
     orders = []
     for metric in grid.metrics:
+        if any(is_cost(row.cell.of.get(metric.name, "")) for row in rows):  # of networks: no training orders them
+            continue
         for group in dict.fromkeys(row.group for row in rows):
             pairs = []
             for row in rows:
@@ -381,6 +405,8 @@ def _flags(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
         flags.append(f"Code of {len(revisions)} revisions: {_counted(revisions)}.")
     if changed := sum(count for revision, count in revisions.items() if revision.endswith("+")):
         flags.append(f"{plural(changed, 'run')} of code with changes that were not committed (+).")
+    if any(map(is_cost, _names(rows))):
+        flags += [run.cost.damage for run in _runs(rows) if run.cost.damage]
     for group in dict.fromkeys(row.group for row in rows):
         facts: dict[str, Counter[str]] = {}
         counted = set()
@@ -390,11 +416,12 @@ def _flags(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
                 if row.group != group or trial.run is None or trial.run.folder in counted:
                     continue
                 counted.add(trial.run.folder)
-                for name, value in {**_protocol(trial.run, used), **_data(trial.run)}.items():
+                facts_of_run = {**_protocol(trial.run, used), **_data(trial.run), **_devices(row, trial.run)}
+                for name, value in facts_of_run.items():
                     facts.setdefault(name, Counter())[value] += 1
         where = f" ({', '.join(group)})" if any(group) else ""
         for name, values in facts.items():
-            missing = len(counted) - values.total()
+            missing = 0 if name == _DEVICE else len(counted) - values.total()
             if len(values) > 1 or missing:
                 values.update({"not given": missing} if missing else {})
                 flags.append(f"Cells that are compared{where} differ in {name}: {_counted(values)}.")
@@ -416,6 +443,17 @@ def _protocol(run: RunResult, used: set[str]) -> dict[str, str]:
 
 def _data(run: RunResult) -> dict[str, str]:
     return {name: "+".join(digest[:12] for digest in digests) for name, digests in run.data.items()}
+
+
+def _devices(row: TableRow, run: RunResult) -> dict[str, str]:
+    """What a run's times were measured on, where the table has any."""
+    found = dict.fromkeys(run.cost.devices[name] for name in row.cell.of.values() if name in run.cost.devices)
+    return {_DEVICE: " and ".join(found)} if found else {}
+
+
+def _names(rows: Iterable[TableRow]) -> set[str]:
+    """The names in result.json of what the cells have."""
+    return {name for row in rows for name in row.cell.of.values()}
 
 
 def _counted(values: Counter[str]) -> str:

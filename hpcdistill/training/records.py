@@ -10,10 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hpcdistill.storage import json_object, parse_json, read_json
-from hpcdistill.yaml_values import load_yaml
 
 RESULT, ENVIRONMENT = "result.json", "environment.json"
 
@@ -37,6 +34,10 @@ def run_values(file: Path) -> dict[str, Any]:
     """The sections of the configuration of the run that the generator's file lies in; empty for a file elsewhere."""
     if file.parent.parent.name != "generators":
         return {}
+    import yaml  # status uses the rest of this file without it
+
+    from hpcdistill.yaml_values import load_yaml
+
     with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
         values = load_yaml((file.parents[2] / "config.yaml").read_text(encoding="utf-8"))
         if isinstance(values, dict):

@@ -30,6 +30,7 @@ from hpcdistill.models.idn import IDN
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.registry import load_generator, save_generator
 from hpcdistill.models.resnet_generator import ResNetGenerator
+from hpcdistill.run import load_run
 
 FILES = {"README.md", "config.json", "model.safetensors", "LICENSE"}
 FOLDER = re.compile(r"(?<![\w.:/])[/~]\w[\w.-]*/")  # the beginning of a path from the root or a home
@@ -224,9 +225,8 @@ def test_a_translator(translation: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["run", "translation"])
-def test_nobodys_folders(which: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    model: Path = request.getfixturevalue(which)
-    card.main([str(model), "--out", str(tmp_path / "hub")])
+def test_nobodys_folders(which: str, run: Path, translation: Path, tmp_path: Path) -> None:
+    card.main([str(run if which == "run" else translation), "--out", str(tmp_path / "hub")])
     for path in (tmp_path / "hub").iterdir():
         content = path.read_bytes().decode(errors="replace")
         assert "_doe" not in content, path.name
@@ -234,6 +234,19 @@ def test_nobodys_folders(which: str, tmp_path: Path, request: pytest.FixtureRequ
             assert not FOLDER.findall(content), path.name
     config = section(tmp_path / "hub", "Training")
     assert "- packed\n" in config if which == "run" else "- paired\n" in config  # the data are named all the same
+
+
+def test_the_settings_make_the_same_run(run: Path, tmp_path: Path) -> None:
+    """As the page says: saved as config.yaml, with the data's place, they are those that the run was trained with."""
+    card.main([str(run), "--out", str(tmp_path / "hub")])
+    (settings,) = re.findall(r"```yaml\n(.*?)```", section(tmp_path / "hub", "Training"), re.DOTALL)
+    (tmp_path / "config.yaml").write_text(settings)
+    was = load_run([str(run / "config.yaml")]).config
+    again = load_run(
+        [str(tmp_path / "config.yaml"), f"data.train={was.data.train[0]}", f"data.eval.tiny={was.data.eval['tiny']}"]
+    )
+    assert again.config.dump() | {"runs": ""} == was.dump() | {"runs": ""}
+    assert again.short == run.name[-8:]
 
 
 @pytest.mark.parametrize(

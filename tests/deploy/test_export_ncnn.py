@@ -24,6 +24,7 @@ from deployed import (
     as_rgb,
     difference,
     named_network,
+    outcome_without_memory,
     set5_psnr,
 )
 from PIL import Image
@@ -34,8 +35,12 @@ from hpcdistill.deploy.description import Description
 from hpcdistill.deploy.formats import ncnn as exporter
 from hpcdistill.deploy.formats.base import Options
 from hpcdistill.deploy.formats.ncnn import Ncnn, unknown_layers
+from hpcdistill.deploy.formats.ncnn_layers import REALESRGAN, DenseEnlargement, PlainRgb
 from hpcdistill.deploy.model import load
+from hpcdistill.deploy.rgb_graph import RgbGraph
 from hpcdistill.errors import UserError
+from hpcdistill.ops.bicubic import upsample
+from hpcdistill.ops.enlargement import BicubicEnlargement
 
 LUMA = Options()
 RGB = Options(graph="rgb")
@@ -65,7 +70,7 @@ def test_any_size_of_picture_is_enlarged_as_by_pytorch(name: str, tmp_path: Path
         assert difference(network, session, (1, about.channels, height, width)) < 2e-5
 
 
-@pytest.mark.parametrize("name", ["shipped-x2", "shipped-x3", "shipped-x4", "idn-x2"])
+@pytest.mark.parametrize("name", ["shipped-x2", "shipped-x3", "shipped-x4", "idn-x2", "vdsr-x2"])
 def test_with_colour_inside_too(name: str, tmp_path: Path) -> None:
     network, about = as_rgb(name)
     session = _exported(network, about, tmp_path).session
@@ -303,6 +308,10 @@ def test_what_is_not_as_large_as_it_says_is_no_result(tmp_path: Path) -> None:
         session(np.zeros((2, 1, 8, 9), np.float32))
 
 
+def test_too_little_memory_is_an_error(student: Path) -> None:
+    assert outcome_without_memory(student) == "MemoryError"
+
+
 def test_pictures_through_it(student: Path) -> None:
     picture = Image.fromarray(np.random.default_rng(4).integers(0, 256, (20, 27, 3), dtype=np.uint8))
     made, expected = load(student)(picture), load("pretrained:x4")(picture)
@@ -310,16 +319,61 @@ def test_pictures_through_it(student: Path) -> None:
     assert np.abs(np.asarray(made, dtype=int) - np.asarray(expected)).max() <= 1
 
 
-def test_who_can_use_it_is_said() -> None:
-    said = Ncnn().remarks
-    luma, rgb = named_network("shipped-x4")[1], as_rgb("shipped-x4")[1]
-    assert "--graph rgb" in said(Path("x4.param"), luma, LUMA)[0]
-    (only,) = said(Path("students/dssd-x4.param"), rgb, RGB)
+def test_who_can_use_it_is_said(tmp_path: Path) -> None:
+    luma, (network, rgb) = named_network("shipped-x4")[1], as_rgb("shipped-x4")
+
+    def said(name: str, about: Description) -> tuple[str, ...]:
+        path = Ncnn().write(network, about, tmp_path / name, RGB)[0]
+        return Ncnn().remarks(path, about, RGB)
+
+    assert "--graph rgb" in Ncnn().remarks(tmp_path / "x4.param", luma, LUMA)[0]
+    (only,) = said("dssd-x4.param", rgb)
+    assert only.startswith("for realesrgan-ncnn-vulkan and upscayl: ")
     assert only.endswith("-n dssd-x4")
-    assert "says x4" in said(Path("student.param"), rgb, RGB)[1]
-    assert "says x4" in said(Path("student-2x4.param"), rgb, RGB)[1]  # upscayl looks for 2x first
-    assert "28 to each side: seams" in said(Path("x4.param"), rgb.tiled(28), RGB)[1]
-    assert said(Path("r.param"), named_network("resnet-dense")[1], LUMA)[0].endswith("takes -1 .. 1")
+    assert "says x4" in said("student.param", rgb)[1]
+    assert "says x4" in said("student-2x4.param", rgb)[1]  # upscayl looks for 2x first
+    assert "28 to each side: seams" in said("x4.param", rgb.tiled(28))[1]
+    translation = named_network("resnet-dense")[1]
+    assert Ncnn().remarks(tmp_path / "r.param", translation, LUMA)[0].endswith("takes -1 .. 1")
+
+
+def test_layers_that_a_program_lacks_are_said(tmp_path: Path) -> None:
+    network, about = as_rgb("idn-x2")
+    path = Ncnn().write(network, about, tmp_path / "idn-x2.param", RGB)[0]
+    first, second, *_ = Ncnn().remarks(path, about, RGB)
+    assert first == "not for realesrgan-ncnn-vulkan, which has no ConvolutionDepthWise, Slice"
+    assert second.startswith("for upscayl: ")
+
+
+@pytest.mark.parametrize("name", ["shipped-x2", "shipped-x3", "shipped-x4"])
+def test_the_student_needs_no_layer_that_the_programs_lack(name: str, tmp_path: Path) -> None:
+    """realesrgan-ncnn-vulkan is built with 16 kinds of layers; with another one it makes no picture, or crashes."""
+    network, about = as_rgb(name)
+    text = Ncnn().write(network, about, tmp_path / "x.param", RGB)[0].read_text()
+    layers = [line.split() for line in text.splitlines()[2:]]
+    assert {words[0] for words in layers} <= REALESRGAN
+    # An activation that is part of a convolution (9=) is one of their layers too: 1 ReLU, 2 leaky ReLU, 3 Clip.
+    assert {word for words in layers for word in words[4:] if word.startswith("9=")} == {"9=1", "9=2"}
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_enlargement_without_groups(scale: int, channels: int) -> None:
+    image = torch.rand(2, channels, 5, 7, generator=torch.Generator().manual_seed(7))
+    expected = upsample(image.double(), scale)
+    made = DenseEnlargement(BicubicEnlargement(scale, channels))(image)
+    assert (made - expected).abs().max() < 1e-6
+
+
+def test_colour_without_groups() -> None:
+    network, _ = as_rgb("shipped-x3")
+    assert isinstance(network, RgbGraph)
+    image = torch.rand(1, 3, 11, 14, generator=torch.Generator().manual_seed(8)) * 1.4 - 0.2
+    with torch.no_grad():
+        expected, made = network.double()(image.double()), PlainRgb(network.float()).eval()(image)
+    assert (made - expected).abs().max() < 5e-6
+    assert expected.min() == 0  # clamped at both ends
+    assert expected.max() == 1
 
 
 def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, student: Path) -> None:

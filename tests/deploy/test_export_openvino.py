@@ -25,6 +25,7 @@ from deployed import (
     as_rgb,
     difference,
     named_network,
+    outcome_without_memory,
     set5_psnr,
 )
 from PIL import Image
@@ -276,6 +277,11 @@ def test_what_is_not_as_large_as_it_says_is_no_result(tmp_path: Path) -> None:
     session = _exported(network, replace(about, scale=3), tmp_path).session
     with pytest.raises(UserError, match=r"makes \(2, 1, 32, 36\) of \(2, 1, 8, 9\)"):
         session(np.zeros((2, 1, 8, 9), np.float32))
+
+
+def test_too_little_memory_is_an_error(student: Path) -> None:
+    """OpenVINO itself gives an empty array, or the one before, and no error."""
+    assert outcome_without_memory(student) == "MemoryError"
 
 
 def test_pictures_through_it(student: Path) -> None:

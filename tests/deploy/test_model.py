@@ -187,7 +187,12 @@ def test_a_run_says_what_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[st
     result = trained("configs/fsrcnn/x2.yaml", tiny_variant(tmp_path), f"runs={tmp_path / 'runs'}")
     [run] = (tmp_path / "runs").iterdir()
     about = load(run).about
-    assert (about.method, about.data, about.run, about.steps) == ("plain_sr", "packed", run.name, 2)
+    assert (about.method, about.data, about.run, about.steps) == (
+        "plain_sr",
+        "images of one's own (packed, all)",
+        run.name,
+        2,
+    )
     assert result["steps"] == 2
     (run / "result.json").unlink()
     capsys.readouterr()

@@ -32,8 +32,8 @@ from hpcdistill.metrics.sr_evaluation import (
     BicubicUpsampler,
     SREvaluator,
     bicubic_upsampler,
-    load_test_set,
 )
+from hpcdistill.metrics.sr_test_sets import load_test_set
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.ops.bicubic import downsample_uint8, upsample
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hpcdistill.ops import radial_spectrum as module
-from hpcdistill.ops.radial_spectrum import radial_spectrum, ring_count
+from hpcdistill.ops.radial_spectrum import radial_decibels, radial_spectrum, ring_count
 
 
 def by_numpy(images: np.ndarray) -> np.ndarray:
@@ -48,6 +48,27 @@ def test_equals_numpy(size: tuple[int, int], channels: int) -> None:
     single = radial_spectrum(torch.from_numpy(batch).float())
     assert single.dtype == torch.float32
     np.testing.assert_allclose(single.numpy(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (63, 65), (48, 80)], ids=str)
+def test_decibels_are_not_stretched(size: tuple[int, int]) -> None:
+    """Stretched to [0, 1] they are phi; twice the image is 6.02 dB more."""
+    batch = torch.from_numpy(images(2, 3, *size))
+    decibels = radial_decibels(batch)
+    assert decibels.dtype == torch.float64
+    low, high = decibels.amin(1, keepdim=True), decibels.amax(1, keepdim=True)
+    np.testing.assert_allclose((decibels - low) / (high - low), by_numpy(batch.numpy()), rtol=0, atol=1e-7)
+    np.testing.assert_allclose(radial_decibels(2 * batch) - decibels, 20 * np.log10(2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [64, 200])
+def test_white_noise_has_the_same_decibels_at_any_size(side: int) -> None:
+    """|F|^2 is exponentially distributed with a mean of 1: 20 log10 |F| is 10 log10(e) times -0.5772 on average."""
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 1, side, side)))
+    expected = -0.5772156649 * 10 / np.log(10)
+    found = radial_decibels(noise).mean(0)[side // 8 : side // 2]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1)
+    assert found.mean().item() == pytest.approx(expected, abs=0.1)
 
 
 def test_published_lengths() -> None:

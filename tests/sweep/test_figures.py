@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,21 @@ from test_report import Strict
 from torch import Tensor, nn
 
 from hpcdistill import figures
+from hpcdistill.deploy.candidates import Candidate, open_candidates, sources_of, split_label
 from hpcdistill.errors import UserError
-from hpcdistill.figures import main, split_label
-from hpcdistill.metrics.sr_evaluation import bicubic_upsampler, load_test_set
+from hpcdistill.figures import main
+from hpcdistill.metrics.sr_evaluation import bicubic_upsampler
+from hpcdistill.metrics.sr_test_sets import load_test_set
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.registry import save_generator
 from hpcdistill.models.resnet_generator import ResNetGenerator
 from hpcdistill.ops.colour import luma_uint8
+from hpcdistill.sweep.comparison import error_crops, gain, spectra
 from hpcdistill.sweep.crop import Wanted, parse_crop
-from hpcdistill.sweep.figures import Shown, _Figures, _gain, _window, figures_page, open_runs
-from hpcdistill.sweep.report import Crops, Page
+from hpcdistill.sweep.encoder_figures import window
+from hpcdistill.sweep.figures import Figures, figures_page, with_teachers
+from hpcdistill.sweep.report import Crops, Page, Text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from whole_set import evaluate_sr
@@ -84,8 +87,20 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def options(images: Path, **values: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{"images": images, "rule": "pisr", "pictures": 1, "side": 32, **values})
+def candidate(label: str, network: nn.Module) -> Candidate:
+    return Candidate(label, label, Path(label), network)
+
+
+def measured(images: Path, *candidates: Candidate, pictures: int = 1, crops: Sequence[Wanted] = ()) -> Figures:
+    """The figures of x4, with places of 32 pixels."""
+    test_set = load_test_set(images, 4)
+    figures = Figures(candidates, sources_of(candidates, test_set), test_set, "pisr", pictures, 32, crops)
+    figures.measure()
+    return figures
+
+
+def page_of(images: Path, *candidates: Candidate, pictures: int = 1) -> Page:
+    return figures_page([measured(images, *candidates, pictures=pictures)], images, "python -m ...")
 
 
 def crops_of(page: Page) -> list[Crops]:
@@ -95,23 +110,22 @@ def crops_of(page: Page) -> list[Crops]:
 def test_the_place_where_the_networks_differ_is_found(images: Path) -> None:
     """One place of the grid is painted by one network; another by both, which is a difference from bicubic alone."""
     both = (0, 0, 32, 32)
-    runs = [Shown("a", Path("a"), Painted(both)), Shown("b", Path("b"), Painted(both, (48, 80, 32, 32)))]
-    (choice,) = _Figures(4, runs, options(images), ()).choices
+    runs = [candidate("a", Painted(both)), candidate("b", Painted(both, (48, 80, 32, 32)))]
+    (choice,) = measured(images, *runs).choices
     assert choice.box == (48, 80, 32, 32)
     assert choice.difference == pytest.approx(25.5, abs=0.6)  # two pictures of 8 bits
 
 
 def test_one_network_is_looked_at_where_it_differs_from_bicubic(images: Path) -> None:
-    (choice,) = _Figures(4, [Shown("painted", Path("b"), Painted((16, 64, 32, 32)))], options(images), ()).choices
+    (choice,) = measured(images, candidate("painted", Painted((16, 64, 32, 32)))).choices
     assert choice.box == (16, 64, 32, 32)
 
 
 def test_a_crop_shows_the_pixels_of_its_place(images: Path) -> None:
     """HR, bicubic and the networks, in this order, each cut at the box; the box is drawn where it is."""
-    runs = [Shown("plain", Path("a"), Painted()), Shown("painted", Path("b"), Painted((48, 80, 32, 32)))]
-    page = figures_page(runs, options(images), (), ["RUN"])
-    (crops,) = crops_of(page)
-    (view,) = crops.views
+    runs = [candidate("plain", Painted()), candidate("painted", Painted((48, 80, 32, 32)))]
+    (crops,) = crops_of(page_of(images, *runs))
+    view = crops.views[0]
     assert [crop.label for crop in view.crops] == ["HR", "Bicubic", "plain", "painted"]
     hr = load_test_set(images, 4)[0][1]
     np.testing.assert_array_equal(view.crops[0].image, hr[48:80, 80:112])
@@ -123,9 +137,70 @@ def test_a_crop_shows_the_pixels_of_its_place(images: Path) -> None:
     assert crops.frame(view) == {"top": 50.0, "left": 62.5, "height": 33.333, "width": 25.0}
 
 
+def test_errors_are_magnified_alike(images: Path) -> None:
+    """At the painted place: HR is a soft slope, so bicubic is right there and the painted one 25.5 levels off."""
+    page = page_of(images, candidate("plain", Painted()), candidate("painted", Painted((48, 80, 32, 32))))
+    (crops,) = crops_of(page)
+    errors = crops.views[1]
+    assert [crop.label for crop in errors.crops] == ["Bicubic, error", "plain, error", "painted, error"]
+    assert "|SR - HR| on luma, times " in errors.label
+    factor = float(errors.label.rpartition("times ")[2])
+    hr, *made = (luma_uint8(crop.image).astype(float) * 255 for crop in crops.views[0].crops)
+    assert factor == pytest.approx(255 / np.percentile(np.abs(made[2] - hr), 99.5), rel=0.1)
+    for crop, output in zip(errors.crops, made, strict=True):
+        error = np.abs(output - hr)
+        np.testing.assert_allclose(crop.image[..., 0], np.minimum(255, error * factor), atol=0.6)
+        assert crop.note == f"{error.mean():.2f} levels on average"
+    assert errors.crops[2].image.mean() > 10 * errors.crops[0].image.mean()
+
+
+def test_where_nothing_is_magnified_there_is_no_error() -> None:
+    hr = noise(16, 16, 0)
+    said, (crop,) = error_crops(hr, {"same": hr}, (0, 0, 16, 16))
+    assert said.endswith("times 1")
+    assert not crop[1].any()
+
+
+def test_spectra_are_those_of_the_whole_pictures() -> None:
+    """White noise is flat: half as much is 6.02 dB lower at every frequency; a wave has its own frequency."""
+    generator = np.random.default_rng(0)
+    rough = generator.normal(0, 1, (128, 128, 1)).repeat(3, axis=2)
+    loud, quiet = (np.rint(128 + rough * levels).clip(0, 255).astype(np.uint8) for levels in (24, 12))
+    chart = spectra(loud, {"quiet": quiet}, 4, "noise")
+    assert [(line.label, line.series) for line in chart.lines] == [("quiet", 0), ("HR", 6)]
+    (x, low), (same_x, high) = (np.array(line.points).T for line in chart.lines)
+    np.testing.assert_array_equal(x, same_x)
+    np.testing.assert_allclose(high - low, 6.02, atol=0.6)
+    # 219/255 of the levels are luma's; white noise of 1 level is at -2.5 dB.
+    assert high.mean() == pytest.approx(20 * np.log10(24 * 219 / 255) - 2.5, abs=0.3)
+    assert (x[0], x[-1]) == (pytest.approx(200 / 128 * 1.5, abs=1.7), pytest.approx(137, abs=5))
+    # Noise of one frequency, 32 of 64 cycles, in all directions.
+    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(128, 1 / 128), np.fft.fftfreq(128, 1 / 128)))
+    ring = np.fft.ifft2(np.fft.fft2(rough[..., 0]) * (np.abs(radius - 32) < 2)).real
+    ring = np.rint(128 + 100 * ring[..., None].repeat(3, axis=2)).clip(0, 255).astype(np.uint8)
+    line = spectra(ring, {}, 4, "ring").lines[0]
+    assert max(line.points, key=lambda point: point[1])[0] == pytest.approx(50, abs=2)
+
+
+def test_of_many_methods_the_first_are_drawn() -> None:
+    picture = noise(16, 16, 0)
+    chart = spectra(picture, {f"m{number}": picture for number in range(8)}, 2, "x")
+    assert [line.series for line in chart.lines] == [0, 1, 2, 3, 4, 5, 6]
+    assert "Drawn are the first 6 of 8." in chart.note
+
+
+def test_methods_that_are_alike_are_shown_where_bicubic_differs(images: Path) -> None:
+    """A run and its export: at no place do they differ, and any place would do."""
+    box = (48, 80, 32, 32)
+    figures = measured(images, candidate("a", Painted(box)), candidate("b", Painted(box)))
+    assert figures.choices[0].box == box
+    (text,) = [block for block in next(figures.sections()).blocks if isinstance(block, Text)]
+    assert "hardly differ among themselves" in text.paragraphs[0]
+
+
 def test_the_numbers_are_those_of_the_whole_image(images: Path) -> None:
     painted = Painted((48, 80, 32, 32))
-    page = figures_page([Shown("painted", Path("b"), painted)], options(images, pictures=2), (), ["RUN"])
+    page = page_of(images, candidate("painted", painted), pictures=2)
     rows = {row["name"]: row for row in evaluate_sr(painted, load_test_set(images, 4), 4).per_image}
     for crops in crops_of(page):
         row = rows[crops.title]
@@ -134,7 +209,7 @@ def test_the_numbers_are_those_of_the_whole_image(images: Path) -> None:
 
 
 def test_a_named_place_is_shown_on_the_grid_of_lr(images: Path) -> None:
-    found = _Figures(4, [Shown("a", Path("a"), Painted())], options(images), [Wanted("image1", 5, 11, 30)])
+    found = measured(images, candidate("a", Painted()), crops=[Wanted("image1", 5, 11, 30)])
     assert [(choice.image, choice.box) for choice in found.choices] == [(1, (4, 8, 28, 28))]
 
 
@@ -149,17 +224,16 @@ def test_a_named_place_is_shown_on_the_grid_of_lr(images: Path) -> None:
 def test_a_place_that_is_not_there_is_one_line_before_anything_is_measured(
     images: Path, crop: Wanted, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_Figures, "_enlarged", lambda *_, **__: pytest.fail("measured first"))
+    monkeypatch.setattr(Figures, "measure", lambda *_, **__: pytest.fail("measured first"))
     with pytest.raises(UserError, match=message):
-        _Figures(4, [Shown("a", Path("a"), Painted())], options(images), [crop])
+        measured(images, candidate("a", Painted()), crops=[crop])
 
 
 def test_what_an_encoder_adds_to_bicubic_is_magnified(images: Path) -> None:
     """LR is every fourth pixel: the encoder is 10 levels above it everywhere; 127 / 10 magnifies, by two digits 12."""
     teacher = PrivilegedTeacher(4, encoder="pisr", degradation="none")
     teacher.encoder = EveryFourth(10)
-    page = figures_page([Shown("PISR", Path("t"), teacher)], options(images), (), ["RUN"])
-    (crops,) = crops_of(page)  # no networks, no figure 6
+    (crops,) = crops_of(page_of(images, candidate("PISR", teacher)))  # no networks, no figure 6
     whole, magnified = crops.views
     assert [crop.label for crop in whole.crops] == ["Bicubic", "PISR", "PISR, less bicubic"]
     assert [crop.label for crop in magnified.crops] == ["HR", "Bicubic", "PISR", "PISR, less bicubic"]
@@ -175,7 +249,7 @@ def test_an_encoding_far_from_black_and_white_is_stretched(images: Path) -> None
     """The slope, 1000 levels up: its darkest pixels are black, its lightest white."""
     teacher = PrivilegedTeacher(4, encoder="pisr", degradation="none")
     teacher.encoder = EveryFourth(1000)
-    (crops,) = crops_of(figures_page([Shown("PISR", Path("t"), teacher)], options(images), (), ["RUN"]))
+    (crops,) = crops_of(page_of(images, candidate("PISR", teacher)))
     encoded = crops.views[0].crops[1]
     assert encoded.image.min() == 0
     assert encoded.image.max() >= 250
@@ -187,18 +261,18 @@ def test_an_encoding_far_from_black_and_white_is_stretched(images: Path) -> None
 
 
 def test_values_beyond_black_and_white_are_shown_with_their_range() -> None:
-    assert _window(np.linspace(0, 255, 1001)) == (0, 255)
-    assert _window(np.linspace(-10, 260, 1001)) == (0, 255)
-    low, high = _window(np.linspace(-1000, 1000, 1001))
+    assert window(np.linspace(0, 255, 1001)) == (0, 255)
+    assert window(np.linspace(-10, 260, 1001)) == (0, 255)
+    low, high = window(np.linspace(-1000, 1000, 1001))
     assert (low, high) == (-990, 990)  # 0.5 % on either side
-    assert _window(np.full(9, 400.0)) == (400, 401)
+    assert window(np.full(9, 400.0)) == (400, 401)
 
 
 def test_differences_are_magnified_by_two_digits() -> None:
-    assert _gain([np.zeros(4)]) == 1
-    assert _gain([np.full(4, 1.0), np.full(4, -3.0)]) == 42  # 127 / 3 = 42.3
-    assert _gain([np.full(4, 1000.0)]) == pytest.approx(0.12)  # 0.127
-    assert _gain([np.full(4, 127.0)]) == 1
+    assert gain([np.zeros(4)], 127) == 1
+    assert gain([np.full(4, 1.0), np.full(4, -3.0)], 127) == 42  # 127 / 3 = 42.3
+    assert gain([np.full(4, 1000.0)], 127) == pytest.approx(0.12)  # 0.127
+    assert gain([np.full(4, 127.0)], 127) == 1
 
 
 # From the command line.
@@ -253,7 +327,8 @@ def test_a_page_of_two_scales(runs: Path, photographs: Path, tmp_path: Path) -> 
     ]
     assert "teacher of Ours, less bicubic" in text
     pictures = re.findall(r"data:image/png;base64,([^\"]+)", text)
-    assert len(pictures) == 3 + 3 + 3 + 4
+    assert len(pictures) == 2 * (3 + 2) + 3 + 4  # with how far bicubic and the run are from HR
+    assert text.count('<svg class="chart"') == 2
     assert {Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in pictures} == {
         (32, 32),
         (20, 16),
@@ -264,7 +339,7 @@ def test_a_page_of_two_scales(runs: Path, photographs: Path, tmp_path: Path) -> 
 
 def test_best_weights_on_request(runs: Path, photographs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no best weights yet"):
-        open_runs([(None, runs / "dssd-x4-00000000")], "best")
+        open_candidates([str(runs / "dssd-x4-00000000")], "best")
 
 
 @pytest.mark.parametrize(
@@ -274,7 +349,7 @@ def test_best_weights_on_request(runs: Path, photographs: Path, tmp_path: Path) 
         (lambda r: ["--crop", "p0:1,2,3"], "a side of 3 is too small; use 8"),
         (lambda r: ["--side", "4"], "--side 4: too small"),
         (lambda r: ["--out", str(r)], "is a folder; name the page"),
-        (lambda r: [f"dssd-x4={r / 'fsrcnn-x2-00000000'}"], "two runs are called dssd-x4"),
+        (lambda r: [f"A={r / 'fsrcnn-x2-00000000'}", f"A={r / 'dssd-x4-00000000'}"], "two are called A"),
         (lambda r: [str(r / "nothing")], "no such run folder or checkpoint"),
     ],
 )
@@ -297,7 +372,7 @@ def test_nobody_elses_page_is_replaced(runs: Path, photographs: Path, tmp_path: 
 def test_image_translation_is_refused(tmp_path: Path) -> None:
     save_generator(ResNetGenerator(ngf=2), tmp_path / "g.safetensors")
     with pytest.raises(UserError, match="translates images; these figures are of super-resolution"):
-        open_runs([(None, tmp_path / "g.safetensors")], "last")
+        with_teachers(open_candidates([str(tmp_path / "g.safetensors")]), [tmp_path / "g.safetensors"], "last")
 
 
 def test_labels_and_places_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,10 @@ from torch import nn
 
 from hpcdistill.deploy.description import METADATA_KEY, Description
 from hpcdistill.deploy.formats.base import Format, Opened, Options, Planes, beside, example, in_eval_mode
+from hpcdistill.deploy.formats.ncnn_layers import PROGRAMS, PlainRgb
 from hpcdistill.deploy.formats.traced import check_made, check_size, save, traced
 from hpcdistill.deploy.interface import in_words
+from hpcdistill.deploy.rgb_graph import RgbGraph
 from hpcdistill.errors import UserError
 from hpcdistill.storage import json_object, parse_json, write_bytes
 
@@ -50,15 +52,21 @@ class Ncnn(Format):
 
     def remarks(self, path: Path, about: Description, options: Options) -> tuple[str, ...]:
         """What upscayl and realesrgan-ncnn-vulkan make of it: most people who ask for such files run these."""
-        programs = "upscayl and realesrgan-ncnn-vulkan"
+        programs = " and ".join(PROGRAMS)
         if about.task == "translation":
             return (f"not for {programs}: they give RGB in 0 .. 1, this network takes {about.low:g} .. {about.high:g}",)
         if about.colour == "luma":
             return (f"not for {programs}: they give RGB, this network takes luma; for them export it with --graph rgb",)
-        said = [f"for {programs}: put the .param and the .bin into a folder named models, and give -n {path.stem}"]
-        if _scale_of_name(path.stem) != about.scale:
+        kinds = {words[0] for words in _layers(path.read_text())}
+        lacking = {program: sorted(kinds - layers) for program, layers in PROGRAMS.items()}
+        said = [f"not for {program}, which has no {', '.join(lacks)}" for program, lacks in lacking.items() if lacks]
+        fitting = [program for program, lacks in lacking.items() if not lacks]
+        if fitting:
+            place = "put the .param and the .bin into a folder named models"
+            said.append(f"for {' and '.join(fitting)}: {place}, and give -n {path.stem}")
+        if "upscayl" in fitting and _scale_of_name(path.stem) != about.scale:
             said.append(f"upscayl takes the scale from the name: rename the files so that it says x{about.scale}")
-        if about.overlap is None or about.overlap > OVERLAP:
+        if fitting and (about.overlap is None or about.overlap > OVERLAP):
             seen = "the whole picture" if about.overlap is None else f"{about.overlap} to each side"
             said.append(f"their tiles overlap by {OVERLAP} pixels and this network sees {seen}: seams may show")
         return tuple(said)
@@ -168,6 +176,8 @@ def _converted(network: nn.Module, about: Description, half: bool) -> tuple[str,
     """
     import pnnx
 
+    if isinstance(network, RgbGraph):
+        network = PlainRgb(network).eval()
     picture = example(about)[:1]  # ncnn has no batch
     with tempfile.TemporaryDirectory(prefix="hpcdistill-ncnn-") as place:
         folder = Path(place)

@@ -103,6 +103,8 @@ class OpenVinoSession:
                 raise MemoryError from None
             raise UserError(f"{self.origin}: OpenVINO: {_reason(error)}") from None
         made: Planes = found[0]
+        if not made.size:
+            raise MemoryError  # OpenVINO gives an empty array then, and no error
         return check_made(self.about, images, made, self.origin)
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -41,6 +43,14 @@ from hpcdistill.storage import write_bytes
 _NOT_OURS = "is no .pt2 file that hpcdistill exported; export the network with `python -m hpcdistill.export torch`"
 _WEIGHTS = "data/weights/"
 _TYPES = {5: "<i8", 6: "<f2", 7: "<f4", 8: "<f8"}  # of torch._export.serde.schema.ScalarType
+_DAMAGED = (
+    OSError,
+    ValueError,
+    LookupError,
+    NotImplementedError,
+    EOFError,
+    RuntimeError,
+)  # by zipfile
 _LARGEST = 1 << 31  # bytes; what a damaged or evil archive claims is not unpacked beyond
 
 
@@ -111,7 +121,7 @@ def _archive(path: Path) -> tuple[Description, dict[str, bytes]]:
                 raise ValueError("it is too large")
             members = {member.filename.partition("/")[2]: file.read(member) for member in file.infolist()}
         text = members[f"extra/{METADATA_KEY}"].decode()
-    except (zipfile.BadZipFile, ValueError, KeyError, NotImplementedError, EOFError, RuntimeError):
+    except (zipfile.BadZipFile, zlib.error, struct.error, ArithmeticError, *_DAMAGED):
         raise UserError(f"{path}: {_NOT_OURS}") from None
     return Description.from_json(text, str(path)), members
 

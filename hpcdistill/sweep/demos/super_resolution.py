@@ -11,27 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from hpcdistill.console import say, warn
 from hpcdistill.data.index import LR_RULES, Index, load_index
 from hpcdistill.errors import EXIT_STOPPED, UserError
 from hpcdistill.metrics.cost import Cost, super_resolution_cost
 from hpcdistill.metrics.sample_grid import bicubic_image, busiest_crop, colourise
-from hpcdistill.metrics.sr_evaluation import (
-    SRImages,
-    bicubic_upsampler,
-    evaluate_image,
-    evaluating,
-    load_test_set,
-    summarise,
-)
+from hpcdistill.metrics.sr_evaluation import bicubic_upsampler
+from hpcdistill.metrics.sr_test_sets import SRImages, load_test_set
+from hpcdistill.metrics.trained_super_resolution import evaluate_super_resolution
 from hpcdistill.models.registry import load_generator
 from hpcdistill.storage import CLONE
+from hpcdistill.sweep import comparison
 from hpcdistill.sweep.charts import Chart, Line
 from hpcdistill.sweep.demos import base
 from hpcdistill.sweep.demos.base import Box, Measured, Stage
-from hpcdistill.sweep.report import Charts, Commands, Crops, Facts, Image, Page, Row, Section, Table, Text
+from hpcdistill.sweep.report import Charts, Commands, Crops, Facts, Image, Page, Section, Table, Text
 
 # The student trained longer that the rows of the demo stand beside; a card of the same name lies beside it.
 PRETRAINED = CLONE / "hpcdistill/pretrained/fsrcnn-bicubic-x4-bsd-t91.safetensors"
@@ -152,14 +148,14 @@ def training_arguments(name: str, folder: Path, steps: int | None, data: Path | 
 def measure(name: str, generator: nn.Module, images: SRImages, steps: int, seconds: float | None) -> Enlarged:
     """PSNR, SSIM, cost and pictures of one generator on the photographs, on the CPU."""
     say(f"{name}: measuring on {len(images)} photographs")
-    measured, pictures = [], []
-    with evaluating(generator) as network:
-        for image, hr, lr in images:
-            row, output = evaluate_image(network, image, hr, lr, SCALE, RULE)
-            measured.append(row)
-            pictures.append(bicubic_image(lr, SCALE) if name == "bicubic" else colourise(output[0], lr, SCALE))
+    pictures = []
+
+    def keep(number: int, hr: Image, lr: Image, made: Mapping[str, Tensor]) -> None:
+        pictures.append(bicubic_image(lr, SCALE) if name == "bicubic" else colourise(made[name][0], lr, SCALE))
+
+    result = evaluate_super_resolution({name: generator}, images, RULE, seen=keep)[0][name]
     cost = Cost(0, 0, 0) if name == "bicubic" else super_resolution_cost(generator)
-    return Enlarged(name, *METHODS[name], summarise(measured).metrics, measured, cost, steps, seconds, tuple(pictures))
+    return Enlarged(name, *METHODS[name], result.metrics, result.per_image, cost, steps, seconds, tuple(pictures))
 
 
 def trained_steps(notes: Mapping[str, Any]) -> int:
@@ -268,24 +264,14 @@ def _caution(story: SRStory) -> tuple[str, ...]:
 
 def results_table(rows: Sequence[Enlarged]) -> Table:
     """What was measured, on the terminal and on the page."""
-    network = [
-        (f"{row.cost.params:,}", f"{row.cost.macs / 1e9:.2f} G", f"{row.steps:,}") if row.steps else ("-", "-", "-")
-        for row in rows
-    ]
-    return Table(
-        caption=f"x{SCALE}, mean of {len(rows[0].per_image)} photographs not trained on",
-        columns=("Method", "PSNR [dB]", "to bicubic", "SSIM", "Parameters", "MACs", "Steps"),
-        rows=tuple(
-            Row(
-                (row.title, f"{row.psnr:.2f}", base.gain_over(row, rows[0]), f"{row.metrics['ssim']:.4f}", *cells),
-                row.series,
-            )
-            for row, cells in zip(rows, network, strict=True)
-        ),
-        note="PSNR and SSIM on luma, four pixels of border left out, the output rounded to 8 bits and the reference "
+    return comparison.results_table(
+        rows,
+        f"x{SCALE}, mean of {len(rows[0].per_image)} photographs not trained on",
+        "PSNR and SSIM on luma, four pixels of border left out, the output rounded to 8 bits and the reference "
         "not. MACs for an output of 1280x720 by the literature's rule, which charges the last layer at its output "
         f"size; what it takes is {rows[1].cost.true_macs / 1e9:.2f} G. Steps are the student's own, without its "
         "teacher's.",
+        {"Steps": [f"{row.steps:,}" if row.steps else "-" for row in rows]},
     )
 
 
