@@ -30,9 +30,8 @@ from hpcdistill.deploy.rgb_graph import RgbGraph
 from hpcdistill.errors import UserError, is_out_of_memory
 from hpcdistill.storage import write_bytes
 
-# PyTorch's exporter writes 18 and has anything else converted. onnxruntime reads it since 1.14.
+# PyTorch's exporter writes 18 and has anything else converted. onnxruntime reads it, and IR 8 with it, since 1.14.
 OPSET = 18
-NEWEST_IR = 10  # that onnxruntime 1.18 reads
 INPUT, OUTPUT = "input", "output"
 CHECKSUM_KEY = "sha256"  # of all bytes before it
 _SEAL = len(CHECKSUM_KEY) + 64 + 6  # bytes: key and value, each with a tag and a length, in an entry with the same
@@ -54,6 +53,8 @@ class Onnx(Format):
     options = frozenset({"graph", "half", "opset"})
 
     def write(self, network: nn.Module, about: Description, path: Path, options: Options) -> tuple[Path, ...]:
+        import onnx
+
         network = in_eval_mode(network)
         opset = OPSET if options.opset is None else options.opset
         if options.half and isinstance(network, RgbGraph):
@@ -63,7 +64,8 @@ class Onnx(Format):
         model = _exported(network, about, opset)
         _check_opset(model, opset)
         _strip(model)
-        model.ir_version = min(model.ir_version, NEWEST_IR)
+        # Nothing is left of what the exporter's newer one is for, and older runtimes refuse that.
+        model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
         texts = {METADATA_KEY: about.to_json(), **in_words(about)}
         if options.half:
             texts["precision"] = "float16 inside; input and output are float32"
