@@ -22,6 +22,7 @@ from hpcdistill.sweep.report import (
     Commands,
     Crop,
     Crops,
+    Download,
     Facts,
     Page,
     Row,
@@ -256,3 +257,15 @@ def test_a_page_fits_a_phone(name: str, tmp_path: Path) -> None:
 def test_a_row_of_the_wrong_length_is_refused() -> None:
     with pytest.raises(AssertionError):
         Table("t", ("a", "b"), (Row(("only one",)),))
+
+
+def test_a_file_travels_inside_the_page() -> None:
+    content = bytes(range(256)) * 9
+    block = Download("Weights <of> it", "a.safetensors", content)
+    parsed = Strict(render(Page("t", "k", "l", (Section("", (block,)),))))
+    [link] = [attributes for tag, attributes in parsed.elements if tag == "a"]
+    assert link["download"] == "a.safetensors"
+    head, _, packed = str(link["href"]).partition("base64,")
+    assert head == "data:application/octet-stream;"
+    assert base64.b64decode(packed) == content
+    assert "2 kB" in " ".join(parsed.text)
