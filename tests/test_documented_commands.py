@@ -335,6 +335,20 @@ def check_prefetch(options: argparse.Namespace) -> None:
     assert set(options.weights) <= set(WEIGHTS)
 
 
+def check_benchmark(options: argparse.Namespace) -> None:
+    if options.command == "cost":
+        check_train(options)
+        return
+    overrides = [word for word in options.models if "=" in word]
+    for word in options.models:
+        if word.endswith(".yaml"):
+            load_run([word, *overrides])
+        elif word not in overrides:
+            assert word == "pretrained:x4" or is_run(Path(word)), word
+    if options.data is not None:
+        known_place(str(options.data))
+
+
 def check_fetch(options: argparse.Namespace) -> None:
     names = [options.recipe] if isinstance(options.recipe, str) else options.recipe
     for name in names:
@@ -370,7 +384,7 @@ def check_grids(options: argparse.Namespace) -> None:
 CHECKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": check_train,
     "prefetch": check_prefetch,
-    "benchmark": check_train,
+    "benchmark": check_benchmark,
     "evaluate": check_evaluate,
     "figures": check_figures,
     "fetch": check_fetch,
