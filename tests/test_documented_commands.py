@@ -446,9 +446,9 @@ def installable(words: list[str]) -> None:
     for word in words[1:]:
         if word == "-e":
             continue
-        own = re.fullmatch(r"\.\[(\w+)\]", word)
+        own = re.fullmatch(r"\.\[([\w,]+)\]", word)
         if own:
-            assert own.group(1) in project["optional-dependencies"]
+            assert set(own.group(1).split(",")) <= set(project["optional-dependencies"])
         else:
             assert word in locked, f"{word}: not in requirements.lock, and this project is in no registry"
 
