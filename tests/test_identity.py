@@ -9,6 +9,7 @@ import pytest
 from hpcdistill.data.index import Index
 from hpcdistill.methods.distilled_gan import DistilledGAN
 from hpcdistill.run import load_run, of_another_length
+from hpcdistill.settings import identity_values
 from hpcdistill.training.run_folder import RunFolder
 
 
@@ -172,6 +173,13 @@ def test_runs_of_the_older_schedule_keep_their_keys(files: tuple[str, ...], monk
     first, *variants = files
     names = [f"{first}.yaml", *(f"variants/{name}.yaml" for name in variants)]
     assert load_run([str(CONFIGS / name) for name in names]).key == BEFORE[files]
+
+
+def test_one_layer_of_the_discriminator_is_that_layer_however_it_is_written() -> None:
+    given = [{"discriminator_layer": value} for value in (2, [2], [2, 2])]
+    assert {repr(identity_values(DistilledGAN.Config(**values))) for values in given} == {"{'discriminator_layer': 2}"}
+    sets = [identity_values(DistilledGAN.Config(discriminator_layer=layers)) for layers in ((4, 2), (2, 4))]
+    assert sets[0] == sets[1] == {"discriminator_layer": (2, 4)}
 
 
 def test_the_version_of_blocks_is_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -12,6 +12,7 @@ from hpcdistill.methods.gan_settings import FAMILIES, MOST_REMEMBERED, GANConfig
 from hpcdistill.models import PERCEPTUAL, VGG_LAYERS
 from hpcdistill.settings import LARGEST_WEIGHT, MOST_PIXELS, MOST_STEPS, Section
 
+DiscriminatorLayer = Annotated[int, Field(gt=0, le=100)]
 STUDENT_STEPS = {"online": 1, "blocks": 4}  # student updates for each of the teacher, unless said otherwise
 
 
@@ -41,11 +42,10 @@ class DistilledGANConfig(GANConfig):
         None,
         description="i, the generator maps that are compared; unset = the network's own, resnet: down2 and 3 blocks",
     )
-    discriminator_layer: int | None = Field(
+    discriminator_layer: DiscriminatorLayer | tuple[DiscriminatorLayer, ...] | None = Field(
         None,
-        gt=0,
-        le=100,
-        description="k, the discriminator's activation that compares them; unset = the last, number 4",
+        description="k, the discriminator's activation that compares them, or I_D, a list over which L_dcd is summed; "
+        "unset = the last, number 4",
     )
     projection: Literal["frozen", "trained", "shared"] = Field(
         "frozen",
@@ -105,6 +105,17 @@ class DistilledGANConfig(GANConfig):
         description="blocks: how many pairs of blocks; the last student's takes what is left of the run",
     )
 
+    @field_validator("discriminator_layer")
+    @classmethod
+    def _a_set(cls, layers: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+        """In order, each once; a list of one is that one."""
+        if not isinstance(layers, tuple):
+            return layers
+        if not layers:
+            raise ValueError("is empty; name a layer, or leave it unset for the last")
+        chosen = tuple(sorted(set(layers)))
+        return chosen if len(chosen) > 1 else chosen[0]
+
     @field_validator("student_steps")
     @classmethod
     def _unless_usual(cls, steps: int | None, info: ValidationInfo) -> int | None:
@@ -140,6 +151,11 @@ class DistilledGANConfig(GANConfig):
     def version(self) -> int:
         """2 of blocks: the teacher goes on from its latest weights, and rates follow each group's own steps."""
         return 2 if self.schedule == "blocks" else self.VERSION
+
+    @property
+    def discriminator_layers(self) -> tuple[int | None, ...]:
+        """I_D; None = the discriminator's last."""
+        return self.discriminator_layer if isinstance(self.discriminator_layer, tuple) else (self.discriminator_layer,)
 
     @property
     def students_updates(self) -> int:

@@ -239,17 +239,18 @@ class DistilledGAN(TranslationGAN):
                 seen[1] = self.fixed_projections[direction.name](maps)
         terms: Terms = {}
         batch_free = is_batch_free(self.judges.discriminators)
-        for name, distance, look, exact in (
-            ("dcd", losses.dcd, self._activation, batch_free),
-            ("spectral", losses.spectral, self._opinion, True),
-        ):
-            if self.uses(name):
-                students, teachers = (_looked_at(found, partial(look, direction.name), exact) for found in seen)
-                terms[name] = self.weighted(name, distance(students, teachers))
+        if self.uses("dcd"):
+            distances = []
+            for layer in self.config.discriminator_layers:
+                look = partial(self.judges.activations, direction.name, layer=layer)
+                students, teachers = (_looked_at(found, look, batch_free) for found in seen)
+                distances.append(losses.dcd(students, teachers))
+            terms["dcd"] = self.weighted("dcd", distances[0] if len(distances) == 1 else torch.stack(distances).sum())
+        if self.uses("spectral"):
+            look = partial(self._opinion, direction.name)
+            students, teachers = (_looked_at(found, look, True) for found in seen)
+            terms["spectral"] = self.weighted("spectral", losses.spectral(students, teachers))
         return terms
-
-    def _activation(self, direction: str, x: Tensor) -> Tensor:
-        return self.judges.activations(direction, x, self.config.discriminator_layer)
 
     def _opinion(self, direction: str, x: Tensor) -> Tensor:
         opinion: Tensor = self.judges(direction, radial_spectrum(x), spectrum=True)
@@ -284,8 +285,9 @@ class DistilledGAN(TranslationGAN):
                     f"the discriminator: {error} (method.discriminator_strides)"
                 ) from None
             valid = discriminator.activation_channels
-            if config.discriminator_layer is not None and config.discriminator_layer not in valid:
-                raise UserError(f"method.discriminator_layer: {config.discriminator_layer} is not one of {list(valid)}")
+            for number in config.discriminator_layers:
+                if number is not None and number not in valid:
+                    raise UserError(f"method.discriminator_layer: {number} is not one of {list(valid)}")
         return tuple(layers), side
 
     def _projections(self, translators: Translators, direction: Direction) -> ComparedMaps:

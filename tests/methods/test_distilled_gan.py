@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from toy import Killed, ToyReader, newest_tensors, rows, run
+from toy import ToyReader, rows, run
 from translation import (
     BATCH,
     CROP,
@@ -36,9 +36,7 @@ from translation import (
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS, distilled_gan, translation_gan
 from hpcdistill.methods.distilled_gan import DistilledGAN
-from hpcdistill.models.registry import load_generator
 from hpcdistill.run import load_run
-from hpcdistill.training.evaluation import Evaluation
 
 FAMILIES = ("cyclegan", "pix2pix")
 LAYERS = {"cyclegan": ("down2", "block1", "block2", "block3"), "pix2pix": ("down3", "down4", "up4", "up2")}
@@ -107,9 +105,10 @@ def students_terms(method: DistilledGAN, batch: dict[str, Tensor], direction: st
         terms["style"] = 1e4 * sum(l1(gram(of_student[layer]), gram(of_teacher[layer])) for layer in layers)
         terms["feature"] = 10 * sum(l1(of_student[layer], of_teacher[layer]) for layer in config.feature_layers)
     own, teachers = compared(method, direction, batch, config.layers or LAYERS[config.family])
-    k = config.discriminator_layer or 3
+    layers = (3,) if config.discriminator_layer is None else np.atleast_1d(config.discriminator_layer).tolist()
     pairs = list(zip(own, teachers, strict=True))
-    terms["dcd"] = config.weight_dcd * sum(l1(activation(d, s, k), activation(d, t, k)) for s, t in pairs)
+    distances = [l1(activation(d, s, k), activation(d, t, k)) for s, t in pairs for k in layers]
+    terms["dcd"] = config.weight_dcd * sum(distances)
     if classifier is not None:
         distances = [l1(opinion(classifier, profile(s)), opinion(classifier, profile(t))) for s, t in pairs]
         terms["spectral"] = config.weight_spectral * sum(distances)
@@ -170,6 +169,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fesd": {},
     "both directions": {"direction": "both"},
     "lambda_stu": {"weight_student": 0.25, "discriminator_layer": 2},
+    "a set of D's layers": {"discriminator_layer": [3, 1]},
     "mixed": {"mix_spectral": True},
     "after": {"shift": {"place": "after", "rate": 0.67}},
     "trained": {"projection": "trained"},
@@ -421,7 +421,8 @@ def test_the_values_as_printed() -> None:
             2,
             "before",
         )
-        assert (config.train.epochs, config.train.batch_size) == (200, 1)
+        batch = 1 if family == "cyclegan" else 4  # printed of CycleGAN; released scripts
+        assert (config.train.epochs, config.train.batch_size) == (200, batch)
         assert method.students_updates == (4 if family == "cyclegan" else 1)
         assert (config.data.load_size, config.data.crop, method.crop) == (286, 256, 256)
         generators = loaded.untrained().generators
@@ -431,7 +432,7 @@ def test_the_values_as_printed() -> None:
         else:
             assert (parameters["student"], parameters["teacher"]) == (3_404_451, 54_413_955)
         printed = load_run([str(root / "fesd" / f"{data}.yaml"), str(root / "variants" / "schedule-100.yaml")])
-        assert printed.config.train.epochs == 100
+        assert (printed.config.train.epochs, printed.config.train.batch_size) == (100, 1)
         original = load_run([str(root / "original" / f"{data}.yaml")]).config
         assert original.method.name == family
         assert original.train == config.train
@@ -474,6 +475,7 @@ def test_variants_for_a_cpu_build(row: str, variant: str, data: str) -> None:
             r"method.crop: of 16x16 images the spectral classifier sees 4x4 pixels, too few",
         ),
         ({"discriminator_layer": 4}, r"method.discriminator_layer: 4 is not one of \[1, 2, 3\]"),
+        ({"discriminator_layer": [2, 4]}, r"method.discriminator_layer: 4 is not one of \[1, 2, 3\]"),
         ({"projection": "shared"}, "shared needs maps of one width, teacher.ngf is 8, student.ngf 4"),
     ],
 )
@@ -489,6 +491,8 @@ def test_refusals(values: dict[str, Any], message: str) -> None:
         ({"family": "pix2pix", "direction": "both"}, "pix2pix translates a to b only"),
         ({"schedule": "blocks"}, "needs the number of pairs of blocks"),
         ({"blocks": 2}, "of the schedule blocks"),
+        ({"discriminator_layer": []}, "is empty; name a layer"),
+        ({"discriminator_layer": [0]}, "greater than 0"),
         ({"style_layers": ["relu1_3"]}, "no layer 'relu1_3'.*relu1_1, relu1_2, relu2_1"),
         (
             {f"weight_{name}": 0 for name in ("student", "style", "feature", "dcd", "spectral")},

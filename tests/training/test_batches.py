@@ -1,4 +1,4 @@
-"""Iterations of several batches: what each phase sees, the same for any number of ranks and pieces, and after a kill."""
+"""Iterations of several batches: what each phase sees, the same for any ranks and pieces, and after a kill."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import torch
 from processes import launch
 from safetensors.torch import load
-from toy import SEED, Killed, ToyGAN, ToyReader, gan_samples, newest_tensors, rows, run, saved
 from torch import nn
+from toy import SEED, Killed, ToyGAN, ToyReader, gan_samples, newest_tensors, rows, run, saved
 
 from hpcdistill.methods.base import Batch, Carry, Phase, Progress, Segment, Terms
 from hpcdistill.training.batches import delivered
