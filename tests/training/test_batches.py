@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from processes import launch
 from safetensors.torch import load
 from torch import nn
@@ -42,13 +43,18 @@ class Eager(ToyGAN):
         return super().discriminator_loss(batch, carry, progress)
 
 
+def images(numbers: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+    """As readers deliver them: the loop adds the numbers of the draws."""
+    return {name: value for name, value in gan_samples(numbers).items() if name != "number"}
+
+
 def train(folder: Path, rank: int = 0, ranks: int = 1, killed: int | None = None, **options: Any) -> Eager:
     def before(batch: int) -> None:
         if batch == killed:
             raise Killed
 
     method = Eager()
-    run(method, ToyReader(BATCH, gan_samples, rank, ranks, before), folder, STEPS, **options)
+    run(method, ToyReader(BATCH, images, rank, ranks, before), folder, STEPS, **options)
     return method
 
 
