@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol
 
@@ -29,15 +30,15 @@ def delivered(loader: Iterable[Batch], count: int, timeout: float) -> Generator[
     """
     if isinstance(loader, ReadAhead):
         loader.patience = timeout
-    batches: list[Batch] = []
+    single = iter(loader)
     try:
-        for batch in loader:
-            batches.append(batch)
-            if len(batches) == count:
-                yield batches
-                batches = []
+        while batches := list(itertools.islice(single, count)):
+            yield batches
     except StopWaiting:
         yield None
+    finally:
+        if isinstance(single, Generator):
+            single.close()
 
 
 class MicroBatches:

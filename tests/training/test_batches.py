@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,25 @@ def test_ranks_and_accumulation_change_nothing(tmp_path: Path) -> None:
 def test_batches_of_an_iteration_come_together() -> None:
     batches = [{"x": torch.tensor(number)} for number in range(6)]
     assert [[int(one["x"]) for one in taken or []] for taken in delivered(batches, 2, 1.0)] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_what_delivers_them_is_closed_with_them() -> None:
+    """Whoever holds the loader's iterator: its processes end when the run's batches are closed."""
+    ended: list[bool] = []
+
+    def loader() -> Iterator[Batch]:
+        try:
+            while True:
+                yield {"x": torch.zeros(1)}
+        finally:
+            ended.append(True)
+
+    held = loader()
+    taken = delivered(held, 2, 1.0)
+    next(taken)
+    assert not ended
+    taken.close()
+    assert ended
 
 
 class Resting(ToyGAN):
