@@ -35,7 +35,7 @@ TRANSLATION_VARIANTS += ("fesd-online-1", "fesd-online-4", "fesd-blocks", "fesd-
 METHOD_VARIANTS = [
     path
     for path in sorted((CONFIGS / "variants").glob("*.yaml"))
-    if path.stem not in ("cpu", "short", "bsd-t91", "quality", "shipped", "demo", *TRANSLATION_VARIANTS)
+    if path.stem not in ("cpu", "short", "bsd-t91", "first-hour", "quality", "shipped", "demo", *TRANSLATION_VARIANTS)
 ]
 
 
