@@ -73,6 +73,11 @@ class DistilledGANConfig(GANConfig):
     weight_spectral: float = Field(
         0.2, ge=0, le=LARGEST_WEIGHT, description="lambda_spe, weight of L_spectral (equation 13)"
     )
+    spectrum: Literal["shrunk", "crop", "maps"] = Field(
+        "shrunk",
+        description="what the spectral classifier SC learns to tell apart: real and generated images, shrunk to the "
+        "maps' size; pieces of that size cut out of them; or the teacher's projected maps and the student's",
+    )
     mix_spectral: bool = Field(
         False, description="the adversarial loss sees half of D, half of SC; equation 8 has D alone"
     )
@@ -118,6 +123,13 @@ class DistilledGANConfig(GANConfig):
         if self.schedule == "online" and (self.block_steps or self.blocks):
             raise ValueError(
                 "block_steps and blocks: are of the schedule blocks; set schedule=blocks or leave them out"
+            )
+        if self.spectrum == "maps" and self.mix_spectral:
+            raise ValueError("mix_spectral: with spectrum=maps the classifier sees no images; use shrunk or crop")
+        if self.spectrum == "maps" and self.weight_spectral and self.schedule == "blocks":
+            raise ValueError(
+                "spectrum: maps needs teacher and student in one iteration, blocks train one of them; use shrunk or "
+                "crop, or schedule=online"
             )
         return self
 

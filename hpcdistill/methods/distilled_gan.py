@@ -18,7 +18,15 @@ from hpcdistill.methods.cyclegan import cycle_terms
 from hpcdistill.methods.distillation_settings import DistilledGANConfig
 from hpcdistill.methods.gan_settings import A2B, FAMILIES, Direction, GeneratorSettings
 from hpcdistill.methods.pix2pix import paired_terms
-from hpcdistill.methods.translation_gan import Maps, TranslationGAN, Translators, is_batch_free, leave, one_batch
+from hpcdistill.methods.translation_gan import (
+    Maps,
+    TranslationGAN,
+    Translators,
+    is_batch_free,
+    leave,
+    one_batch,
+    spectra_name,
+)
 from hpcdistill.models import VGG_LAYERS
 from hpcdistill.models.discriminator import PatchDiscriminator
 from hpcdistill.models.image_generator import ImageGenerator, build_generator
@@ -102,7 +110,7 @@ class DistilledGAN(TranslationGAN):
         if fixed:
             self.memory["projections"] = self.fixed_projections
         if self.uses("spectral") or config.mix_spectral:
-            self.add_classifiers(self.student_directions, self.side, config.mix_spectral)
+            self.add_classifiers(self.student_directions, self.side, config.mix_spectral, config.spectrum)
         self.groups = {
             self.teaching: self.groups[self.teaching],
             STUDENT: Group(self.student, config.optimizer),
@@ -185,7 +193,7 @@ class DistilledGAN(TranslationGAN):
             if self.vgg is not None:
                 found |= self._perceptual_terms(output.image, image)
             if self.compares:
-                found |= self._comparison_terms(direction, output, maps)
+                found |= self._comparison_terms(direction, output, maps, carry)
             terms |= {name + direction.suffix: term for name, term in found.items()}
         assert terms, "checked when the method was built"
         return terms
@@ -221,28 +229,33 @@ class DistilledGAN(TranslationGAN):
                 terms[name] = self.weighted(name, distance(*chosen))
         return terms
 
-    def _comparison_terms(self, direction: Direction, output: StudentOutput, maps: Maps) -> Terms:
-        """L_dcd and L_spectral: what the frozen judges make of the projected maps."""
+    def _comparison_terms(self, direction: Direction, output: StudentOutput, maps: Maps, carry: Carry) -> Terms:
+        """L_dcd and L_spectral: what the frozen judges make of the projected maps.
+
+        Leaves the maps' spectra to the classifier's own loss, where it learns from them.
+        """
         seen = [output.own, output.teachers]
         if self.config.projection == "frozen":
             with torch.no_grad():
                 seen[1] = self.fixed_projections[direction.name](maps)
         terms: Terms = {}
-        batch_free = is_batch_free(self.judges.discriminators)
-        for name, distance, look, exact in (
-            ("dcd", losses.dcd, self._activation, batch_free),
-            ("spectral", losses.spectral, self._opinion, True),
-        ):
-            if self.uses(name):
-                students, teachers = (_looked_at(found, partial(look, direction.name), exact) for found in seen)
-                terms[name] = self.weighted(name, distance(students, teachers))
+        if self.uses("dcd"):
+            exact, look = is_batch_free(self.judges.discriminators), partial(self._activation, direction.name)
+            terms["dcd"] = self.weighted("dcd", losses.dcd(*(_looked_at(found, look, exact) for found in seen)))
+        if self.uses("spectral"):
+            spectra = [_looked_at(found, radial_spectrum, True) for found in seen]
+            if self.spectrum == "maps":
+                for role, found in zip((STUDENT, self.teaching), spectra, strict=True):
+                    carry[spectra_name(role, direction)] = torch.cat(list(found.values())).detach()
+            opinions = (_looked_at(found, partial(self._opinion, direction.name), True) for found in spectra)
+            terms["spectral"] = self.weighted("spectral", losses.spectral(*opinions))
         return terms
 
     def _activation(self, direction: str, x: Tensor) -> Tensor:
         return self.judges.activations(direction, x, self.config.discriminator_layer)
 
-    def _opinion(self, direction: str, x: Tensor) -> Tensor:
-        opinion: Tensor = self.judges(direction, radial_spectrum(x), spectrum=True)
+    def _opinion(self, direction: str, spectra: Tensor) -> Tensor:
+        opinion: Tensor = self.judges(direction, spectra, spectrum=True)
         return opinion
 
     # --- building --------------------------------------------------------------------------------------------------
