@@ -66,6 +66,7 @@ def evaluate_translation(
         size,
         real_side(index.kind, options.real or evaluation.get("real")),
         _wanted(options.kid, evaluation.get("kid")),
+        spectral_error=_wanted(None, evaluation.get("spectral_error")),
     )
     backwards = file.stem.endswith(BACKWARDS)
     features = features_if_there(options.features or evaluation.get("features") or "inception", device)

@@ -46,6 +46,24 @@ def radial_spectrum(images: Tensor) -> Tensor:
         return (profile - low) / (high - low).clamp_min(_SMALLEST_RANGE)
 
 
+def radial_power(images: Tensor) -> Tensor:
+    """`[B, C, H, W]` to the mean power in each ring of radius 1 ... min(H, W) / 2 - 1, `[B, that many]`, float64.
+
+    |F|^2 / (H W) of the gray image, averaged over the angle: white noise of variance v has v in every ring. C, rings
+    and errors as `radial_spectrum`'s; what lies beyond the Nyquist frequency of rows and columns is left out.
+    """
+    height, width = images.shape[2:]
+    ring_count(height, width)
+    gray = _gray(images.to(torch.float64))
+    spectrum = torch.fft.rfft2(gray - gray.mean((1, 2), keepdim=True))
+    power = (spectrum.real.square() + spectrum.imag.square()).flatten(1) / (height * width)
+    table = _ring_table(height, width, power.device, power.dtype)
+    places, weights = (part[: min(height, width) // 2 - 1] for part in table)
+    members = power.index_select(1, places.flatten()).view(len(power), *places.shape)
+    averaged: Tensor = (members * weights).sum(-1)
+    return averaged
+
+
 def ring_count(height: int, width: int) -> int:
     """The number of values in a profile: 43 for 64x64, 179 for 256x256. ValueError when there is none."""
     rows, columns = height // 2 * width, width // 2 * height
