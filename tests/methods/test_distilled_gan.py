@@ -336,6 +336,18 @@ def test_a_piece_s_place_depends_on_its_sample_alone() -> None:
     assert not torch.equal(other.profile(A2B, images, numbers), whole)
 
 
+def test_a_reading_that_nothing_reads_makes_no_other_run() -> None:
+    settings = {name: DistilledGAN.Config(spectrum=name, weight_spectral=0) for name in ("shrunk", "crop", "maps")}
+    assert settings["shrunk"] == settings["crop"] == settings["maps"]
+    mixed = DistilledGAN.Config(spectrum="crop", weight_spectral=0, mix_spectral=True)
+    assert (mixed.spectrum, DistilledGAN.Config(spectrum="maps").spectrum) == ("crop", "maps")
+    root = Path(__file__).resolve().parents[2] / "configs"
+    shipped = [str(root / "fesd" / "horse2zebra.yaml")]
+    older = load_run([*shipped, str(root / "variants" / "spectrum-shrunk.yaml")])
+    assert "spectrum" not in older.identity["method"]  # as runs of before it was a choice
+    assert load_run(shipped).identity["method"]["spectrum"] == "crop"
+
+
 def test_every_reading_of_the_spectrum_has_a_classifier_of_one_size() -> None:
     """L_spectral asks it about maps, whatever it learned from: 64x64 of 256 pixels, 43 rings."""
     for family in FAMILIES:
@@ -372,9 +384,10 @@ def test_dcd_is_fesd_without_shift_and_spectral_term() -> None:
         assert isinstance(dcd, DistilledGAN.Config)
         assert fesd.shift.mode == "bi"
         without = fesd.shift.model_copy(update={"mode": "none"})
-        assert dcd == fesd.model_copy(update={"shift": without, "weight_spectral": 0.0})
+        assert (fesd.spectrum, dcd.spectrum) == ("crop", "shrunk")  # dcd has no classifier
+        assert dcd == fesd.model_copy(update={"shift": without, "weight_spectral": 0.0, "spectrum": "shrunk"})
         plus = load_run([str(root / "fesd" / f"{data}.yaml"), str(root / "variants" / "bl-pcs.yaml")]).config.method
-        assert plus == fesd.model_copy(update={"weight_spectral": 0.0})
+        assert plus == fesd.model_copy(update={"weight_spectral": 0.0, "spectrum": "shrunk"})
     batch = batch_of()
     found = []
     for values in ({}, {"weight_spectral": 0}, {"weight_spectral": 0, "shift": {"mode": "none"}}):
