@@ -40,6 +40,7 @@ from hpcdistill.methods.distilled_gan import DistilledGAN
 from hpcdistill.methods.gan_settings import A2B, B2A
 from hpcdistill.models.registry import load_generator
 from hpcdistill.run import load_run
+from hpcdistill.settings import identity_values
 from hpcdistill.training.evaluation import Evaluation
 
 FAMILIES = ("cyclegan", "pix2pix")
@@ -344,8 +345,8 @@ def test_a_reading_that_nothing_reads_makes_no_other_run() -> None:
     root = Path(__file__).resolve().parents[2] / "configs"
     shipped = [str(root / "fesd" / "horse2zebra.yaml")]
     older = load_run([*shipped, str(root / "variants" / "spectrum-shrunk.yaml")])
-    assert "spectrum" not in older.identity["method"]  # as runs of before it was a choice
-    assert load_run(shipped).identity["method"]["spectrum"] == "crop"
+    assert "spectrum" not in identity_values(older.config.method)  # as runs of before it was a choice
+    assert identity_values(load_run(shipped).config.method)["spectrum"] == "crop"
 
 
 def test_every_reading_of_the_spectrum_has_a_classifier_of_one_size() -> None:
