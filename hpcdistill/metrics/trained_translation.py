@@ -66,6 +66,7 @@ def evaluate_translation(
         size,
         real_side(index.kind, options.real or evaluation.get("real")),
         _wanted(options.kid, evaluation.get("kid")),
+        evaluation.get("bits") or "round",
         spectral_error=_wanted(None, evaluation.get("spectral_error")),
     )
     backwards = file.stem.endswith(BACKWARDS)
