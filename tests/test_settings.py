@@ -204,6 +204,6 @@ def shipped() -> dict[str, str]:
 def test_what_the_shipped_configurations_say_is_as_it_was(folder: str, digest: str) -> None:
     """Taken from the code before YAML was read as 1.2: another digest would give runs other identities.
 
-    That of fesd once more when its spectral classifier got pieces of the images (configs/variants/spectrum-shrunk.yaml).
+    That of fesd once more when its spectral classifier got pieces of the images (variants/spectrum-shrunk.yaml).
     """
     assert shipped()[folder] == digest
