@@ -326,6 +326,8 @@ def test_without_pairs_and_without_weights_nothing_is_measured(
     folder = tmp_path / "packed" / "apart" / "test"
     rows = [{f"{domain}.png": noise(24, 24, n)} for domain in "ab" for n in range(2)]
     write_set(folder, "unpaired", rows, split="test")
+    config = "data: {crop: 24, train: []}\neval: {spectral_error: false}\n"  # which needs no weights
+    (translation / "config.yaml").write_text(config)
     assert main([str(translation), "--data", str(folder), "--real", "test"]) == 0
     text = capsys.readouterr().out
     assert "nothing could be measured" in text

@@ -78,6 +78,11 @@ class DistilledGANConfig(GANConfig):
     mix_spectral: bool = Field(
         False, description="the adversarial loss sees half of D, half of SC; equation 8 has D alone"
     )
+    spectrum: Literal["shrunk", "crop", "maps"] = Field(
+        "shrunk",
+        description="what the spectral classifier SC learns to tell apart: real and generated images, shrunk to the "
+        "maps' size; pieces of that size cut out of them; or the teacher's projected maps and the student's",
+    )
     vgg: str = Field("torchvision", description="VGG16 of L_sty and L_feat: torchvision, stlpips, or a file")
     vgg_normalise: bool = Field(False, description="normalise VGG's input with ImageNet's mean and deviation")
     style_layers: tuple[str, ...] = Field(PERCEPTUAL, min_length=1, description="VGG layers of L_sty")
@@ -132,6 +137,12 @@ class DistilledGANConfig(GANConfig):
                 )
         return layers
 
+    @field_validator("spectrum")
+    @classmethod
+    def _if_seen(cls, spectrum: str, info: ValidationInfo) -> str:
+        """Without a classifier any reading is as good as the default: such runs are one run."""
+        return spectrum if info.data.get("weight_spectral") or info.data.get("mix_spectral") else "shrunk"
+
     @model_validator(mode="after")
     def _fitting(self) -> DistilledGANConfig:
         if self.family == "pix2pix" and self.direction == "both":
@@ -144,6 +155,13 @@ class DistilledGANConfig(GANConfig):
         if self.schedule == "online" and (self.block_steps or self.blocks):
             raise ValueError(
                 "block_steps and blocks: are of the schedule blocks; set schedule=blocks or leave them out"
+            )
+        if self.spectrum == "maps" and self.mix_spectral:
+            raise ValueError("mix_spectral: with spectrum=maps the classifier sees no images; use shrunk or crop")
+        if self.spectrum == "maps" and self.schedule == "blocks":
+            raise ValueError(
+                "spectrum: maps needs teacher and student in one iteration, blocks train one of them; use shrunk or "
+                "crop, or schedule=online"
             )
         return self
 

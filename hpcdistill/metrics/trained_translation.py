@@ -74,6 +74,7 @@ def evaluate_translation(
         real_side(index.kind, options.real or evaluation.get("real")),
         _wanted(options.kid, evaluation.get("kid")),
         evaluation.get("bits") or "round",
+        spectral_error=_wanted(None, evaluation.get("spectral_error")),
     )
     backwards = generator is not None and file.stem.endswith(BACKWARDS)
     opened = {} if opened is None else opened

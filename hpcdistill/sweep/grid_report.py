@@ -18,7 +18,7 @@ from hpcdistill.data.outputs import check_page
 from hpcdistill.errors import UserError
 from hpcdistill.storage import write_bytes, write_json
 from hpcdistill.sweep.charts import chart_svg
-from hpcdistill.sweep.plots import Plot, axis_plots, cost_plots, curve_charts, main_metric
+from hpcdistill.sweep.plots import Plot, axis_plots, cost_plots, curve_charts, main_metric, spectrum_charts
 from hpcdistill.sweep.report import Charts, template
 from hpcdistill.sweep.results import Found, RunResult
 from hpcdistill.sweep.table_formats import as_json, html, latex, markdown, tidy_csv
@@ -174,7 +174,7 @@ def report_page(
         below = [note for note in notes(layout, legend=False) if not note.startswith(("Attention", "Our order"))]
         plots = [*axis_plots(table, anchor), *cost_plots(table, anchor, counted)]
         orders = [order_text(order, alone) for order in table.orders]
-        charts = Charts(tuple(curve_charts(table)))
+        charts = Charts((*curve_charts(table), *spectrum_charts(table)))
         sections.append(TableSection(layout, anchor, below, orders, list(_troubles(table)), plots, charts))
     _add_pictures(sections)
     counts: Counter[TrialState] = Counter()

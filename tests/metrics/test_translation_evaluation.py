@@ -353,7 +353,7 @@ def test_the_train_command_evaluates_and_says_how(
         "method: {name: cyclegan, crop: 16, ndf: 8, discriminator_strides: 1, generator: {ngf: 4}}\n"
         f"data: {{train: {unpaired.parent / 'train'}, eval: {{test: {unpaired}}}}}\n"
         "train: {steps: 6, batch_size: 1, device: cpu, trackers: [], log_every: 2}\n"
-        "eval: {every: 2}\n"
+        "eval: {every: 2, spectral_error: true}\n"
     )
     assert train.main([str(config), "data.load_size=18", "data.crop=16", "data.workers=0"]) == 0
     [folder] = (tmp_path / "runs").iterdir()
@@ -366,6 +366,9 @@ def test_the_train_command_evaluates_and_says_how(
     assert result["best"]["step"] == min(values, key=values.__getitem__)
     assert result["best"]["metrics"][metric] == min(values.values())
     assert len(list((folder / "samples").glob("translation-*.png"))) == 3
+    curves = json.loads((folder / "samples" / "spectrum-00000006.json").read_text())
+    assert {name: len(curve) for name, curve in curves["test"].items()} == {"real": 7, "generator": 7}
+    assert result["last"]["metrics"]["generator/test/spectral_error"] > 0
     assert "real side train+test (11 for test)" in " ".join(capsys.readouterr().out.split())
 
 
