@@ -72,7 +72,7 @@ class Run:
         record: dict[str, Any] = {
             "method": config.method.name,
             "values": identity_values(config),
-            "version": config.method.VERSION,
+            "version": config.method.version,
             "data": [digest_at(place) for place in config.data.train],
         }
         if self.selected == held_out.NAME:
@@ -112,7 +112,7 @@ class Run:
         config = self.config
         record: dict[str, Any] = {
             "method": config.method.name,
-            "version": config.method.VERSION,
+            "version": config.method.version,
             "values": {**identity_values(config), "seed": config.seed},
             "data": [relative_place(place) for place in config.data.train],
         }

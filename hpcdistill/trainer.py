@@ -39,7 +39,7 @@ from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.evaluation import Evaluator
 from hpcdistill.training.loop import Outcome, Training
 from hpcdistill.training.run_folder import RunFolder, code_revision
-from hpcdistill.training.segments import place_segments
+from hpcdistill.training.segments import batches_a_step, place_segments
 
 
 def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None:
@@ -182,7 +182,7 @@ def _result(
 ) -> dict[str, Any]:
     """What result.json says; a collective call."""
     config, position = run.config, outcome.position
-    images = steps * config.train.batch_size
+    images = steps * config.train.batch_size * batches_a_step(method.segments())
     # Of a session that only wrote the result, whose steps had all been made before: the mean over those.
     rate = outcome.images_per_second or images / max(position.seconds, 1e-9)
     further = {role: _name(teacher) for role, teacher in run.teachers.items() if role != "teacher"}

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from hpcdistill.data.index import Index
+from hpcdistill.methods.distilled_gan import DistilledGAN
 from hpcdistill.run import load_run, of_another_length
+from hpcdistill.settings import identity_values
 from hpcdistill.training.run_folder import RunFolder
 
 
@@ -138,3 +140,55 @@ def test_a_run_of_another_length_is_found(
         (tmp_path / "runs" / name).mkdir()
         (tmp_path / "runs" / name / "environment.json").write_text(text)
     assert of_another_length(load_run([*student, *asked])) == ([first.folder] if near else [])
+
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# As they were before the default schedule changed, when every one of these had 100 epochs and one student update for
+# each of the teacher: computed at commit 7bbf70d.
+BEFORE = {
+    ("original/horse2zebra", "schedule-100"): "d67fabebe0b8",
+    ("original/summer2winter", "schedule-100"): "ab008950fcaa",
+    ("original/monet2photo", "schedule-100"): "bb3a112493dd",
+    ("original/edges2shoes", "schedule-100"): "5451cd9e3083",
+    ("dcd/horse2zebra", "fesd-online-1"): "66ab35d4f996",
+    ("dcd/summer2winter", "fesd-online-1"): "6009a442a684",
+    ("dcd/monet2photo", "fesd-online-1"): "e3131a2b7bf5",
+    ("dcd/edges2shoes", "schedule-100"): "810c358cbb83",
+    ("fesd/horse2zebra", "fesd-online-1"): "5b9ecab96edd",
+    ("fesd/summer2winter", "fesd-online-1"): "7ddb637dfd1b",
+    ("fesd/monet2photo", "fesd-online-1"): "2ede941bcfe1",
+    ("fesd/edges2shoes", "fesd-online-1"): "c1413ef15317",
+    ("dcd/monet2photo", "gan-cpu"): "ba7043979610",
+    ("fesd/horse2zebra", "gan-cpu"): "58b2045aac4e",
+    ("fesd/edges2shoes", "gan-cpu", "gan-cpu-pairs"): "5e7b04a4c98e",
+    ("original/edges2shoes", "gan-cpu-original"): "ddf9ed675b63",
+    ("original/monet2photo", "gan-cpu-original"): "ec655655b97c",
+    ("fesd/edges2shoes", "demo-gan"): "cc4506fa3b88",
+}
+
+
+@pytest.mark.parametrize("files", BEFORE, ids=" ".join)
+def test_runs_of_the_older_schedule_keep_their_keys(files: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HPCDISTILL_DATA", raising=False)
+    first, *variants = files
+    names = [f"{first}.yaml", *(f"variants/{name}.yaml" for name in variants)]
+    assert load_run([str(CONFIGS / name) for name in names]).key == BEFORE[files]
+
+
+def test_one_layer_of_the_discriminator_is_that_layer_however_it_is_written() -> None:
+    given = [{"discriminator_layer": value} for value in (2, [2], [2, 2])]
+    assert {repr(identity_values(DistilledGAN.Config(**values))) for values in given} == {"{'discriminator_layer': 2}"}
+    sets = [identity_values(DistilledGAN.Config(discriminator_layer=layers)) for layers in ((4, 2), (2, 4))]
+    assert sets[0] == sets[1] == {"discriminator_layer": (2, 4)}
+
+
+def test_the_version_of_blocks_is_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only runs in blocks compute otherwise than before, so only they are other runs."""
+    monkeypatch.delenv("HPCDISTILL_DATA", raising=False)
+    blocks = DistilledGAN.Config(schedule="blocks", blocks=2, block_steps=3)
+    assert (DistilledGAN.Config().version, blocks.version) == (1, 2)
+    values = ["train.epochs=100", "method.schedule=blocks", "method.block_steps=13340", "method.blocks=2"]
+    run = [str(CONFIGS / "fesd" / "horse2zebra.yaml"), *values]
+    assert load_run(run).key != "fbb59c56dfb6"  # which it was for just these values
+    monkeypatch.setattr(DistilledGAN.Config, "version", 1)
+    assert load_run(run).key == "fbb59c56dfb6"

@@ -28,8 +28,9 @@ STUDENTS = [
     for path in config_files(CONFIGS)
     if "teacher" not in path.name and path.parent.name not in ("demo", *TRANSLATION)
 ]
-TRANSLATION_VARIANTS = ("schedule-200", "dcd-blocks", "dcd-batch4", "dcd-relu2_2", "pcs-after", "bl-pcs", "demo-gan")
+TRANSLATION_VARIANTS = ("schedule-100", "schedule-200", "dcd-batch4", "dcd-relu2_2", "pcs-after", "bl-pcs", "demo-gan")
 TRANSLATION_VARIANTS += ("gan-cpu", "gan-cpu-pairs", "gan-cpu-original", "student-alone-resnet", "student-alone-unet")
+TRANSLATION_VARIANTS += ("fesd-online-1", "fesd-online-4", "fesd-blocks", "fesd-blocks-6")
 # Variants that only say where and how long to train say nothing about the method.
 METHOD_VARIANTS = [
     path

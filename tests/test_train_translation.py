@@ -68,7 +68,7 @@ def test_the_data_alone_differ(row: str) -> None:
 def test_every_configuration_trains(row: str, data: str, sets: Path, tmp_path: Path) -> None:
     config = CONFIGS / row / f"{data}.yaml"
     result = trained(*small(config, sets, tmp_path))
-    assert (result["steps"], result["batch_size"]) == (2, 1)
+    assert (result["steps"], result["batch_size"]) == (2, 4 if config.stem == PAIRED else 1)
     folder = tmp_path / "runs" / f"{result['name']}-{result['identity']}"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
@@ -94,7 +94,7 @@ def test_every_configuration_trains(row: str, data: str, sets: Path, tmp_path: P
 def test_variants_train(data: str, variants: tuple[str, ...], sets: Path, tmp_path: Path) -> None:
     config, own = small(CONFIGS / "fesd" / f"{data}.yaml", sets, tmp_path)
     result = trained(config, *(str(CONFIGS / "variants" / f"{name}.yaml") for name in variants), own)
-    assert result["batch_size"] == (4 if "dcd-batch4" in variants else 1)
+    assert result["batch_size"] == (4 if data == PAIRED else 1)
 
 
 @pytest.mark.parametrize(

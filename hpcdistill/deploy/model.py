@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from hpcdistill.console import warn
 from hpcdistill.deploy.description import Description, describe
+from hpcdistill.deploy.fast_form import fast_form
 from hpcdistill.deploy.formats import FORMATS, format_of
 from hpcdistill.deploy.pictures import Picture, Pixels, from_pillow, to_pillow
 from hpcdistill.deploy.tiles import TILE, Piece, Progress, pieces, receptive_radius
@@ -49,7 +50,7 @@ class TorchSession:
         self.device = device
         # Channels last: two thirds of the time for a network of convolutions (bench/deploy.py).
         self.layout = torch.channels_last if cast(Any, network).takes == "lr" else torch.contiguous_format
-        self.network = cast(Any, network).deploy().to(device, memory_format=self.layout)
+        self.network = cast(Any, fast_form(cast(Any, network).deploy())).to(device, memory_format=self.layout)
 
     def __call__(self, images: Planes) -> Planes:
         with torch.inference_mode():

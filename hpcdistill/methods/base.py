@@ -78,10 +78,14 @@ class Carry(MutableMapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class Group:
-    """Networks trained together: one optimizer, one DDP wrapper (or DeepSpeed engine)."""
+    """Networks trained together: one optimizer, one DDP wrapper (or DeepSpeed engine).
+
+    `course`: whether the learning rate follows the run's steps, or the group's own: those of segments that train it.
+    """
 
     module: nn.Module
     optimizer: OptimizerSettings
+    course: Literal["run", "own"] = "run"
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,10 @@ class Phase:
     With `train.accumulation` it is called for each micro-batch. `before(batches, carries)` runs once before that, with
     all micro-batches of this rank's share in order: for what must see the step as a whole (replay pools).
     `after(progress)` runs once after the group's update (masks, proximal steps, projections). Both without gradients.
+
+    `batch` says which of the iteration's batches it sees. One number more is one more batch of `train.batch_size`
+    samples an iteration, in all segments of the run. Each batch has a carry of its own: phases of one batch pass on
+    to each other, those of another know nothing of it. Phases of one name are logged as one, with their mean.
     """
 
     name: str
@@ -98,6 +106,7 @@ class Phase:
     loss: Callable[[Batch, Carry, Progress], Terms]
     before: Callable[[Sequence[Batch], Sequence[Carry]], None] | None = None
     after: Callable[[Progress], None] | None = None
+    batch: int = 0
 
 
 @dataclass(frozen=True)

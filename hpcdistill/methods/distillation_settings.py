@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hpcdistill.data.index import Kind
 from hpcdistill.errors import nearest
 from hpcdistill.methods.gan_settings import FAMILIES, MOST_REMEMBERED, GANConfig, StudentSettings, TeacherSettings
 from hpcdistill.models import PERCEPTUAL, VGG_LAYERS
 from hpcdistill.settings import LARGEST_WEIGHT, MOST_PIXELS, MOST_STEPS, Section
+
+DiscriminatorLayer = Annotated[int, Field(gt=0, le=100)]
+STUDENT_STEPS = {"online": 1, "blocks": 4}  # student updates for each of the teacher, unless said otherwise
 
 
 class ShiftSettings(Section):
@@ -39,11 +42,10 @@ class DistilledGANConfig(GANConfig):
         None,
         description="i, the generator maps that are compared; unset = the network's own, resnet: down2 and 3 blocks",
     )
-    discriminator_layer: int | None = Field(
+    discriminator_layer: DiscriminatorLayer | tuple[DiscriminatorLayer, ...] | None = Field(
         None,
-        gt=0,
-        le=100,
-        description="k, the discriminator's activation that compares them; unset = the last, number 4",
+        description="k, the discriminator's activation that compares them, or I_D, a list over which L_dcd is summed; "
+        "unset = the last, number 4",
     )
     projection: Literal["frozen", "trained", "shared"] = Field(
         "frozen",
@@ -83,11 +85,18 @@ class DistilledGANConfig(GANConfig):
     schedule: Literal["online", "blocks"] = Field(
         "online", description="online: every iteration trains all; blocks: the teacher, then the student, in turn"
     )
+    student_steps: int | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="student updates for each of the teacher; online: an iteration takes as many batches, blocks: a "
+        "student's block is so many times as long as a teacher's; unset = online 1, blocks 4",
+    )
     block_steps: int | None = Field(
         None,
         gt=0,
         le=MOST_STEPS,
-        description="blocks: steps of a teacher's block (10 epochs of DCD); a student's has four times as many",
+        description="blocks: steps of a teacher's block (10 epochs of DCD); unset = the run cut into `blocks` pairs",
     )
     blocks: int | None = Field(
         None,
@@ -95,6 +104,23 @@ class DistilledGANConfig(GANConfig):
         le=10_000,
         description="blocks: how many pairs of blocks; the last student's takes what is left of the run",
     )
+
+    @field_validator("discriminator_layer")
+    @classmethod
+    def _a_set(cls, layers: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+        """In order, each once; a list of one is that one."""
+        if not isinstance(layers, tuple):
+            return layers
+        if not layers:
+            raise ValueError("is empty; name a layer, or leave it unset for the last")
+        chosen = tuple(sorted(set(layers)))
+        return chosen if len(chosen) > 1 else chosen[0]
+
+    @field_validator("student_steps")
+    @classmethod
+    def _unless_usual(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        """What the schedule does anyway is as good as unset: such runs are one run."""
+        return None if steps == STUDENT_STEPS.get(info.data.get("schedule", "")) else steps
 
     @field_validator("style_layers", "feature_layers")
     @classmethod
@@ -113,13 +139,28 @@ class DistilledGANConfig(GANConfig):
         weights = (self.weight_student, self.weight_style, self.weight_feature, self.weight_dcd, self.weight_spectral)
         if not any(weights):
             raise ValueError("weight_student, weight_style ...: all are 0, the student would learn nothing; set one")
-        if self.schedule == "blocks" and not (self.block_steps and self.blocks):
-            raise ValueError("schedule: blocks needs block_steps and blocks; set both")
+        if self.schedule == "blocks" and not self.blocks:
+            raise ValueError("schedule: blocks needs the number of pairs of blocks; set blocks (DCD: 20)")
         if self.schedule == "online" and (self.block_steps or self.blocks):
             raise ValueError(
                 "block_steps and blocks: are of the schedule blocks; set schedule=blocks or leave them out"
             )
         return self
+
+    @property
+    def version(self) -> int:
+        """2 of blocks: the teacher goes on from its latest weights, and rates follow each group's own steps."""
+        return 2 if self.schedule == "blocks" else self.VERSION
+
+    @property
+    def discriminator_layers(self) -> tuple[int | None, ...]:
+        """I_D; None = the discriminator's last."""
+        return self.discriminator_layer if isinstance(self.discriminator_layer, tuple) else (self.discriminator_layer,)
+
+    @property
+    def students_updates(self) -> int:
+        """Student updates for each of the teacher."""
+        return self.student_steps or STUDENT_STEPS[self.schedule]
 
     def kind(self) -> Kind:
         return FAMILIES[self.family].kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,7 @@ from hpcdistill.models.image_generator import ImageGenerator, build_generator
 from hpcdistill.models.vgg import VGG16Features, load_vgg16
 from hpcdistill.ops.radial_spectrum import radial_spectrum
 
-STUDENT = "student"
-STUDENT_STEPS = 4  # a student's block is this many times as long as a teacher's
+STUDENT, JUDGES = "student", "discriminator"
 
 
 class StudentOutput(NamedTuple):
@@ -60,6 +59,13 @@ class DistilledGAN(TranslationGAN):
 
     In an iteration the teacher learns as an Original does, then the student, then the discriminators and spectral
     classifiers, which see the images of both. The teacher's images and maps are computed once, before its update.
+
+    With `student_steps` k an iteration takes k batches. The student is updated on each, one after the other; teacher
+    and discriminators see the first, of which the teacher's and the student's images are handed on as with k = 1. On
+    the others the teacher, updated by now, is asked anew. An iteration is a step, so `train.epochs` and `train.steps`
+    count the teacher's updates, at `train.batch_size` images each, and learning rates follow them: 100 epochs with k =
+    4 are as many updates of the teacher as with k = 1, and four times as many of the student, which has then passed
+    over the data 400 times; the teacher has seen every fourth batch of these passes.
 
     The generated half of D's loss is the average of the teacher's with weight 1 and the student's with weight
     lambda_stu, the weights divided by their sum: with lambda_stu = 0 the teacher's GAN is the Original's.
@@ -104,9 +110,8 @@ class DistilledGAN(TranslationGAN):
         if self.uses("spectral") or config.mix_spectral:
             self.add_classifiers(self.student_directions, self.side, config.mix_spectral)
         self.groups = {
-            self.teaching: self.groups[self.teaching],
-            STUDENT: Group(self.student, config.optimizer),
-            "discriminator": self.groups["discriminator"],
+            name: Group(module, config.optimizer, course="own")
+            for name, module in ((self.teaching, self.translators), (STUDENT, self.student), (JUDGES, self.judges))
         }
         self.generators = {**self.named(STUDENT, students), **self.generators}
         if self.uses("student"):
@@ -135,34 +140,39 @@ class DistilledGAN(TranslationGAN):
     @property
     def phases(self) -> tuple[Phase, ...]:
         teacher, discriminator = super().phases
-        return (teacher, self._student_phase, discriminator)
+        students = (self._student_phase(batch) for batch in range(self.config.students_updates))
+        return (teacher, *students, discriminator)
 
-    @property
-    def _student_phase(self) -> Phase:
-        return Phase(STUDENT, STUDENT, self.student_loss)
+    def _student_phase(self, batch: int = 0) -> Phase:
+        return Phase(STUDENT, STUDENT, self.student_loss, batch=batch)
 
     def segments(self) -> tuple[Segment, ...]:
         """One, or the blocks of DCD: the teacher with its discriminators, then the student alone with the best teacher.
 
         The best teacher so far is the one whose own metric was best, and both its directions are of that step. A
-        student's block needs images of its source only, so the discriminators rest; the teacher goes on from the
-        weights that its student had.
+        student's block needs images of its source only, so the discriminators rest; after it the teacher goes on from
+        its latest weights. A step is an update of one of them, `train.epochs` counts both: 1000 epochs in 20 blocks
+        are 200 of the teacher and 800 of the student, 10 + 40 at a time. Each learning rate follows the group's own
+        steps. Without `block_steps` the run is cut evenly; with it the last student's block takes what is left.
         """
         if self.config.schedule == "online":
             return super().segments()
-        assert self.config.block_steps is not None
         assert self.config.blocks is not None
-        steps, last = self.config.block_steps, self.config.blocks - 1
-        teacher = super().phases
+        blocks, times, steps = self.config.blocks, self.config.students_updates, self.config.block_steps
+        share = None if steps else 1 / (blocks * (1 + times))
+        teacher, student = super().phases, (self._student_phase(),)
         which: Literal["best"] = "best"
-        best = tuple((name, which) for name in self.named(self.teaching, self.translators))
+        names = tuple(self.named(self.teaching, self.translators))
+        best = tuple((name, which) for name in names)
         segments = []
-        for block in range(self.config.blocks):
-            segments.append(Segment(f"teacher{block}", teacher, steps))
-            of_student = None if block == last else STUDENT_STEPS * steps
-            segments.append(
-                Segment(f"student{block}", (self._student_phase,), of_student, load=best, judged=self.teaching)
-            )
+        for block in range(blocks):
+            of_student: dict[str, Any] = {}
+            if block < blocks - 1:
+                of_student = {"steps": times * steps} if steps else {"share": times / (blocks * (1 + times))}
+            segments += [
+                Segment(f"teacher{block}", teacher, steps, share),
+                Segment(f"student{block}", student, **of_student, load=best, judged=self.teaching, put_back=names),
+            ]
         return tuple(segments)
 
     # --- the phases ------------------------------------------------------------------------------------------------
@@ -229,17 +239,18 @@ class DistilledGAN(TranslationGAN):
                 seen[1] = self.fixed_projections[direction.name](maps)
         terms: Terms = {}
         batch_free = is_batch_free(self.judges.discriminators)
-        for name, distance, look, exact in (
-            ("dcd", losses.dcd, self._activation, batch_free),
-            ("spectral", losses.spectral, self._opinion, True),
-        ):
-            if self.uses(name):
-                students, teachers = (_looked_at(found, partial(look, direction.name), exact) for found in seen)
-                terms[name] = self.weighted(name, distance(students, teachers))
+        if self.uses("dcd"):
+            distances = []
+            for layer in self.config.discriminator_layers:
+                look = partial(self.judges.activations, direction.name, layer=layer)
+                students, teachers = (_looked_at(found, look, batch_free) for found in seen)
+                distances.append(losses.dcd(students, teachers))
+            terms["dcd"] = self.weighted("dcd", distances[0] if len(distances) == 1 else torch.stack(distances).sum())
+        if self.uses("spectral"):
+            look = partial(self._opinion, direction.name)
+            students, teachers = (_looked_at(found, look, True) for found in seen)
+            terms["spectral"] = self.weighted("spectral", losses.spectral(students, teachers))
         return terms
-
-    def _activation(self, direction: str, x: Tensor) -> Tensor:
-        return self.judges.activations(direction, x, self.config.discriminator_layer)
 
     def _opinion(self, direction: str, x: Tensor) -> Tensor:
         opinion: Tensor = self.judges(direction, radial_spectrum(x), spectrum=True)
@@ -274,8 +285,9 @@ class DistilledGAN(TranslationGAN):
                     f"the discriminator: {error} (method.discriminator_strides)"
                 ) from None
             valid = discriminator.activation_channels
-            if config.discriminator_layer is not None and config.discriminator_layer not in valid:
-                raise UserError(f"method.discriminator_layer: {config.discriminator_layer} is not one of {list(valid)}")
+            for number in config.discriminator_layers:
+                if number is not None and number not in valid:
+                    raise UserError(f"method.discriminator_layer: {number} is not one of {list(valid)}")
         return tuple(layers), side
 
     def _projections(self, translators: Translators, direction: Direction) -> ComparedMaps:

@@ -100,6 +100,11 @@ class MethodConfig(Section):
 
     name: str
 
+    @property
+    def version(self) -> int:
+        """VERSION for a run of these values; a method may raise it where only some of its runs compute otherwise."""
+        return self.VERSION
+
     def build(self, teachers: Teachers = NO_TEACHERS) -> Any:
         """The `Method` with its networks, untrained; `teachers` by role.
 

@@ -10,6 +10,7 @@ from hpcdistill.data.index import Kind
 from hpcdistill.metrics.base import LPIPS_OF_PAIRS, PAIR_METRICS, SR_METRICS
 from hpcdistill.settings import MOST_PIXELS, MOST_STEPS, Section, operational
 
+Bits = Literal["round", "floor"]
 BACKWARDS = "_b2a"  # of the names of generators that translate b to a
 
 
@@ -41,6 +42,11 @@ class EvalConfig(Section):
     features: Literal["inception", "efficientnet-lite0"] = Field(
         "inception",
         description="paired, unpaired: inception = FID, KID; efficientnet-lite0 = distances of another name, offline",
+    )
+    bits: Bits = Field(
+        "round",
+        description="paired, unpaired: how outputs become 8 bits; floor: cut off, half a level darker, as the released "
+        "GAN compression codes do",
     )
     kid: bool = operational(True, "paired, unpaired: compute the kernel distance (KID) too")
     lpips: bool = operational(True, "paired: compute LPIPS (AlexNet) where its weights are on this machine")

@@ -160,9 +160,10 @@ class TranslationRunEvaluator:
             check_size(generators[name], size)
         features = features_if_there(config.features, accelerator.device)
         lpips = lpips_if_there(accelerator.device) if config.lpips and needs.kind == "paired" else None
+        real = real_side(needs.kind, config.real)
         self.evaluator = TranslationEvaluator(
             data.eval,
-            TranslationProtocol(needs.kind, data.direction, size, real_side(needs.kind, config.real), config.kid),
+            TranslationProtocol(needs.kind, data.direction, size, real, config.kid, config.bits),
             data.train,
             features,
             lpips,

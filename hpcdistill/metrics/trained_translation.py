@@ -73,6 +73,7 @@ def evaluate_translation(
         size,
         real_side(index.kind, options.real or evaluation.get("real")),
         _wanted(options.kid, evaluation.get("kid")),
+        evaluation.get("bits") or "round",
     )
     backwards = generator is not None and file.stem.endswith(BACKWARDS)
     opened = {} if opened is None else opened

@@ -1,7 +1,8 @@
 """How well a generator translates images: FID, KID, and for pairs PSNR, L1 and LPIPS (`fesd.md`, section 7).
 
-Each test image is resized to a square (bicubic, as in training; no crop, no flip), translated in eval mode and rounded
-to 8 bits in memory. Images are shared among ranks; what they found is gathered, and rank 0 compares the sets.
+Each test image is resized to a square (bicubic, as in training; no crop, no flip), translated in eval mode and brought
+to 8 bits in memory (`eval.bits`). Images are shared among ranks; what they found is gathered, and rank 0 compares the
+sets.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hpcdistill.data.read.domains import DomainImages
 from hpcdistill.data.test_sets import Real, real_folders
 from hpcdistill.errors import UserError, plural
 from hpcdistill.metrics.base import LPIPS_OF_PAIRS, PAIR_METRICS, PSNR_CAP, ImageRow, SetResult, means
+from hpcdistill.metrics.config import Bits
 from hpcdistill.metrics.feature_networks import FeatureNetwork
 from hpcdistill.metrics.frechet import Moments, frechet, kid, moments
 from hpcdistill.metrics.lpips import LPIPS
@@ -46,6 +48,7 @@ class TranslationProtocol:
     size: int  # side of the square that test images are resized to, pixels
     real: Real
     kid: bool = True
+    bits: Bits = "round"  # how outputs become 8 bits
 
 
 class TranslationEvaluator:
@@ -137,7 +140,7 @@ class TranslationEvaluator:
                     finite = torch.ones(len(numbers), device=self.device)
                 else:
                     output = translate(network, self._batch(test_set, int(backwards), numbers))
-                    produced, finite = eight_bits(output), output.isfinite().flatten(1).all(dim=1)
+                    produced, finite = eight_bits(output, self.protocol.bits), output.isfinite().flatten(1).all(dim=1)
                 row = [finite.double()]
                 if self.of_pairs:
                     targets = self._batch(test_set, int(not backwards), numbers)
@@ -172,7 +175,7 @@ class TranslationEvaluator:
         """The 8-bit outputs for the images `numbers`, uint8 [n, 3, size, size] on the CPU; no collective."""
         with evaluating(generator) as network:
             outputs = [
-                eight_bits(translate(network, self._batch(test_set, int(backwards), batch))).cpu()
+                eight_bits(translate(network, self._batch(test_set, int(backwards), batch)), self.protocol.bits).cpu()
                 for batch in until_stopped(self._batches(numbers), stop)
             ]
         return torch.cat(outputs)
@@ -192,6 +195,7 @@ class TranslationEvaluator:
             "images": f"resized to {protocol.size}x{protocol.size} (bicubic), no crop, no flip; outputs of 8 bits",
             "direction": protocol.direction,
             "size": protocol.size,
+            "bits": protocol.bits,
         }
         note = []
         if self.features is not None:
@@ -207,6 +211,8 @@ class TranslationEvaluator:
                 )
         about |= {metric.name: metric.about for metric in PAIR_METRICS if metric.name in self.of_pairs}
         note.append(f"images {protocol.size}x{protocol.size}, {protocol.direction}")
+        if protocol.bits == "floor":
+            note.append("outputs cut to 8 bits (floor)")
         about["note"] = "; ".join(note)
         return about
 
@@ -316,9 +322,13 @@ def as_input(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def eight_bits(output: Tensor) -> Tensor:
-    """A generator's output to uint8, rounded; outside [-1, 1] it is clamped."""
-    return ((output + 1) * 127.5).nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8)
+def eight_bits(output: Tensor, bits: Bits = "round") -> Tensor:
+    """A generator's output to uint8, rounded or cut off (floor); outside [-1, 1] it is clamped.
+
+    floor is what `astype(uint8)` makes of 255 (x + 1) / 2: on average half a level darker.
+    """
+    levels = ((output + 1) * 127.5).nan_to_num(0.0).clamp(0, 255)
+    return (levels.round() if bits == "round" else levels.floor()).to(torch.uint8)
 
 
 def psnr_rgb(produced: Tensor, targets: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ def key_of(folder: Path) -> str | None:
     try:
         run = load_run([str(folder / "config.yaml")])
         version = _identity(folder).get("version")
-        if version is not None and version != run.config.method.VERSION:
+        if version is not None and version != run.config.method.version:
             return None
         return run.key
     except Exception:  # a method from outside the package may raise anything when it is imported

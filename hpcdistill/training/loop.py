@@ -8,7 +8,7 @@ log points; a non-finite loss masks every later update and ends the run at the n
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from accelerate import Accelerator
@@ -32,7 +32,7 @@ from hpcdistill.training.nonfinite import NonFiniteGuard
 from hpcdistill.training.position import Position, best_of, newest_checkpoint, restore_checkpoint, save_checkpoint
 from hpcdistill.training.progress import TrainingProgress
 from hpcdistill.training.run_folder import RunFolder
-from hpcdistill.training.segments import PutBack, enter, leave, place_segments
+from hpcdistill.training.segments import Courses, PutBack, batches_a_step, enter, leave, place_segments
 from hpcdistill.training.update import Updates
 
 
@@ -75,7 +75,9 @@ class Training:
         self.method, self.reader, self.evaluator = method, reader, evaluator
         self.folder, self.accelerator, self.config = folder, accelerator, config
         self.steps, self.evaluate_every, self.workers, self.name = steps, evaluate_every, workers, name
-        self.stretches = place_segments(method.segments(), steps, evaluator is not None)
+        segments = method.segments()
+        self.stretches = place_segments(segments, steps, evaluator is not None)
+        self.batches = batches_a_step(segments)
         # Segments may begin with what was best for a generator of their own, not for the run's selected metric.
         self.judged = sorted({s.segment.judged for s in self.stretches if s.takes_best and s.segment.judged})
         self.networks = Networks(method, accelerator, config)
@@ -86,7 +88,8 @@ class Training:
         self.position = Position()
         self._resume()
         self.guard = NonFiniteGuard(method.generators, accelerator.device)
-        self.updates = Updates(self.networks, self.guard, self.means, config, seed, steps)
+        courses = Courses(self.stretches, method.groups)
+        self.updates = Updates(self.networks, self.guard, self.means, config, courses, seed=seed, steps=steps)
 
     def run(self, signals: StopSignals | None = None) -> Outcome:
         """Train to the end or to a signal; `signals` when the caller listens already.
@@ -101,13 +104,13 @@ class Training:
                 if self.position.due:
                     return self.stopped()
             self.signals.restart()
-            for step, batch in zip(range(first, self.steps), batches, strict=True):
-                if batch is None:  # a signal came while it was waited for; not with several ranks
+            for step, taken in zip(range(first, self.steps), batches, strict=True):
+                if taken is None:  # a signal came while it was waited for; not with several ranks
                     if step > first:
                         self.raise_if_not_finite()
                         self.save(background=False)
                     return self.stopped()
-                self.take_step(step, batch)
+                self.take_step(step, taken)
                 if self.stops_after_step():
                     return self.stopped()
             return self.finished()
@@ -126,29 +129,34 @@ class Training:
         self.log.start_trackers(self.position.step)
 
     @contextlib.contextmanager
-    def _session(self, signals: StopSignals | None) -> Iterator[Iterator[Batch | None]]:
-        """What lasts from this session's first step to its last: yields the batches; see `delivered`."""
+    def _session(self, signals: StopSignals | None) -> Iterator[Iterator[list[Batch] | None]]:
+        """What lasts from this session's first step to its last: yields the batches of each; see `delivered`."""
         first, pinned = self.position.step, self.accelerator.device.type == "cuda"
-        loader = self.reader.loader(first, self.steps, self.workers, pinned)
+        loader = self.reader.loader(first * self.batches, self.steps * self.batches, self.workers, pinned)
         self._earlier_seconds = self.position.seconds
         with (
             deterministic(self.config.deterministic, self.accelerator.device),
             self.checkpoints.closing(self.accelerator.num_processes),
             contextlib.nullcontext(signals) if signals else StopSignals() as self.signals,
-            TrainingProgress(self.name, first, self.steps, self.config.batch_size) as self.progress,
-            contextlib.closing(delivered(loader, self.config.timeout)) as batches,
+            TrainingProgress(self.name, first, self.steps, self.images) as self.progress,
+            contextlib.closing(delivered(loader, self.batches, self.config.timeout)) as batches,
         ):
             yield batches
 
+    @property
+    def images(self) -> int:
+        """The samples that an iteration takes, over all ranks."""
+        return self.batches * self.config.batch_size
+
     # --- one step --------------------------------------------------------------------------------------------------
 
-    def take_step(self, step: int, batch: Batch) -> None:
+    def take_step(self, step: int, batches: Sequence[Batch]) -> None:
         """Update the networks once; a segment that begins or ends here may replace their weights before or after."""
         stretch = next(stretch for stretch in self.stretches if step < stretch.end)
         if step == stretch.start:
             enter(stretch.segment, self.networks, self.put_back, self.folder)
             self.signals.restart()
-        self.updates.make(stretch.segment.phases, step, batch)
+        self.updates.make(stretch.segment.phases, step, batches)
         self.progress.advance()
         watchdog.progress()
         self.position.step = step + 1
@@ -200,7 +208,7 @@ class Training:
         step = self.position.step
         values = self.means.read(self.accelerator)
         rates = {f"learning_rate/{group.name}": group.rate for group in self.networks.groups.values()}
-        images, seconds = step * self.config.batch_size, round(self.position.seconds, 3)
+        images, seconds = step * self.images, round(self.position.seconds, 3)
         self.log.write({"step": step, "images": images, **values, **rates, "seconds": seconds})
         others = ("gradient/", "gradient_norm/", "underflow/")  # what is shown is summed: loss terms alone
         self.progress.show_losses({key: value for key, value in values.items() if not key.startswith(others)})

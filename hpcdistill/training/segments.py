@@ -9,7 +9,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from hpcdistill.errors import UserError
-from hpcdistill.methods.base import Segment
+from hpcdistill.methods.base import Group, Segment
 from hpcdistill.models.registry import load_generator
 from hpcdistill.training.deepspeed import replaced
 from hpcdistill.training.networks import Networks
@@ -57,6 +57,28 @@ def place_segments(segments: tuple[Segment, ...], steps: int, evaluated: bool) -
             )
         assert stretch.start > 0 or not stretch.takes_best, f"{name}: no weights are the best before the first step"
     return stretches
+
+
+def batches_a_step(segments: Sequence[Segment]) -> int:
+    """How many batches an iteration takes, the same in the whole run: one more than the highest number of a phase."""
+    return 1 + max(phase.batch for segment in segments for phase in segment.phases)
+
+
+class Courses:
+    """How far each group is on its way, which its learning rate follows."""
+
+    def __init__(self, stretches: Sequence[Stretch], groups: Mapping[str, Group]) -> None:
+        self._of_groups: dict[str, list[tuple[int, int]]] = {}
+        for name, group in groups.items():
+            trained = (any(phase.group == name for phase in stretch.segment.phases) for stretch in stretches)
+            own = [(stretch.start, stretch.end) for stretch, has in zip(stretches, trained, strict=True) if has]
+            self._of_groups[name] = own if group.course == "own" and own else [(0, stretches[-1].end)]
+
+    def at(self, group: str, step: int) -> tuple[int, int]:
+        """Of the steps that count for `group`, the number of those before 0-based `step`, and of all."""
+        own = self._of_groups[group]
+        done = sum(min(max(step - start, 0), end - start) for start, end in own)
+        return done, sum(end - start for start, end in own)
 
 
 class PutBack:

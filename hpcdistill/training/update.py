@@ -1,4 +1,4 @@
-"""One step of a run: each phase of the segment updates its group, from all micro-batches of the batch."""
+"""One step of a run: each phase of the segment updates its group, from all micro-batches of its batch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hpcdistill.training.metrics_log import RunningMeans
 from hpcdistill.training.networks import Networks
 from hpcdistill.training.nonfinite import NonFiniteGuard
 from hpcdistill.training.optimization import TermGradients, TrainedGroup
+from hpcdistill.training.segments import Courses
 from hpcdistill.training.underflow import UnderflowWatch
 
 
@@ -22,23 +23,33 @@ class Updates:
     """Makes the updates of a run of `steps` steps, and adds what it measures to `means`."""
 
     def __init__(
-        self, networks: Networks, guard: NonFiniteGuard, means: RunningMeans, config: TrainConfig, seed: int, steps: int
+        self,
+        networks: Networks,
+        guard: NonFiniteGuard,
+        means: RunningMeans,
+        config: TrainConfig,
+        courses: Courses,
+        *,
+        seed: int,
+        steps: int,
     ) -> None:
-        self.networks, self.guard, self.means, self.config = networks, guard, means, config
+        self.networks, self.guard, self.means, self.config, self.courses = networks, guard, means, config, courses
         self.accelerator, self.seed, self.steps = networks.accelerator, seed, steps
         self.micro_batches = MicroBatches(self.accelerator, config)
         self.underflow = UnderflowWatch(self.accelerator)
 
-    def make(self, phases: Sequence[Phase], step: int, batch: Batch) -> None:
+    def make(self, phases: Sequence[Phase], step: int, batches: Sequence[Batch]) -> None:
         """The updates of 0-based `step`, one a phase. Everything random in it follows from (seed, step, rank)."""
         torch.manual_seed(step_seed(self.seed, step, self.micro_batches.rank))
-        batches = self.micro_batches.of(batch, step)
-        carries = [Carry() for _ in batches]
+        cut = self.micro_batches.of(batches, step)
+        carries = [[Carry() for _ in pieces] for pieces in cut]
         progress = Progress.at(step, self.steps, self.seed, self.micro_batches.device)
         for group in self.networks.groups.values():
-            group.schedule(step, self.steps)
-        for phase in phases:
-            self._train(phase, batches, carries, progress)
+            group.schedule(*self.courses.at(group.name, step))
+        for number, phase in enumerate(phases):
+            self._train(phase, cut[phase.batch], carries[phase.batch], progress)
+            if all(later.batch != phase.batch for later in phases[number + 1 :]):
+                carries[phase.batch].clear()  # what was passed on is not needed any more
         self.networks.update_averages(self.guard.halted)
         self.guard.keep()
 

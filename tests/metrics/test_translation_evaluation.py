@@ -29,6 +29,7 @@ from hpcdistill.metrics.base import L1_OF_PAIRS
 from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.metrics.frechet import frechet, kid, moments
 from hpcdistill.metrics.run_evaluators import TranslationRunEvaluator, open_evaluator
+from hpcdistill.metrics.trained_translation import TranslationOptions, evaluate_translation
 from hpcdistill.metrics.translation_evaluation import (
     PSNR_CAP,
     TranslationEvaluator,
@@ -176,8 +177,33 @@ def test_backwards_is_the_other_domain(unpaired: Path) -> None:
 def test_eight_bits_are_rounded_and_clamped() -> None:
     output = torch.tensor([-1.5, -1.0, -1 + 0.49 / 127.5, -1 + 0.51 / 127.5, 0.0, 1.0, 3.0, math.nan, math.inf])
     assert eight_bits(output).tolist() == [0, 0, 0, 1, 128, 255, 255, 0, 255]
+    assert eight_bits(output, "floor").tolist() == [0, 0, 0, 0, 127, 255, 255, 0, 255]
     same = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     assert psnr_rgb(same, same).tolist() == [PSNR_CAP]
+
+
+def test_outputs_cut_off_as_the_literature_does(paired: Path, tmp_path: Path) -> None:
+    """floor is NumPy's astype, half a level darker; a run is measured so, says so, and is evaluated so later."""
+    generators = {"student": Scale()}
+    measured = run_evaluator(paired, "paired", generators, bits="floor")
+    rounded = run_evaluator(paired, "paired", generators)
+    shades, expected = [], []
+    for a, b in PAIRS:
+        cut = (((resized(a) / 127.5 - 1) * 0.5 + 1) * 127.5).astype(np.uint8)
+        shades.append(np.mean(scaled(resized(a)).astype(float) - cut))
+        expected.append(peak_signal_noise_ratio(resized(b), cut, data_range=255))
+    assert np.mean(shades) == pytest.approx(0.5, abs=0.1)
+    metrics = [one(generators, Accelerator(cpu=True)).metrics["student/set/psnr"] for one in (measured, rounded)]
+    assert metrics[0] == pytest.approx(np.mean(expected), rel=1e-6)
+    assert metrics[0] != metrics[1]
+    assert [one.protocol()["bits"] for one in (measured, rounded)] == ["floor", "round"]
+    assert ["floor" in one.protocol()["note"] for one in (measured, rounded)] == [True, False]
+    file = tmp_path / "run" / "generators" / "last" / "student.safetensors"
+    file.parent.mkdir(parents=True)
+    for bits in ("floor", "round"):
+        (tmp_path / "run" / "config.yaml").write_text(f"eval: {{bits: {bits}, size: {SIDE}, lpips: false}}\n")
+        found, about = evaluate_translation(Scale(), file, paired, TranslationOptions(), "cpu")
+        assert (about["bits"], found.metrics["psnr"]) == (bits, metrics[bits == "round"])
 
 
 def test_l1_is_a_mean_for_each_image_and_does_not_wrap_around() -> None:

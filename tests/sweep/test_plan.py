@@ -326,7 +326,7 @@ def test_steps_and_hours() -> None:
 
     assert of("configs/fsrcnn/x2.yaml") == (1_000_000, pytest.approx(100))
     assert of("configs/fsrcnn/x4.yaml") == (1_000_000, pytest.approx(1000))
-    assert of("configs/original/horse2zebra.yaml") == (133_400, pytest.approx(13.34))
+    assert of("configs/original/horse2zebra.yaml") == (266_800, pytest.approx(26.68))
     assert of("configs/original/summer2winter.yaml") == (None, None)
     assert of(X4, "train.steps=5") == (5, None)
     # As docs/results/gpu_queue.md: 3 seeds of FSRCNN, PISR, DSSD with their teachers at x4 are 120 hours.

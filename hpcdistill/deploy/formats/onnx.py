@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcdistill.deploy.description import METADATA_KEY, Description
+from hpcdistill.deploy.fast_form import fast_form, with_leaky_relu
 from hpcdistill.deploy.formats.base import (
     Format,
     Opened,
@@ -55,7 +56,7 @@ class Onnx(Format):
     def write(self, network: nn.Module, about: Description, path: Path, options: Options) -> tuple[Path, ...]:
         import onnx
 
-        network = in_eval_mode(network)
+        network = in_eval_mode(with_leaky_relu(network) if options.half else fast_form(network))
         opset = OPSET if options.opset is None else options.opset
         if options.half and isinstance(network, RgbGraph):
             network.network = _Half(network.network)  # colour costs nothing, and would lose another level
