@@ -39,7 +39,6 @@ def main(argv: list[str]) -> int:
     from hpcdistill.deploy.picture_files import jobs
 
     keep_freed_memory()
-
     work = jobs([user_path(word) for word in words], options.out)
     from hpcdistill.deploy.model import load
 
