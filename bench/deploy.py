@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     if (load_average := os.getloadavg()[0]) > 1.5:
         warn(f"load average {load_average:.1f}: other programs are running; processor time suffers less than the clock")
     torch.set_num_threads(options.threads)
-    keep_freed_memory()  # as `infer` does: it takes a third off PyTorch's times, nothing off the runtimes'
+    keep_freed_memory()  # as `infer` does: it takes a quarter off PyTorch's times, nothing off the runtimes'
     with tempfile.TemporaryDirectory() as folder:
         results = {
             "device": device_name("cpu"),

@@ -1,7 +1,8 @@
 """Memory that a network frees and takes again in the next layer: kept, where the C library would give it back.
 
-glibc returns blocks as large as feature maps to the kernel, which then clears each page anew: a third of what the x4
-student takes on a CPU (bench/deploy.py). For programs of ours only: how a process keeps memory is its owner's business.
+glibc returns blocks as large as feature maps to the kernel, which then clears each page anew: a quarter of what the x4
+student takes on a CPU (docs/results/latency.md). For programs of ours only: how a process keeps memory is its owner's
+business.
 """
 
 from __future__ import annotations
