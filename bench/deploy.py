@@ -42,7 +42,7 @@ WARM_UPS = 3
 TARGETS = {"infer": 1.15, "eager": 1.2, "large_gib": 1.0, "first_pixel": 2.5}
 INFER = "infer, as it is"
 RUNTIME = "onnxruntime"
-EAGER = ("eager, contiguous", "eager, channels last", INFER)  # `infer` runs PyTorch, in the fast form
+EAGER = ("eager, contiguous", "eager, channels last")
 # The command itself, and what the kernel says it took at most.
 COMMAND = """
 import sys
@@ -193,7 +193,7 @@ def judge(results: dict[str, Any]) -> dict[str, dict[str, float | bool]]:
     found = {"large_gib": results["large"]["peak_gib"], "first_pixel": results["first_pixel"]["ratio"]}
     if RUNTIME in forms:
         found["infer"] = forms[INFER] / forms[RUNTIME]
-        found["eager"] = min(forms[name] for name in EAGER) / forms[RUNTIME]
+        found["eager"] = min(forms[name] for name in (*EAGER, INFER)) / forms[RUNTIME]  # `infer` is PyTorch too
     return {
         name: {"measured": found[name], "target": target, "met": found[name] <= target}
         for name, target in TARGETS.items()
