@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from hpcdistill.command import UserPath, positive, program, run_command, whole
 from hpcdistill.console import err, say, warn
+from hpcdistill.deploy.formats import format_of
+from hpcdistill.deploy.shipped import DEFAULT, PREFIX
 from hpcdistill.errors import EXIT_FAILED, UserError, plural
 from hpcdistill.storage import user_path
 
@@ -21,11 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hpcdistill.deploy.model import Model
-    from hpcdistill.deploy.picture_files import Job
+    from hpcdistill.deploy.picture_files import Conversion
     from hpcdistill.deploy.tiles import Progress
-
-PREFIX, DEFAULT = "pretrained:", "pretrained:x4"
-MODEL_SUFFIXES = (".safetensors", ".onnx", ".param", ".xml", ".pt2")
 
 
 def main(argv: list[str]) -> int:
@@ -36,10 +35,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{name}: and which pictures? name a picture or a folder of them after the model")
     # Imported only now: --help and a misspelt path answer at once.
     from hpcdistill.deploy.allocator import keep_freed_memory
-    from hpcdistill.deploy.picture_files import jobs
+    from hpcdistill.deploy.picture_files import conversions
 
     keep_freed_memory()
-    work = jobs([user_path(word) for word in words], options.out)
+    work = conversions([user_path(word) for word in words], options.out)
     from hpcdistill.deploy.model import load
 
     model = load(name, which=options.which, generator=options.generator, device=_device(options.device))
@@ -55,14 +54,14 @@ def split_model(words: Sequence[str]) -> tuple[str, list[str]]:
         return first, list(words[1:])
     path = user_path(first)
     is_run = path.is_dir() and any((path / name).exists() for name in ("generators", "config.yaml", "config.json"))
-    if is_run or path.suffix.lower() in MODEL_SUFFIXES:
+    if is_run or path.suffix.lower() == ".safetensors" or format_of(path):
         return first, list(words[1:])
     if not path.exists():
         raise UserError(f"{first}: no such model, picture or folder; check the path")
     return DEFAULT, list(words)
 
 
-def _convert(model: Model, work: Sequence[Job], options: argparse.Namespace) -> int:
+def _convert(model: Model, work: Sequence[Conversion], options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from hpcdistill.data.images import MAX_PIXELS, count_pixels
@@ -71,14 +70,14 @@ def _convert(model: Model, work: Sequence[Job], options: argparse.Namespace) -> 
     begun = time.perf_counter()
     skipped: list[str] = []
     with Progress(console=err, transient=True, disable=not err.moves) as bar:
-        sizes = [count_pixels(job.source) for job in work]
+        sizes = [count_pixels(conversion.source) for conversion in work]
         task = bar.add_task("pictures", total=sum(sizes))
-        for job, size in zip(work, sizes, strict=True):
+        for conversion, size in zip(work, sizes, strict=True):
             before = bar.tasks[0].completed
             try:
-                _make(model, job, options.tile, most, lambda done: bar.advance(task, done))
+                _make(model, conversion, options.tile, most, lambda done: bar.advance(task, done))
             except UserError as error:
-                skipped.append(str(job.source))
+                skipped.append(str(conversion.source))
                 warn(f"skipped {error}")
             bar.update(task, completed=before + size)
     made = len(work) - len(skipped)
@@ -91,15 +90,15 @@ def _convert(model: Model, work: Sequence[Job], options: argparse.Namespace) -> 
     return EXIT_FAILED if skipped else 0
 
 
-def _make(model: Model, job: Job, tile: int | None, most: int, progress: Progress) -> None:
+def _make(model: Model, conversion: Conversion, tile: int | None, most: int, progress: Progress) -> None:
     """Read, make, write; UserError for a picture that cannot be used."""
     from hpcdistill.deploy.pictures import read_picture, write_png
 
-    picture = read_picture(job.source, most)
+    picture = read_picture(conversion.source, most)
     strips = model.strips(picture, tile, progress)
     first = next(strips)  # a network that refuses the picture leaves no folder behind
-    job.out.parent.mkdir(parents=True, exist_ok=True)
-    write_png(job.out, model.size(*picture.pixels.shape[:2]), chain([first], strips), picture.profile)
+    conversion.out.parent.mkdir(parents=True, exist_ok=True)
+    write_png(conversion.out, model.size(*picture.pixels.shape[:2]), chain([first], strips), picture.profile)
 
 
 def _device(asked: str) -> str:

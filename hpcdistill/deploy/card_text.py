@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hpcdistill.deploy.description import UNKNOWN, Description
-from hpcdistill.deploy.provenance import Measured, Provenance, without_folders
+from hpcdistill.deploy.provenance import Provenance, Score, without_folders
 from hpcdistill.metrics.cost import IMAGE_SIZE, OUTPUT_SIZE, Cost
 from hpcdistill.models.weights_file import CARD_WEIGHTS
 
@@ -107,12 +107,12 @@ def _numbers(known: Provenance) -> str:
     return f"{table}\n\n{_said_once(known.measured)}"
 
 
-def digits(value: float, number: Measured) -> str:
+def digits(value: float, number: Score) -> str:
     """As many as mean something: two behind the point for decibels, four for what lies in [0, 1]."""
     return f"{value:.2f}" if number.label == "PSNR" or abs(value) >= 10 else f"{value:.4f}"
 
 
-def _said_once(measured: tuple[Measured, ...]) -> str:
+def _said_once(measured: tuple[Score, ...]) -> str:
     """The protocols, and how the weights were chosen: each with the numbers that it holds for."""
     lines = []
     for field, title in (("protocol", "Protocol"), ("chosen", "Weights")):

@@ -19,7 +19,7 @@ from hpcdistill.sweep.report import Row, Table
 COLOURS = 7  # series of the page; the first is bicubic's
 ORIGINAL = COLOURS - 1  # the series of HR in a chart
 BANDS = 40  # points of a spectrum's curve
-Picture = tuple[str, Image, str, int | None]  # label, pixels, note and colour
+Captioned = tuple[str, Image, str, int | None]  # label, pixels, note and colour
 
 
 def results_table(
@@ -47,7 +47,7 @@ def colour(number: int) -> int | None:
     return number if number < COLOURS else None
 
 
-def error_crops(hr: Image, pictures: Mapping[str, Image], box: Box) -> tuple[str, list[Picture]]:
+def error_crops(hr: Image, pictures: Mapping[str, Image], box: Box) -> tuple[str, list[Captioned]]:
     """|SR - HR| on luma inside `box` by each method, black where there is none, and what is said of them together.
 
     They are magnified alike, by the gain at which nearly all of the largest errors stay below white.
@@ -55,7 +55,7 @@ def error_crops(hr: Image, pictures: Mapping[str, Image], box: Box) -> tuple[str
     original = _levels(cut(hr, box))
     errors = {label: np.abs(_levels(cut(made, box)) - original) for label, made in pictures.items()}
     factor = gain(list(errors.values()), 255)
-    crops: list[Picture] = [
+    crops: list[Captioned] = [
         (f"{label}, error", grey(factor * error), f"{error.mean():.2f} levels on average", colour(number))
         for number, (label, error) in enumerate(errors.items())
     ]

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from hpcdistill.deploy.description import METADATA_KEY
-from hpcdistill.deploy.formats.base import Opened, Planes
+from hpcdistill.deploy.formats.base import Opened
 from hpcdistill.deploy.formats.onnx import Onnx
 from hpcdistill.deploy.formats.torch_export import TorchExport
 from hpcdistill.deploy.model import load, load_network
+from hpcdistill.deploy.session import Batch
 from hpcdistill.errors import UserError
 from hpcdistill.export import main
 from hpcdistill.models.fsrcnn import FSRCNN
@@ -161,7 +162,7 @@ def test_what_differs_is_removed_and_the_old_file_stays(
     def off(self: Onnx, path: Path) -> Opened:
         whole = opened(self, path)
 
-        def session(images: Planes) -> Planes:
+        def session(images: Batch) -> Batch:
             return whole.session(images) + np.float32(2e-4)
 
         return Opened(whole.about, session)

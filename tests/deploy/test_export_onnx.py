@@ -21,9 +21,10 @@ from whole_set import evaluate_sr
 from hpcdistill.deploy.description import METADATA_KEY, Description, describe
 from hpcdistill.deploy.formats.base import Options
 from hpcdistill.deploy.formats.onnx import Onnx, _sealed
-from hpcdistill.deploy.model import Model, TorchSession, load, load_network, pretrained_file
+from hpcdistill.deploy.model import Model, TorchSession, load, load_network
 from hpcdistill.deploy.pictures import Picture
 from hpcdistill.deploy.rgb_graph import rgb_graph
+from hpcdistill.deploy.shipped import pretrained_file
 from hpcdistill.deploy.verification import photograph
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.sr_test_sets import load_test_set
