@@ -52,8 +52,8 @@ def error_crops(hr: Image, pictures: Mapping[str, Image], box: Box) -> tuple[str
 
     They are magnified alike, by the gain at which nearly all of the largest errors stay below white.
     """
-    original = _levels(cut(hr, box))
-    errors = {label: np.abs(_levels(cut(made, box)) - original) for label, made in pictures.items()}
+    original = luma_levels(cut(hr, box))
+    errors = {label: np.abs(luma_levels(cut(made, box)) - original) for label, made in pictures.items()}
     factor = gain(list(errors.values()), 255)
     crops: list[Captioned] = [
         (f"{label}, error", grey(factor * error), f"{error.mean():.2f} levels on average", colour(number))
@@ -100,15 +100,15 @@ def gain(differences: Sequence[NDArray[Any]], room: float) -> float:
     return float(f"{np.floor(factor / unit) * unit:.2g}")
 
 
-def _levels(image: Image) -> NDArray[np.float64]:
-    """Luma in 0 .. 255."""
+def luma_levels(image: Image) -> NDArray[np.float64]:
+    """Luma `[h, w]` in 0 .. 255, not rounded."""
     return luma_uint8(image).astype(np.float64) * 255
 
 
 def _bands(image: Image) -> tuple[tuple[float, float], ...]:
     """(frequency in % of half the sampling rate, dB) of an image; neighbouring rings are taken together."""
     height, width = image.shape[:2]
-    decibels = radial_decibels(torch.from_numpy(_levels(image))[None, None])[0].numpy()
+    decibels = radial_decibels(torch.from_numpy(luma_levels(image))[None, None])[0].numpy()
     rings = ring_count(height, width)
     groups = np.array_split(np.arange(rings), min(BANDS, rings))
     # Ring n, counted from 1, has the frequencies from n to n + 1 cycles along the shorter side.

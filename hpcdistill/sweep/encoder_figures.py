@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hpcdistill.metrics.sr_test_sets import Image
 from hpcdistill.models.privileged import PrivilegedTeacher
-from hpcdistill.ops.colour import luma, luma_uint8
-from hpcdistill.sweep.comparison import Captioned, colour, gain, grey
+from hpcdistill.ops.colour import luma
+from hpcdistill.sweep.comparison import Captioned, colour, gain, grey, luma_levels
 from hpcdistill.sweep.demos.base import Box, cut
 
 MIDDLE = 128  # the grey of no difference
@@ -39,7 +39,7 @@ def encodings(hr: Image, teachers: Mapping[str, PrivilegedTeacher]) -> dict[str,
 
 def encoder_pictures(lr: Image, encoded: Mapping[str, NDArray[Any]], bicubic: str) -> list[Captioned]:
     """The LR image that students are given, called `bicubic`, each encoder's, and their difference, all on luma."""
-    given = luma_uint8(lr).astype(np.float64) * 255
+    given = luma_levels(lr)
     made = {label: levels * 255 for label, levels in encoded.items()}
     factor = gain([levels - given for levels in made.values()], MIDDLE - 1)
     pictures: list[Captioned] = [(bicubic, grey(given), "what students are given", 0)]
@@ -54,7 +54,7 @@ def encoder_pictures(lr: Image, encoded: Mapping[str, NDArray[Any]], bicubic: st
 
 def original_crop(hr: Image, box: Box) -> Captioned:
     """HR's luma inside `box`."""
-    return "HR", cut(grey(luma_uint8(hr) * 255.0), box), f"{box[3]} x {box[2]} pixels", None
+    return "HR", cut(grey(luma_levels(hr)), box), f"{box[3]} x {box[2]} pixels", None
 
 
 def window(levels: NDArray[Any]) -> tuple[float, float]:

@@ -58,7 +58,7 @@ class Ncnn(Format):
             return (f"not for {programs}: they give RGB in 0 .. 1, this network takes {about.low:g} .. {about.high:g}",)
         if about.colour == "luma":
             return (f"not for {programs}: they give RGB, this network takes luma; for them export it with --graph rgb",)
-        kinds = {words[0] for words in _layers(path.read_text())}
+        kinds = {words[0] for words in _layers(path.read_text(encoding="utf-8"))}
         lacking = {program: sorted(kinds - layers) for program, layers in PROGRAMS.items()}
         said = [f"not for {program}, which has no {', '.join(lacks)}" for program, lacks in lacking.items() if lacks]
         fitting = [program for program, lacks in lacking.items() if not lacks]
@@ -195,7 +195,7 @@ def _converted(network: nn.Module, about: Description, half: bool) -> tuple[str,
             said = (done.stdout + done.stderr).decode(errors="replace").split("\n")
             last = next((line.strip() for line in reversed(said) if line.strip()), f"code {done.returncode}")
             raise UserError(f"pnnx cannot convert this {about.network} ({last:.200}); export it as onnx")
-        return layers.read_text(), weights.read_bytes()
+        return layers.read_text(encoding="utf-8"), weights.read_bytes()
 
 
 def _files(path: Path) -> tuple[Path, Path, Path]:
