@@ -29,9 +29,9 @@ from hpcdistill.console import Table, out, say, warn
 from hpcdistill.deploy.allocator import keep_freed_memory
 from hpcdistill.deploy.formats import FORMATS
 from hpcdistill.deploy.formats.base import Options
-from hpcdistill.deploy.latency import Timing, device_name, example, turns
-from hpcdistill.deploy.latency_subjects import find_subject
-from hpcdistill.deploy.latency_variants import Place, prepare
+from hpcdistill.deploy.latency.subjects import find_subject
+from hpcdistill.deploy.latency.timing import Timing, device_name, turns
+from hpcdistill.deploy.latency.variants import Place, prepare
 from hpcdistill.deploy.model import load, load_network, pretrained_file
 from hpcdistill.errors import UserError
 
@@ -48,7 +48,7 @@ COMMAND = """
 import sys
 from hpcdistill.infer import main
 code = main(sys.argv[1:])
-from hpcdistill.deploy.latency_memory import peak
+from hpcdistill.deploy.latency.memory import peak
 print(peak())
 sys.exit(code)
 """
@@ -100,7 +100,7 @@ def measure_forms(rounds: int, folder: Path) -> dict[str, dict[str, float]]:
 def prepare_forms(folder: Path) -> dict[str, Callable[[], Any]]:
     """What runs the student once on the same luma, by name."""
     subject = find_subject(MODEL)
-    luma = example(subject, subject.size())
+    luma = subject.example(subject.size())
     place = Place(luma, "cpu", folder)
     session = load(MODEL).session
     forms: dict[str, Callable[[], Any]] = {INFER: lambda: session(luma)}

@@ -23,7 +23,7 @@ from hpcdistill.sweep.report import Charts, template
 from hpcdistill.sweep.results import Found, RunResult
 from hpcdistill.sweep.table_formats import as_json, html, latex, markdown, tidy_csv
 from hpcdistill.sweep.table_layout import Layout, lay_out, notes, number_text, order_text
-from hpcdistill.sweep.tables import ResultTable, TableRow, TrialState
+from hpcdistill.sweep.table_rows import ResultTable, TableRow, TrialState
 
 PICTURE_BYTES = 1 << 20  # of one picture
 PICTURES_BYTES = 24 << 20  # of all pictures of the page

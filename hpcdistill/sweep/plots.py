@@ -18,7 +18,7 @@ from hpcdistill.metrics.measured_cost import is_cost
 from hpcdistill.sweep.charts import INK, RULE, SERIES, Chart, Line, figure_svg, page_figure, series_colour
 from hpcdistill.sweep.grid import Metric
 from hpcdistill.sweep.results import RunResult
-from hpcdistill.sweep.tables import ResultTable, TableRow
+from hpcdistill.sweep.table_rows import ResultTable, TableRow
 from hpcdistill.training.records import read_row
 
 MACS = "macs"  # the metric that has multiply-accumulates, in units of 10^9

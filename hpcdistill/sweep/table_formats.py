@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from hpcdistill.sweep.results import WHICH, RunResult
 from hpcdistill.sweep.table_layout import ARROWS, PLUS_MINUS, SIGNS, Column, Layout, Panel, Sign, TableCell, notes
-from hpcdistill.sweep.tables import ResultTable, Summary, TableRow, describe_protocol
+from hpcdistill.sweep.table_rows import ResultTable, Summary, TableRow, describe_protocol
 
 _LATEX: dict[str, str] = {
     **{character: "\\" + character for character in "&%$#_{}"},

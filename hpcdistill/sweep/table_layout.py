@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from hpcdistill.metrics.measured_cost import is_cost, is_time
 from hpcdistill.sweep.grid import Metric
 from hpcdistill.sweep.results import Which
-from hpcdistill.sweep.tables import MetricEntry, Order, ResultTable, Summary, TableRow, TrialState, best_rows
+from hpcdistill.sweep.table_rows import MetricEntry, Order, ResultTable, Summary, TableRow, TrialState, best_rows
 
 
 class Sign(NamedTuple):

@@ -31,7 +31,8 @@ from hpcdistill.sweep.plots import axis_plots, cost_plots, curve, curve_charts, 
 from hpcdistill.sweep.results import Found, find_results
 from hpcdistill.sweep.status import TaskStatus
 from hpcdistill.sweep.table_layout import lay_out
-from hpcdistill.sweep.tables import ResultTable, make_tables
+from hpcdistill.sweep.table_rows import ResultTable
+from hpcdistill.sweep.tables import make_tables
 
 ABOUT = About("A sweep <&>", "python slurm/collect.py", "runs", "2026-11-22 03:00 UTC")
 GRID = """\

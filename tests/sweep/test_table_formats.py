@@ -17,7 +17,8 @@ from hpcdistill.sweep.results import find_results
 from hpcdistill.sweep.status import TaskStatus
 from hpcdistill.sweep.table_formats import CSV_COLUMNS, as_json, escape_latex, html, latex, markdown, tidy_csv
 from hpcdistill.sweep.table_layout import lay_out, notes, number_text
-from hpcdistill.sweep.tables import ResultTable, make_tables
+from hpcdistill.sweep.table_rows import ResultTable
+from hpcdistill.sweep.tables import make_tables
 
 
 @pytest.fixture

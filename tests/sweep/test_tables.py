@@ -19,7 +19,8 @@ from hpcdistill.sweep.results import find_results, finished_run
 from hpcdistill.sweep.slurm_queue import Queue
 from hpcdistill.sweep.status import TaskStatus, task_statuses
 from hpcdistill.sweep.table_layout import lay_out, notes
-from hpcdistill.sweep.tables import Summary, best_rows, describe_protocol, make_tables
+from hpcdistill.sweep.table_rows import Summary, best_rows, describe_protocol
+from hpcdistill.sweep.tables import make_tables
 
 
 def status(key: str, state: str, **values: object) -> TaskStatus:
