@@ -207,7 +207,7 @@ def make_tables(plan: Plan, found: Found, statuses: Mapping[str, TaskStatus]) ->
         rows += bicubic_rows(grid, rows)
         groups = list(dict.fromkeys(row.group for row in rows))
         rows.sort(key=lambda row: groups.index(row.group))  # stable: explicit cells come to the products of their group
-        flags = (*_flags(grid, rows), *below_bicubic(grid, rows))
+        flags = (*_flags(grid, rows), *other_images(grid, rows), *below_bicubic(grid, rows))
         orders = tuple(_orders(grid, rows))
         tables.append(ResultTable(grid, seeds, tuple(rows), orders, flags, _unmeasured(plan, rows)))
     return tables
@@ -376,6 +376,26 @@ def below_bicubic(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
                 below.append(f"{row.cell.title} ({numbers})")
         if below:
             lines.append(f"Below bicubic in {metric.label}: {_first_few(below)}.")
+    return lines
+
+
+def other_images(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
+    """A line for each test set of which runs have measured another number of images than the printed numbers are of.
+
+    FID falls with the number of images: two samples of one distribution are the farther apart the fewer they are.
+    """
+    lines = []
+    for test_set, printed in grid.printed_images.items():
+        others: dict[str, None] = {}
+        for row in rows:
+            for trial in row.trials if test_set in row.cell.test_sets else ():
+                protocol = (trial.run.result.get("protocol") or {}) if trial.run else {}
+                count = (protocol.get("test_sets") or {}).get(test_set)
+                if count not in (None, printed):
+                    others[f"{row.cell.title} ({count})"] = None
+        if others:
+            named = _first_few(list(others))
+            lines.append(f"The printed numbers are of {printed} test images of {test_set}; of others: {named}.")
     return lines
 
 

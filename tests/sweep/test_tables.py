@@ -293,6 +293,17 @@ def test_flags(tmp_path: Path) -> None:
     )
 
 
+def test_rows_of_another_number_of_test_images_than_printed_are_named(tmp_path: Path) -> None:
+    cells = [run_cell("a", 30.0), run_cell("b", 30.0), run_cell("c", 30.0)]
+    for key, images in (("a-0-0", 2048), ("b-1-0", 200)):
+        save_run(tmp_path, key, 1.0, protocol={"test_sets": {"set5": images, "set14": 14}})
+    found = find_results(tmp_path)
+    assert not any("printed" in flag for flag in make_tables(plan(grid(cells)), found, {})[0].flags)
+    (table,) = make_tables(plan(grid(cells, printed_images={"set5": 2048})), found, {})
+    named = "The printed numbers are of 2048 test images of set5; of others: b (200)."
+    assert [flag for flag in table.flags if "printed" in flag] == [named]
+
+
 def test_groups_may_differ_in_protocol(tmp_path: Path) -> None:
     cells = [run_cell("a", scale="x2"), run_cell("a", scale="x4")]
     for number, scale in enumerate((2, 4)):
