@@ -32,6 +32,7 @@ _NOT_PROTOCOL = ("selects", "chosen_by", "note")
 BICUBIC_LABEL = "bicubic enlargement"
 _NAMED = 4  # of the different things that a flag names
 _DEVICE = "the device that times are of"
+_EVALUATIONS = "number of evaluations that the best weights are chosen from"
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,12 @@ class ResultTable:
     def choices(self) -> list[str]:
         """What chose the best weights of its runs, each way once, the usual one first."""
         return [said for said, _ in Counter(filter(None, (choice_of(run.result) for run in self.runs))).most_common()]
+
+    @property
+    def evaluations(self) -> str:
+        """How many evaluations the best weights of its runs were chosen from: "40", "20 to 100"; "" if not known."""
+        counts = sorted({run.evaluations for run in self.runs if run.evaluations is not None})
+        return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else ""
 
     @property
     def revisions(self) -> list[str]:
@@ -437,6 +444,8 @@ def _flags(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
                     continue
                 counted.add(trial.run.folder)
                 facts_of_run = {**_protocol(trial.run, used), **_data(trial.run), **_devices(row, trial.run)}
+                if grid.ours == "best" and trial.run.evaluations is not None:  # the best of more is better by chance
+                    facts_of_run[_EVALUATIONS] = str(trial.run.evaluations)
                 for name, value in facts_of_run.items():
                     facts.setdefault(name, Counter())[value] += 1
         where = f" ({', '.join(group)})" if any(group) else ""
