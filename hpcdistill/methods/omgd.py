@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from hpcdistill import losses
@@ -96,7 +97,8 @@ class OMGD(StudentGAN):
         return terms
 
     def _ranged(self, image: Tensor) -> Tensor:
-        """As SSIM sees it."""
+        """As SSIM sees it; in float32 or better."""
+        image = image.to(torch.promote_types(image.dtype, torch.float32))
         return image if self.config.ssim_range == "signed" else (image + 1) / 2
 
     def _compared_widths(self, students: Translators) -> dict[str, tuple[int, int]]:

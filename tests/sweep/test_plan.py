@@ -103,7 +103,7 @@ def test_one_run_in_many_tables() -> None:
     assert len(bl) == 1
     shifted = {run_of(plan, "fesd-3", direction="bi"), run_of(plan, "fesd-4", amplitude="2")}
     assert len({*shifted, run_of(plan, "fesd-5", alpha="1/8")}) == 1
-    assert run_of(plan, "fesd-1", dataset="summer2winter", method="OMGD") is None
+    assert run_of(plan, "fesd-1", dataset="summer2winter", method="DMAD") is None
 
 
 def test_a_planned_run_is_what_its_command_line_says() -> None:
