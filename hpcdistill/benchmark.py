@@ -116,8 +116,8 @@ def _latency(options: argparse.Namespace) -> None:
     # Imported only now: --help and what is plainly wrong are answered at once.
     import torch
 
-    from hpcdistill.deploy.latency_report import report, report_as_papers
-    from hpcdistill.deploy.latency_subjects import find_subject
+    from hpcdistill.deploy.latency.report import report, report_as_papers
+    from hpcdistill.deploy.latency.subjects import find_subject
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is visible; leave it out, or run where there is a GPU")

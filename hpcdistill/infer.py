@@ -35,8 +35,10 @@ def main(argv: list[str]) -> int:
     if not words:
         raise UserError(f"{name}: and which pictures? name a picture or a folder of them after the model")
     # Imported only now: --help and a misspelt path answer at once.
+    from hpcdistill.deploy.allocator import keep_freed_memory
     from hpcdistill.deploy.picture_files import jobs
 
+    keep_freed_memory()
     work = jobs([user_path(word) for word in words], options.out)
     from hpcdistill.deploy.model import load
 

@@ -175,12 +175,15 @@ def test_a_number_may_be_written_as_before(
     assert type(found) is type(value)
 
 
+ADDED = ("edges2shoes-r.yaml",)  # since the digests were taken
+
+
 @cache
 def shipped() -> dict[str, str]:
     """Of each folder of configurations, a digest of what its runs' and their teachers' identities are made of."""
     parts: dict[str, list[Any]] = {}
     for path in sorted((CLONE / "configs").glob("*/*.yaml")):
-        if path.parent.name not in ("base", "variants", "grids", "accelerate"):
+        if path.parent.name not in ("base", "variants", "grids", "accelerate") and path.name not in ADDED:
             loaded = load_run([str(path), "train.steps=1e3", "method.optimizer.eps=1e-7"])
             teacher = identity_values(loaded.teacher.config) if loaded.teacher else None
             parts.setdefault(path.parent.name, []).append([path.name, identity_values(loaded.config), teacher])
@@ -195,7 +198,7 @@ def shipped() -> dict[str, str]:
     [
         ("dcd", "a1717ccc639c08f3"),
         ("dssd", "b04352e15a916445"),
-        ("fesd", "605190db84dc87a0"),
+        ("fesd", "b1990a45da7d6736"),
         ("fsrcnn", "b92cc589002d4eca"),
         ("original", "fb9a81bdcde751e9"),
         ("pisr", "88bc93e44dc9f3d5"),
@@ -204,6 +207,7 @@ def shipped() -> dict[str, str]:
 def test_what_the_shipped_configurations_say_is_as_it_was(folder: str, digest: str) -> None:
     """Taken from the code before YAML was read as 1.2: another digest would give runs other identities.
 
-    Those of the GANs once more when their default schedule changed (test_identity.py has the older ones' keys).
+    Those of the GANs once more when their default schedule and what the spectral classifier sees changed
+    (test_identity.py has the older ones' keys).
     """
     assert shipped()[folder] == digest

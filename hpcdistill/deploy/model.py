@@ -88,9 +88,8 @@ class Model:
         UserError when a network that has no exact ones is asked for them, and where there is no memory.
         """
         try:
-            with torch.inference_mode():
-                make = self._enlarged if self.about.task == "super-resolution" else self._translated
-                yield from make(picture, tile, progress)
+            make = self._enlarged if self.about.task == "super-resolution" else self._translated
+            yield from make(picture, tile, progress)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -111,6 +110,8 @@ class Model:
                 progress((piece.rows[1] - piece.rows[0]) * (piece.columns[1] - piece.columns[0]))
             yield made[0] if len(made) == 1 else np.concatenate(made, axis=1)
 
+    # Not around `strips`: whoever takes them would be in this mode, too, until the last is taken.
+    @torch.inference_mode()
     def _enlarged_piece(self, picture: Picture, piece: Piece) -> Pixels:
         scale = self.about.scale
         (top, bottom), (left, right) = piece.from_rows, piece.from_columns
@@ -139,9 +140,10 @@ class Model:
         """The whole picture at once, reflected to a size that the network takes, and cut back; alpha stays."""
         height, width = picture.pixels.shape[:2]
         self._refuse_tiles(tile)
-        planes = _planes(picture.colour, picture.white).expand(-1, 3, -1, -1)
-        made = self._run(self._fitted(planes) * 2 - 1)[..., :height, :width]
-        pixels = _pixels((made + 1) / 2, picture.white)
+        with torch.inference_mode():
+            planes = _planes(picture.colour, picture.white).expand(-1, 3, -1, -1)
+            made = self._run(self._fitted(planes) * 2 - 1)[..., :height, :width]
+            pixels = _pixels((made + 1) / 2, picture.white)
         progress(height * width)
         yield np.concatenate([pixels, picture.pixels[..., -1:]], axis=2) if picture.has_alpha else pixels
 
@@ -188,6 +190,9 @@ def load(
     text = os.fspath(model)
     path = pretrained_file(text) if text.startswith(PREFIX) else user_path(text)
     if path.is_file() and (name := format_of(path)) is not None:
+        for option, wanted in (("which", which), ("generator", generator)):
+            if wanted is not None:
+                raise UserError(f"--{option} {wanted}: {text} is one exported network; leave it out")
         opened = FORMATS[name]().open(path)
         return Model(opened.about, opened.session, text)
     network, about, file = load_network(path, which, generator)

@@ -76,8 +76,8 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise UserError(f"{path}: {too_large(image.height, image.width, max_pixels)}")
-            if _is_deep_colour(content):
-                return _deep_colour(content, image)
+            if _is_deep_png(content) and (image.mode != "I;16" or has_alpha(image)):
+                return _deep(content, image)
             return from_pillow(image, str(path))
     except UserError:
         raise
@@ -89,7 +89,9 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def from_pillow(image: Image.Image, name: str = "the picture") -> Picture:
-    """The picture that a PIL image is, upright; UserError for an animation and for floating-point pixels."""
+    """The picture that a PIL image is, upright; UserError for an animation, floating-point pixels and none at all."""
+    if not image.width or not image.height:
+        raise UserError(f"{name}: has no pixels; give one of 1x1 or more")
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's JPEG with a second view behind it
         raise UserError(f"{name}: {'; '.join(REMEDIES['animated'])}")
     if image.mode == "F" or image.mode == "I":
@@ -110,21 +112,24 @@ def from_pillow(image: Image.Image, name: str = "the picture") -> Picture:
 
 
 def to_pillow(picture: Picture) -> Image.Image:
-    """As a PIL image with its profile. PIL has no colour of 16 bits: UserError; write it to a file instead."""
+    """As a PIL image, with its profile where that fits.
+
+    PIL has no colour of 16 bits: UserError; write it to a file instead.
+    """
     pixels, deep = picture.pixels, picture.white > 255
     if deep and pixels.shape[2] != 1:
         raise UserError("PIL has no 16-bit colour; use `hpcdistill infer`, which writes it to a file")
     image = Image.fromarray(np.ascontiguousarray(pixels if pixels.shape[2] > 1 else pixels[..., 0]))
-    if picture.profile:
-        image.info["icc_profile"] = picture.profile
+    if profile := _fitting(picture.profile, pixels.shape[2]):
+        image.info["icc_profile"] = profile
     return image
 
 
 def write_png(path: Path, size: tuple[int, int], strips: Iterable[Pixels], profile: bytes | None = None) -> None:
     """Write a picture of `size` (height, width) as PNG while its `strips` `[h, W, channels]` are still being made.
 
-    Pillow needs the whole picture, at four bytes a pixel, and knows no colour of 16 bits; this needs one strip. The
-    file is whole or absent.
+    Pillow needs the whole picture, at four bytes a pixel, and knows no colour of 16 bits; this needs one strip. A
+    `profile` of another colour space than the pixels' is left out. The file is whole or absent.
     """
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(PNG_SIGNATURE)
@@ -135,7 +140,7 @@ def write_png(path: Path, size: tuple[int, int], strips: Iterable[Pixels], profi
                 deep = strip.dtype == np.uint16
                 header = struct.pack(">IIBB", size[1], size[0], 16 if deep else 8, _COLOUR_TYPES[strip.shape[2]])
                 _chunk(file, b"IHDR", header + b"\0\0\0")
-                if profile:
+                if profile := _fitting(profile, strip.shape[2]):
                     _chunk(file, b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
                 _chunk(file, b"tEXt", SOFTWARE)
             for lines in _filtered(strip, above):
@@ -144,6 +149,14 @@ def write_png(path: Path, size: tuple[int, int], strips: Iterable[Pixels], profi
             above = strip[-1:]
         _chunk(file, b"IDAT", packer.flush())
         _chunk(file, b"IEND", b"")
+
+
+def _fitting(profile: bytes | None, channels: int) -> bytes | None:
+    """The profile, where its colour space (bytes 16 to 19, ICC.1:2022, 7.2) is that of pixels of so many channels.
+
+    Of a translated gray picture, now RGB, it is not. PNG forbids any other (PNG, third edition, 11.3.2.3).
+    """
+    return profile if profile and profile[16:20] == (b"GRAY" if channels < 3 else b"RGB ") else None
 
 
 def _chunk(file: IO[bytes], kind: bytes, content: bytes) -> None:
@@ -177,12 +190,12 @@ def _filtered(strip: Pixels, above: Pixels | None, lines: int = 64) -> Iterator[
         yield coded.tobytes()
 
 
-def _is_deep_colour(content: bytes) -> bool:
-    """Whether it is a PNG of 16 bits that is more than gray: Pillow would cut it to 8 bits without a word."""
-    return content[:8] == PNG_SIGNATURE and content[24] == _DEEP and content[25] != 0
+def _is_deep_png(content: bytes) -> bool:
+    """Whether it is a PNG of 16 bits: of all but opaque gray Pillow loses half without a word."""
+    return content[:8] == PNG_SIGNATURE and content[24] == _DEEP
 
 
-def _deep_colour(content: bytes, opened: Image.Image) -> Picture:
+def _deep(content: bytes, opened: Image.Image) -> Picture:
     from imagecodecs import png_decode
 
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hpcdistill.methods.student_settings import StudentGANConfig
 from hpcdistill.settings import LARGEST_WEIGHT, MOST_PIXELS, Section
@@ -51,6 +51,11 @@ class DistilledGANConfig(StudentGANConfig):
     mix_spectral: bool = Field(
         False, description="the adversarial loss sees half of D, half of SC; equation 8 has D alone"
     )
+    spectrum: Literal["shrunk", "crop", "maps"] = Field(
+        "shrunk",
+        description="what the spectral classifier SC learns to tell apart: real and generated images, shrunk to the "
+        "maps' size; pieces of that size cut out of them; or the teacher's projected maps and the student's",
+    )
 
     @field_validator("discriminator_layer")
     @classmethod
@@ -63,6 +68,12 @@ class DistilledGANConfig(StudentGANConfig):
         chosen = tuple(sorted(set(layers)))
         return chosen if len(chosen) > 1 else chosen[0]
 
+    @field_validator("spectrum")
+    @classmethod
+    def _if_seen(cls, spectrum: str, info: ValidationInfo) -> str:
+        """Without a classifier any reading is as good as the default: such runs are one run."""
+        return spectrum if info.data.get("weight_spectral") or info.data.get("mix_spectral") else "shrunk"
+
     @model_validator(mode="after")
     def _fitting(self) -> DistilledGANConfig:
         if self.family == "pix2pix" and self.direction == "both":
@@ -70,6 +81,13 @@ class DistilledGANConfig(StudentGANConfig):
         weights = (self.weight_student, self.weight_style, self.weight_feature, self.weight_dcd, self.weight_spectral)
         if not any(weights):
             raise ValueError("weight_student, weight_style ...: all are 0, the student would learn nothing; set one")
+        if self.spectrum == "maps" and self.mix_spectral:
+            raise ValueError("mix_spectral: with spectrum=maps the classifier sees no images; use shrunk or crop")
+        if self.spectrum == "maps" and self.schedule == "blocks":
+            raise ValueError(
+                "spectrum: maps needs teacher and student in one iteration, blocks train one of them; use shrunk or "
+                "crop, or schedule=online"
+            )
         return self
 
     @property

@@ -17,7 +17,7 @@ from hpcdistill.methods.compared_maps import ComparedMaps, check_maps
 from hpcdistill.methods.distillation_settings import DistilledGANConfig
 from hpcdistill.methods.gan_settings import A2B, Direction
 from hpcdistill.methods.student_gan import STUDENT, StudentGAN
-from hpcdistill.methods.translation_gan import Maps, Translators, is_batch_free, one_batch
+from hpcdistill.methods.translation_gan import Maps, Translators, is_batch_free, one_batch, spectra_name
 from hpcdistill.models.discriminator import PatchDiscriminator
 from hpcdistill.models.image_generator import ImageGenerator
 from hpcdistill.ops.radial_spectrum import radial_spectrum
@@ -87,7 +87,7 @@ class DistilledGAN(StudentGAN):
         if fixed:
             self.memory["projections"] = self.fixed_projections
         if self.uses("spectral") or config.mix_spectral:
-            self.add_classifiers(self.student_directions, self.side, config.mix_spectral)
+            self.add_classifiers(self.student_directions, self.side, config.mix_spectral, config.spectrum)
         self.groups = {
             name: Group(module, config.optimizer, course="own")
             for name, module in ((self.teaching, self.translators), (STUDENT, self.student), (JUDGES, self.judges))
@@ -116,7 +116,7 @@ class DistilledGAN(StudentGAN):
                 found["gan"] = self.weighted("student", self.fooling(direction, batch, output.image))
             found |= self.perceptual_terms(output.image, {"": image})
             if self.compares:
-                found |= self._comparison_terms(direction, output, maps)
+                found |= self._comparison_terms(direction, output, maps, carry)
             terms |= {name + direction.suffix: term for name, term in found.items()}
         assert terms, "checked when the method was built"
         return terms
@@ -128,29 +128,34 @@ class DistilledGAN(StudentGAN):
         weight = self.weight_student
         return {self.teaching: 1 / (1 + weight), STUDENT: weight / (1 + weight)}
 
-    def _comparison_terms(self, direction: Direction, output: StudentOutput, maps: Maps) -> Terms:
-        """L_dcd and L_spectral: what the frozen judges make of the projected maps."""
+    def _comparison_terms(self, direction: Direction, output: StudentOutput, maps: Maps, carry: Carry) -> Terms:
+        """L_dcd and L_spectral: what the frozen judges make of the projected maps.
+
+        Leaves the maps' spectra to the classifier's own loss, where it learns from them.
+        """
         seen = [output.own, output.teachers]
         if self.config.projection == "frozen":
             with torch.no_grad():
                 seen[1] = self.fixed_projections[direction.name](maps)
         terms: Terms = {}
-        batch_free = is_batch_free(self.judges.discriminators)
         if self.uses("dcd"):
-            distances = []
+            batch_free, distances = is_batch_free(self.judges.discriminators), []
             for layer in self.config.discriminator_layers:
                 look = partial(self.judges.activations, direction.name, layer=layer)
                 students, teachers = (_looked_at(found, look, batch_free) for found in seen)
                 distances.append(losses.dcd(students, teachers))
             terms["dcd"] = self.weighted("dcd", distances[0] if len(distances) == 1 else torch.stack(distances).sum())
         if self.uses("spectral"):
-            look = partial(self._opinion, direction.name)
-            students, teachers = (_looked_at(found, look, True) for found in seen)
-            terms["spectral"] = self.weighted("spectral", losses.spectral(students, teachers))
+            spectra = [_looked_at(found, radial_spectrum, True) for found in seen]
+            if self.spectrum == "maps":
+                for role, found in zip((STUDENT, self.teaching), spectra, strict=True):
+                    carry[spectra_name(role, direction)] = torch.cat(list(found.values())).detach()
+            opinions = (_looked_at(found, partial(self._opinion, direction.name), True) for found in spectra)
+            terms["spectral"] = self.weighted("spectral", losses.spectral(*opinions))
         return terms
 
-    def _opinion(self, direction: str, x: Tensor) -> Tensor:
-        opinion: Tensor = self.judges(direction, radial_spectrum(x), spectrum=True)
+    def _opinion(self, direction: str, spectra: Tensor) -> Tensor:
+        opinion: Tensor = self.judges(direction, spectra, spectrum=True)
         return opinion
 
     # --- building --------------------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hpcdistill.data.counter import PIECES, below, draw
 from hpcdistill.data.needs import Needs
 from hpcdistill.errors import UserError
 from hpcdistill.losses import discriminator_loss, generator_loss
@@ -17,6 +18,7 @@ from hpcdistill.methods.gan_settings import A2B, B2A, Direction, Family, GANConf
 from hpcdistill.methods.replay_pool import ReplayPool
 from hpcdistill.models.discriminator import PatchDiscriminator, SpectralClassifier
 from hpcdistill.models.image_generator import ImageGenerator, build_generator
+from hpcdistill.ops.crops import cut
 from hpcdistill.ops.radial_spectrum import radial_spectrum, ring_count
 from hpcdistill.ops.repeatable import resize
 
@@ -81,7 +83,9 @@ class TranslationGAN(Method):
         self.gan = config.gan or family.gan
         self.crop = config.crop
         self.mix_spectral = False
+        self.spectrum: Literal["shrunk", "crop", "maps"] = "shrunk"
         self.spectrum_side = 0
+        self._pieces_seed = torch.initial_seed()  # the run's, as the pools'
         self.translators = self.built_generators(settings, family.directions)
         generator = self.translators.by_direction[A2B.name]
         assert isinstance(generator, ImageGenerator)
@@ -141,12 +145,21 @@ class TranslationGAN(Method):
                 self.memory[f"pool_{role}{direction.suffix}"] = pool
                 self.add_module(f"pool_{role}{direction.suffix}", pool)
 
-    def add_classifiers(self, directions: Sequence[Direction], side: int, mix: bool) -> None:
-        """A spectral classifier for the target images of each direction, shrunk to `side` x `side` pixels.
+    def add_classifiers(
+        self,
+        directions: Sequence[Direction],
+        side: int,
+        mix: bool,
+        spectrum: Literal["shrunk", "crop", "maps"] = "shrunk",
+    ) -> None:
+        """A spectral classifier for each direction, of what has `side` x `side` pixels.
 
-        `mix`: the adversarial loss sees it beside the discriminator. UserError for a `side` without a spectrum.
+        `spectrum`: the target images, shrunk to that size; a piece of it of each; or maps, whose profiles the
+        student's phase leaves (`spectra_name`). `mix`: the adversarial loss sees it beside the discriminator.
+        UserError for a `side` without a spectrum.
         """
-        self.spectrum_side, self.mix_spectral = side, mix
+        assert not (mix and spectrum == "maps")
+        self.spectrum_side, self.mix_spectral, self.spectrum = side, mix, spectrum
         try:
             rings = ring_count(side, side)
         except ValueError as error:
@@ -205,16 +218,26 @@ class TranslationGAN(Method):
         """The discriminator's input for `image` of the direction's target."""
         return torch.cat([batch[direction.source], image], dim=1) if self.family.conditional else image
 
-    def profile(self, images: Tensor) -> Tensor:
-        """The radial spectra [B, rings] of images, shrunk to the size of the feature maps."""
+    def profile(self, direction: Direction, images: Tensor, numbers: Tensor) -> Tensor:
+        """The radial spectra [B, rings] of target images as the classifier sees them, in the size of the feature maps.
+
+        `numbers` [B] are those of their samples. They say where a piece is cut, so that it does not depend on ranks,
+        micro-batches and resuming; the images of one sample, real and generated, are compared in one place.
+        """
         images = images.to(torch.promote_types(images.dtype, torch.float32))
-        return radial_spectrum(resize(images, self.spectrum_side, self.spectrum_side, "area"))
+        side = self.spectrum_side
+        if self.spectrum == "crop":
+            down, right, *_ = draw(self._pieces_seed, PIECES, numbers, self.family.directions.index(direction))
+            height, width = images.shape[2:]
+            return radial_spectrum(cut(images, side, below(down, height - side + 1), below(right, width - side + 1)))
+        return radial_spectrum(resize(images, side, side, "area"))
 
     def fooling(self, direction: Direction, batch: Batch, image: Tensor) -> Tensor:
         """The adversarial loss of a generator whose image the frozen judges see."""
         logits = self.judges(direction.name, self.judged(direction, batch, image))
         if self.mix_spectral and direction.name in self.judges.classifiers:
-            logits = mixed(logits, self.judges(direction.name, self.profile(image), spectrum=True))
+            profiles = self.profile(direction, image, batch["number"])
+            logits = mixed(logits, self.judges(direction.name, profiles, spectrum=True))
         return generator_loss(logits, self.gan)
 
     def shown(self, carry: Carry, direction: Direction) -> dict[str, Tensor | float]:
@@ -255,17 +278,42 @@ class TranslationGAN(Method):
             exact = is_batch_free(self.judges.discriminators[name])
             logits = one_batch(judge, [self.judged(direction, batch, image) for image in images], exact)
             if name in self.judges.classifiers:
-                # One pass whatever the images: each moves the vectors of the spectral norm.
-                profiles = self.profile(torch.cat(images))
-                opinions = self.call("discriminator", name, profiles, spectrum=True).split(len(images[0]))
-                for title, half, opinion in zip(titles, halves, opinions, strict=True):
-                    loss = discriminator_loss(opinion, title == "real", self.gan)
-                    terms[f"spectral_{title}{suffix}"] = half * loss
+                found, opinions = self._classifier_terms(direction, batch, carry, images, titles, halves)
+                terms |= found
                 if self.mix_spectral:  # the classifier learns from its own loss alone
                     logits = [mixed(x, opinion.detach()) for x, opinion in zip(logits, opinions, strict=True)]
             for title, half, verdict in zip(titles, halves, logits, strict=True):
                 terms[title + suffix] = half * discriminator_loss(verdict, title == "real", self.gan)
         return terms
+
+    def _classifier_terms(
+        self,
+        direction: Direction,
+        batch: Batch,
+        carry: Carry,
+        images: Sequence[Tensor],
+        titles: Sequence[str],
+        halves: Sequence[Tensor | float],
+    ) -> tuple[Terms, Sequence[Tensor]]:
+        """The spectral classifier's own loss, and its logits [B, 1] of each of `images`, or of maps."""
+        if self.spectrum == "maps":
+            titles, halves = ("real", "fake_student"), (0.5, 0.5)
+            seen = [carry[spectra_name(role, direction)] for role in (self.teaching, "student")]
+            profiles = torch.cat(seen)
+        else:
+            profiles = self.profile(direction, torch.cat(list(images)), batch["number"].repeat(len(images)))
+        # One pass whatever is seen: each moves the vectors of the spectral norm.
+        opinions = self.call("discriminator", direction.name, profiles, spectrum=True).chunk(len(titles))
+        terms: Terms = {}
+        for title, half, opinion in zip(titles, halves, opinions, strict=True):
+            loss = discriminator_loss(opinion, title == "real", self.gan)
+            terms[f"spectral_{title}{direction.suffix}"] = half * loss
+        return terms, opinions
+
+
+def spectra_name(role: str, direction: Direction) -> str:
+    """Under which name the profiles [B x layers, rings] of a generator's projected maps are in the carry."""
+    return f"{role}{direction.suffix}.spectra"
 
 
 def mixed(logits: Tensor, opinions: Tensor) -> Tensor:

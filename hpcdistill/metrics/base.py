@@ -66,6 +66,35 @@ PAIR_METRICS = [PSNR_OF_PAIRS, L1_OF_PAIRS, LPIPS_OF_PAIRS]
 
 
 @dataclass(frozen=True)
+class SpectrumMetric:
+    """One number for two sets of images, of their mean radial spectra."""
+
+    name: str
+    label: str
+    digits: int
+    better: Literal["higher", "lower"]
+    path: str
+    about: str
+
+    @property
+    def compute(self) -> Callable[[Tensor, Tensor, int], float]:
+        """(outputs' spectrum [rings], real spectrum [rings], side of the images) to a number."""
+        function: Callable[[Tensor, Tensor, int], float] = imported(self.path, "metric")
+        return function
+
+
+SPECTRAL_ERROR = SpectrumMetric(
+    "spectral_error",
+    "spectral error [decades]",
+    3,
+    "lower",
+    "hpcdistill.metrics.spectral_error:spectral_error",
+    "8-bit gray, mean |log10| of the ratio of the sets' azimuthally averaged power, half of Nyquist to Nyquist; "
+    "real side: the test set's target images",
+)
+
+
+@dataclass(frozen=True)
 class SetResult:
     """One generator on one test set."""
 
@@ -73,6 +102,8 @@ class SetResult:
     images: int
     per_image: list[ImageRow] = field(default_factory=list)
     bicubic: dict[str, float] | None = None  # super-resolution: bicubic enlargement of the same images
+    # Translation: "output" and "real", mean power in the rings 1, 2, ... of `ops.radial_spectrum.radial_power`.
+    spectra: dict[str, list[float]] = field(default_factory=dict)
 
 
 def means(rows: Sequence[ImageRow], names: Iterable[str]) -> dict[str, float]:

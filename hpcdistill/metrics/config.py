@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from hpcdistill.data.index import Kind
-from hpcdistill.metrics.base import LPIPS_OF_PAIRS, PAIR_METRICS, SR_METRICS
+from hpcdistill.metrics.base import LPIPS_OF_PAIRS, PAIR_METRICS, SPECTRAL_ERROR, SR_METRICS
 from hpcdistill.settings import MOST_PIXELS, MOST_STEPS, Section, operational
 
 Bits = Literal["round", "floor"]
@@ -50,6 +50,9 @@ class EvalConfig(Section):
     )
     kid: bool = operational(True, "paired, unpaired: compute the kernel distance (KID) too")
     lpips: bool = operational(True, "paired: compute LPIPS (AlexNet) where its weights are on this machine")
+    spectral_error: bool = operational(
+        False, "paired, unpaired: compare the high frequencies of outputs and target images (spectral_error)"
+    )
     both_directions: bool = operational(False, "paired, unpaired: evaluate generators from b to a (*_b2a) as well")
     samples: int = operational(4, "images of the selected set shown in samples/*.png", ge=0, le=10_000)
 
@@ -64,4 +67,6 @@ class EvalConfig(Section):
             names.append("kid" if inception else f"kernel_{suffix}")
         if kind == "paired":
             names += [metric.name for metric in PAIR_METRICS if metric is not LPIPS_OF_PAIRS or self.lpips]
+        if self.spectral_error:
+            names.append(SPECTRAL_ERROR.name)
         return names

@@ -163,7 +163,7 @@ class TranslationRunEvaluator:
         real = real_side(needs.kind, config.real)
         self.evaluator = TranslationEvaluator(
             data.eval,
-            TranslationProtocol(needs.kind, data.direction, size, real, config.kid, config.bits),
+            TranslationProtocol(needs.kind, data.direction, size, real, config.kid, config.bits, config.spectral_error),
             data.train,
             features,
             lpips,
@@ -182,16 +182,22 @@ class TranslationRunEvaluator:
         self, generators: Mapping[str, nn.Module], accelerator: Accelerator, stop: Callable[[], bool] = never
     ) -> Evaluation:
         metrics: dict[str, float] = {}
+        spectra: dict[str, dict[str, list[float]]] = {}
         for name in self.names:
+            backwards = name.endswith(BACKWARDS)
             for test_set in self.evaluator.test_sets:
-                result = self.evaluator.evaluate(generators[name], test_set, name.endswith(BACKWARDS), stop)
+                result = self.evaluator.evaluate(generators[name], test_set, backwards, stop)
                 metrics |= {f"{name}/{test_set}/{metric}": value for metric, value in result.metrics.items()}
+                if result.spectra:
+                    curves = spectra.setdefault(test_set, {})
+                    curves["real" + BACKWARDS * backwards] = result.spectra["real"]
+                    curves[name] = result.spectra["output"]
         pictures: dict[str, Image] = {}
         if self.config.samples > 0:
             with shared_work(accelerator.num_processes, accelerator.device):
                 if accelerator.is_main_process:
                     pictures = self._pictures(generators, stop)
-        return Evaluation(metrics, pictures)
+        return Evaluation(metrics, pictures, {"spectrum": spectra} if spectra else {})
 
     def protocol(self) -> dict[str, Any]:
         """What result.json says about how the numbers were made."""

@@ -1,4 +1,4 @@
-"""How well a generator translates images: FID, KID, and for pairs PSNR, L1 and LPIPS (`fesd.md`, section 7).
+"""How well a generator translates images: FID, KID, spectra, and for pairs PSNR, L1, LPIPS (`fesd.md`, section 7).
 
 Each test image is resized to a square (bicubic, as in training; no crop, no flip), translated in eval mode and brought
 to 8 bits in memory (`eval.bits`). Images are shared among ranks; what they found is gathered, and rank 0 compares the
@@ -23,14 +23,16 @@ from hpcdistill.data.progress import Progress
 from hpcdistill.data.read.domains import DomainImages
 from hpcdistill.data.test_sets import Real, real_folders
 from hpcdistill.errors import UserError, plural
-from hpcdistill.metrics.base import LPIPS_OF_PAIRS, PAIR_METRICS, PSNR_CAP, ImageRow, SetResult, means
+from hpcdistill.metrics.base import LPIPS_OF_PAIRS, PAIR_METRICS, PSNR_CAP, SPECTRAL_ERROR, ImageRow, SetResult, means
 from hpcdistill.metrics.config import Bits
 from hpcdistill.metrics.feature_networks import FeatureNetwork
 from hpcdistill.metrics.frechet import Moments, frechet, kid, moments
 from hpcdistill.metrics.lpips import LPIPS
 from hpcdistill.metrics.pictures import Pictures
 from hpcdistill.metrics.real_side import RealFeatures, load_translation_index
+from hpcdistill.metrics.real_statistics import RealStatistics
 from hpcdistill.metrics.shared_work import shared_work
+from hpcdistill.metrics.spectral_error import check_side, spectrum_of
 from hpcdistill.metrics.sr_evaluation import evaluating
 from hpcdistill.training.evaluation import never, until_stopped
 
@@ -49,6 +51,7 @@ class TranslationProtocol:
     real: Real
     kid: bool = True
     bits: Bits = "round"  # how outputs become 8 bits
+    spectral_error: bool = False
 
 
 class TranslationEvaluator:
@@ -66,15 +69,19 @@ class TranslationEvaluator:
         ranks: int = 1,
         *,
         backwards: bool = False,
+        statistics: RealStatistics | None = None,
     ) -> None:
         """`train`: the sets that are trained on, for the real side; `backwards`: b is translated to a as well.
 
+        `statistics`: are the real side, in the place of images, of every set and direction; without images no KID.
         UserError for a set that is missing, of another kind, or too small to compare.
         """
-        self.protocol, self.features = protocol, features
+        self.protocol, self.features, self.statistics = protocol, features, statistics
         self.device, self.rank, self.ranks = torch.device(device), rank, ranks
         if lpips is not None:
             lpips.check_size(protocol.size, protocol.size)
+        if protocol.spectral_error:
+            check_side(protocol.size)
         # Metric -> what computes it of two batches uint8 [B, 3, H, W].
         self.of_pairs: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
         if self.paired:
@@ -94,6 +101,8 @@ class TranslationEvaluator:
                 continue
             if min(map(len, images.domains)) < 2:
                 raise UserError(f"{folder}: one image is no set to compare; give a test set of two or more")
+            if statistics is not None:
+                continue
             folders = real_folders(folder, protocol.real, train)
             for back in self.directions:
                 self.real[name, back] = RealFeatures(
@@ -101,6 +110,7 @@ class TranslationEvaluator:
                 )
         self._images: dict[tuple[str, int, int], Tensor] = {}  # (set, domain, number) -> uint8 [3, size, size]
         self._known: dict[tuple[str, bool], tuple[Tensor, Moments]] = {}  # the real side, on rank 0
+        self._real_spectra: dict[tuple[str, bool], Tensor] = {}  # its mean spectrum [rings], on every rank
 
     @property
     def paired(self) -> bool:
@@ -129,8 +139,8 @@ class TranslationEvaluator:
         when a rank's `stop()` says so between two batches: on every rank.
         """
         count = self.count(test_set, backwards)
-        # A column for "the output is finite" and one for each metric of pairs.
-        rows = [torch.empty(0, 1 + len(self.of_pairs), device=self.device, dtype=torch.float64)]
+        # A column for "the output is finite", one for each metric of pairs, and the spectrum's rings.
+        rows = [torch.empty(0, 1 + len(self.of_pairs) + self._rings, device=self.device, dtype=torch.float64)]
         found = [torch.empty(0, self.features.dimensions if self.features else 0, device=self.device)]
         translated = contextlib.nullcontext(generator) if isinstance(generator, Pictures) else evaluating(generator)
         with shared_work(self.ranks, self.device), translated as network:
@@ -146,9 +156,12 @@ class TranslationEvaluator:
                     targets = self._batch(test_set, int(not backwards), numbers)
                     row += [compute(produced, targets).double() for compute in self.of_pairs.values()]
                 rows.append(torch.stack(row, dim=1))
+                if self._rings:
+                    rows[-1] = torch.cat([rows[-1], spectrum_of(produced)], dim=1)
                 if self.features is not None:
                     found.append(self.features(produced))
-        all_finite, *columns = self._gathered(torch.cat(rows), count).T.tolist()
+        gathered = self._gathered(torch.cat(rows), count)
+        all_finite, *columns = gathered[:, : 1 + len(self.of_pairs)].T.tolist()
         if not all(all_finite):
             raise UserError(
                 f"{self._name(test_set, int(backwards), all_finite.index(0.0))}: the generator's output is not finite; "
@@ -162,7 +175,12 @@ class TranslationEvaluator:
                 for number, values in enumerate(zip(*columns, strict=True))
             ]
             metrics |= means(per_image, self.of_pairs)
-        return SetResult(metrics, count, per_image)
+        if not self._rings:
+            return SetResult(metrics, count, per_image)
+        spectrum = gathered[:, -self._rings :].mean(0)
+        real = self._real_spectrum(test_set, backwards, stop)
+        metrics[SPECTRAL_ERROR.name] = SPECTRAL_ERROR.compute(spectrum, real, self.protocol.size)
+        return SetResult(metrics, count, per_image, spectra={"output": spectrum.tolist(), "real": real.tolist()})
 
     def translations(
         self,
@@ -200,16 +218,21 @@ class TranslationEvaluator:
         note = []
         if self.features is not None:
             name = self.features.frechet_name
-            about["real"] = protocol.real
-            about["real_images"] = {test_set: len(real) for (test_set, back), real in self.real.items() if not back}
             about[name] = self.features.origin
-            counted = ", ".join(f"{n} for {test_set}" for test_set, n in about["real_images"].items())
-            note.append(f"{name}: {self.features.origin}; real side {protocol.real} ({counted})")
-            if protocol.kid:
+            if self.statistics is not None:
+                about["real"] = side = f"statistics ({self.statistics.described})"
+            else:
+                about["real"] = protocol.real
+                about["real_images"] = {test_set: len(real) for (test_set, back), real in self.real.items() if not back}
+                side = f"{protocol.real} ({', '.join(f'{n} for {of}' for of, n in about['real_images'].items())})"
+            note.append(f"{name}: {self.features.origin}; real side {side}")
+            if protocol.kid and self.statistics is None:
                 about[self.features.kernel_name] = (
                     f"mean over {KID_SUBSETS} subsets of at most {KID_SUBSET_SIZE}, unbiased"
                 )
         about |= {metric.name: metric.about for metric in PAIR_METRICS if metric.name in self.of_pairs}
+        if self._rings:
+            about[SPECTRAL_ERROR.name] = SPECTRAL_ERROR.about
         note.append(f"images {protocol.size}x{protocol.size}, {protocol.direction}")
         if protocol.bits == "floor":
             note.append("outputs cut to 8 bits (floor)")
@@ -223,10 +246,13 @@ class TranslationEvaluator:
         if self.features is None:
             return {}
         features = self._gathered(found, count)
-        self._prepare(test_set, backwards, stop)
+        if self.statistics is None:
+            self._prepare(test_set, backwards, stop)
         metrics: dict[str, float] = {}
         with shared_work(self.ranks, self.device):
-            if self.rank == 0:
+            if self.rank == 0 and self.statistics is not None:
+                metrics[self.features.frechet_name] = frechet(moments(features.cpu()), self.statistics.moments)
+            elif self.rank == 0:
                 real, real_moments = self._known[test_set, backwards]
                 metrics[self.features.frechet_name] = frechet(moments(features), real_moments)
                 if self.protocol.kid:
@@ -258,6 +284,24 @@ class TranslationEvaluator:
             assert features is not None
             self._known[test_set, backwards] = features, moments(features.to(self.device))
 
+    @property
+    def _rings(self) -> int:
+        """The length of a spectrum; 0 where none is asked for."""
+        return self.protocol.size // 2 - 1 if self.protocol.spectral_error else 0
+
+    def _real_spectrum(self, test_set: str, backwards: bool, stop: Callable[[], bool]) -> Tensor:
+        """The mean spectrum [rings] of the test set's target images, computed once by all ranks together."""
+        key = (test_set, backwards)
+        if key not in self._real_spectra:
+            images, domain = self.test_sets[test_set], int(not backwards)
+            count = len(images.domains[domain])
+            rows = [torch.empty(0, self._rings, device=self.device, dtype=torch.float64)]
+            with shared_work(self.ranks, self.device):
+                for numbers in until_stopped(self._batches(self._share(count)), stop):
+                    rows.append(spectrum_of(self._batch(test_set, domain, numbers, keep=self.paired)))
+            self._real_spectra[key] = self._gathered(torch.cat(rows), count).mean(0)
+        return self._real_spectra[key]
+
     def _share(self, count: int) -> range:
         """The numbers of this rank's images."""
         return range(self.rank, count, self.ranks)
@@ -284,21 +328,23 @@ class TranslationEvaluator:
         size = self._batch_size
         return (numbers[start : start + size] for start in range(0, len(numbers), size))
 
-    def _batch(self, test_set: str, domain: int, numbers: Sequence[int]) -> Tensor:
-        return torch.stack([self._image(test_set, domain, number) for number in numbers]).to(self.device)
+    def _batch(self, test_set: str, domain: int, numbers: Sequence[int], keep: bool = True) -> Tensor:
+        return torch.stack([self._image(test_set, domain, number, keep) for number in numbers]).to(self.device)
 
     def _pictures(self, pictures: Pictures, numbers: Sequence[int]) -> Tensor:
         size = self.protocol.size
         wanted = f"measured at {size}x{size}; give --size, or pictures of that size"
         return torch.stack([pictures.read(number, size, size, wanted) for number in numbers]).to(self.device)
 
-    def _image(self, test_set: str, domain: int, number: int) -> Tensor:
-        """From memory after the first time: 200 pairs of 256 pixels take 79 MB."""
+    def _image(self, test_set: str, domain: int, number: int, keep: bool = True) -> Tensor:
+        """From memory after the first time, if it is to be kept: 200 pairs of 256 pixels take 79 MB."""
         key = (test_set, domain, number)
-        if key not in self._images:
-            rgb = self.test_sets[test_set].load(domain, number)
-            self._images[key] = torch.from_numpy(rgb.transpose(2, 0, 1).copy())
-        return self._images[key]
+        if key in self._images:
+            return self._images[key]
+        image = torch.from_numpy(self.test_sets[test_set].load(domain, number).transpose(2, 0, 1).copy())
+        if keep:
+            self._images[key] = image
+        return image
 
     def _name(self, test_set: str, domain: int, number: int) -> str:
         images = self.test_sets[test_set]

@@ -62,10 +62,26 @@ def _log_magnitudes(images: Tensor) -> Tensor:
     return 0.5 * torch.log(power.flatten(1) + EPS**2)
 
 
-def _ring_means(log: Tensor, height: int, width: int) -> Tensor:
-    places, weights = _ring_table(height, width, log.device, log.dtype)
-    members = log.index_select(1, places.flatten()).view(len(log), *places.shape)
-    return (members * weights).sum(-1)
+def _ring_means(values: Tensor, height: int, width: int) -> Tensor:
+    """The mean over each ring of `values` `[B, H (W // 2 + 1)]`."""
+    places, weights = _ring_table(height, width, values.device, values.dtype)
+    members = values.index_select(1, places.flatten()).view(len(values), *places.shape)
+    averaged: Tensor = (members * weights).sum(-1)
+    return averaged
+
+
+def radial_power(images: Tensor) -> Tensor:
+    """`[B, C, H, W]` to the mean power in each ring of radius 1 ... min(H, W) / 2 - 1, `[B, that many]`, float64.
+
+    |F|^2 / (H W) of the gray image, averaged over the angle: white noise of variance v has v in every ring. C, rings
+    and errors as `radial_spectrum`'s; what lies beyond the Nyquist frequency of rows and columns is left out.
+    """
+    height, width = images.shape[2:]
+    ring_count(height, width)
+    gray = _gray(images.to(torch.float64))
+    spectrum = torch.fft.rfft2(gray - gray.mean((1, 2), keepdim=True))
+    power = (spectrum.real.square() + spectrum.imag.square()).flatten(1) / (height * width)
+    return _ring_means(power, height, width)[:, : min(height, width) // 2 - 1]
 
 
 def ring_count(height: int, width: int) -> int:

@@ -31,7 +31,8 @@ from hpcdistill.sweep.slurm_queue import Queue
 from hpcdistill.sweep.status import SILENT_S, TaskStatus, task_statuses
 from hpcdistill.sweep.submissions import Submission, read_submissions, submitted_files
 from hpcdistill.sweep.table_layout import order_text
-from hpcdistill.sweep.tables import ResultTable, TableRow, make_tables
+from hpcdistill.sweep.table_rows import ResultTable, TableRow
+from hpcdistill.sweep.tables import make_tables
 
 EXIT_DAMAGED = 1  # with --strict
 

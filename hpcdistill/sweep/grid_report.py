@@ -18,12 +18,12 @@ from hpcdistill.data.outputs import check_page
 from hpcdistill.errors import UserError
 from hpcdistill.storage import write_bytes, write_json
 from hpcdistill.sweep.charts import chart_svg
-from hpcdistill.sweep.plots import Plot, axis_plots, cost_plots, curve_charts, main_metric
+from hpcdistill.sweep.plots import Plot, axis_plots, cost_plots, curve_charts, main_metric, spectrum_charts
 from hpcdistill.sweep.report import Charts, template
 from hpcdistill.sweep.results import Found, RunResult
 from hpcdistill.sweep.table_formats import as_json, html, latex, markdown, tidy_csv
 from hpcdistill.sweep.table_layout import Layout, lay_out, notes, number_text, order_text
-from hpcdistill.sweep.tables import ResultTable, TableRow, TrialState
+from hpcdistill.sweep.table_rows import ResultTable, TableRow, TrialState
 
 PICTURE_BYTES = 1 << 20  # of one picture
 PICTURES_BYTES = 24 << 20  # of all pictures of the page
@@ -174,7 +174,7 @@ def report_page(
         below = [note for note in notes(layout, legend=False) if not note.startswith(("Attention", "Our order"))]
         plots = [*axis_plots(table, anchor), *cost_plots(table, anchor, counted)]
         orders = [order_text(order, alone) for order in table.orders]
-        charts = Charts(tuple(curve_charts(table)))
+        charts = Charts((*curve_charts(table), *spectrum_charts(table)))
         sections.append(TableSection(layout, anchor, below, orders, list(_troubles(table)), plots, charts))
     _add_pictures(sections)
     counts: Counter[TrialState] = Counter()
@@ -286,6 +286,7 @@ def _other(run: RunResult) -> dict[str, str]:
         "steps": str(run.result.get("steps", "")),
         "metric": str(chosen),
         **{which: "" if value is None else number_text(value, 4) for which, value in values.items()},
+        "evaluations": "" if run.evaluations is None else str(run.evaluations),
         "revision": run.revision,
     }
 

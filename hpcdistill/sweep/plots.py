@@ -1,4 +1,4 @@
-"""Plots of a table: a metric against each ablation axis, against the networks' cost, and over the training."""
+"""Plots of a table: a metric against each axis, against the networks' cost and over the training; spectra."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from hpcdistill.metrics.config import BACKWARDS
 from hpcdistill.metrics.measured_cost import is_cost
 from hpcdistill.sweep.charts import INK, RULE, SERIES, Chart, Line, figure_svg, page_figure, series_colour
 from hpcdistill.sweep.grid import Metric
 from hpcdistill.sweep.results import RunResult
-from hpcdistill.sweep.tables import ResultTable, TableRow
+from hpcdistill.sweep.table_rows import ResultTable, TableRow
 from hpcdistill.training.records import read_row
 
 MACS = "macs"  # the metric that has multiply-accumulates, in units of 10^9
 PLOTS = 8  # of a kind and table: more are not looked at
 TICKS = 40  # on an axis
 CURVES = SERIES - 1  # in a chart; series 0 is grey
+REAL = "real"  # the grey curve of a spectrum
 
 _WIDTH = 5.4  # inches
 _MARKERS = "osD^vPX"
@@ -131,6 +134,44 @@ def curve_charts(table: ResultTable) -> list[Chart]:
             title = f"{metric.label} during training" + (f": {where}" if where else "")
             charts.append(Chart(title, "step", metric.label, lines, digits=metric.digits))
     return charts[:PLOTS]
+
+
+def spectrum_charts(table: ResultTable) -> list[Chart]:
+    """The mean radial spectra of real images and of what each row's networks make, of its first run's last evaluation.
+
+    Those that are damaged, or that were not measured, are passed over.
+    """
+    metric = main_metric(table)
+    charts: list[Chart] = []
+    for row in table.rows:
+        run = next((trial.run for trial in row.trials if trial.run), None)
+        if metric is None or run is None or len(charts) == PLOTS:
+            continue
+        _, test_set, _ = f"{row.cell.of.get(metric.name, '')}//".split("/", 2)
+        files = sorted((run.folder / "samples").glob("spectrum-*.json"))
+        found = _spectra(files[-1], test_set) if files else {}
+        if len(found) < 2 or REAL not in found:
+            continue
+        others = sorted((name for name in found if name != REAL), key=lambda name: name == "teacher")[:CURVES]
+        lines = tuple(Line(name, number, found[name]) for number, name in enumerate([REAL, *others]))
+        title = f"Radial spectrum: {row.cell.title}"
+        step = files[-1].stem.rpartition("-")[2].lstrip("0") or "0"
+        note = f"Step {step}. spectral_error compares the right half of the axis."
+        charts.append(Chart(title, "cycles per image", "log10 of power (levels squared)", lines, note=note))
+    return charts
+
+
+def _spectra(file: Path, test_set: str) -> dict[str, tuple[tuple[float, float], ...]]:
+    """Name -> (radius, log10 of power), of those that translate a to b."""
+    try:
+        curves = json.loads(file.read_bytes())[test_set]
+        return {
+            name: tuple((1.0 + ring, math.log10(max(float(power), 1e-3))) for ring, power in enumerate(curve))
+            for name, curve in curves.items()
+            if not name.endswith(BACKWARDS) and curve
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        return {}
 
 
 def main_metric(table: ResultTable) -> Metric | None:

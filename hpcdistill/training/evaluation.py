@@ -39,6 +39,7 @@ class Evaluation:
 
     metrics: dict[str, float]  # "student/set5/psnr" -> value
     pictures: dict[str, np.ndarray] = field(default_factory=dict)  # name -> uint8 [H, W, 3], on rank 0
+    curves: dict[str, Any] = field(default_factory=dict)  # name -> what is to be drawn, as JSON
 
 
 class Evaluator(Protocol):

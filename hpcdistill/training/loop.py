@@ -19,7 +19,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Method
 from hpcdistill.ranks import watchdog
 from hpcdistill.ranks.signals import StopSignals
-from hpcdistill.storage import write_bytes
+from hpcdistill.storage import write_bytes, write_json
 from hpcdistill.training.accelerator import precision_of
 from hpcdistill.training.batches import BatchReader, delivered
 from hpcdistill.training.checkpoint import Checkpoints
@@ -234,6 +234,8 @@ class Training:
         if self.accelerator.is_main_process:
             for name, picture in evaluation.pictures.items():
                 write_bytes(self.folder.samples / f"{name}-{position.step:08d}.png", encode_png(picture))
+            for name, curves in evaluation.curves.items():
+                write_json(self.folder.samples / f"{name}-{position.step:08d}.json", curves)
         if is_better(evaluator, selects, position.last, position.best):
             position.best = position.last
             self.networks.save(best_of(None), self.folder, position.step)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from packed_sets import noise, write_set
 from tiny_runs import packed_noise
 
 from hpcdistill import benchmark
-from hpcdistill.deploy import paper_latency
 from hpcdistill.deploy.description import describe
-from hpcdistill.deploy.latency import Settings, Timing, compare, example, peak_memory, place_name, turns
-from hpcdistill.deploy.latency_subjects import Subject, find_subject
-from hpcdistill.deploy.latency_variants import Place, Unavailable, chosen_variants, prepare
+from hpcdistill.deploy.latency import paper
+from hpcdistill.deploy.latency.comparison import Settings, compare
+from hpcdistill.deploy.latency.memory import peak_memory
+from hpcdistill.deploy.latency.subjects import Subject, find_subject
+from hpcdistill.deploy.latency.timing import Timing, place_name, turns
+from hpcdistill.deploy.latency.variants import Place, Unavailable, chosen_variants, prepare
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.measured_cost import measured_cost, read_latency, save_latency
 from hpcdistill.models.fsrcnn import FSRCNN
@@ -63,7 +66,7 @@ def test_a_row_for_each_network_form_and_number_of_threads(tmp_path: Path, capsy
     assert torch.get_num_threads() == 1  # as before
 
 
-def test_times_are_of_the_clock_and_of_the_processor() -> None:
+def test_times_are_of_the_clock_and_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     timing = Timing(wall=[0.001, 0.002, 0.003, 0.010], cpu=[0.001, 0.001, 0.002, 0.004])
     summary = timing.summary()
     # By hand: mean 16 / 4; median (2 + 3) / 2; p95 at 0.95 * 3 = 2.85 of the way: 3 + 0.85 * 7.
@@ -73,10 +76,11 @@ def test_times_are_of_the_clock_and_of_the_processor() -> None:
     assert summary["images_per_second"] == pytest.approx(250.0)
     assert summary["cpu_median_ms"] == pytest.approx(1.5)
     assert summary["cpu_mean_ms"] == pytest.approx(2.0)
+    for clock, shown in (("perf_counter", (10.0, 10.5)), ("process_time", (3.0, 3.25))):
+        monkeypatch.setattr(time, clock, partial(next, iter(shown)))
     idle = Timing()
-    idle.measure(lambda: time.sleep(0.02), "cpu")
-    assert idle.wall[0] >= 0.02
-    assert idle.cpu[0] < 0.01
+    assert idle.measure(lambda: "made", "cpu") == "made"
+    assert (idle.wall, idle.cpu) == ([0.5], [0.25])
 
 
 def test_turns_are_fair() -> None:
@@ -90,7 +94,7 @@ def test_turns_are_fair() -> None:
 def test_forms_agree_with_the_network_as_it_is_trained(tmp_path: Path) -> None:
     """Each form gives the bicubic image plus what the network, run by hand, adds."""
     subject = find_subject(str(network_file(tmp_path)))
-    image = example(subject, (8, 11))
+    image = subject.example((8, 11))
     assert image.shape == (1, 1, 8, 11)
     assert 0 <= image.min() < 0.1 < 0.9 < image.max() <= 1
     network = FSRCNN(2, d=4, s=2, m=1)
@@ -130,13 +134,13 @@ def test_an_exported_file_is_measured_in_its_own_runtime(tmp_path: Path) -> None
     (row,) = compare([subject], Settings(size=(8, 8), rounds=1, memory=False))["rows"]
     assert (row["variant"], row["output"]) == ("onnxruntime", [16, 16])
     with pytest.raises(UserError, match=r"n\.onnx: the papers' protocol is of networks in PyTorch"):
-        paper_latency.measure_as_papers(subject, tmp_path)
+        paper.measure_as_papers(subject, tmp_path)
 
 
 def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch.compile gives is what runs; where it fails, that is said. The compiler itself takes ten seconds."""
     subject = find_subject(str(network_file(tmp_path)))
-    place = Place(example(subject, (8, 8)), "cpu", tmp_path)
+    place = Place(subject.example((8, 8)), "cpu", tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: name)
     monkeypatch.setattr(torch, "compile", lambda network: lambda image: network(image) + 1)
     plain = prepare("eager", subject, place)()
@@ -152,7 +156,7 @@ def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_missing_here_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = find_subject(str(network_file(tmp_path)))
-    place = Place(example(subject, (8, 8)), "cpu", tmp_path)
+    place = Place(subject.example((8, 8)), "cpu", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(Unavailable, match=r"no C\+\+ compiler \(g\+\+\)"):
@@ -183,7 +187,7 @@ def test_the_peak_is_counted_anew() -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the kernel counts no peaks here")
     script = (
-        "import numpy as np; from hpcdistill.deploy.latency_memory import forget_peak, peak;"
+        "import numpy as np; from hpcdistill.deploy.latency.memory import forget_peak, peak;"
         "np.ones(1 << 28, np.uint8).sum(); high = peak(); forget_peak(); print(high - peak())"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -269,7 +273,7 @@ def test_the_protocol_warms_up_and_takes_each_image_once(tmp_path: Path) -> None
     generator.register_forward_pre_hook(lambda module, given: seen.append(given[0].clone()))
     values = {"data": {"crop": 32}}
     subject = Subject("toy", describe(generator, {}, tmp_path), generator, values=values)
-    entry = paper_latency.measure_as_papers(subject, test_set, warm_ups=2)
+    entry = paper.measure_as_papers(subject, test_set, warm_ups=2)
     assert (entry["metric"], entry["passes"], entry["warm_ups"]) == ("latency_ms", 3, 2)
     assert [tuple(image.shape) for image in seen] == [(1, 3, 32, 32)] * 5
     assert torch.equal(seen[0], seen[2])

@@ -136,6 +136,23 @@ def test_translation_keeps_alpha(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(model(Image.fromarray(rgba)))[..., 3], PHOTO[..., 0])
 
 
+def test_what_takes_the_strips_is_not_in_inference_mode(student: Model, tmp_path: Path) -> None:
+    """A generator's context is its caller's too while it waits: what that computes would have no gradients."""
+    translator = load(saved(build_generator("unet", ngf=4, levels=3), tmp_path / "u.safetensors"))
+    for model in (student, translator):
+        strips = model.strips(Picture(PHOTO), tile=16 if model is student else None)
+        next(strips)
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_an_exported_file_has_no_other_networks(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"")
+    for wanted in ({"which": "last"}, {"generator": "teacher"}):
+        option = next(iter(wanted))
+        with pytest.raises(UserError, match=rf"--{option} \w+: .*a\.onnx is one exported network; leave it out"):
+            load(tmp_path / "a.onnx", **wanted)
+
+
 def test_shipped_students_by_their_short_names() -> None:
     for scale in (2, 3, 4):
         assert f"-x{scale}-" in pretrained_file(f"pretrained:x{scale}").name

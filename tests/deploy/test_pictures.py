@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_what_is_written_other_programs_read(
     read = png_decode((tmp_path / "a.png").read_bytes()).reshape(pixels.shape)
     np.testing.assert_array_equal(read, pixels)
     with Image.open(tmp_path / "a.png") as image:
-        assert image.info["icc_profile"] == PROFILE
+        assert image.info.get("icc_profile") == (PROFILE if channels > 2 else None)
         image.load()  # every checksum
 
 
@@ -120,6 +121,36 @@ def test_a_profile_stays(tmp_path: Path) -> None:
     Image.fromarray(noise(6, 4, 3)).save(tmp_path / "a.jpg", icc_profile=PROFILE)
     assert read_picture(tmp_path / "a.jpg").profile == PROFILE
     assert to_pillow(read_picture(tmp_path / "a.jpg")).info["icc_profile"] == PROFILE
+
+
+@pytest.mark.parametrize(("channels", "space"), [(3, b"GRAY"), (1, b"RGB "), (2, b"RGB "), (4, b"Lab ")])
+def test_a_profile_of_other_pixels_goes(tmp_path: Path, channels: int, space: bytes) -> None:
+    """A translated gray picture is RGB: readers refuse it, or show it wrong, with the profile of gray."""
+    profile = PROFILE[:16] + space + PROFILE[20:]
+    pixels = noise(6, 4, channels)
+    assert "icc_profile" not in to_pillow(Picture(pixels, profile)).info
+    write_png(tmp_path / "a.png", (6, 4), [pixels], profile)
+    with Image.open(tmp_path / "a.png") as image:
+        assert "icc_profile" not in image.info
+
+
+def test_gray_of_16_bits_keeps_its_transparent_level(tmp_path: Path) -> None:
+    pixels = noise(6, 4, dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    chunk = b"tRNS" + int(pixels[2, 1]).to_bytes(2, "big")
+    (tmp_path / "a.png").write_bytes(
+        content[:33] + b"\0\0\0\2" + chunk + zlib.crc32(chunk).to_bytes(4, "big") + content[33:]  # behind IHDR
+    )
+    found = read_picture(tmp_path / "a.png").pixels
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found[..., 0], pixels)
+    np.testing.assert_array_equal(found[..., 1], np.where(pixels == pixels[2, 1], 0, 65535))
+
+
+def test_nothing_is_no_picture() -> None:
+    with pytest.raises(UserError, match="the picture: has no pixels"):
+        from_pillow(Image.new("RGB", (0, 4)))
 
 
 def test_pil_and_back() -> None:

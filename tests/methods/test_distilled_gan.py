@@ -25,6 +25,7 @@ from translation import (
     logits,
     moved,
     opinion,
+    pieces,
     profile,
     projected,
     reached,
@@ -37,7 +38,9 @@ from translation import (
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS, distilled_gan, translation_gan
 from hpcdistill.methods.distilled_gan import DistilledGAN
+from hpcdistill.methods.gan_settings import A2B, B2A
 from hpcdistill.run import load_run
+from hpcdistill.settings import identity_values
 
 FAMILIES = ("cyclegan", "pix2pix")
 LAYERS = {"cyclegan": ("down2", "block1", "block2", "block3"), "pix2pix": ("down3", "down4", "up4", "up2")}
@@ -69,6 +72,13 @@ def compared(method: DistilledGAN, direction: str, batch: dict[str, Tensor], lay
     return found
 
 
+def looked_at(method: DistilledGAN, direction: str, images: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """The profiles of target images that the classifier sees."""
+    if method.config.spectrum == "crop":
+        return profile(pieces(images, SIDE, batch["number"], ("a2b", "b2a").index(direction)))
+    return profile(area(images, SIDE))
+
+
 @torch.no_grad()
 def students_terms(method: DistilledGAN, batch: dict[str, Tensor], direction: str, kind: str) -> dict[str, float]:
     """Equations 8 to 13 for the student."""
@@ -82,7 +92,9 @@ def students_terms(method: DistilledGAN, batch: dict[str, Tensor], direction: st
     classifier = dict(method.judges.classifiers.items()).get(direction)
     if config.mix_spectral:
         assert classifier is not None
-        verdict = 0.5 * verdict + 0.5 * opinion(classifier, profile(area(student, SIDE)))[:, :, None, None]
+        verdict = (
+            0.5 * verdict + 0.5 * opinion(classifier, looked_at(method, direction, student, batch))[:, :, None, None]
+        )
     terms = {"gan": config.weight_student * adversarial(verdict, "fool", kind)}
     if method.vgg is not None:
         of_student, of_teacher = vgg_maps(method.vgg, student), vgg_maps(method.vgg, teacher)
@@ -140,12 +152,19 @@ def discriminators_terms(method: DistilledGAN, batch: dict[str, Tensor], kind: s
             to = "real" if name == "real" else "fake"
             pair = torch.cat([source, image], 1) if method.family.conditional else image
             verdict = logits(method.judges.discriminators[direction.name], pair)
-            if direction.name in method.judges.classifiers:
-                spectral = opinion(method.judges.classifiers[direction.name], profile(area(image, SIDE)))
+            if direction.name in method.judges.classifiers and method.config.spectrum != "maps":
+                profiles = looked_at(method, direction.name, image, batch)
+                spectral = opinion(method.judges.classifiers[direction.name], profiles)
                 of_classifier[f"spectral_{name}{direction.suffix}"] = share * adversarial(spectral, to, kind)
                 if method.config.mix_spectral:
                     verdict = 0.5 * verdict + 0.5 * spectral[:, :, None, None]
             of_discriminator[name + direction.suffix] = share * adversarial(verdict, to, kind)
+        if direction.name in method.judges.classifiers and method.config.spectrum == "maps":
+            student, teacher = compared(method, direction.name, batch, LAYERS[method.config.family])
+            for name, maps in (("real", teacher), ("fake_student", student)):
+                spectral = opinion(method.judges.classifiers[direction.name], profile(torch.cat(maps)))
+                to = "real" if name == "real" else "fake"
+                of_classifier[f"spectral_{name}{direction.suffix}"] = 0.5 * adversarial(spectral, to, kind)
         reference |= of_classifier | of_discriminator
     return reference
 
@@ -156,6 +175,10 @@ CASES: dict[str, dict[str, Any]] = {
     "lambda_stu": {"weight_student": 0.25, "discriminator_layer": 2},
     "a set of D's layers": {"discriminator_layer": [3, 1]},
     "mixed": {"mix_spectral": True},
+    "pieces": {"spectrum": "crop", "direction": "both"},
+    "pieces, mixed": {"spectrum": "crop", "mix_spectral": True, "direction": "both"},
+    "maps": {"spectrum": "maps", "direction": "both"},
+    "maps, lambda_stu": {"spectrum": "maps", "weight_student": 0.25},
     "after": {"shift": {"place": "after", "rate": 0.67}},
     "trained": {"projection": "trained"},
     "shared": {"projection": "shared", "student": {"ngf": 8, "blocks": 3}},
@@ -167,7 +190,15 @@ def test_every_term_by_hand(case: str) -> None:
     check(distilled(**CASES[case]).double(), batch_of(), "lsgan")
 
 
-@pytest.mark.parametrize("values", [{}, {"mix_spectral": True, "shift": {"mode": "none"}}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"mix_spectral": True, "shift": {"mode": "none"}},
+        {"mix_spectral": True, "spectrum": "crop"},
+        {"spectrum": "maps"},
+    ],
+)
 def test_every_term_by_hand_for_pairs(values: dict[str, Any]) -> None:
     check(distilled(family="pix2pix", **values).double(), batch_of(), "hinge")
 
@@ -199,9 +230,10 @@ def test_the_teacher_learns_as_an_original_does() -> None:
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(reference, rel=1e-6)
 
 
+@pytest.mark.parametrize("spectrum", ["shrunk", "crop", "maps"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_gradient_reaches_the_student_and_nothing_else(family: str, vgg: Path) -> None:
-    method, batch = distilled(vgg, family=family), batch_of(torch.float32)
+def test_each_gradient_reaches_the_student_and_nothing_else(family: str, spectrum: str, vgg: Path) -> None:
+    method, batch = distilled(vgg, family=family, spectrum=spectrum), batch_of(torch.float32)
     phases = Phases(method)
     phases.run("teacher", batch)
     terms = phases.run("student", batch)
@@ -246,14 +278,69 @@ def test_a_students_step_moves_nothing_of_the_others(family: str) -> None:
 
 
 def test_a_classifier_learns_from_its_own_loss_alone() -> None:
-    """Also where the discriminator's loss sees half of it."""
-    method, batch = distilled(mix_spectral=True), batch_of(torch.float32)
-    phases = Phases(method)
-    phases.run("teacher", batch)
-    phases.run("student", batch)
-    for name, term in phases.run("discriminator", batch).items():
-        part = "classifiers" if name.startswith("spectral") else "discriminators"
-        assert {parameter.split(".")[1] for parameter in reached(term, method)} == {part}, name
+    """Also where the discriminator's loss sees half of it, and where it learns from the student's maps."""
+    for values in ({"mix_spectral": True}, {"mix_spectral": True, "spectrum": "crop"}, {"spectrum": "maps"}):
+        method, batch = distilled(**values), batch_of(torch.float32)
+        phases = Phases(method)
+        phases.run("teacher", batch)
+        phases.run("student", batch)
+        for name, term in phases.run("discriminator", batch).items():
+            part = "classifiers" if name.startswith("spectral") else "discriminators"
+            assert {parameter.split(".")[1] for parameter in reached(term, method)} == {part}, name
+
+
+@pytest.mark.parametrize("pattern", ["squares of two pixels", "an up-convolution's"])
+def test_a_fine_checkerboard_is_seen_in_pieces_and_not_shrunk(pattern: str) -> None:
+    """A mean over 4x4 pixels has nothing of it. (Squares of one pixel are in the rings that phi drops.)"""
+    batch = batch_of()
+    x = torch.arange(CROP, dtype=torch.float64)
+    if pattern == "an up-convolution's":  # of stride 2: every second row and every second column
+        planted = 0.05 * (torch.cos(torch.pi * x)[:, None] + torch.cos(torch.pi * x))
+    else:
+        planted = 0.05 * torch.sign(torch.cos(torch.pi / 2 * (x - 0.5)))
+        planted = planted[:, None] * planted / 0.05
+    change = {}
+    for spectrum in ("shrunk", "crop"):
+        method = distilled(spectrum=spectrum)
+        profiles = [method.profile(A2B, batch["b"] + add, batch["number"]) for add in (0, planted)]
+        change[spectrum] = (profiles[0] - profiles[1]).abs().amax().item()
+    assert change["shrunk"] < 1e-9
+    assert change["crop"] > 0.04
+
+
+def test_a_piece_s_place_depends_on_its_sample_alone() -> None:
+    """Not on what else is in the batch; a direction, a seed and a sample each have their own."""
+    method = distilled(spectrum="crop", direction="both")
+    images = torch.rand(1, 3, CROP, CROP, generator=torch.Generator().manual_seed(0)).expand(40, -1, -1, -1)
+    numbers = torch.arange(40)
+    whole = method.profile(A2B, images, numbers)
+    assert torch.equal(method.profile(A2B, images[:3], numbers[[30, 4, 17]]), whole[[30, 4, 17]])
+    assert len({tuple(row) for row in whole.tolist()}) > 38
+    assert not torch.equal(method.profile(B2A, images, numbers), whole)
+    torch.manual_seed(1)
+    other = DistilledGAN(method.config)
+    assert not torch.equal(other.profile(A2B, images, numbers), whole)
+
+
+def test_a_reading_that_nothing_reads_makes_no_other_run() -> None:
+    settings = {name: DistilledGAN.Config(spectrum=name, weight_spectral=0) for name in ("shrunk", "crop", "maps")}
+    assert settings["shrunk"] == settings["crop"] == settings["maps"]
+    mixed = DistilledGAN.Config(spectrum="crop", weight_spectral=0, mix_spectral=True)
+    assert (mixed.spectrum, DistilledGAN.Config(spectrum="maps").spectrum) == ("crop", "maps")
+    root = Path(__file__).resolve().parents[2] / "configs"
+    shipped = [str(root / "fesd" / "horse2zebra.yaml")]
+    older = load_run([*shipped, str(root / "variants" / "spectrum-shrunk.yaml")])
+    assert "spectrum" not in identity_values(older.config.method)  # as runs of before it was a choice
+    assert identity_values(load_run(shipped).config.method)["spectrum"] == "crop"
+
+
+def test_every_reading_of_the_spectrum_has_a_classifier_of_one_size() -> None:
+    """L_spectral asks it about maps, whatever it learned from: 64x64 of 256 pixels, 43 rings."""
+    for family in FAMILIES:
+        for spectrum in ("shrunk", "crop", "maps"):
+            with torch.device("meta"):
+                method = DistilledGAN(DistilledGAN.Config(family=family, spectrum=spectrum, weight_style=0))
+            assert method.judges.classifiers["a2b"].rings == 43
 
 
 def test_a_teachers_step_moves_nothing_of_the_others() -> None:
@@ -283,9 +370,10 @@ def test_dcd_is_fesd_without_shift_and_spectral_term() -> None:
         assert isinstance(dcd, DistilledGAN.Config)
         assert fesd.shift.mode == "bi"
         without = fesd.shift.model_copy(update={"mode": "none"})
-        assert dcd == fesd.model_copy(update={"shift": without, "weight_spectral": 0.0})
+        assert (fesd.spectrum, dcd.spectrum) == ("crop", "shrunk")  # dcd has no classifier
+        assert dcd == fesd.model_copy(update={"shift": without, "weight_spectral": 0.0, "spectrum": "shrunk"})
         plus = load_run([str(root / "fesd" / f"{data}.yaml"), str(root / "variants" / "bl-pcs.yaml")]).config.method
-        assert plus == fesd.model_copy(update={"weight_spectral": 0.0})
+        assert plus == fesd.model_copy(update={"weight_spectral": 0.0, "spectrum": "shrunk"})
     batch = batch_of()
     found = []
     for values in ({}, {"weight_spectral": 0}, {"weight_spectral": 0, "shift": {"mode": "none"}}):
@@ -476,6 +564,11 @@ def test_refusals(values: dict[str, Any], message: str) -> None:
         ({"family": "pix2pix", "direction": "both"}, "pix2pix translates a to b only"),
         ({"schedule": "blocks"}, "needs the number of pairs of blocks"),
         ({"blocks": 2}, "of the schedule blocks"),
+        ({"spectrum": "maps", "mix_spectral": True}, "mix_spectral: with spectrum=maps the classifier sees no images"),
+        (
+            {"spectrum": "maps", "schedule": "blocks", "block_steps": 1, "blocks": 2},
+            "spectrum: maps needs teacher and student in one iteration.*schedule=online",
+        ),
         ({"discriminator_layer": []}, "is empty; name a layer"),
         ({"discriminator_layer": [0]}, "greater than 0"),
         ({"style_layers": ["relu1_3"]}, "no layer 'relu1_3'.*relu1_1, relu1_2, relu2_1"),

@@ -89,7 +89,8 @@ def test_the_blocks_of_the_released_code(row: str, variants: list[str], blocks: 
 
 
 def test_the_original_trains_for_as_long_as_the_teacher() -> None:
-    for data, images in (("horse2zebra", HORSES), ("summer2winter", WINTERS), ("edges2shoes", 49_825)):
+    pairs = (("edges2shoes", 49_825), ("edges2shoes-r", 47_977))
+    for data, images in (("horse2zebra", HORSES), ("summer2winter", WINTERS), *pairs):
         config = load_run([str(ROOT / "original" / f"{data}.yaml")]).config
         steps = round(200 * images / config.train.batch_size)
         assert (ESTIMATES.steps(config), config.method.optimizer.decay_from) == (steps, 0.5)  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from toy import uniform
 
+from hpcdistill.data.counter import draw
 from hpcdistill.methods.base import Carry, Method, Progress, Terms
 from hpcdistill.methods.cyclegan import CycleGAN
 from hpcdistill.methods.distilled_gan import DistilledGAN
@@ -260,6 +261,14 @@ def area(images: Tensor, side: int) -> Tensor:
     """Means over blocks."""
     block = images.shape[2] // side
     return images.detach().unflatten(3, (side, block)).unflatten(2, (side, block)).mean((3, 5))
+
+
+def pieces(images: Tensor, side: int, numbers: Tensor, part: int = 0) -> Tensor:
+    """The square of each image that its sample's number says: stream 7 of the seed that `distilled` sets."""
+    down, right, *_ = draw(0, 7, numbers.numpy(), part)
+    room = images.shape[2] - side + 1
+    places = zip(images.detach(), (down * room) >> 32, (right * room) >> 32, strict=True)
+    return torch.stack([image[:, top : top + side, left : left + side] for image, top, left in places])
 
 
 def gram(x: Tensor) -> Tensor:

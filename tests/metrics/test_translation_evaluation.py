@@ -28,6 +28,7 @@ from hpcdistill.metrics import run_evaluators
 from hpcdistill.metrics.base import L1_OF_PAIRS
 from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.metrics.frechet import frechet, kid, moments
+from hpcdistill.metrics.real_statistics import read_statistics
 from hpcdistill.metrics.run_evaluators import TranslationRunEvaluator, open_evaluator
 from hpcdistill.metrics.trained_translation import TranslationOptions, evaluate_translation
 from hpcdistill.metrics.translation_evaluation import (
@@ -149,6 +150,20 @@ def test_unpaired_sets_are_compared_as_sets(unpaired: Path, real: str, direction
     assert found.metrics["kernel_means"] == pytest.approx(kid(outputs, reals, 100, size).mean, rel=1e-4)
     assert set(found.metrics) == {"frechet_means", "kernel_means"}
     assert (found.images, found.per_image) == (len(sources), [])
+
+
+def test_statistics_from_a_file_stand_for_the_real_images(unpaired: Path, tmp_path: Path) -> None:
+    reals = by_hand([resized(image) for image in (*TRAIN_B, *B)]).numpy()
+    np.savez(tmp_path / "horses_B.npz", mu=reals.mean(axis=0), sigma=np.cov(reals, rowvar=False))
+    statistics = read_statistics(tmp_path / "horses_B.npz", 6)
+    made = evaluator(unpaired, "unpaired", "test", statistics=statistics)  # not of the test images alone
+    found = made.evaluate(Scale(), "set").metrics
+    expected = evaluator(unpaired, "unpaired", "train+test").evaluate(Scale(), "set").metrics
+    assert found == {"frechet_means": pytest.approx(expected["frechet_means"], rel=1e-4)}  # without images no kernel
+    about = made.describe()
+    assert "real side statistics (horses_B.npz, sha256 " in about["note"]
+    assert about["real"].startswith("statistics (horses_B.npz")
+    assert not {"kernel_means", "real_images"} & set(about)
 
 
 @pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
@@ -353,7 +368,7 @@ def test_the_train_command_evaluates_and_says_how(
         "method: {name: cyclegan, crop: 16, ndf: 8, discriminator_strides: 1, generator: {ngf: 4}}\n"
         f"data: {{train: {unpaired.parent / 'train'}, eval: {{test: {unpaired}}}}}\n"
         "train: {steps: 6, batch_size: 1, device: cpu, trackers: [], log_every: 2}\n"
-        "eval: {every: 2}\n"
+        "eval: {every: 2, spectral_error: true}\n"
     )
     assert train.main([str(config), "data.load_size=18", "data.crop=16", "data.workers=0"]) == 0
     [folder] = (tmp_path / "runs").iterdir()
@@ -366,6 +381,9 @@ def test_the_train_command_evaluates_and_says_how(
     assert result["best"]["step"] == min(values, key=values.__getitem__)
     assert result["best"]["metrics"][metric] == min(values.values())
     assert len(list((folder / "samples").glob("translation-*.png"))) == 3
+    curves = json.loads((folder / "samples" / "spectrum-00000006.json").read_text())
+    assert {name: len(curve) for name, curve in curves["test"].items()} == {"real": 7, "generator": 7}
+    assert result["last"]["metrics"]["generator/test/spectral_error"] > 0
     assert "real side train+test (11 for test)" in " ".join(capsys.readouterr().out.split())
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hpcdistill.ops import radial_spectrum as module
-from hpcdistill.ops.radial_spectrum import radial_decibels, radial_spectrum, ring_count
+from hpcdistill.ops.radial_spectrum import radial_decibels, radial_power, radial_spectrum, ring_count
 
 
 def by_numpy(images: np.ndarray) -> np.ndarray:
@@ -69,6 +69,28 @@ def test_white_noise_has_the_same_decibels_at_any_size(side: int) -> None:
     found = radial_decibels(noise).mean(0)[side // 8 : side // 2]
     np.testing.assert_allclose(found.numpy(), expected, atol=1)
     assert found.mean().item() == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_power_equals_numpy(size: tuple[int, int]) -> None:
+    batch = (images(2, 3, *size) * 40 + 128).clip(0, 255).astype(np.uint8)
+    gray = np.tensordot(batch.astype(np.float64), [0.299, 0.587, 0.114], (1, 0))
+    power = np.abs(np.fft.fft2(gray)) ** 2 / (size[0] * size[1])
+    v, u = np.meshgrid(*(np.fft.fftfreq(side) for side in size), indexing="ij")
+    radius = np.floor(np.hypot(v, u) * min(size) + 1e-9)
+    expected = np.stack([power[:, radius == ring].mean(1) for ring in range(1, min(size) // 2)], 1)
+    found = radial_power(torch.from_numpy(batch))
+    assert found.dtype == torch.float64
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_power_of_white_noise_is_its_variance() -> None:
+    noise = torch.randn(8, 1, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = radial_power(3 * noise + 100).mean(0)
+    assert found.shape == (31,)
+    # A ring r has about pi r independent frequencies an image: the first one is the least certain.
+    assert found[8:].sub(9).abs().max() < 1.5
+    assert found[8:].mean().item() == pytest.approx(9, rel=0.02)
 
 
 def test_published_lengths() -> None:

@@ -16,7 +16,8 @@ from hpcdistill.sweep.plots import main_metric
 from hpcdistill.sweep.results import find_results
 from hpcdistill.sweep.table_formats import markdown, tidy_csv
 from hpcdistill.sweep.table_layout import lay_out, notes
-from hpcdistill.sweep.tables import ResultTable, best_rows, make_tables
+from hpcdistill.sweep.table_rows import ResultTable, best_rows
+from hpcdistill.sweep.tables import make_tables
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FID = {"generator/horse2zebra/fid": 61.0, "student/horse2zebra/fid": 62.0}

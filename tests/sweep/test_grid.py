@@ -136,6 +136,15 @@ def test_table_1_of_fesd(grids: dict[str, Grid], papers: dict[str, Any]) -> None
     assert found == expected
 
 
+def test_printed_rows_of_edges2shoes_are_of_the_re_split(grids: dict[str, Grid]) -> None:
+    cells = [cell for cell in (*grids["fesd-1"].cells, *grids["fesd-2"].cells) if "edges2shoes" in str(cell.arguments)]
+    assert len(cells) >= 5
+    for cell in cells:
+        assert cell.arguments[0].endswith("/edges2shoes-r.yaml")
+        assert cell.test_sets == {"edges2shoes-r"}
+    assert grids["fesd-1"].printed_images == {"horse2zebra": 120, "summer2winter": 309, "edges2shoes-r": 2048}
+
+
 def test_tables_2_to_7_of_fesd(grids: dict[str, Grid], papers: dict[str, Any]) -> None:
     fesd = papers["fesd"]
     rows = {row["method"]: row for row in fesd["table2_edges2shoes"]}
@@ -265,6 +274,10 @@ def test_a_label_is_as_it_is_written(tmp_path: Path, label: str) -> None:
         ),
         (("title: mine", "seeds: [1, 1]"), "seeds: expected different whole numbers"),
         (("title: mine", "within: [sets]"), "within: no label 'sets'; did you mean 'set'?"),
+        (
+            ("title: mine", "printed_images: {b10: 5}"),
+            "printed_images: no cell has the test set 'b10'; did you mean 'b100'?",
+        ),
         (("title: mine", "include: [a.yaml]"), "include: stands alone"),
         (("title: mine", "title: [mine"), "not valid YAML"),
         (("kind: reported, printed: {psnr: 30}", "kind: reportd"), "cells.0.kind: expected 'run' or 'reported'"),

@@ -27,11 +27,12 @@ from hpcdistill.sweep.collect import main
 from hpcdistill.sweep.grid import Cell, Metric, load_grid
 from hpcdistill.sweep.grid_report import About, anchor_of, newest_sample, report_page, write_report
 from hpcdistill.sweep.plan import make_plan
-from hpcdistill.sweep.plots import axis_plots, cost_plots, curve, curve_charts
+from hpcdistill.sweep.plots import axis_plots, cost_plots, curve, curve_charts, spectrum_charts
 from hpcdistill.sweep.results import Found, find_results
 from hpcdistill.sweep.status import TaskStatus
 from hpcdistill.sweep.table_layout import lay_out
-from hpcdistill.sweep.tables import ResultTable, make_tables
+from hpcdistill.sweep.table_rows import ResultTable
+from hpcdistill.sweep.tables import make_tables
 
 ABOUT = About("A sweep <&>", "python slurm/collect.py", "runs", "2026-11-22 03:00 UTC")
 GRID = """\
@@ -145,6 +146,26 @@ def test_curves(tmp_path: Path) -> None:
     with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
         log.write(f'{{"step": 150, "{NAME}": null}}\n{{"step": 200, "{NAME}": 31.')
     assert curve(run, NAME) == {50: 30.0, 100: 31.0}
+
+
+def test_spectra_of_the_last_evaluation(tmp_path: Path) -> None:
+    """Real in grey, the student before the teacher; what is damaged or was not measured is passed over."""
+    table, found = made_table(tmp_path)
+    assert spectrum_charts(table) == []
+    curves = {"real": [100.0, 10.0, 1.0], "teacher": [1000.0, 1.0, 0.1], "student": [10.0, 1.0, 0.0]}
+    for key, step in (("a-0-0", 50), ("a-0-0", 100), ("b-1-0", 100)):
+        file = found.by_key[key].folder / "samples" / f"spectrum-{step:08d}.json"
+        file.write_text(json.dumps({"set5": {**curves, "real": [float(step)] * 3, "real_b2a": [1.0]}, "other": {}}))
+    (found.by_key["b-1-0"].folder / "samples" / "spectrum-00000100.json").write_text('{"set5": {"real": [1')
+    (chart,) = spectrum_charts(table)
+    assert (chart.title, chart.note.partition(".")[0]) == ("Radial spectrum: a", "Step 100")
+    assert [(line.label, line.series, line.points) for line in chart.lines] == [
+        ("real", 0, ((1.0, 2.0), (2.0, 2.0), (3.0, 2.0))),
+        ("student", 1, ((1.0, 1.0), (2.0, 0.0), (3.0, -3.0))),
+        ("teacher", 2, ((1.0, 3.0), (2.0, 0.0), (3.0, -1.0))),
+    ]
+    page = report_page([lay_out(table)], found, [], ABOUT)
+    assert "Radial spectrum: a" in page
 
 
 def test_axis_plot_says_its_numbers(tmp_path: Path) -> None:

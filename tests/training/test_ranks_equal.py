@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,21 @@ def test_accumulation_is_exact(name: str, vgg: Path, tmp_path: Path) -> None:
         assert pool["filled"] == len(pool["images"]) < 8  # images have changed places from the first step on
     for ranks, pieces in runs[1:]:
         assert_same_run(tmp_path / "1x1", tmp_path / f"{ranks}x{pieces}", 1e-5)
+
+
+@pytest.mark.parametrize("spectrum", ["crop", "maps"])
+def test_what_the_spectral_classifier_sees(
+    spectrum: str, vgg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces lie where the samples' numbers say; without the maps' BatchNorm micro-batches change nothing either."""
+    values: dict[str, Any] = {"weight_dcd": 0, "weight_spectral": 0, "mix_spectral": True} if spectrum == "crop" else {}
+    monkeypatch.setitem(METHODS, "spectrum", partial(METHODS["fesd_unpaired"], spectrum=spectrum, **values))
+    runs = [(1, 1), (2, 1), *([(1, 2), (2, 2)] if spectrum == "crop" else [])]
+    for ranks, cut in runs:
+        train("spectrum", vgg, tmp_path / f"{ranks}x{cut}", ranks, 3, BATCH, accumulation=cut, gradient_norms_every=2)
+    assert any("discriminator/spectral_real" in row for row in rows(tmp_path / "1x1"))
+    for ranks, cut in runs[1:]:
+        assert_same_run(tmp_path / "1x1", tmp_path / f"{ranks}x{cut}", 1e-4)
 
 
 def test_spectral_norm_sees_the_whole_batch(tmp_path: Path) -> None:

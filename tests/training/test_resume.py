@@ -93,6 +93,8 @@ GANS: dict[str, Callable[[], Method]] = {
     "pix2pix": pix2pix,
     "fesd": distilled,
     "fesd of pairs": lambda: distilled(family="pix2pix", mix_spectral=True),
+    "fesd of pieces": lambda: distilled(spectrum="crop", mix_spectral=True),
+    "fesd of maps": lambda: distilled(spectrum="maps"),
 }
 
 

@@ -6,70 +6,26 @@ time is the steadier number; with several threads it is the sum over them, waiti
 
 from __future__ import annotations
 
-import json
-import random
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import track
 
 from hpcdistill.console import err
-from hpcdistill.deploy.latency_subjects import Size, Subject
-from hpcdistill.deploy.latency_variants import (
-    RUNTIMES,
-    VARIANTS,
-    Pass,
-    Place,
-    Unavailable,
-    exported_file,
-    prepare,
-)
+from hpcdistill.deploy.latency.memory import TORCH_ALONE, peak_memory
+from hpcdistill.deploy.latency.subjects import Size, Subject
+from hpcdistill.deploy.latency.timing import Pass, Timing, device_name, synchronise, threads, turns
+from hpcdistill.deploy.latency.variants import RUNTIMES, VARIANTS, Place, Unavailable, exported_file, prepare
 from hpcdistill.deploy.model import Planes
-from hpcdistill.errors import UserError, plural
+from hpcdistill.errors import UserError
 from hpcdistill.models.registry import save_generator
 
-T = TypeVar("T")
 ROUNDS, WARM_UPS = 20, 3
-TORCH_ALONE = ""  # in place of a variant, to `peak_memory`: what PyTorch and hpcdistill take without a network
-
-
-@dataclass
-class Timing:
-    """The passes of one form, in seconds: on the clock, and of the processor."""
-
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-
-    def measure(self, run: Pass, device: str) -> Any:
-        """One pass, measured; returns what it makes."""
-        synchronise(device)
-        wall, cpu = time.perf_counter(), time.process_time()
-        made = run()
-        synchronise(device)
-        self.wall.append(time.perf_counter() - wall)
-        self.cpu.append(time.process_time() - cpu)
-        return made
-
-    def summary(self) -> dict[str, float]:
-        """Milliseconds and images a second, for one image a pass."""
-        wall, cpu = 1e3 * np.array(self.wall), 1e3 * np.array(self.cpu)
-        return {
-            "median_ms": float(np.median(wall)),
-            "mean_ms": float(wall.mean()),
-            "p95_ms": float(np.percentile(wall, 95)),
-            "cpu_median_ms": float(np.median(cpu)),
-            "cpu_mean_ms": float(cpu.mean()),
-            "images_per_second": float(1e3 / wall.mean()),
-        }
 
 
 @dataclass(frozen=True)
@@ -136,14 +92,7 @@ def _forms(subject: Subject, settings: Settings) -> Sequence[str]:
 def _place(subject: Subject, settings: Settings, folder: Path) -> Place:
     size = settings.size or subject.size()
     subject.check_size(size)
-    return Place(example(subject, size), settings.device, folder)
-
-
-def example(subject: Subject, size: Size) -> Planes:
-    """Noise `[1, C, H, W]` in the network's range, the same each time: what a pass takes does not depend on it."""
-    about = subject.about
-    noise = np.random.default_rng(0).random((1, about.channels, *size), dtype=np.float32)
-    return cast(Planes, noise * np.float32(about.high - about.low) + np.float32(about.low))
+    return Place(subject.example(size), settings.device, folder)
 
 
 def _entrants(
@@ -185,13 +134,6 @@ def _race(entrants: Sequence[_Entrant], settings: Settings) -> None:
             entrant.timing.measure(entrant.run, settings.device)
 
 
-def turns(entrants: Sequence[T], rounds: int) -> Iterator[list[T]]:
-    """All of them in each round, each time in another order: a form pays for what the one before has left of caches."""
-    order = random.Random(0)
-    for _ in range(rounds):
-        yield order.sample(entrants, len(entrants))
-
-
 def _peak(entrant: _Entrant, place: Place, count: int, known: dict[tuple[str, str], int | None]) -> int | None:
     """Peak memory of a pass: on a GPU what PyTorch allocates, else of a process of its own; None where neither is."""
     if place.device != "cpu":
@@ -217,54 +159,6 @@ def _peak(entrant: _Entrant, place: Place, count: int, known: dict[tuple[str, st
         job = {"file": str(file), "variant": entrant.variant, "size": size, "threads": count}
         known[key] = peak_memory(job) if file else None
     return known[key]
-
-
-def peak_memory(job: dict[str, Any]) -> int | None:
-    """The largest resident memory, in bytes, of a process that does nothing but `job` (see `latency_memory`).
-
-    PyTorch and all other libraries are in it. None where the process could not say.
-    """
-    command = [sys.executable, "-m", "hpcdistill.deploy.latency_memory", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode or not done.stdout.strip():
-        return None
-    return int(done.stdout.split()[-1])
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """PyTorch, and what is opened within, with this many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def synchronise(device: str) -> None:
-    """Wait until a GPU has done what it was told."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def device_name(device: str) -> str:
-    """As people call it: the GPU's or the processor's name."""
-    if device != "cpu":
-        return torch.cuda.get_device_name()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    import platform
-
-    return names[0] if names and names[0] else platform.processor() or platform.machine() or "a CPU"
-
-
-def place_name(device: str, count: int) -> str:
-    """The device's name with, of a CPU, the number of threads: a time belongs to both."""
-    return device_name(device) if device != "cpu" else f"{device_name(device)}, {plural(count, 'thread')}"
 
 
 def _array(made: Any) -> Planes:

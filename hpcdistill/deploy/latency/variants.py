@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 
 from hpcdistill.deploy.formats import FORMATS
 from hpcdistill.deploy.formats.base import Options
-from hpcdistill.deploy.latency_subjects import Subject
+from hpcdistill.deploy.latency.subjects import Subject
+from hpcdistill.deploy.latency.timing import Pass
 from hpcdistill.deploy.model import Planes
 from hpcdistill.errors import UserError, nearest
 
-Pass = Callable[[], Any]  # one image through the network: a tensor on its device, or an array
 RUNTIMES = {"onnxruntime": "onnx", "openvino": "openvino", "ncnn": "ncnn"}  # variant -> the format that it reads
 IN_TORCH = ("eager", "channels_last", "compiled", "bf16", "cuda_graph")
 VARIANTS = (*IN_TORCH, *RUNTIMES)

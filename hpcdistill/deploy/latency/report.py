@@ -11,11 +11,11 @@ import torch
 from rich.markup import escape
 
 from hpcdistill.console import Table, out, say
-from hpcdistill.deploy.latency import ROUNDS, WARM_UPS, Settings, compare
-from hpcdistill.deploy.latency_subjects import Subject
-from hpcdistill.deploy.latency_variants import chosen_variants
-from hpcdistill.deploy.paper_latency import WARM_UPS as PAPER_WARM_UPS
-from hpcdistill.deploy.paper_latency import measure_as_papers, save
+from hpcdistill.deploy.latency.comparison import ROUNDS, WARM_UPS, Settings, compare
+from hpcdistill.deploy.latency.paper import WARM_UPS as PAPER_WARM_UPS
+from hpcdistill.deploy.latency.paper import measure_as_papers, save
+from hpcdistill.deploy.latency.subjects import Subject
+from hpcdistill.deploy.latency.variants import chosen_variants
 from hpcdistill.errors import plural
 
 MIB = 1 << 20

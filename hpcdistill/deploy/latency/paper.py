@@ -20,8 +20,8 @@ from torch import Tensor
 
 from hpcdistill.console import err
 from hpcdistill.data.read.domains import DomainImages
-from hpcdistill.deploy.latency import Timing, device_name, place_name, synchronise, threads
-from hpcdistill.deploy.latency_subjects import Subject
+from hpcdistill.deploy.latency.subjects import Subject
+from hpcdistill.deploy.latency.timing import Timing, device_name, place_name, synchronise, threads
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.cost import network_cost
 from hpcdistill.metrics.measured_cost import save_latency

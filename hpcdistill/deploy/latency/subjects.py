@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from torch import nn
 
 from hpcdistill.deploy.description import Description, describe
 from hpcdistill.deploy.formats import FORMATS, format_of
-from hpcdistill.deploy.model import PREFIX, Session, pretrained_file
+from hpcdistill.deploy.model import PREFIX, Planes, Session, pretrained_file
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.metrics.config import BACKWARDS
 from hpcdistill.metrics.cost import IMAGE_SIZE, OUTPUT_SIZE
@@ -59,6 +60,11 @@ class Subject:
         if self.about.task == "translation":
             return IMAGE_SIZE
         return -(-OUTPUT_SIZE[0] // self.about.scale), -(-OUTPUT_SIZE[1] // self.about.scale)
+
+    def example(self, size: Size) -> Planes:
+        """Noise `[1, C, H, W]` in the network's range, the same each time: what a pass takes does not depend on it."""
+        noise = np.random.default_rng(0).random((1, self.about.channels, *size), dtype=np.float32)
+        return cast(Planes, noise * np.float32(self.about.high - self.about.low) + np.float32(self.about.low))
 
     def check_size(self, size: Size) -> None:
         """UserError for an input that the network cannot take."""

@@ -1,0 +1,1 @@
+"""How long finished networks take, and how much memory: `benchmark latency`."""
