@@ -20,10 +20,13 @@ class ReflectedConv2d(nn.Conv2d):
     Its backward pass can be repeated bit for bit, see `ops.repeatable`.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, groups: int = 1) -> None:
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, groups: int = 1, bias: bool = True) -> None:
         """An odd `kernel` at stride 1, padded by half of it."""
         assert kernel % 2 == 1
-        super().__init__(channels_in, channels_out, kernel, padding=kernel // 2, groups=groups, padding_mode="reflect")
+        padding = kernel // 2
+        super().__init__(
+            channels_in, channels_out, kernel, padding=padding, groups=groups, bias=bias, padding_mode="reflect"
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         side = self.kernel_size[0] // 2
