@@ -43,7 +43,7 @@ def test_what_is_written_translates(published: Path, tmp_path: Path, capsys: pyt
     out = tmp_path / "made" / "zebra.safetensors"
     assert convert.main([str(published), "--out", str(out)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "ResNetGenerator, 0.005 M parameters (ngf 4, blocks 2, separable True, channels_in 3" in said
+    assert "ResNetGenerator, 0.006 M parameters (ngf 4, blocks 2, separable True, channels_in 3" in said
     network, notes = load_generator(out)
     assert notes == {
         "converted_from": "latest_net_G.pth",
