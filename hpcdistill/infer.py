@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hpcdistill.deploy.tiles import Progress
 
 PREFIX, DEFAULT = "pretrained:", "pretrained:x4"
-MODEL_SUFFIXES = (".safetensors", ".onnx", ".param", ".xml", ".pt2")
+MODEL_SUFFIXES = (".safetensors", ".onnx", ".param", ".xml", ".pt2", ".pth")
 
 
 def main(argv: list[str]) -> int:
