@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 BASELINES = (BICUBIC,)
 BASELINE_SCALES = (2, 3, 4, 8)
-TRANSLATION_OPTIONS = ("size", "real", "features", "direction", "kid", "lpips")
+TRANSLATION_OPTIONS = ("size", "real", "real_stats", "bits", "features", "direction", "kid", "lpips")
 STALL = 600.0  # seconds without an image after which ranks count as hanging
 
 
@@ -181,6 +181,13 @@ def _parser() -> argparse.ArgumentParser:
     translation = parser.add_argument_group("translation", "by default as the run was configured")
     translation.add_argument("--size", type=whole, help="side that test images are resized to, pixels")
     translation.add_argument("--real", choices=("train+test", "test"), help="real images that FID compares with")
+    translation.add_argument(
+        "--real-stats",
+        action=UserPath,
+        metavar="FILE",
+        help=".npz with mu and sigma of the real images, as published: FID compares with it; there is no KID then",
+    )
+    translation.add_argument("--bits", choices=("round", "floor"), help="how outputs become 8 bits")
     translation.add_argument("--features", choices=("inception", "efficientnet-lite0"), help="inception: FID and KID")
     translation.add_argument("--direction", choices=("AtoB", "BtoA"), help="which domain is translated to which")
     translation.add_argument("--kid", action=argparse.BooleanOptionalAction, help="compute KID beside FID")
@@ -227,7 +234,9 @@ def _check_baseline_scale(scale: int) -> None:
 def _refuse_translation_options(arguments: argparse.Namespace) -> None:
     for name in TRANSLATION_OPTIONS:
         if getattr(arguments, name) is not None:
-            raise UserError(f"--{name} is for networks that translate images; leave it out for super-resolution")
+            raise UserError(
+                f"--{name.replace('_', '-')} is for networks that translate images; leave it out for super-resolution"
+            )
 
 
 def _refuse_folder_options(arguments: argparse.Namespace) -> None:
@@ -263,6 +272,9 @@ def _translation(candidates: list[Candidate], arguments: argparse.Namespace) -> 
         raise UserError(f"--page {arguments.page}: is of super-resolution; leave it out for networks that translate")
     if arguments.size is not None and arguments.size < 1:
         raise UserError(f"--size {arguments.size}: must be 1 pixel or more")
+    if arguments.real_stats is not None and (arguments.real or arguments.kid):
+        other = f"--real {arguments.real}" if arguments.real else "--kid"
+        raise UserError(f"--real-stats {arguments.real_stats}: takes the place of the real images; leave {other} out")
     _refuse_folder_options(arguments)
     if arguments.csv and load_translation_index(arguments.data, None, "--data").kind == "unpaired":
         raise UserError(f"--csv {arguments.csv}: without pairs nothing is measured of one image; leave it out")

@@ -1,6 +1,7 @@
-"""Loss terms, each a mean over its elements, in float32 or better whatever it is given; a method weighs them.
+"""Loss terms, each a mean over its elements unless it says otherwise, in float32 or better whatever it is given.
 
-What a student is compared with is given detached. Equations are FESD's, unless another paper is named.
+A method weighs them. What a student is compared with is given detached. Equations are FESD's, unless another paper is
+named.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from torch.nn import functional
 from hpcdistill.errors import UserError, nearest
 
 LayerMaps = Mapping[str, Tensor]  # layer -> [B, C, H, W]
+
+_WINDOW, _SIGMA = 11, 1.5  # pixels, of SSIM's Gaussian
+_C1, _C2 = 0.01**2, 0.03**2
 
 ADVERSARIAL = ("lsgan", "hinge", "vanilla")  # CycleGAN's, Pix2Pix's, and equation 8 as printed
 
@@ -88,6 +92,53 @@ def spectral(logits_student: LayerMaps, logits_teacher: LayerMaps) -> Tensor:
     return feature(logits_student, logits_teacher)
 
 
+# What OMGD's student has of its teachers' images and maps (Ren et al., ICCV 2021).
+
+
+def ssim(image: Tensor, target: Tensor) -> Tensor:
+    """1 - the mean structural similarity (0-dim) of two `[B, C, H, W]` (Wang et al., 2004), as OMGD takes it.
+
+    11x11 Gaussian window of sigma 1.5 at every pixel, zeros beyond the edges, C1 = 1e-4 and C2 = 9e-4: those of images
+    of range 1. On signed images the factors of luminance and of structure can both be negative, so that a negative can
+    look alike. (The metric of super-resolution leaves the edges out: `metrics.psnr_ssim`.)
+    """
+    _check_same_shape(image, target)
+    dtype = torch.promote_types(torch.promote_types(image.dtype, target.dtype), torch.float32)
+    with torch.autocast(image.device.type, enabled=False):
+        x, y = image.to(dtype), target.to(dtype)
+        # The variances enter only as a sum. As matrix products: a convolution may compute in TensorFloat-32, which
+        # does not leave a difference of near squares enough digits.
+        rows, columns = (_window(side, x) for side in x.shape[2:])
+        mean_x, mean_y, squares, product = rows @ torch.stack([x, y, x * x + y * y, x * y]) @ columns
+        means, square_means = mean_x * mean_y, mean_x.square() + mean_y.square()
+        similarity = (2 * means + _C1) * (2 * (product - means) + _C2)
+        similarity = similarity / ((square_means + _C1) * (squares - square_means + _C2))
+        distance: Tensor = 1 - similarity.mean()
+        return distance
+
+
+def total_variation(image: Tensor) -> Tensor:
+    """Sum of the absolute differences of neighbouring pixels of `[B, C, H, W]`, both axes; the mean over B (0-dim).
+
+    OMGD's code sums over the batch too, which would make the weight depend on how a batch is cut into ranks.
+    """
+    x = image.to(torch.promote_types(image.dtype, torch.float32))
+    return (x.diff(dim=2).abs().sum() + x.diff(dim=3).abs().sum()) / len(x)
+
+
+def channel(maps_student: LayerMaps, maps_teacher: LayerMaps) -> Tensor:
+    """Sum over layers of mean (mean_hw S - mean_hw T)^2 (0-dim): what the channels hold on average, wherever it is.
+
+    OMGD's channel distillation; the student's maps have been brought to the teacher's number of channels.
+    """
+    distances = []
+    for student, teacher in _pairs(maps_student, maps_teacher):
+        _check_same_shape(student, teacher)
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        distances.append(l2(student.to(dtype).mean((2, 3)), teacher.to(dtype).mean((2, 3))))
+    return torch.stack(distances).sum()
+
+
 # Adversarial losses on a discriminator's logits of any shape. The 0.5 of "0.5 (real + fake)" is the method's.
 
 
@@ -127,6 +178,15 @@ def gaussian(mu: Tensor, b: Tensor, target: Tensor) -> Tensor:
     """Mean of ln b + (t - mu)^2 / (2 b^2) + ln(2 pi) / 2 (0-dim): t normal with mean `mu`, deviation `b`."""
     mu, b, target = _estimate(mu, b, target)
     return (torch.log(b) + ((target - mu) / b).square() / 2).mean() + math.log(2 * math.pi) / 2
+
+
+def _window(side: int, like: Tensor) -> Tensor:
+    """[side, side]: how much of each pixel of an axis the Gaussian window around each pixel takes. Symmetric."""
+    places = torch.arange(side, device=like.device, dtype=like.dtype)
+    apart = places[:, None] - places
+    half = _WINDOW // 2
+    whole = sum(math.exp(-(k**2) / (2 * _SIGMA**2)) for k in range(-half, half + 1))
+    return torch.exp(apart.square() / (-2 * _SIGMA**2)).masked_fill(apart.abs() > half, 0.0) / whole
 
 
 def _difference(image: Tensor, target: Tensor) -> Tensor:

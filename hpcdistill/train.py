@@ -97,7 +97,9 @@ def _show(result: dict[str, Any]) -> None:
         return
     table = Table(title=title)
     choice = choice_of(result)
-    said = (f"best: chosen by {choice}" if choice else None, (result.get("protocol") or {}).get("note"))
+    count = result.get("evaluations")
+    of = f", of {plural(count, 'evaluation')}" if count else ""
+    said = (f"best: chosen by {choice}{of}" if choice else None, (result.get("protocol") or {}).get("note"))
     table.caption = "; ".join(filter(None, said)) or None
     table.add_column("metric")
     for which, part in measured.items():

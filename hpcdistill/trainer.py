@@ -38,6 +38,7 @@ from hpcdistill.run import Run, Teacher, of_another_length, weights_file
 from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.evaluation import Evaluator
 from hpcdistill.training.loop import Outcome, Training
+from hpcdistill.training.records import count_evaluations
 from hpcdistill.training.run_folder import RunFolder, code_revision
 from hpcdistill.training.segments import batches_a_step, place_segments
 
@@ -152,6 +153,8 @@ def _train(
         folder.release()
         return None
     result = _result(run, method, outcome, steps, evaluator, accelerator)
+    if evaluator is not None and evaluator.selects is not None:
+        result["evaluations"] = count_evaluations(folder.metrics, evaluator.selects)
     if accelerator.is_main_process:
         folder.save_result(result)
         folder.release()

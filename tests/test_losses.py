@@ -9,11 +9,13 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from hpcdistill.errors import UserError
 from hpcdistill.losses import (
     ADVERSARIAL,
+    channel,
     dcd,
     discriminator_loss,
     feature,
@@ -23,7 +25,9 @@ from hpcdistill.losses import (
     l1,
     laplace,
     spectral,
+    ssim,
     style,
+    total_variation,
 )
 from hpcdistill.methods.gan_settings import Adversarial
 
@@ -82,7 +86,7 @@ def test_spectral_by_hand() -> None:
     assert spectral(student, teacher).item() == pytest.approx((0 + 4) / 2 + (0.5 + 1) / 2)
 
 
-@pytest.mark.parametrize("loss", [feature, style])
+@pytest.mark.parametrize("loss", [feature, style, channel])
 def test_gradients_reach_the_student(loss) -> None:
     student = {name: x.requires_grad_() for name, x in maps(1).items()}
     teacher = maps(2)
@@ -91,7 +95,7 @@ def test_gradients_reach_the_student(loss) -> None:
     assert loss(teacher, teacher) == 0
 
 
-@pytest.mark.parametrize("loss", [feature, style, dcd, spectral])
+@pytest.mark.parametrize("loss", [feature, style, dcd, spectral, channel])
 def test_other_layers_or_shapes_are_refused(loss) -> None:
     student, teacher = maps(1), maps(2)
     del teacher["relu2_2"]
@@ -102,6 +106,66 @@ def test_other_layers_or_shapes_are_refused(loss) -> None:
     # Maps of other sizes: their Grams could be compared, and would mean nothing.
     with pytest.raises(ValueError, match="one shape"):
         loss({"a": torch.zeros(1, 2, 4, 4)}, {"a": torch.zeros(1, 2, 8, 8)})
+
+
+def pair(height: int = 20, width: int = 17) -> tuple[Tensor, Tensor]:
+    """Two of [2, 3, H, W] in [-1, 1], of values that have something to do with each other."""
+    generator = np.random.default_rng(5)
+    first, other = (torch.from_numpy(generator.uniform(-1, 1, (2, 3, height, width))) for _ in range(2))
+    return first, 0.6 * first + 0.4 * other
+
+
+@pytest.mark.parametrize("size", [(20, 17), (8, 30)])  # the second is lower than the window
+def test_ssim_is_scikit_image_s_with_zeros_around(size: tuple[int, int]) -> None:
+    image, target = pair(*size)
+    around = 16  # more than the window's half, of zeros that scikit-image takes for a part of the image
+    expected = []
+    for x, y in zip(image.flatten(0, 1).numpy(), target.flatten(0, 1).numpy(), strict=True):
+        _, similarity = structural_similarity(
+            np.pad(x, around),
+            np.pad(y, around),
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            full=True,
+        )
+        expected.append(1 - similarity[around:-around, around:-around].mean())
+    found = ssim(image, target)
+    assert found.shape == ()
+    assert found.item() == pytest.approx(np.mean(expected), rel=1e-10)
+    assert ssim(target, image).item() == pytest.approx(found.item(), rel=1e-12)
+
+
+def test_ssim_of_like_and_of_opposite_images() -> None:
+    image, _ = pair()
+    assert ssim(image, image).item() == pytest.approx(0, abs=1e-14)
+    # On signed images luminance and structure are both negative: a negative looks alike. Moved to [0, 1] it does not.
+    assert ssim(image, -image).item() < 0.5
+    assert ssim((image + 1) / 2, (1 - image) / 2).item() > 1
+
+
+def test_gradient_of_ssim() -> None:
+    image, target = pair(6, 5)
+    image.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: ssim(x, target), image)
+
+
+def test_total_variation_by_hand() -> None:
+    image = torch.tensor([[0.0, 1.0, 3.0], [2.0, 2.0, -1.0]]).view(1, 1, 2, 3)
+    sums = (1 + 2 + 0 + 3) + (2 + 1 + 4)
+    assert total_variation(image).item() == sums
+    assert total_variation(torch.cat([image, 3 * image]).expand(2, 3, 2, 3)).item() == 3 * (1 + 3) * sums / 2
+
+
+def test_channel_is_the_sum_of_the_means_squared_differences() -> None:
+    student, teacher = maps(1), maps(2)
+    expected = sum(
+        ((student[name].numpy().mean((2, 3)) - teacher[name].numpy().mean((2, 3))) ** 2).mean() for name in SHAPES
+    )
+    assert channel(student, teacher).item() == pytest.approx(expected, rel=1e-12)
+    turned = {name: x.flip(2, 3) for name, x in teacher.items()}  # wherever it is
+    assert channel(student, turned).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_gram_equals_numpy() -> None:

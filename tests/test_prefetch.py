@@ -206,7 +206,7 @@ def test_overlays_belong_to_the_run_before_them() -> None:
         ([], "nothing to fetch"),
         (["--weights", "vgg"], "did you mean 'vgg16'"),
         (["{config}", "data.train=nowhere/mine"], r"nowhere/mine: is not there, and no recipe is called so"),
-        (["{config}", "data.train=nowhere/edges2shoes-r/train"], r"shards/fetch.py edges2shoes-r --from FOLDER"),
+        (["{config}", "data.train=nowhere/t91/all"], r"shards/fetch.py t91 --from FOLDER"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str, tmp_path: Path, root: Path) -> None:

@@ -175,12 +175,15 @@ def test_a_number_may_be_written_as_before(
     assert type(found) is type(value)
 
 
+ADDED = ("edges2shoes-r.yaml",)  # since the digests were taken
+
+
 @cache
 def shipped() -> dict[str, str]:
     """Of each folder of configurations, a digest of what its runs' and their teachers' identities are made of."""
     parts: dict[str, list[Any]] = {}
     for path in sorted((CLONE / "configs").glob("*/*.yaml")):
-        if path.parent.name not in ("base", "variants", "grids", "accelerate"):
+        if path.parent.name not in ("base", "variants", "grids", "accelerate") and path.name not in ADDED:
             loaded = load_run([str(path), "train.steps=1e3", "method.optimizer.eps=1e-7"])
             teacher = identity_values(loaded.teacher.config) if loaded.teacher else None
             parts.setdefault(path.parent.name, []).append([path.name, identity_values(loaded.config), teacher])

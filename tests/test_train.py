@@ -107,6 +107,16 @@ def test_a_finished_run_asked_for_more_steps_is_named_with_the_way_on(
     assert "differs from this run only in its length" not in capsys.readouterr().err
 
 
+def test_the_result_counts_the_evaluations_that_the_best_is_chosen_from(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every 2 of 5 steps and at the end, stopped at none of them."""
+    arguments = (str(CONFIGS / "fsrcnn" / "x2.yaml"), tiny, f"runs={tmp_path}", "train.steps=5", "eval.every=2")
+    assert trained(*arguments)["evaluations"] == 3
+    assert main([*arguments]) == 0
+    assert "of 3 evaluations" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_result_that_is_lost_is_written_again_without_training(tiny: str, tmp_path: Path) -> None:
     """What the message about a damaged one says; also of the teacher of the run that is asked for."""
     arguments = (str(CONFIGS / "dssd" / "x2.yaml"), tiny, f"runs={tmp_path}")

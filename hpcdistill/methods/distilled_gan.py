@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hpcdistill import losses
-from hpcdistill.console import say, warn
+from hpcdistill.console import warn
 from hpcdistill.errors import UserError
-from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Group, Phase, Progress, Segment, Teachers, Terms
+from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Group, Progress, Teachers, Terms
 from hpcdistill.methods.compared_maps import ComparedMaps, check_maps
-from hpcdistill.methods.cyclegan import cycle_terms
 from hpcdistill.methods.distillation_settings import DistilledGANConfig
-from hpcdistill.methods.gan_settings import A2B, FAMILIES, Direction, GeneratorSettings
-from hpcdistill.methods.pix2pix import paired_terms
-from hpcdistill.methods.translation_gan import (
-    Maps,
-    TranslationGAN,
-    Translators,
-    is_batch_free,
-    leave,
-    one_batch,
-    spectra_name,
-)
-from hpcdistill.models import VGG_LAYERS
+from hpcdistill.methods.gan_settings import A2B, Direction
+from hpcdistill.methods.student_gan import STUDENT, StudentGAN
+from hpcdistill.methods.translation_gan import Maps, Translators, is_batch_free, one_batch, spectra_name
 from hpcdistill.models.discriminator import PatchDiscriminator
-from hpcdistill.models.image_generator import ImageGenerator, build_generator
-from hpcdistill.models.vgg import VGG16Features, load_vgg16
+from hpcdistill.models.image_generator import ImageGenerator
 from hpcdistill.ops.radial_spectrum import radial_spectrum
 
-STUDENT, JUDGES = "student", "discriminator"
+JUDGES = "discriminator"
 
 
 class StudentOutput(NamedTuple):
@@ -62,18 +51,11 @@ class Student(nn.Module):
         return StudentOutput(translated, own, teachers)
 
 
-class DistilledGAN(TranslationGAN):
+class DistilledGAN(StudentGAN):
     """Equation 14: L_GAN + L_sty + L_feat + L_dcd + L_spectral, each with its weight.
 
     In an iteration the teacher learns as an Original does, then the student, then the discriminators and spectral
     classifiers, which see the images of both. The teacher's images and maps are computed once, before its update.
-
-    With `student_steps` k an iteration takes k batches. The student is updated on each, one after the other; teacher
-    and discriminators see the first, of which the teacher's and the student's images are handed on as with k = 1. On
-    the others the teacher, updated by now, is asked anew. An iteration is a step, so `train.epochs` and `train.steps`
-    count the teacher's updates, at `train.batch_size` images each, and learning rates follow them: 100 epochs with k =
-    4 are as many updates of the teacher as with k = 1, and four times as many of the student, which has then passed
-    over the data 400 times; the teacher has seen every fourth batch of these passes.
 
     The generated half of D's loss is the average of the teacher's with weight 1 and the student's with weight
     lambda_stu, the weights divided by their sum: with lambda_stu = 0 the teacher's GAN is the Original's.
@@ -83,20 +65,9 @@ class DistilledGAN(TranslationGAN):
     weight_student: Tensor
 
     def __init__(self, config: DistilledGANConfig, teachers: Teachers = NO_TEACHERS) -> None:
-        family = FAMILIES[config.family]
-        super().__init__(config, family, "teacher", config.teacher, pool=config.pool)
-        self.student_directions = family.directions if config.direction == "both" else (A2B,)
-        self.add_weights(
-            student=config.weight_student,
-            style=config.weight_style,
-            feature=config.weight_feature,
-            dcd=config.weight_dcd,
-            spectral=config.weight_spectral,
-        )
-        if config.family == "cyclegan":
-            self.add_weights(cycle=config.weight_cycle, identity=config.weight_identity)
-        else:
-            self.add_weights(reconstruction=config.weight_reconstruction)
+        super().__init__(config)
+        self.student_directions = self.family.directions if config.direction == "both" else (A2B,)
+        self.add_weights(student=config.weight_student, dcd=config.weight_dcd, spectral=config.weight_spectral)
         students = self.built_generators(config.student, self.student_directions)
         self.compares = self.uses("dcd", "spectral")
         self.layers, self.side = self._chosen_layers(students)
@@ -124,84 +95,26 @@ class DistilledGAN(TranslationGAN):
         self.generators = {**self.named(STUDENT, students), **self.generators}
         if self.uses("student"):
             self.add_pools(STUDENT, self.student_directions)
-        self.vgg: VGG16Features | None = None
 
     def prepare(self, crop: int) -> None:
         """UserError when the data does not fit or VGG16's weights are not to be had."""
         super().prepare(crop)
-        if self.uses("style", "feature"):
-            config = self.config
-            layers = [layer for layer in VGG_LAYERS if layer in {*config.style_layers, *config.feature_layers}]
-            self.vgg = load_vgg16(config.vgg, layers, config.vgg_normalise)
-            self.origins["vgg16"] = self.vgg.origin
-            say(f"style and feature losses: VGG16, {self.vgg.origin}")
         if self.compares and self.config.projection != "frozen":
             warn(f"method.projection is {self.config.projection}: watch student/dcd, it can fall to zero by collapse")
 
-    @property
-    def measured(self) -> dict[str, nn.Module]:
-        networks = super().measured
-        name, arguments = GeneratorSettings(network=self.config.teacher.network).arguments(self.family)
-        discriminator = networks.pop("discriminator")
-        return {**networks, "original": build_generator(name, **arguments), "discriminator": discriminator}
-
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        teacher, discriminator = super().phases
-        students = (self._student_phase(batch) for batch in range(self.config.students_updates))
-        return (teacher, *students, discriminator)
-
-    def _student_phase(self, batch: int = 0) -> Phase:
-        return Phase(STUDENT, STUDENT, self.student_loss, batch=batch)
-
-    def segments(self) -> tuple[Segment, ...]:
-        """One, or the blocks of DCD: the teacher with its discriminators, then the student alone with the best teacher.
-
-        The best teacher so far is the one whose own metric was best, and both its directions are of that step. A
-        student's block needs images of its source only, so the discriminators rest; after it the teacher goes on from
-        its latest weights. A step is an update of one of them, `train.epochs` counts both: 1000 epochs in 20 blocks
-        are 200 of the teacher and 800 of the student, 10 + 40 at a time. Each learning rate follows the group's own
-        steps. Without `block_steps` the run is cut evenly; with it the last student's block takes what is left.
-        """
-        if self.config.schedule == "online":
-            return super().segments()
-        assert self.config.blocks is not None
-        blocks, times, steps = self.config.blocks, self.config.students_updates, self.config.block_steps
-        share = None if steps else 1 / (blocks * (1 + times))
-        teacher, student = super().phases, (self._student_phase(),)
-        which: Literal["best"] = "best"
-        names = tuple(self.named(self.teaching, self.translators))
-        best = tuple((name, which) for name in names)
-        segments = []
-        for block in range(blocks):
-            of_student: dict[str, Any] = {}
-            if block < blocks - 1:
-                of_student = {"steps": times * steps} if steps else {"share": times / (blocks * (1 + times))}
-            segments += [
-                Segment(f"teacher{block}", teacher, steps, share),
-                Segment(f"student{block}", student, **of_student, load=best, judged=self.teaching, put_back=names),
-            ]
-        return tuple(segments)
-
     # --- the phases ------------------------------------------------------------------------------------------------
-
-    def generator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
-        """The teacher's, as an Original's; leaves its translations and maps to the student's phase."""
-        terms = cycle_terms if self.config.family == "cyclegan" else paired_terms
-        return terms(self, batch, carry, self.layers)
 
     def student_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         """Equations 8 to 13 for the student."""
         terms: Terms = {}
         for direction in self.student_directions:
-            image, maps = self._teachers(direction, batch, carry)
+            image, maps = self.taught(direction, batch, carry)
             output = self.call(STUDENT, direction.name, batch[direction.source], self.layers, maps)
             carry[STUDENT + direction.suffix] = output.image.detach()
             found: Terms = {}
             if self.uses("student"):
                 found["gan"] = self.weighted("student", self.fooling(direction, batch, output.image))
-            if self.vgg is not None:
-                found |= self._perceptual_terms(output.image, image)
+            found |= self.perceptual_terms(output.image, {"": image})
             if self.compares:
                 found |= self._comparison_terms(direction, output, maps, carry)
             terms |= {name + direction.suffix: term for name, term in found.items()}
@@ -214,30 +127,6 @@ class DistilledGAN(TranslationGAN):
             return {self.teaching: 1.0}
         weight = self.weight_student
         return {self.teaching: 1 / (1 + weight), STUDENT: weight / (1 + weight)}
-
-    def _teachers(self, direction: Direction, batch: Batch, carry: Carry) -> tuple[Tensor, Maps]:
-        """The teacher's translation and maps, from its phase or, where it has none, computed now."""
-        name = self.teaching + direction.suffix
-        if name not in carry:
-            with torch.no_grad():
-                leave(carry, name, *self.translators(direction.name, batch[direction.source], self.layers))
-        return carry[name], {layer: carry[f"{name}.{layer}"] for layer in self.layers}
-
-    def _perceptual_terms(self, student: Tensor, teacher: Tensor) -> Terms:
-        """L_sty and L_feat."""
-        assert self.vgg is not None
-        with torch.no_grad():
-            targets = self.vgg(teacher)
-        maps = self.vgg(student)
-        terms: Terms = {}
-        for name, distance, layers in (
-            ("style", losses.style, self.config.style_layers),
-            ("feature", losses.feature, self.config.feature_layers),
-        ):
-            if self.uses(name):
-                chosen = ({layer: found[layer] for layer in layers} for found in (maps, targets))
-                terms[name] = self.weighted(name, distance(*chosen))
-        return terms
 
     def _comparison_terms(self, direction: Direction, output: StudentOutput, maps: Maps, carry: Carry) -> Terms:
         """L_dcd and L_spectral: what the frozen judges make of the projected maps.

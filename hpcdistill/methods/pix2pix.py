@@ -23,10 +23,13 @@ class Pix2Pix(TranslationGAN):
         return paired_terms(self, batch, carry)
 
 
-def paired_terms(method: TranslationGAN, batch: Batch, carry: Carry, layers: Sequence[str] = ()) -> Terms:
-    """Pix2Pix's loss; leaves the translation and its feature maps `layers` in `carry`."""
-    fake, maps = method.call(method.teaching, A2B.name, batch[A2B.source], layers)
-    leave(carry, method.teaching, fake, maps)
+def paired_terms(
+    method: TranslationGAN, batch: Batch, carry: Carry, layers: Sequence[str] = (), group: str | None = None
+) -> Terms:
+    """Pix2Pix's loss of `group`, the teaching one unless it is named; leaves the translation and its maps `layers`."""
+    group = group or method.teaching
+    fake, maps = method.call(group, A2B.name, batch[A2B.source], layers)
+    leave(carry, group, fake, maps)
     terms = {"gan": method.fooling(A2B, batch, fake)}
     if method.uses("reconstruction"):
         terms["reconstruction"] = method.weighted("reconstruction", l1(fake, batch[A2B.target]))

@@ -66,6 +66,8 @@ class TranslationGAN(Method):
     phase leaves to the next is `<group><suffix>`, an image, with the direction's suffix.
     """
 
+    real_share = 1.0  # of the real images in the discriminators' loss, as `shown` has the generated ones'
+
     def __init__(
         self,
         config: GANConfig,
@@ -266,8 +268,8 @@ class TranslationGAN(Method):
             images = [batch[direction.target]]
             images += [carry[role + suffix] for role in shares]
             # "fake", and "fake_student" where the student's images are shown too.
-            titles = ["real", *("fake_student" if role == "student" else "fake" for role in shares)]
-            halves = [0.5, *(0.5 * share for share in shares.values())]
+            titles = ["real", *("fake" if role == self.teaching else f"fake_{role}" for role in shares)]
+            halves = [0.5 * self.real_share, *(0.5 * share for share in shares.values())]
 
             def judge(x: Tensor, name: str = name) -> Tensor:
                 logits: Tensor = self.call("discriminator", name, x)

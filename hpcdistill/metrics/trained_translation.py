@@ -16,9 +16,10 @@ from hpcdistill.data.outputs import check_images_out, save_image
 from hpcdistill.data.test_sets import Real, real_side
 from hpcdistill.errors import plural
 from hpcdistill.metrics.base import LPIPS_OF_PAIRS, SetResult
-from hpcdistill.metrics.config import BACKWARDS
+from hpcdistill.metrics.config import BACKWARDS, Bits
 from hpcdistill.metrics.pictures import Pictures, first_side
 from hpcdistill.metrics.real_side import load_translation_index
+from hpcdistill.metrics.real_statistics import read_statistics
 from hpcdistill.metrics.run_evaluators import check_size, features_if_there, lpips_if_there
 from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol
@@ -34,6 +35,8 @@ class TranslationOptions:
 
     size: int | None = None
     real: Real | None = None
+    real_stats: Path | None = None  # a file that stands for the real images
+    bits: Bits | None = None
     features: str | None = None
     direction: str | None = None
     kid: bool | None = None
@@ -55,7 +58,7 @@ def evaluate_translation(
 
     Without a `generator`, `file` is a folder of pictures that some program has made of the set's images.
     With `save_images`, the 8-bit outputs are written there as PNG. UserError for a set or a size that does not fit.
-    `opened` keeps the networks that measure, or that they are missing, for the next call.
+    `opened` keeps what measures, networks and statistics, or that it is missing, for the next call.
     With several ranks each calls it, takes its share of the images and gets the same result.
     """
     run = run_values(file)
@@ -73,7 +76,7 @@ def evaluate_translation(
         size,
         real_side(index.kind, options.real or evaluation.get("real")),
         _wanted(options.kid, evaluation.get("kid")),
-        evaluation.get("bits") or "round",
+        options.bits or evaluation.get("bits") or "round",
         spectral_error=_wanted(None, evaluation.get("spectral_error")),
     )
     backwards = generator is not None and file.stem.endswith(BACKWARDS)
@@ -81,6 +84,9 @@ def evaluate_translation(
     name = options.features or evaluation.get("features") or "inception"
     if name not in opened:
         opened[name] = features_if_there(name, device)
+    features = opened[name]
+    if options.real_stats is not None and features is not None and str(options.real_stats) not in opened:
+        opened[str(options.real_stats)] = read_statistics(options.real_stats, features.dimensions)
     with_lpips = index.kind == "paired" and _wanted(options.lpips, evaluation.get("lpips"))
     if with_lpips and LPIPS_OF_PAIRS.name not in opened:
         opened[LPIPS_OF_PAIRS.name] = lpips_if_there(device)
@@ -88,12 +94,13 @@ def evaluate_translation(
         {"data": folder},
         protocol,
         [train] if isinstance(train, str) else train,
-        opened[name],
+        features,
         opened[LPIPS_OF_PAIRS.name] if with_lpips else None,
         device,
         rank,
         ranks,
         backwards=backwards,
+        statistics=opened.get(str(options.real_stats)),
     )
     names = _names(evaluator, backwards)
     if save_images is not None:

@@ -30,6 +30,7 @@ from hpcdistill.metrics.frechet import Moments, frechet, kid, moments
 from hpcdistill.metrics.lpips import LPIPS
 from hpcdistill.metrics.pictures import Pictures
 from hpcdistill.metrics.real_side import RealFeatures, load_translation_index
+from hpcdistill.metrics.real_statistics import RealStatistics
 from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.spectral_error import check_side, spectrum_of
 from hpcdistill.metrics.sr_evaluation import evaluating
@@ -68,12 +69,14 @@ class TranslationEvaluator:
         ranks: int = 1,
         *,
         backwards: bool = False,
+        statistics: RealStatistics | None = None,
     ) -> None:
         """`train`: the sets that are trained on, for the real side; `backwards`: b is translated to a as well.
 
+        `statistics`: are the real side, in the place of images, of every set and direction; without images no KID.
         UserError for a set that is missing, of another kind, or too small to compare.
         """
-        self.protocol, self.features = protocol, features
+        self.protocol, self.features, self.statistics = protocol, features, statistics
         self.device, self.rank, self.ranks = torch.device(device), rank, ranks
         if lpips is not None:
             lpips.check_size(protocol.size, protocol.size)
@@ -98,6 +101,8 @@ class TranslationEvaluator:
                 continue
             if min(map(len, images.domains)) < 2:
                 raise UserError(f"{folder}: one image is no set to compare; give a test set of two or more")
+            if statistics is not None:
+                continue
             folders = real_folders(folder, protocol.real, train)
             for back in self.directions:
                 self.real[name, back] = RealFeatures(
@@ -213,12 +218,15 @@ class TranslationEvaluator:
         note = []
         if self.features is not None:
             name = self.features.frechet_name
-            about["real"] = protocol.real
-            about["real_images"] = {test_set: len(real) for (test_set, back), real in self.real.items() if not back}
             about[name] = self.features.origin
-            counted = ", ".join(f"{n} for {test_set}" for test_set, n in about["real_images"].items())
-            note.append(f"{name}: {self.features.origin}; real side {protocol.real} ({counted})")
-            if protocol.kid:
+            if self.statistics is not None:
+                about["real"] = side = f"statistics ({self.statistics.described})"
+            else:
+                about["real"] = protocol.real
+                about["real_images"] = {test_set: len(real) for (test_set, back), real in self.real.items() if not back}
+                side = f"{protocol.real} ({', '.join(f'{n} for {of}' for of, n in about['real_images'].items())})"
+            note.append(f"{name}: {self.features.origin}; real side {side}")
+            if protocol.kid and self.statistics is None:
                 about[self.features.kernel_name] = (
                     f"mean over {KID_SUBSETS} subsets of at most {KID_SUBSET_SIZE}, unbiased"
                 )
@@ -238,10 +246,13 @@ class TranslationEvaluator:
         if self.features is None:
             return {}
         features = self._gathered(found, count)
-        self._prepare(test_set, backwards, stop)
+        if self.statistics is None:
+            self._prepare(test_set, backwards, stop)
         metrics: dict[str, float] = {}
         with shared_work(self.ranks, self.device):
-            if self.rank == 0:
+            if self.rank == 0 and self.statistics is not None:
+                metrics[self.features.frechet_name] = frechet(moments(features.cpu()), self.statistics.moments)
+            elif self.rank == 0:
                 real, real_moments = self._known[test_set, backwards]
                 metrics[self.features.frechet_name] = frechet(moments(features), real_moments)
                 if self.protocol.kid:

@@ -21,6 +21,7 @@ IMAGE_GENERATORS = Registry(
     {
         "resnet": "hpcdistill.models.resnet_generator:ResNetGenerator",
         "unet": "hpcdistill.models.unet_generator:UNetGenerator",
+        "deep_unet": "hpcdistill.models.deep_unet_generator:DeepUNetGenerator",
     },
 )
 # Every network that is saved as a file of its own, by its class's name. Each has `arguments` (keyword arguments that

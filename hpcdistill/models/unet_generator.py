@@ -83,14 +83,20 @@ class UNetGenerator(ImageGenerator):
         for k in range(self.levels, 0, -1):
             if k < self.levels:
                 features = torch.cat([skips.pop(), features], dim=1)
+            if k == 1:
+                features = self.before_last(features)
             features = functional.relu_(features)
             _keep(taken, maps, f"up{k}", features)
             features = getattr(self, f"up{k}")(features)
         return (features, taken) if maps else features
 
+    def before_last(self, features: Tensor) -> Tensor:
+        """What comes between the last skip and the outermost up-convolution's ReLU: here nothing."""
+        return features
+
     def described(self) -> str:
         """The network's name for messages."""
-        return f"UNetGenerator with {self.levels} levels"
+        return f"{type(self).__name__} with {self.levels} levels"
 
     def _other_remedy(self, height: int, width: int) -> str:
         common = math.gcd(height, width)

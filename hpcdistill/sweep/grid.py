@@ -54,6 +54,11 @@ class Cell:
         """The labels as one text."""
         return ", ".join(self.labels.values())
 
+    @property
+    def test_sets(self) -> set[str]:
+        """The test sets that its numbers are of."""
+        return {name.split("/")[1] for name in self.of.values() if name.count("/") == 2}
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -69,6 +74,7 @@ class Grid:
     seeds: tuple[int, ...]
     ours: Literal["best", "last"] = "best"  # which of a run's weights stand beside print
     within: tuple[str, ...] = ()  # labels (data set, scale) that cells share to be compared: best and order are theirs
+    printed_images: dict[str, int] = field(default_factory=dict)  # test set -> images that the printed numbers are of
 
     def group(self, cell: Cell) -> tuple[str, ...]:
         """What `cell` has in common with the cells it is compared with."""
@@ -114,6 +120,10 @@ def load_grid(path: Path) -> Grid:
         if labelled in seen:
             raise UserError(f"{path}: the cell ({cell.title}) is there twice; leave one out or label them apart")
         seen[labelled] = cell
+    used = {test_set for cell in cells for test_set in cell.test_sets}
+    for name in content.printed_images:
+        if name not in used:
+            raise UserError(f"{path}: printed_images: no cell has the test set '{name}'; {nearest(name, used)}")
     return Grid(
         path.stem,
         path,
@@ -125,6 +135,7 @@ def load_grid(path: Path) -> Grid:
         tuple(content.seeds),
         content.ours,
         tuple(content.within),
+        content.printed_images,
     )
 
 

@@ -75,6 +75,9 @@ class GridFile(Section):
         "best", description="which of a run's weights stand beside print; the other is shown too"
     )
     within: tuple[str, ...] = Field((), description="labels that cells share to be compared; unset = all with all")
+    printed_images: dict[str, int] = Field(
+        {}, description="test set -> how many images the printed numbers are of; a table names rows that have others"
+    )
     axes: dict[str, dict[str, Part]] = Field({}, description="their product makes cells: axis -> value -> part")
     printed: tuple[dict[str, Any], ...] = Field((), description="the paper's numbers of products: labels and metrics")
     cells: tuple[CellSpec, ...] = Field((), description="explicit cells, after the products")

@@ -286,6 +286,7 @@ def _other(run: RunResult) -> dict[str, str]:
         "steps": str(run.result.get("steps", "")),
         "metric": str(chosen),
         **{which: "" if value is None else number_text(value, 4) for which, value in values.items()},
+        "evaluations": "" if run.evaluations is None else str(run.evaluations),
         "revision": run.revision,
     }
 

@@ -13,7 +13,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.metrics.measured_cost import MeasuredCost, measured_cost
 from hpcdistill.metrics.reference import bicubic_value
 from hpcdistill.storage import Damaged
-from hpcdistill.training.records import RESULT, read_environment, read_result
+from hpcdistill.training.records import RESULT, count_evaluations, read_environment, read_result
 
 Which = Literal["best", "last"]  # of a run's weights
 WHICH: tuple[Which, ...] = ("best", "last")
@@ -59,6 +59,14 @@ class RunResult:
     def cost(self) -> MeasuredCost:
         """Its latency.json: times, multiply-accumulates, parameters."""
         return measured_cost(self.folder)
+
+    @cached_property
+    def evaluations(self) -> int | None:
+        """How many evaluations its best weights were chosen from; None where that is not known."""
+        if (said := self.result.get("evaluations")) is not None:
+            return int(said)
+        selects = (self.result.get("protocol") or {}).get("selects")
+        return (count_evaluations(self.folder / "metrics.jsonl", str(selects)) if selects else 0) or None
 
     def bicubic(self, metric: str) -> float | None:
         """Bicubic enlargement's number for one of the metrics; None where that was not measured."""

@@ -16,6 +16,7 @@ from hpcdistill.sweep.table_rows import TableRow, runs_of
 _NOT_PROTOCOL = ("selects", "chosen_by", "note")
 _NAMED = 4  # of the different things that a flag names
 _DEVICE = "the device that times are of"
+_EVALUATIONS = "number of evaluations that the best weights are chosen from"
 
 
 def comparison_flags(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
@@ -38,6 +39,8 @@ def comparison_flags(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
                     continue
                 counted.add(trial.run.folder)
                 facts_of_run = {**_protocol(trial.run, used), **_data(trial.run), **_devices(row, trial.run)}
+                if grid.ours == "best" and trial.run.evaluations is not None:  # the best of more is better by chance
+                    facts_of_run[_EVALUATIONS] = str(trial.run.evaluations)
                 for name, value in facts_of_run.items():
                     facts.setdefault(name, Counter())[value] += 1
         where = f" ({', '.join(group)})" if any(group) else ""
@@ -47,6 +50,26 @@ def comparison_flags(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
                 values.update({"not given": missing} if missing else {})
                 flags.append(f"Cells that are compared{where} differ in {name}: {_counted(values)}.")
     return flags
+
+
+def other_images(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
+    """A line for each test set of which runs have measured another number of images than the printed numbers are of.
+
+    FID falls with the number of images: two samples of one distribution are the farther apart the fewer they are.
+    """
+    lines = []
+    for test_set, printed in grid.printed_images.items():
+        others: dict[str, None] = {}
+        for row in rows:
+            for trial in row.trials if test_set in row.cell.test_sets else ():
+                protocol = (trial.run.result.get("protocol") or {}) if trial.run else {}
+                count = (protocol.get("test_sets") or {}).get(test_set)
+                if count not in (None, printed):
+                    others[f"{row.cell.title} ({count})"] = None
+        if others:
+            named = _first_few(list(others))
+            lines.append(f"The printed numbers are of {printed} test images of {test_set}; of others: {named}.")
+    return lines
 
 
 def below_bicubic(grid: Grid, rows: Sequence[TableRow]) -> list[str]:

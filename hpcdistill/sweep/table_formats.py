@@ -226,7 +226,7 @@ def as_json(table: ResultTable) -> dict[str, Any]:
 
 CSV_COLUMNS = (
     ["grid", "paper", "table", "labels", "metric", "seed", "which", "step", "value", "printed", "state", "key", "run"]
-    + ["revision", "protocol"]
+    + ["revision", "protocol", "evaluations"]
 )  # fmt: skip
 
 
@@ -243,6 +243,7 @@ def tidy_csv(tables: Iterable[ResultTable], others: Iterable[RunResult] = ()) ->
     def of_run(run: RunResult) -> dict[str, Any]:
         if run.folder.name not in about:
             facts = {"run": run.folder.name, "revision": run.revision, "protocol": describe_protocol(run.result)}
+            facts["evaluations"] = "" if run.evaluations is None else str(run.evaluations)
             about[run.folder.name] = {**facts, "key": run.key or "", "state": "finished"}
         return about[run.folder.name]
 
@@ -304,6 +305,7 @@ def _row_json(row: TableRow) -> dict[str, Any]:
             "key": trial.key,
             "state": trial.state,
             "run": trial.run.folder.name if trial.run else None,
+            "evaluations": trial.run.evaluations if trial.run else None,
             "reason": trial.reason or None,
         }
         for trial in row.trials

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from hpcdistill.errors import plural
 from hpcdistill.metrics.measured_cost import is_cost, is_time
 from hpcdistill.sweep.grid import Metric
 from hpcdistill.sweep.results import Which
@@ -176,6 +177,7 @@ def notes(layout: Layout, legend: bool = True) -> list[str]:
     ours = f"Ours: the run's {table.grid.ours} weights"
     if table.choices:
         ours += f"; its best are chosen by {'; or '.join(table.choices)}"
+        ours += f", of {table.evaluations} evaluations" if table.evaluations else ""
     ours += f"; mean {PLUS_MINUS} sample standard deviation (number of runs)" if several else ""
     lines.append(f"{ours}; seed {seeds}." if len(table.seeds) == 1 else f"{ours}; seeds {seeds}.")
     alone = len({order.metric for order in table.orders}) < 2
@@ -243,5 +245,7 @@ def _explained(row: TableRow, metric: Metric, summary: Summary | None, which: Wh
             values = trial.run.metrics(which)
             value = values.get(row.cell.of.get(metric.name, ""))
             text = "not measured" if value is None else number_text(value, metric.digits + 2)
-            lines.append(f"seed {trial.seed}: {text}, {trial.run.folder.name}")
+            count = trial.run.evaluations if which == "best" and not cost else None
+            chosen = f", of {plural(count, 'evaluation')}" if count else ""
+            lines.append(f"seed {trial.seed}: {text}, {trial.run.folder.name}{chosen}")
     return "\n".join(lines)

@@ -151,6 +151,12 @@ class ResultTable:
         return [said for said, _ in Counter(filter(None, (choice_of(run.result) for run in self.runs))).most_common()]
 
     @property
+    def evaluations(self) -> str:
+        """How many evaluations the best weights of its runs were chosen from: "40", "20 to 100"; "" if not known."""
+        counts = sorted({run.evaluations for run in self.runs if run.evaluations is not None})
+        return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else ""
+
+    @property
     def revisions(self) -> list[str]:
         """The code of its runs, each revision once."""
         return list(dict.fromkeys(run.revision for run in self.runs))

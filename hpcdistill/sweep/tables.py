@@ -16,7 +16,7 @@ from hpcdistill.sweep.grid import Cell, Grid
 from hpcdistill.sweep.plan import Plan
 from hpcdistill.sweep.results import WHICH, Found, RunResult, Which
 from hpcdistill.sweep.status import TaskStatus
-from hpcdistill.sweep.table_flags import below_bicubic, bicubic_of, comparison_flags
+from hpcdistill.sweep.table_flags import below_bicubic, bicubic_of, comparison_flags, other_images
 from hpcdistill.sweep.table_rows import MetricEntry, Order, ResultTable, Summary, TableRow, Trial
 
 BICUBIC_LABEL = "bicubic enlargement"
@@ -49,7 +49,7 @@ def make_tables(plan: Plan, found: Found, statuses: Mapping[str, TaskStatus]) ->
         rows += bicubic_rows(grid, rows)
         groups = list(dict.fromkeys(row.group for row in rows))
         rows.sort(key=lambda row: groups.index(row.group))  # stable: explicit cells come to the products of their group
-        flags = (*comparison_flags(grid, rows), *below_bicubic(grid, rows))
+        flags = (*comparison_flags(grid, rows), *other_images(grid, rows), *below_bicubic(grid, rows))
         orders = tuple(_orders(grid, rows))
         tables.append(ResultTable(grid, seeds, tuple(rows), orders, flags, _unmeasured(plan, rows)))
     return tables

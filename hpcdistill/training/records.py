@@ -6,6 +6,7 @@ What one of them calls damaged, all do. Nothing here imports torch: status asks 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,17 @@ def read_row(line: bytes) -> dict[str, Any] | None:
     return row if type(row.get("step")) is int else None
 
 
+def count_evaluations(log: Path, selects: str) -> int:
+    """How often `selects`, the metric that chooses the best weights, was measured by metrics.jsonl; 0 without one."""
+    name = json.dumps(selects).encode()
+    steps = set()
+    with contextlib.suppress(OSError), log.open("rb") as lines:
+        # A long log has few such lines; only they are parsed.
+        rows = (read_row(line) for line in lines if name in line)
+        steps = {row["step"] for row in rows if row is not None and selects in row}
+    return len(steps)
+
+
 def _checked_result(result: Any) -> dict[str, Any]:
     """`result` if it is what train.py writes, as far as anybody uses it; else ValueError.
 
@@ -130,7 +142,7 @@ def _checked_environment(found: Any) -> dict[str, Any]:
 _LARGEST = 1 << 1000  # a float holds no larger one
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("key", "identity", "method", "precision", "device", "teacher", "revision"), str),
-    **dict.fromkeys(("steps", "batch_size", "images", "seed", "processes"), int),
+    **dict.fromkeys(("steps", "batch_size", "images", "seed", "processes", "evaluations"), int),
     **dict.fromkeys(("seconds", "images_per_second"), (int, float)),
 }
 _PROTOCOL: dict[str, type] = {

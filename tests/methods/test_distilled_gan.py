@@ -32,6 +32,7 @@ from translation import (
     samples,
     shifted,
     state_of,
+    vgg_maps,
 )
 
 from hpcdistill.errors import UserError
@@ -45,22 +46,6 @@ FAMILIES = ("cyclegan", "pix2pix")
 LAYERS = {"cyclegan": ("down2", "block1", "block2", "block3"), "pix2pix": ("down3", "down4", "up4", "up2")}
 STUDENT_TERMS = ["gan", "style", "feature", "dcd", "spectral"]
 SIDE = CROP // 4
-
-
-@torch.no_grad()
-def vgg_maps(method: DistilledGAN, image: Tensor) -> dict[str, Tensor]:
-    """The four maps, layer by layer."""
-    assert method.vgg is not None
-    x, maps, number = (image + 1) / 2, {}, 0
-    for name, convolutions in (("relu1_2", 2), ("relu2_2", 2), ("relu3_3", 3), ("relu4_3", 3)):
-        for _ in range(convolutions):
-            layer = method.vgg.features[number]
-            x = nn.functional.conv2d(x, layer.weight, layer.bias, padding=1).clamp_min(0)
-            number += 2
-        maps[name] = x
-        x = nn.functional.max_pool2d(x, 2)
-        number += 1
-    return maps
 
 
 @torch.no_grad()
@@ -112,7 +97,7 @@ def students_terms(method: DistilledGAN, batch: dict[str, Tensor], direction: st
         )
     terms = {"gan": config.weight_student * adversarial(verdict, "fool", kind)}
     if method.vgg is not None:
-        of_student, of_teacher = vgg_maps(method, student), vgg_maps(method, teacher)
+        of_student, of_teacher = vgg_maps(method.vgg, student), vgg_maps(method.vgg, teacher)
         layers = config.style_layers
         terms["style"] = 1e4 * sum(l1(gram(of_student[layer]), gram(of_teacher[layer])) for layer in layers)
         terms["feature"] = 10 * sum(l1(of_student[layer], of_teacher[layer]) for layer in config.feature_layers)

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from toy import Killed, ToyReader, newest_tensors, rows, run
-from translation import BATCH, Phases, distilled, double_samples, moved, samples, state_of
+from translation import BATCH, Phases, Scores, distilled, double_samples, moved, samples, state_of
 
 from hpcdistill.methods.base import Carry
 from hpcdistill.methods.distilled_gan import DistilledGAN
 from hpcdistill.models.registry import load_generator
 from hpcdistill.run import load_run
 from hpcdistill.sweep.estimates import load_estimates
-from hpcdistill.training.evaluation import Evaluation
 from hpcdistill.training.segments import batches_a_step, place_segments
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 ESTIMATES = load_estimates(ROOT / "estimates.yaml")
 
 
-def updates(row: str, *more: str) -> dict[str, int]:
-    """Updates by group of the run of a configuration, and the batches it reads; batch 1, the standard splits."""
+def updates(row: str, *more: str, batch_size: int = 1) -> dict[str, int]:
+    """Updates by group of the run of a configuration, and the batches it reads; the standard splits."""
     loaded = load_run([str(ROOT / f"{name}.yaml") for name in (row, *more)])
     steps = ESTIMATES.steps(loaded.config)
     assert steps is not None
-    assert loaded.config.train.batch_size == 1
+    assert loaded.config.train.batch_size == batch_size
     method = loaded.untrained()
     counts = dict.fromkeys(method.groups, 0)
     for stretch in place_segments(method.segments(), steps, evaluated=True):
@@ -62,15 +60,26 @@ def test_updates_of_every_reading(row: str) -> None:
         assert updates(row, "variants/fesd-online-1") == told(123_100, 123_100, 123_100)
 
 
+def test_updates_of_omgd() -> None:
+    """The released code's: 266,800 of the teacher and 1,067,200 of the student on horse2zebra; pairs all at once."""
+    assert updates("omgd/horse2zebra") == told(266_800, 1_067_200, 1_334_000)
+    assert updates("omgd/summer2winter") == told(243_738, 974_952, 1_218_690)
+    pairs = updates("omgd/edges2shoes", batch_size=4)
+    steps = 200 * 49_825 // 4
+    assert pairs == {"deep": steps, **told(steps, steps, steps)}
+
+
 @pytest.mark.parametrize(
-    ("row", "variant", "blocks", "epochs", "images"),
+    ("row", "variants", "blocks", "epochs", "images"),
     [
-        ("fesd/horse2zebra", "fesd-blocks", 20, 10, HORSES),
-        ("fesd/summer2winter", "fesd-blocks-6", 33, 6, WINTERS),
+        ("fesd/horse2zebra", ["fesd-blocks"], 20, 10, HORSES),
+        ("fesd/summer2winter", ["fesd-blocks-6"], 33, 6, WINTERS),
+        ("omgd/horse2zebra", [], 20, 10, HORSES),
+        ("omgd/summer2winter", [], 33, 6, WINTERS),
     ],
 )
-def test_the_blocks_of_the_released_code(row: str, variant: str, blocks: int, epochs: int, images: int) -> None:
-    loaded = load_run([str(ROOT / f"{name}.yaml") for name in (row, f"variants/{variant}")])
+def test_the_blocks_of_the_released_code(row: str, variants: list[str], blocks: int, epochs: int, images: int) -> None:
+    loaded = load_run([str(ROOT / f"{name}.yaml") for name in (row, *(f"variants/{name}" for name in variants))])
     steps = ESTIMATES.steps(loaded.config)
     assert steps is not None
     stretches = place_segments(loaded.untrained().segments(), steps, evaluated=True)
@@ -80,7 +89,8 @@ def test_the_blocks_of_the_released_code(row: str, variant: str, blocks: int, ep
 
 
 def test_the_original_trains_for_as_long_as_the_teacher() -> None:
-    for data, images in (("horse2zebra", HORSES), ("summer2winter", WINTERS), ("edges2shoes", 49_825)):
+    pairs = (("edges2shoes", 49_825), ("edges2shoes-r", 47_977))
+    for data, images in (("horse2zebra", HORSES), ("summer2winter", WINTERS), *pairs):
         config = load_run([str(ROOT / "original" / f"{data}.yaml")]).config
         steps = round(200 * images / config.train.batch_size)
         assert (ESTIMATES.steps(config), config.method.optimizer.decay_from) == (steps, 0.5)  # type: ignore[attr-defined]
@@ -156,29 +166,6 @@ def test_killed_within_the_student_s_batches_resumes_bit_equal(tmp_path: Path) -
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------
-
-
-class Scores:
-    """Scores the teacher by a table of steps; the student, which chooses the run's best, never improves.
-
-    `before` is the reader's: it tells the step.
-    """
-
-    larger_is_better = True
-    selects: str | None = "student/toy/score"
-
-    def __init__(self, teachers: dict[int, float]) -> None:
-        self.teachers, self.step = teachers, 0
-
-    def before(self, step: int) -> None:
-        self.step = step + 1
-
-    def __call__(self, generators: Any, accelerator: Any, stop: Any = None) -> Evaluation:
-        teacher = self.teachers[max(step for step in self.teachers if step <= self.step)]
-        return Evaluation({"student/toy/score": 1.0, "teacher/toy/score": teacher})
-
-    def protocol(self) -> dict[str, Any]:
-        return {}
 
 
 def test_blocks(tmp_path: Path) -> None:

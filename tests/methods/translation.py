@@ -17,7 +17,9 @@ from hpcdistill.data.counter import draw
 from hpcdistill.methods.base import Carry, Method, Progress, Terms
 from hpcdistill.methods.cyclegan import CycleGAN
 from hpcdistill.methods.distilled_gan import DistilledGAN
+from hpcdistill.methods.omgd import OMGD
 from hpcdistill.methods.pix2pix import Pix2Pix
+from hpcdistill.training.evaluation import Evaluation
 from hpcdistill.training.optimization import Freezer
 
 CROP = 48  # maps of 12x12 pixels, the smallest that a discriminator of two strided layers takes
@@ -51,6 +53,21 @@ def distilled(vgg: Path | None = None, **values: Any) -> DistilledGAN:
     else:
         given |= {"teacher": small({}, 12), "student": small({}, 8)}
     method = DistilledGAN(DistilledGAN.Config(**(given | values)))
+    method.prepare(CROP)
+    return method
+
+
+def omgd(vgg: Path | None = None, **values: Any) -> OMGD:
+    """Widths as `distilled` has them, and a deep teacher of 4; without `vgg` no style and no feature loss."""
+    torch.manual_seed(0)
+    given: dict[str, Any] = {"crop": CROP, "ndf": 4, "discriminator_strides": 2}
+    given |= {"teacher": small({}, 8), "student": small({}, 4)}
+    given |= {"vgg": str(vgg)} if vgg else {"weight_style": 0, "weight_feature": 0}
+    if values.get("family", "cyclegan") == "cyclegan":
+        given["pool"] = 3
+    else:
+        given |= {"teacher": small({}, 12), "student": small({}, 8), "deep": {"ngf": 4, "levels": 4}}
+    method = OMGD(OMGD.Config(**(given | values)))
     method.prepare(CROP)
     return method
 
@@ -120,6 +137,29 @@ def write_vgg(path: Path) -> Path:
         number += 1
     save_file(tensors, path)
     return path
+
+
+class Scores:
+    """Scores the teacher by a table of steps; the student, which chooses the run's best, never improves.
+
+    `before` is the reader's: it tells the step.
+    """
+
+    larger_is_better = True
+    selects: str | None = "student/toy/score"
+
+    def __init__(self, teachers: dict[int, float]) -> None:
+        self.teachers, self.step = teachers, 0
+
+    def before(self, step: int) -> None:
+        self.step = step + 1
+
+    def __call__(self, generators: Any, accelerator: Any, stop: Any = None) -> Evaluation:
+        teacher = self.teachers[max(step for step in self.teachers if step <= self.step)]
+        return Evaluation({"student/toy/score": 1.0, "teacher/toy/score": teacher})
+
+    def protocol(self) -> dict[str, Any]:
+        return {}
 
 
 # --- by hand, float64 ------------------------------------------------------------------------------------------------
@@ -233,3 +273,18 @@ def pieces(images: Tensor, side: int, numbers: Tensor, part: int = 0) -> Tensor:
 
 def gram(x: Tensor) -> Tensor:
     return torch.einsum("bchw,bdhw->bcd", x, x) / math.prod(x.shape[1:])
+
+
+@torch.no_grad()
+def vgg_maps(vgg: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """The four maps, layer by layer."""
+    x, maps, number = (image + 1) / 2, {}, 0
+    for name, convolutions in (("relu1_2", 2), ("relu2_2", 2), ("relu3_3", 3), ("relu4_3", 3)):
+        for _ in range(convolutions):
+            layer = vgg.features[number]
+            x = nn.functional.conv2d(x, layer.weight, layer.bias, padding=1).clamp_min(0)
+            number += 2
+        maps[name] = x
+        x = nn.functional.max_pool2d(x, 2)
+        number += 1
+    return maps

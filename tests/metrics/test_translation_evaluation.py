@@ -28,6 +28,7 @@ from hpcdistill.metrics import run_evaluators
 from hpcdistill.metrics.base import L1_OF_PAIRS
 from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.metrics.frechet import frechet, kid, moments
+from hpcdistill.metrics.real_statistics import read_statistics
 from hpcdistill.metrics.run_evaluators import TranslationRunEvaluator, open_evaluator
 from hpcdistill.metrics.trained_translation import TranslationOptions, evaluate_translation
 from hpcdistill.metrics.translation_evaluation import (
@@ -149,6 +150,20 @@ def test_unpaired_sets_are_compared_as_sets(unpaired: Path, real: str, direction
     assert found.metrics["kernel_means"] == pytest.approx(kid(outputs, reals, 100, size).mean, rel=1e-4)
     assert set(found.metrics) == {"frechet_means", "kernel_means"}
     assert (found.images, found.per_image) == (len(sources), [])
+
+
+def test_statistics_from_a_file_stand_for_the_real_images(unpaired: Path, tmp_path: Path) -> None:
+    reals = by_hand([resized(image) for image in (*TRAIN_B, *B)]).numpy()
+    np.savez(tmp_path / "horses_B.npz", mu=reals.mean(axis=0), sigma=np.cov(reals, rowvar=False))
+    statistics = read_statistics(tmp_path / "horses_B.npz", 6)
+    made = evaluator(unpaired, "unpaired", "test", statistics=statistics)  # not of the test images alone
+    found = made.evaluate(Scale(), "set").metrics
+    expected = evaluator(unpaired, "unpaired", "train+test").evaluate(Scale(), "set").metrics
+    assert found == {"frechet_means": pytest.approx(expected["frechet_means"], rel=1e-4)}  # without images no kernel
+    about = made.describe()
+    assert "real side statistics (horses_B.npz, sha256 " in about["note"]
+    assert about["real"].startswith("statistics (horses_B.npz")
+    assert not {"kernel_means", "real_images"} & set(about)
 
 
 @pytest.mark.parametrize("direction", ["AtoB", "BtoA"])

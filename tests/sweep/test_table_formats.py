@@ -113,7 +113,7 @@ def test_csv(table: ResultTable, tmp_path: Path) -> None:
     ]
     assert {line["printed"] for line in a} == {"31.04"}
     assert a[0]["protocol"] == "PSNR on luma; rule pisr, scale 4; set5 (5 images)"
-    assert a[0]["run"] == "run-a-0-0"
+    assert (a[0]["run"], a[0]["evaluations"]) == ("run-a-0-0", "")
     strays = [line for line in lines if not line["grid"]]
     assert [(line["metric"], line["which"], line["value"]) for line in strays] == [
         ("x", "best", "nan"),

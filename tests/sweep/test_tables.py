@@ -294,6 +294,17 @@ def test_flags(tmp_path: Path) -> None:
     )
 
 
+def test_rows_of_another_number_of_test_images_than_printed_are_named(tmp_path: Path) -> None:
+    cells = [run_cell("a", 30.0), run_cell("b", 30.0), run_cell("c", 30.0)]
+    for key, images in (("a-0-0", 2048), ("b-1-0", 200)):
+        save_run(tmp_path, key, 1.0, protocol={"test_sets": {"set5": images, "set14": 14}})
+    found = find_results(tmp_path)
+    assert not any("printed" in flag for flag in make_tables(plan(grid(cells)), found, {})[0].flags)
+    (table,) = make_tables(plan(grid(cells, printed_images={"set5": 2048})), found, {})
+    named = "The printed numbers are of 2048 test images of set5; of others: b (200)."
+    assert [flag for flag in table.flags if "printed" in flag] == [named]
+
+
 def test_groups_may_differ_in_protocol(tmp_path: Path) -> None:
     cells = [run_cell("a", scale="x2"), run_cell("a", scale="x4")]
     for number, scale in enumerate((2, 4)):
@@ -391,6 +402,36 @@ def test_the_foot_says_which_sets_chose(tmp_path: Path) -> None:
         "Ours: the run's best weights; its best are chosen by PSNR on held_out, 10 training images held out; "
         "or PSNR on set5; seed 0."
     ) in notes(lay_out(table))
+
+
+def test_how_many_evaluations_the_best_was_chosen_from(tmp_path: Path) -> None:
+    """From result.json or, of an older run, counted in its log: lines with the metric that chooses, each step once."""
+    cells = [run_cell(label) for label in "abc"]
+    save_run(tmp_path, "a-0-0", 31.0, evaluations=40)
+    rows = [
+        {"step": 10, "student/loss": 1.0},
+        *({"step": step, NAME: 30.0, "teacher/set5/psnr": 31.0} for step in (10, 20, 20, 30)),
+        {"step": 40, NAME: None},  # not finite
+        {"step": 40, "teacher/set5/psnr": 31.0},
+    ]
+    log = save_run(tmp_path, "b-1-0", 31.0) / "metrics.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 50, "student/set5/ps')
+    folder = save_run(tmp_path, "c-2-0", 31.0)  # a result alone: nothing is known
+    found = find_results(tmp_path)
+    assert {run.folder.name: run.evaluations for run in found.runs} == {
+        "run-a-0-0": 40, "run-b-1-0": 4, folder.name: None
+    }  # fmt: skip
+    (table,) = make_tables(plan(grid(cells)), found, {})
+    named = "number of evaluations that the best weights are chosen from: 40 (1 run), 4 (1 run), not given (1 run)"
+    assert [flag for flag in table.flags if "evaluations" in flag] == [f"Cells that are compared differ in {named}."]
+    layout = lay_out(table)
+    first = notes(layout)[1]
+    assert first == "Ours: the run's best weights; its best are chosen by PSNR on set5, of 4 to 40 evaluations; seed 0."
+    ours, last = layout.panels[0].rows[0][-2:]
+    assert ours.explained.endswith("run-a-0-0, of 40 evaluations")
+    assert last.explained.endswith("run-a-0-0")
+    (table,) = make_tables(plan(grid(cells, ours="last")), found, {})
+    assert not any("evaluations" in flag for flag in table.flags)
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/grids").glob("*.yaml")), ids=lambda path: path.stem)

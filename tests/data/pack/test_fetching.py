@@ -206,7 +206,7 @@ def test_another_file_than_the_published_one_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["edges2shoes-r"], "no public address"),
+        (["t91"], "no public address"),
         (["horse2zebra", "--with", "lr"], "no optional part 'lr'; it has none"),
         (["div2k", "--with", "rl"], "no optional part 'rl'; valid: lr"),
         (["horse2zebra", "--from", "nowhere"], "no such file or folder"),

@@ -53,10 +53,11 @@ PUBLISHED = {
     },
     # Their authors publish none, and none is invented: the first fetch records what came.
     "edges2shoes": {"edges2shoes.tar.gz": (None, None)},
+    "edges2shoes-r": {"edges2shoes-r.tar.gz": (None, None)},
     "facades": {"facades.tar.gz": (None, None)},
     **{name: {"benchmark.tar": (None, None)} for name in ("set5", "set14", "b100", "urban100")},
     # Nothing to download: one's own images, a local copy only, or inside a package.
-    **{name: {} for name in ("bsd", "t91", "edges2shoes-r", "photos", "folder", "paired", "unpaired")},
+    **{name: {} for name in ("bsd", "t91", "photos", "folder", "paired", "unpaired")},
 }
 # Of the papers and of the authors' pages; a pair counts once.
 COUNTS = {
@@ -107,6 +108,16 @@ def test_official_lr_images_of_div2k_are_optional() -> None:
 def test_a_third_partys_md5_is_marked_as_one() -> None:
     (download,) = load_recipe("edges2shoes").downloads
     assert download.md5_third_party == "71da478b54fedde126e234a2a050bc15"
+
+
+def test_the_re_split_is_taken_from_where_its_authors_say() -> None:
+    """datasets/download_pix2pix_dataset.sh of mit-han-lab/gan-compression at 111093fc; its test set is called val."""
+    recipe = load_recipe("edges2shoes-r")
+    assert recipe.downloads[0].addresses == (
+        "https://huggingface.co/mit-han-lab/gan-compression/resolve/main/datasets/edges2shoes-r.tar.gz",
+    )
+    assert "edges2shoes-r" in recipe.roots
+    assert recipe.layouts[0] == {"train": {"ab": ("train",)}, "test": {"ab": ("val",)}}
 
 
 HEAD = "name: mine\ntitle: t\nlicence: l\norigin: o\n"
