@@ -90,8 +90,6 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
 def from_pillow(image: Image.Image, name: str = "the picture") -> Picture:
     """The picture that a PIL image is, upright; UserError for an animation, floating-point pixels and none at all."""
-    if not image.width or not image.height:
-        raise UserError(f"{name}: has no pixels; give one of 1x1 or more")
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's JPEG with a second view behind it
         raise UserError(f"{name}: {'; '.join(REMEDIES['animated'])}")
     if image.mode == "F" or image.mode == "I":
