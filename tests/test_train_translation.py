@@ -69,7 +69,9 @@ def test_the_data_alone_differ(row: str) -> None:
         return values
 
     for file in config_files(CONFIGS / row):
-        assert settings(file) == settings(CONFIGS / row / f"{PAIRED if file.stem.startswith(PAIRED) else DATA[0]}.yaml"), file
+        assert settings(file) == settings(
+            CONFIGS / row / f"{PAIRED if file.stem.startswith(PAIRED) else DATA[0]}.yaml"
+        ), file
 
 
 @pytest.mark.parametrize("data", DATA)
