@@ -10,7 +10,9 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 
 enlarge: $(INSTALLED)  ## four times as large: make enlarge PICTURES="photo.jpg folder" [OUT=enlarged]
-	$(RUN) -m hpcdistill.infer $(PICTURES) --out $(or $(OUT),enlarged)
+	@if [ -e "$$PICTURES" ]; then set -- "$$PICTURES"; else set -- $$PICTURES; fi; \
+	if [ $$# = 0 ]; then echo 'name what to enlarge: make enlarge PICTURES=photo.jpg'; exit 2; fi; \
+	$(RUN) -m hpcdistill.infer "$$@" --out "$${OUT:-enlarged}"
 
 demo: $(INSTALLED)  ## a picture in a few minutes: pack, train, distil, evaluate, report
 	$(RUN) -m hpcdistill.demo

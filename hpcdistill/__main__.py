@@ -34,6 +34,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "Use a trained network": {
         "infer": Command("hpcdistill.infer", "enlarge or translate pictures and folders of them"),
         "export": Command("hpcdistill.export", "write a network for other programs: onnx, shader, ncnn, ..."),
+        "convert": Command("hpcdistill.convert", "make a network's file of a published .pth"),
         "card": Command("hpcdistill.card", "a folder to publish: weights, what they eat, how good they are"),
     },
     "Data": {

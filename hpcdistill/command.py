@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ SCRIPTS = ("shards", "slurm")  # folders of the clone
 _SYSTEM_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EPERM: "the system does not permit it there; choose a folder you may write to",
+    errno.ENOENT: "no such file or folder, and none can be made there; check the path",
     errno.EACCES: "permission denied; choose a folder you may write to",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
@@ -69,6 +72,15 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     except Exception as error:
         crash(error)
     sys.exit(code or 0)
+
+
+def end_in_order_when_terminated() -> None:
+    """Have SIGTERM end this command as Ctrl-C does, so that what is half written is removed: for short commands.
+
+    A training has its own way: it saves first.
+    """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def program(word: str) -> str:

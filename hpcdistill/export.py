@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hpcdistill.command import UserPath, program, run_command, whole
+from hpcdistill.command import UserPath, end_in_order_when_terminated, program, run_command, whole
 from hpcdistill.console import out, warn
 from hpcdistill.deploy.formats import FORMATS, SUFFIXES
 from hpcdistill.errors import UserError
@@ -20,6 +20,7 @@ def main(argv: list[str]) -> int:
     """Export what the command line names, and print what was written and how far it is from PyTorch."""
     arguments = _parser().parse_args(argv)
     FORMATS.check(arguments.format)
+    end_in_order_when_terminated()
     model = arguments.model
     # Imported only now: --help and a misspelt format answer at once.
     from hpcdistill.deploy.formats.base import Format, NotVerified, Options
@@ -61,6 +62,8 @@ def _target(given: Path | None, model: Path, suffix: str, options: object) -> Pa
             raise UserError(f"--out {given}: must end in {suffix}, or be a folder that there is")
         return given
     name = model.resolve().name if model.is_dir() else model.stem
+    if suffix == ".xml":  # beside it lies a .bin, as beside ncnn's .param
+        name += "-openvino"
     graph = "-rgb" if getattr(options, "graph", "luma") == "rgb" else ""
     half = "-half" if getattr(options, "half", False) else ""
     return (given or Path()) / f"{name}{graph}{half}{suffix}"

@@ -1,4 +1,4 @@
-"""`python -m hpcdistill.infer [MODEL] PICTURE_OR_FOLDER ... --out DIR`: enlarge or translate pictures.
+"""`hpcdistill infer [MODEL] PICTURE_OR_FOLDER ... --out DIR`: enlarge or translate pictures.
 
 MODEL is a run folder, a generator's .safetensors file, a file that `hpcdistill.export` made, or `pretrained:x4` (x2,
 x3); without one the shipped x4 student enlarges. Pictures come back as PNG and as the kind they were: gray, 16 bits,
@@ -12,7 +12,7 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from hpcdistill.command import UserPath, positive, program, run_command, whole
+from hpcdistill.command import UserPath, end_in_order_when_terminated, positive, program, run_command, whole
 from hpcdistill.console import err, say, warn
 from hpcdistill.errors import EXIT_FAILED, UserError, plural
 from hpcdistill.storage import user_path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hpcdistill.deploy.tiles import Progress
 
 PREFIX, DEFAULT = "pretrained:", "pretrained:x4"
-MODEL_SUFFIXES = (".safetensors", ".onnx", ".param", ".xml", ".pt2")
+MODEL_SUFFIXES = (".safetensors", ".onnx", ".param", ".xml", ".pt2", ".pth")
 
 
 def main(argv: list[str]) -> int:
@@ -33,43 +33,59 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     name, words = split_model(options.words)
     if not words:
-        raise UserError(f"{name}: and which pictures? name a picture or a folder of them after the model")
+        raise UserError(
+            f"{name}: and which pictures? name some after the model; where this is a folder of pictures, name a model "
+            f"before it: {DEFAULT}"
+        )
+    if late := next((word for word in words if is_model(word)), None):
+        raise UserError(f"{late}: is a model; it comes first, the pictures after it")
     # Imported only now: --help and a misspelt path answer at once.
     from hpcdistill.deploy.allocator import keep_freed_memory
     from hpcdistill.deploy.picture_files import jobs
 
     keep_freed_memory()
-    work = jobs([user_path(word) for word in words], options.out)
+    end_in_order_when_terminated()
+    work, unusable = jobs([user_path(word) for word in words], options.out)
     from hpcdistill.deploy.model import load
 
     model = load(name, which=options.which, generator=options.generator, device=_device(options.device))
     if options.scale not in (None, model.about.scale):
         raise UserError(f"--scale {options.scale}: {name} enlarges x{model.about.scale}; use a network of that scale")
-    return _convert(model, work, options)
+    model.refuse_tiles(options.tile)
+    return _convert(model, work, unusable, options)
+
+
+def is_model(word: str) -> bool:
+    """Whether a word of the command line names a model: by its form, or by what lies in a folder."""
+    if word.startswith(PREFIX):
+        return True
+    path = user_path(word)
+    if not path.is_dir():
+        return path.suffix.lower() in MODEL_SUFFIXES
+    saved = any((path / name).is_file() for name in ("environment.json", "model.safetensors"))
+    return saved or any(path.glob("generators/*/*.safetensors"))
 
 
 def split_model(words: Sequence[str]) -> tuple[str, list[str]]:
     """The model that the first word is, and the others; where it is no model, the shipped student, and all."""
     first = words[0]
-    if first.startswith(PREFIX):
+    if is_model(first):
         return first, list(words[1:])
-    path = user_path(first)
-    is_run = path.is_dir() and any((path / name).exists() for name in ("generators", "config.yaml", "config.json"))
-    if is_run or path.suffix.lower() in MODEL_SUFFIXES:
-        return first, list(words[1:])
-    if not path.exists():
+    if user_path(first).suffix.lower() == ".glsl":
+        raise UserError(f"{first}: is a shader, which video players run; give the run or the file that it was made of")
+    if not user_path(first).exists():
         raise UserError(f"{first}: no such model, picture or folder; check the path")
     return DEFAULT, list(words)
 
 
-def _convert(model: Model, work: Sequence[Job], options: argparse.Namespace) -> int:
+def _convert(model: Model, work: Sequence[Job], unusable: Sequence[str], options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from hpcdistill.data.images import MAX_PIXELS, count_pixels
 
     most = options.max_megapixels * 1_000_000 if options.max_megapixels else MAX_PIXELS
     begun = time.perf_counter()
-    skipped: list[str] = []
+    skipped = list(unusable)
     with Progress(console=err, transient=True, disable=not err.moves) as bar:
         sizes = [count_pixels(job.source) for job in work]
         task = bar.add_task("pictures", total=sum(sizes))
@@ -79,9 +95,10 @@ def _convert(model: Model, work: Sequence[Job], options: argparse.Namespace) -> 
                 _make(model, job, options.tile, most, lambda done: bar.advance(task, done))
             except UserError as error:
                 skipped.append(str(job.source))
-                warn(f"skipped {error}")
+                about = str(error)
+                warn(f"skipped {about if about.startswith(str(job.source)) else f'{job.source}: {about}'}")
             bar.update(task, completed=before + size)
-    made = len(work) - len(skipped)
+    made = len(work) + len(unusable) - len(skipped)
     if not made:
         raise UserError("no picture could be made; see the warnings above")
     took = time.perf_counter() - begun

@@ -64,7 +64,9 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # write and fsync do not say which file the disk had no room for
+        # write and fsync do not say which file the disk had no room for; of the temporary one no user knows.
+        if error.filename in (None, str(temporary), temporary):
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -36,7 +36,10 @@ def positions(total: int, count: int) -> list[int]:
     Raises UserError when none would be left.
     """
     if count and count >= total:
-        raise UserError(f"data.held_out={count}: the training sets have {total} images, so none is left to train on")
+        raise UserError(
+            f"data.held_out={count}: the training sets have {total} images, so none is left to train on; give at least "
+            f"{count + 1}, or set it lower"
+        )
     return [(2 * number + 1) * total // (2 * count) for number in range(count)]
 
 

@@ -15,13 +15,14 @@ from hpcdistill.data.index import INDEX_NAME, load_index
 from hpcdistill.data.pack.recipes import OWN
 from hpcdistill.errors import UserError
 from hpcdistill.models.privileged import PrivilegedTeacher
-from hpcdistill.storage import user_path
+from hpcdistill.storage import CLONE, user_path
 from hpcdistill.training.records import run_values
 
 METADATA_KEY = "hpcdistill"  # under which formats that have metadata keep it, as JSON
 Task = Literal["super-resolution", "translation"]
 Colour = Literal["luma", "rgb"]
 UNKNOWN = "not recorded"
+OWNERS = "yours"  # what the recipes for images of one's own call their licence
 _SPLITS = ("train", "test", "val", "all")
 
 
@@ -118,17 +119,28 @@ def _origin(notes: Mapping[str, Any], file: Path) -> dict[str, Any]:
     method, data = config.get("method") or {}, config.get("data") or {}
     places = data.get("train") or ()
     sets = [str(place) for place in ([places] if isinstance(places, str) else places)]
+    licences = [_licence(set_folder(place, file)) for place in sets]
     found = {
         "method": notes.get("method") or method.get("name"),
-        "data": notes.get("data") or ", ".join(text for text, _ in training_sets(config)),
-        "licence": notes.get("licence") or "; ".join(dict.fromkeys(filter(None, map(_licence, sets)))),
+        "data": notes.get("data") or ", ".join(text for text, _ in training_sets(config, file)),
+        "licence": notes.get("licence") or "; ".join(dict.fromkeys(filter(None, licences))),
         "run": file.parents[2].name if config else str(notes.get("run", "")),
     }
     return {key: str(value) for key, value in found.items() if value}
 
 
-def training_sets(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The packed sets that a run was trained on, in words and by a published set's name (else empty).
+def set_folder(place: str, file: Path) -> Path:
+    """Where a run's data set lies that its configuration calls `place`; `file`: RUN/generators/<which>/<name>.
+
+    A run that was started in another folder than this one has its sets beside its runs.
+    """
+    folder = user_path(place)
+    found = (base / folder for base in (*file.parents[4:5], CLONE) if (base / folder / INDEX_NAME).is_file())
+    return next(found, folder)
+
+
+def training_sets(values: Mapping[str, Any], file: Path) -> list[tuple[str, str]]:
+    """The packed sets that the run of `file` was trained on, in words and by a published set's name (else empty).
 
     Of one that cannot be read any more its folder says it.
     """
@@ -138,7 +150,7 @@ def training_sets(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         *_, above, name = ("", "", *Path(place).parts)
         recipe, split = (above, name) if name in _SPLITS and above.strip("/") else (name, "")
         with contextlib.suppress(UserError, OSError):
-            index = load_index(user_path(place))
+            index = load_index(set_folder(place, file))
             own = index.recipe in OWN.values()
             recipe, split = (recipe if own else index.recipe), index.split
             if own:
@@ -148,10 +160,10 @@ def training_sets(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _licence(place: str) -> str:
+def _licence(folder: Path) -> str:
     """What a packed set may be used for; empty where it cannot be read any more."""
     with contextlib.suppress(UserError, OSError):
-        folder = user_path(place)
         if (folder / INDEX_NAME).is_file():
-            return load_index(folder).licence
+            licence = load_index(folder).licence
+            return "what their owner says" if licence == OWNERS else licence  # read by others than the owner
     return ""

@@ -72,6 +72,8 @@ class Model:
 
         UserError for an animation, floating-point pixels, colour of 16 bits.
         """
+        if not isinstance(image, Image.Image):
+            raise UserError(f"give a PIL image, not a {type(image).__name__}: model(Image.open('photo.png'))")
         picture = from_pillow(image)
         return to_pillow(Picture(np.concatenate(list(self.strips(picture, tile))), picture.profile))
 
@@ -100,9 +102,8 @@ class Model:
     def _enlarged(self, picture: Picture, tile: int | None, progress: Progress) -> Iterator[Pixels]:
         height, width = picture.pixels.shape[:2]
         overlap = self.about.overlap
-        if overlap is None:
-            self._refuse_tiles(tile)
-        size = max(height, width) if overlap is None else tile or TILE
+        self.refuse_tiles(tile)
+        size = max(height, width) if overlap is None else TILE if tile is None else tile
         for strip in pieces(height, width, size, max(overlap or 0, CHROMA_REACH)):
             made = []
             for piece in strip:
@@ -139,7 +140,7 @@ class Model:
     def _translated(self, picture: Picture, tile: int | None, progress: Progress) -> Iterator[Pixels]:
         """The whole picture at once, reflected to a size that the network takes, and cut back; alpha stays."""
         height, width = picture.pixels.shape[:2]
-        self._refuse_tiles(tile)
+        self.refuse_tiles(tile)
         with torch.inference_mode():
             planes = _planes(picture.colour, picture.white).expand(-1, 3, -1, -1)
             made = self._run(self._fitted(planes) * 2 - 1)[..., :height, :width]
@@ -147,8 +148,9 @@ class Model:
         progress(height * width)
         yield np.concatenate([pixels, picture.pixels[..., -1:]], axis=2) if picture.has_alpha else pixels
 
-    def _refuse_tiles(self, tile: int | None) -> None:
-        if tile is not None:
+    def refuse_tiles(self, tile: int | None) -> None:
+        """UserError for a `tile` that was asked of a network without exact ones."""
+        if tile is not None and self.about.overlap is None:
             raise UserError(
                 f"--tile {tile}: {self.origin} has no exact tiles, its pixels depend on the whole picture; leave it out"
             )

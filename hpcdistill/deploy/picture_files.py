@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcdistill.console import warn
-from hpcdistill.data.folders import SUFFIXES, left_out, list_images
+from hpcdistill.data.folders import SUFFIXES, entries, left_out, list_images
 from hpcdistill.data.outputs import is_ours
 from hpcdistill.errors import UserError
 
@@ -21,17 +21,20 @@ class Job:
     out: Path
 
 
-def jobs(words: Sequence[Path], out: Path) -> list[Job]:
+def jobs(words: Sequence[Path], out: Path) -> tuple[list[Job], list[str]]:
     """One for each picture that `words` (files and folders) name, below the folder `out`; all are PNG files.
+
+    And the names of those in folders that cannot be used: links to nothing, names that are no text. A warning says why.
 
     A folder's folders are kept below `out`. UserError, before anything is written, for a word that names no picture,
     two pictures of one name, and a file that is in the way: an input, or one that was not written here.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
+    unusable: list[str] = []
     places: dict[Path, list[Path]] = {}  # a picture's name below `out`, without its suffix -> the pictures
     for word in words:
-        for source in _pictures(word, out):
+        for source in _pictures(word, out, unusable):
             below = source.relative_to(word) if word.is_dir() else Path(source.name)
             places.setdefault(below.with_suffix(""), []).append(source)
     found = []
@@ -41,16 +44,18 @@ def jobs(words: Sequence[Path], out: Path) -> list[Job]:
             name = below.name if len(sources) == 1 else source.name
             found.append(Job(source, out / below.with_name(f"{name}.png")))
     _check(found)
-    return found
+    return found, unusable
 
 
-def _pictures(word: Path, out: Path) -> list[Path]:
-    """The pictures that one word of the command line names."""
+def _pictures(word: Path, out: Path, unusable: list[str]) -> list[Path]:
+    """The pictures that one word of the command line names; others that have such a name join `unusable`."""
     if not word.exists():
         raise UserError(f"{word}: no such picture or folder; check the path")
     if not word.is_dir():
         if word.suffix.lower() not in SUFFIXES:
             raise UserError(f"{word}: not a suffix that is read ({', '.join(SUFFIXES)}); convert it to PNG")
+        if not word.is_file():
+            raise UserError(f"{word}: is neither a file nor a folder; give a picture")
         return [word]
     if os.path.realpath(word) == os.path.realpath(out):
         raise UserError(f"--out {out}: is where the pictures are; name another folder, nothing is written there")
@@ -58,9 +63,22 @@ def _pictures(word: Path, out: Path) -> list[Path]:
         warn(line)
     # What an earlier run has written into a folder inside is no picture of the user's.
     inside = os.path.realpath(out)
-    found = [path for path in list_images(word, recursive=True) if not _is_below(path, inside)]
-    if not found:
+    named = [path for path in entries(word, recursive=True) if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    named = [path for path in named if not _is_below(path, inside)]
+    if not named:
+        list_images(word, recursive=True)  # says why
         raise UserError(f"{word}: no pictures in this folder but those in {out}; name another")
+    found = []
+    for path in sorted(named):
+        below = str(path.relative_to(word))
+        if not path.is_file():
+            warn(f"skipped {path!s}: is no file, or a link to one that is not there; mend or remove it")
+        elif not below.isprintable():
+            warn(f"skipped {below!a} in {word}: such a name cannot be written as text; rename the file")
+        else:
+            found.append(path)
+            continue
+        unusable.append(repr(below))
     return found
 
 

@@ -96,6 +96,8 @@ def from_pillow(image: Image.Image, name: str = "the picture") -> Picture:
         raise UserError(f"{name}: {'; '.join(REMEDIES['animated'])}")
     if image.mode == "F" or image.mode == "I":
         raise UserError(f"{name}: {'; '.join(REMEDIES['F' if image.mode == 'F' else 'deep'])}, or to 16-bit gray")
+    if 0 in image.size:
+        raise UserError(f"{name}: has no pixels; give a picture")
     image.load()
     profile: bytes | None = image.info.get("icc_profile")
     upright = ImageOps.exif_transpose(image)

@@ -93,7 +93,7 @@ def _of_run(file: Path, about: Description, values: Mapping[str, Any]) -> Proven
         }
     return Provenance(
         rows,
-        tuple(dict.fromkeys(name for _, name in training_sets(values) if name)),
+        tuple(dict.fromkeys(name for _, name in training_sets(values, file) if name)),
         () if result is None else tuple(_measured(file, result)),
         _config(file.parents[2] / "config.yaml"),
         finished=result is not None,
@@ -174,7 +174,7 @@ def _chosen(which: str, step: int | None, result: Mapping[str, Any], test_set: s
     choice = choice_of(result)
     if choice is None:
         return f"the weights of step {step}; how they were chosen was {UNKNOWN}"
-    itself = choice.endswith(f" on {test_set}, a test set")
+    itself = f" on {test_set}, " in choice  # a test set, or images held out
     return f"the best weights (step {step}), chosen by {choice}{': this number flatters' if itself else ''}"
 
 

@@ -61,7 +61,7 @@ def export(
         replaced = path.exists()
         for target in targets[1:]:
             if target.exists() and not replaced:
-                raise UserError(f"{target}: exists and belongs to no export; give --out another name")
+                raise UserError(f"{target}: exists already; give --out another name")
         for file, target in reversed(list(zip(written, targets, strict=True))):  # the one that is opened comes last
             file.replace(target)
     sync_folder(path.parent)
@@ -171,6 +171,8 @@ def _both(
     """What PyTorch makes of `image`, and what the export does."""
     with torch.inference_mode():
         expected: Tensor = network(torch.from_numpy(image))
+    if not expected.isfinite().all():
+        raise UserError("the network makes values that are no numbers: its weights are damaged; train it again")
     made = session(image)
     if made.shape != tuple(expected.shape):
         raise UserError(

@@ -119,10 +119,12 @@ class _Undrawn(TorchFunctionMode):
 
 
 def _numbers(arguments: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The numbers among the arguments by their keys, those of nested ones (`collapse`) as well."""
+    """The numbers among the arguments by their keys, those of nested ones (`collapse`, `widths`) as well."""
     for key, value in arguments.items():
         if isinstance(value, Mapping):
             yield from _numbers(value)
+        elif isinstance(value, list):
+            yield from _numbers({f"{key}[{number}]": item for number, item in enumerate(value)})
         elif isinstance(value, int | float):
             yield key, value
 

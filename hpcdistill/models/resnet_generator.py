@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpcdistill.errors import UserError
 from hpcdistill.models.image_generator import ImageGenerator, init_gan
 from hpcdistill.ops.repeatable import reflection_pad
 
@@ -38,14 +39,19 @@ class ResidualBlock(nn.Module):
     """`[B, d, h, w]` -> the same: x + (two 3x3 convolutions, each normalised, a ReLU between them).
 
     Dense: 2 (9 d^2 + d) parameters. Separable: each convolution is a depthwise one, normalised, and a pointwise one;
-    2 (d^2 + 11 d) parameters.
+    2 (d^2 + 11 d) parameters. `inner`: channels between the two convolutions, where they are not d.
     """
 
-    def __init__(self, channels: int, separable: bool) -> None:
+    def __init__(self, channels: int, separable: bool, inner: int | None = None) -> None:
         super().__init__()
         layers = _separable if separable else _dense
+        between = channels if inner is None else inner
         self.body = nn.Sequential(
-            *layers(channels), _norm(channels), nn.ReLU(inplace=True), *layers(channels), _norm(channels)
+            *layers(channels, between),
+            _norm(between),
+            nn.ReLU(inplace=True),
+            *layers(between, channels),
+            _norm(channels),
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -60,11 +66,12 @@ class ResNetGenerator(ImageGenerator):
     `ngf` is the base width: 7x7 to ngf, two steps down to 4 ngf, `blocks` residual blocks, two steps up, 7x7 and
     tanh; all padding reflects but in the strided layers. InstanceNorm has no parameters and no running statistics, so
     that an image's output does not depend on its batch or on the mode. Weights start as `init_gan`'s.
+    Other widths, as compressed generators have, are `widths` and `inner`.
     11,378,179 parameters and 56.8 G MACs at 256x256 with ngf 64 (the Original); separable 1,987,075 and 18.3 G;
     the student, separable with ngf 16, 137,347 and 1.41 G.
 
-    Maps, all [B, 4 ngf, H/4, W/4]: "down2" (after its ReLU) and "block1" to "block9". The distilled ones are "down2"
-    and those after each third of the blocks: 3, 6 and 9 of 9.
+    Maps, all [B, 4 ngf, H/4, W/4] (the third of `widths`): "down2" (after its ReLU) and "block1" to "block9". The
+    distilled ones are "down2" and those after each third of the blocks: 3, 6 and 9 of 9.
     """
 
     MAPS: tuple[str, ...] = ("down2", *(f"block{block}" for block in range(1, BLOCKS + 1)))
@@ -81,22 +88,27 @@ class ResNetGenerator(ImageGenerator):
         separable: bool = False,
         channels_in: int = 3,
         channels_out: int = 3,
+        widths: Sequence[int] | None = None,
+        inner: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(channels_in, channels_out, ngf=ngf, blocks=blocks, separable=separable)
-        width = 4 * ngf
+        """`widths`: of stem, down1, down2, up1 and up2; `inner`: one for each block. Where given, `ngf` is unused."""
+        own = {name: list(given) for name, given in (("widths", widths), ("inner", inner)) if given is not None}
+        super().__init__(channels_in, channels_out, ngf=ngf, blocks=blocks, separable=separable, **own)
+        stem, down1, width, up1, up2 = _positive("widths", widths or (ngf, 2 * ngf, 4 * ngf, 2 * ngf, ngf), 5)
+        between = _positive("inner", inner or (width,) * blocks, blocks)
         block_names = tuple(f"block{block}" for block in range(1, blocks + 1))
         thirds = (-(-blocks * part // 3) for part in (1, 2, 3))
         self.MAPS = ("down2", *block_names)
         self.DISTILLED = ("down2", *dict.fromkeys(f"block{block}" for block in thirds))
         self.map_channels = dict.fromkeys(self.MAPS, width)
-        self.stem = _normalised(ReflectedConv2d(channels_in, ngf, 7))
-        self.down1 = _normalised(nn.Conv2d(ngf, 2 * ngf, 3, stride=2, padding=1))
-        self.down2 = _normalised(nn.Conv2d(2 * ngf, width, 3, stride=2, padding=1))
-        for name in block_names:
-            self.add_module(name, ResidualBlock(width, separable))
-        self.up1 = _normalised(nn.ConvTranspose2d(width, 2 * ngf, 3, stride=2, padding=1, output_padding=1))
-        self.up2 = _normalised(nn.ConvTranspose2d(2 * ngf, ngf, 3, stride=2, padding=1, output_padding=1))
-        self.head = nn.Sequential(ReflectedConv2d(ngf, channels_out, 7), nn.Tanh())
+        self.stem = _normalised(ReflectedConv2d(channels_in, stem, 7))
+        self.down1 = _normalised(nn.Conv2d(stem, down1, 3, stride=2, padding=1))
+        self.down2 = _normalised(nn.Conv2d(down1, width, 3, stride=2, padding=1))
+        for name, its in zip(block_names, between, strict=True):
+            self.add_module(name, ResidualBlock(width, separable, its))
+        self.up1 = _normalised(nn.ConvTranspose2d(width, up1, 3, stride=2, padding=1, output_padding=1))
+        self.up2 = _normalised(nn.ConvTranspose2d(up1, up2, 3, stride=2, padding=1, output_padding=1))
+        self.head = nn.Sequential(ReflectedConv2d(up2, channels_out, 7), nn.Tanh())
         self._stages = ("stem", "down1", *self.MAPS, "up1", "up2", "head")
         init_gan(self)
 
@@ -113,13 +125,19 @@ class ResNetGenerator(ImageGenerator):
         return (features, taken) if maps else features
 
 
-def _dense(channels: int) -> list[nn.Module]:
-    return [ReflectedConv2d(channels, channels, 3)]
+def _positive(name: str, numbers: Sequence[int], count: int) -> Sequence[int]:
+    if len(numbers) != count or min(numbers) < 1:
+        raise UserError(f"ResNetGenerator: {name} is {list(numbers)}; give {count} numbers of 1 or more")
+    return numbers
 
 
-def _separable(channels: int) -> list[nn.Module]:
-    depthwise = ReflectedConv2d(channels, channels, 3, groups=channels)
-    return [depthwise, _norm(channels), nn.Conv2d(channels, channels, 1)]
+def _dense(channels_in: int, channels_out: int) -> list[nn.Module]:
+    return [ReflectedConv2d(channels_in, channels_out, 3)]
+
+
+def _separable(channels_in: int, channels_out: int) -> list[nn.Module]:
+    depthwise = ReflectedConv2d(channels_in, channels_in, 3, groups=channels_in)
+    return [depthwise, _norm(channels_in), nn.Conv2d(channels_in, channels_out, 1)]
 
 
 def _norm(channels: int) -> nn.InstanceNorm2d:

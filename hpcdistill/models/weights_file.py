@@ -6,6 +6,7 @@ A kind is told by the first bytes, whatever the file is called; nothing is unpic
 from __future__ import annotations
 
 import re
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from hpcdistill.errors import UserError, nearest
 CARD_WEIGHTS = "model.safetensors"  # in a folder that is published: `deploy.card`
 PYTORCH = "a PyTorch checkpoint"
 _READS = (
-    "torch.load(..., weights_only=True) reads it, while weights here are .safetensors files; how to make one of it: "
-    "docs/training.md, 'Weights from elsewhere'"
+    "weights here are .safetensors files. `python -m hpcdistill.convert {path} --out NAME.safetensors` makes one of a "
+    "published generator; others: docs/training.md, 'Weights from elsewhere'"
 )
 _SAFETENSORS = re.compile(rb".{8}\{", re.DOTALL)  # the length of the header, any number, and the header
 _KINDS: tuple[tuple[re.Pattern[bytes], str], ...] = (
@@ -55,7 +56,7 @@ def refuse_other_kinds(path: Path) -> None:
     """UserError, with what to do, for a file that is certainly no .safetensors file."""
     kind = kind_of(path)
     if kind == PYTORCH:
-        raise UserError(f"{path}: is {kind}; {_READS}")
+        raise UserError(f"{path}: is {kind}; {_READS.format(path=shlex.quote(str(path)))}")
     if kind:
         what = "a .safetensors file that hpcdistill saved, or a run folder"
         raise UserError(f"{path}: not a readable safetensors file but {kind}; give {what}")

@@ -135,7 +135,13 @@ def test_the_network_comes_back(run: Path, tmp_path: Path) -> None:
     made = hpcdistill.load(hub)
     assert np.array_equal(np.asarray(made(picture)), np.asarray(hpcdistill.load(run)(picture)))
     was, now = load_network(run)[1], load_network(hub)[1]
-    assert (now.method, now.steps, now.licence, now.run, now.overlap) == (was.method, 2, "yours", run.name, 7)
+    assert (now.method, now.steps, now.licence, now.run, now.overlap) == (
+        was.method,
+        2,
+        "what their owner says",
+        run.name,
+        7,
+    )
     with safe_open(hub / "model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["hpcdistill"])["class"] == "FSRCNN"
     described = json.loads((hub / "config.json").read_text())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +157,59 @@ def test_as_a_process_one_line_and_no_compiler(tmp_path: Path) -> None:
     assert done.stdout.split() == ["0", "False", "False"]
     assert done.stderr.startswith("pretrained:x4: wrote 1 picture to ")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_fails_for_every_picture_is_said_once(folder: Path, tmp_path: Path) -> None:
+    save_generator(build_generator("resnet", ngf=4, blocks=1), tmp_path / "g.safetensors")
+    with pytest.raises(UserError, match=r"--tile 40: .* has no exact tiles"):
+        infer(tmp_path / "g.safetensors", folder, "--tile", 40, "--out", tmp_path / "out")
+
+
+def test_a_name_that_is_no_text_and_a_link_to_nothing_are_passed_over(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(folder / "new\nline.png")
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert infer(folder, "--out", tmp_path / "out") == 1
+    assert below(tmp_path / "out") == ["a.png", "deep/b.png", "deep/er/c.png"]
+    assert "2 pictures could not be used: 'gone.png', 'new\\nline.png'" in capsys.readouterr().err
+
+
+def test_a_model_that_comes_late_is_no_folder_of_pictures(tmp_path: Path) -> None:
+    image = picture(tmp_path / "a.png")
+    run = tmp_path / "run"
+    save_generator(build_generator("resnet", ngf=4, blocks=1), _made(run / "generators/last") / "student.safetensors")
+    picture(run / "samples/1.png")
+    for late in ("pretrained:x2", run):
+        with pytest.raises(UserError, match="is a model; it comes first"):
+            infer(image, late, "--out", tmp_path / "out")
+
+
+def test_photographs_beside_a_configuration_are_no_run(tmp_path: Path) -> None:
+    picture(tmp_path / "in/a.png")
+    (tmp_path / "in/config.json").write_text("{}")
+    assert infer(tmp_path / "in", "--out", tmp_path / "out") == 0
+
+
+def test_no_file_and_no_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UserError, match="is neither a file nor a folder"):
+        infer(tmp_path / "a.png", "--out", tmp_path / "out")
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from hpcdistill import infer; from hpcdistill.deploy import pictures;"
+        "write = pictures._chunk;"
+        "pictures._chunk = lambda *a: os.kill(os.getpid(), signal.SIGTERM) if a[1] == b'IEND' else write(*a);"
+        "infer.main(sys.argv[1:])"
+    )
+    image = picture(tmp_path / "a.png")
+    done = subprocess.run([sys.executable, "-c", script, str(image), "--out", str(tmp_path / "out")], timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert below(tmp_path / "out") == []
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder

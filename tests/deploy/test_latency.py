@@ -19,12 +19,16 @@ from tiny_runs import packed_noise
 
 from hpcdistill import benchmark
 from hpcdistill.deploy.description import describe
-from hpcdistill.deploy.latency import paper
+from hpcdistill.deploy.formats import FORMATS
+from hpcdistill.deploy.formats.base import Options
+from hpcdistill.deploy.formats.ncnn import Ncnn, NcnnSession
+from hpcdistill.deploy.latency import comparison, paper
 from hpcdistill.deploy.latency.comparison import Settings, compare
 from hpcdistill.deploy.latency.memory import peak_memory
 from hpcdistill.deploy.latency.subjects import Subject, find_subject
 from hpcdistill.deploy.latency.timing import Timing, place_name, turns
 from hpcdistill.deploy.latency.variants import Place, Unavailable, chosen_variants, prepare
+from hpcdistill.deploy.model import load_network
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.measured_cost import measured_cost, read_latency, save_latency
 from hpcdistill.models.fsrcnn import FSRCNN
@@ -124,17 +128,74 @@ def test_runtimes_run_the_export(tmp_path: Path, variant: str, package: str) -> 
 
 def test_an_exported_file_is_measured_in_its_own_runtime(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    from hpcdistill.deploy.formats.base import Options
-    from hpcdistill.deploy.formats.onnx import Onnx
-    from hpcdistill.deploy.model import load_network
-
     network, about, _ = load_network(network_file(tmp_path))
-    Onnx().write(network, about, tmp_path / "n.onnx", Options())
+    FORMATS["onnx"]().write(network, about, tmp_path / "n.onnx", Options())
     subject = find_subject(str(tmp_path / "n.onnx"))
     (row,) = compare([subject], Settings(size=(8, 8), rounds=1, memory=False))["rows"]
     assert (row["variant"], row["output"]) == ("onnxruntime", [16, 16])
     with pytest.raises(UserError, match=r"n\.onnx: the papers' protocol is of networks in PyTorch"):
         paper.measure_as_papers(subject, tmp_path)
+
+
+def exported(folder: Path) -> Path:
+    pytest.importorskip("ncnn")
+    pytest.importorskip("pnnx")
+    network, about, _ = load_network(network_file(folder))
+    return Ncnn().write(network, about, folder / "n.param", Options())[0]
+
+
+def test_an_exported_file_has_the_threads_that_its_row_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = exported(tmp_path)
+    used: list[int] = []
+    monkeypatch.setattr(
+        NcnnSession, "__call__", lambda self, images: used.append(self.network.opt.num_threads) or np.zeros((1, 1))
+    )
+    rows = latency(
+        capsys, str(file), "--threads", "2,3", "--size", "8x8", "--rounds", "1", "--warm-ups", "0", "--no-memory"
+    )["rows"]
+    assert [row["threads"] for row in rows] == [2, 3]
+    assert list(dict.fromkeys(used)) == [2, 3]
+
+
+def test_on_a_gpu_an_exported_file_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    subject = find_subject(str(exported(tmp_path)))
+    (row,) = compare([subject], Settings(size=(8, 8), rounds=1, memory=False, device="cuda"))["rows"]
+    assert row["unavailable"] == "is measured on the CPU alone; leave --device out"
+
+
+def test_on_a_gpu_each_form_has_the_memory_that_it_takes_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of the forms that wait beside it. The allocator here is made up: 10 bytes a form, and 5 in a pass."""
+    held, most = 100, 0
+
+    def fake_prepare(variant: str, subject: Subject, place: Place) -> Any:
+        nonlocal held
+        held += 10 if place.device == "cuda" else 0
+
+        def run() -> Any:
+            nonlocal most
+            most = max(most, held + 5)
+            return np.zeros(1)
+
+        return run
+
+    def reset() -> None:
+        nonlocal most
+        most = held
+
+    monkeypatch.setattr(comparison, "prepare", fake_prepare)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: held)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: most)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    subject = find_subject(str(network_file(tmp_path)))
+    rows = compare([subject], Settings(("eager", "bf16"), size=(8, 8), rounds=1, device="cuda"))["rows"]
+    assert [row["peak_bytes"] for row in rows] == [15, 15]
 
 
 def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,3 +240,32 @@ def test_sessions_run_the_inference_form() -> None:
     np.testing.assert_allclose(TorchSession(network)(image), expected, atol=1e-6, rtol=0)
     assert hpcdistill.deploy.model.DEFAULT == "pretrained:x4"
     assert about.overlap == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [("photo.png", "give a PIL image, not a str"), (PHOTO, "not a ndarray"), (Image.new("RGB", (0, 5)), "no pixels")],
+)
+def test_what_is_no_picture_is_one_line(given: object, words: str, student: Model) -> None:
+    with pytest.raises(UserError, match=words):
+        student(given)  # type: ignore[arg-type]
+
+
+def test_a_tile_of_nothing_is_refused(student: Model) -> None:
+    for tile in (0, -3):
+        with pytest.raises(UserError, match=f"--tile {tile}: give a number of pixels"):
+            student(Image.fromarray(PHOTO), tile=tile)
+
+
+def test_data_sets_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's paths are from the folder that it was started in, beside which its runs lie."""
+    variant = tiny_variant(tmp_path)
+    config = Path("configs/fsrcnn/x2.yaml").resolve()
+    monkeypatch.chdir(tmp_path)
+    trained(str(config), variant, "data.train=packed", "runs=runs")
+    [run] = (tmp_path / "runs").iterdir()
+    (tmp_path / "elsewhere").mkdir()
+    here = load(run.resolve()).about
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load(tmp_path / "runs" / run.name).about == here
+    assert here.licence == "what their owner says"

@@ -69,7 +69,7 @@ def compare(subjects: Sequence[Subject], settings: Settings) -> dict[str, Any]:
                 _race(entrants, settings)
             for entrant in entrants:
                 place = places[id(entrant.subject)]
-                if settings.memory:
+                if settings.memory and settings.device == "cpu":
                     entrant.row["peak_bytes"] = _peak(entrant, place, count, peaks)
                 entrant.row |= {"threads": count, **entrant.timing.summary()}
             rows += [entrant.row for entrant in entrants] + [{**row, "threads": count} for row in missing]
@@ -84,7 +84,7 @@ def compare(subjects: Sequence[Subject], settings: Settings) -> dict[str, Any]:
 
 def _forms(subject: Subject, settings: Settings) -> Sequence[str]:
     """What a subject is run in: an exported file, in its own runtime alone."""
-    if subject.session is None:
+    if subject.exported is None:
         return settings.variants
     return [next((variant for variant, name in RUNTIMES.items() if name == subject.format), subject.format)]
 
@@ -103,11 +103,12 @@ def _entrants(
     for subject in subjects:
         place = places[id(subject)]
         height, width = place.image.shape[-2:]
-        expected = None if subject.session else _array(prepare("eager", subject, _on_cpu(place))())
+        expected = None if subject.exported else _array(prepare("eager", subject, _on_cpu(place))())
         for variant in _forms(subject, settings):
             about = {"model": subject.label, "network": subject.about.network, "variant": variant}
             row: dict[str, Any] = {"_subject": id(subject), **about, "input": [height, width]}
             row["output"] = [height * subject.about.scale, width * subject.about.scale]
+            before = torch.cuda.memory_allocated() if settings.device != "cpu" else 0
             try:
                 run = prepare(variant, subject, place)
             except Unavailable as reason:
@@ -115,6 +116,8 @@ def _entrants(
                 continue
             if expected is not None:
                 row["difference"] = float(np.abs(_array(run()) - expected).max())
+            if settings.memory and settings.device != "cpu":
+                row["peak_bytes"] = _gpu_peak(run, settings.device) - before  # without the forms that wait beside it
             entrants.append(_Entrant(subject, variant, run, row))
     return entrants, missing
 
@@ -135,17 +138,12 @@ def _race(entrants: Sequence[_Entrant], settings: Settings) -> None:
 
 
 def _peak(entrant: _Entrant, place: Place, count: int, known: dict[tuple[str, str], int | None]) -> int | None:
-    """Peak memory of a pass: on a GPU what PyTorch allocates, else of a process of its own; None where neither is."""
-    if place.device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        entrant.run()
-        synchronise(place.device)
-        return int(torch.cuda.max_memory_allocated())
+    """Peak memory of a process that makes a pass and nothing else; None where there cannot be one."""
     subject = entrant.subject
     key = str(id(subject)), entrant.variant
     if key not in known:  # threads change little
-        if subject.session is not None:
-            file: Path | str = subject.label
+        if subject.exported is not None:
+            file: Path | str = subject.exported
         elif entrant.variant in RUNTIMES:  # opened, not exported: PyTorch's exporter takes more than any pass
             file = exported_file(RUNTIMES[entrant.variant], subject, place)
         else:
@@ -159,6 +157,16 @@ def _peak(entrant: _Entrant, place: Place, count: int, known: dict[tuple[str, st
         job = {"file": str(file), "variant": entrant.variant, "size": size, "threads": count}
         known[key] = peak_memory(job) if file else None
     return known[key]
+
+
+def _gpu_peak(run: Pass, device: str) -> int:
+    """The most that PyTorch has allocated on the GPU during a pass, all that lay there before included."""
+    run()
+    synchronise(device)
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    synchronise(device)
+    return torch.cuda.max_memory_allocated()
 
 
 def _array(made: Any) -> Planes:

@@ -88,7 +88,7 @@ def _notes(found: dict[str, Any], subjects: Sequence[Subject], device: str) -> l
                 f"(PyTorch and hpcdistill without a network: {found['torch_alone_bytes'] / MIB:.0f})."
             )
     else:
-        lines.append("MiB: the most that PyTorch allocates on the GPU.")
+        lines.append("MiB: the most that PyTorch allocates on the GPU for this form, its weights included.")
     if any("difference" in row for row in found["rows"]):
         lines.append("Off by: the largest difference from eager float32 on the CPU.")
     reasons = dict.fromkeys((row["variant"], row["unavailable"]) for row in found["rows"] if "unavailable" in row)

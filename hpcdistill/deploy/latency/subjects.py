@@ -12,7 +12,7 @@ from torch import nn
 
 from hpcdistill.deploy.description import Description, describe
 from hpcdistill.deploy.formats import FORMATS, format_of
-from hpcdistill.deploy.model import PREFIX, Planes, Session, pretrained_file
+from hpcdistill.deploy.model import PREFIX, Planes, pretrained_file
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.metrics.config import BACKWARDS
 from hpcdistill.metrics.cost import IMAGE_SIZE, OUTPUT_SIZE
@@ -33,8 +33,8 @@ class Subject:
     label: str  # as the user called it
     about: Description
     network: nn.Module | None = None  # as it is trained; None of an exported file
-    session: Session | None = None  # of an exported file
-    format: str = ""  # that it is exported in
+    exported: Path | None = None  # the exported file
+    format: str = ""  # that it is in
     run: Path | None = None  # the run folder that it lies in
     name: str = ""  # of the network in its run
     trained: bool = True
@@ -91,8 +91,7 @@ def find_subject(
     if path.is_file() and (kind := format_of(path)) is not None:
         if generator is not None or which is not None:
             raise UserError(f"{word}: is one exported network; leave --generator and --which out")
-        opened = FORMATS[kind]().open(path)
-        return Subject(word, opened.about, session=opened.session, format=kind)
+        return Subject(word, FORMATS[kind]().open(path).about, exported=path, format=kind)
     if which is None:
         which = "best" if not path.is_dir() or any((path / "generators" / "best").glob("*.safetensors")) else "last"
     file = generator_file(path, which, generator)

@@ -51,11 +51,10 @@ def chosen_variants(text: str | None) -> tuple[str, ...]:
 
 def prepare(variant: str, subject: Subject, place: Place) -> Pass:
     """What runs `subject` once in this form, with as many threads as PyTorch has now. Raises Unavailable."""
-    if subject.session is not None:
-        session = subject.session
-        return lambda: session(place.image)
+    if subject.exported is not None:
+        return _in_runtime(subject.format, subject.exported, place)
     if variant in RUNTIMES:
-        return _in_runtime(RUNTIMES[variant], subject, place)
+        return _in_runtime(RUNTIMES[variant], _export(RUNTIMES[variant], subject, place), place)
     layout = torch.channels_last if variant == "channels_last" else torch.contiguous_format
     image = torch.from_numpy(place.image).to(place.device, memory_format=layout)
     network: nn.Module = cast(Any, subject.inference_form()).to(place.device, memory_format=layout)
@@ -115,26 +114,36 @@ def _in_cuda_graph(network: nn.Module, image: Tensor) -> Pass:
     return run
 
 
-def _in_runtime(name: str, subject: Subject, place: Place) -> Pass:
+def _in_runtime(name: str, file: Path, place: Place) -> Pass:
+    """Opened anew: a session has the threads that PyTorch had then."""
     if place.device != "cpu":
         raise Unavailable("is measured on the CPU alone; leave --device out")
     try:
-        form = FORMATS[name]()
-        file = exported_file(name, subject, place)
-        if not file.exists():
-            network = subject.inference_form()
-            form.check(network, subject.about, Options())
-            form.write(network, subject.about, file, Options())
-        session = form.open(file).session
+        session = FORMATS[name]().open(file).session
         session(place.image)
     except (UserError, ImportError) as error:
         raise Unavailable(_first_line(error)) from None
     return lambda: session(place.image)
 
 
+def _export(name: str, subject: Subject, place: Place) -> Path:
+    """The file of `subject` in the format `name`, written unless it is there. Raises Unavailable."""
+    try:
+        file = exported_file(name, subject, place)
+        if not file.exists() and place.device == "cpu":
+            form, network = FORMATS[name](), subject.inference_form()
+            form.check(network, subject.about, Options())
+            form.write(network, subject.about, file, Options())
+    except (UserError, ImportError) as error:
+        raise Unavailable(_first_line(error)) from None
+    return file
+
+
 def exported_file(name: str, subject: Subject, place: Place) -> Path:
-    """Where `subject` is exported to in the format `name`."""
-    return place.folder / f"{name}-{id(subject)}{FORMATS[name].suffix}"  # two formats have a .bin beside
+    """Where the exported file of `subject` in the format `name` is: it is one, or it is written there."""
+    return (
+        subject.exported or place.folder / f"{name}-{id(subject)}{FORMATS[name].suffix}"
+    )  # two formats have a .bin beside
 
 
 def _first_line(error: Exception) -> str:
