@@ -95,8 +95,8 @@ def _convert(model: Model, work: Sequence[Conversion], unusable: Sequence[str], 
             except UserError as error:
                 source = str(conversion.source)
                 skipped.append(source)
-                about = str(error)
-                warn(f"skipped {about if about.startswith(source) else f'{source}: {about}'}")
+                about = "" if str(error).startswith(source) else f"{source}: "
+                warn(f"skipped {about}{error}")
             bar.update(task, completed=before + size)
     made = len(work) + len(unusable) - len(skipped)
     if not made:
