@@ -32,7 +32,8 @@ from hpcdistill.deploy.formats.base import Options
 from hpcdistill.deploy.latency.subjects import find_subject
 from hpcdistill.deploy.latency.timing import Timing, device_name, turns
 from hpcdistill.deploy.latency.variants import Place, prepare
-from hpcdistill.deploy.model import load, load_network, pretrained_file
+from hpcdistill.deploy.model import load, load_network
+from hpcdistill.deploy.shipped import pretrained_file
 from hpcdistill.errors import UserError
 
 MODEL = "pretrained:x4"

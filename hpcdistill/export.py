@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpcdistill.command import UserPath, end_in_order_when_terminated, program, run_command, whole
 from hpcdistill.console import out, warn
-from hpcdistill.deploy.formats import FORMATS, SUFFIXES
+from hpcdistill.deploy.formats import FORMATS, format_of
+from hpcdistill.deploy.shipped import model_path
 from hpcdistill.errors import UserError
-from hpcdistill.storage import user_path
+
+if TYPE_CHECKING:
+    from hpcdistill.deploy.formats.base import Options
 
 
 def main(argv: list[str]) -> int:
@@ -21,17 +25,15 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     FORMATS.check(arguments.format)
     end_in_order_when_terminated()
-    model = arguments.model
     # Imported only now: --help and a misspelt format answer at once.
     from hpcdistill.deploy.formats.base import Format, NotVerified, Options
-    from hpcdistill.deploy.model import PREFIX, load_network, pretrained_file
+    from hpcdistill.deploy.model import load_network
     from hpcdistill.deploy.rgb_graph import rgb_graph
     from hpcdistill.deploy.verification import check_replaceable, export, files_in_words, in_words
 
     exporter: Format = FORMATS[arguments.format]()
-    shipped = model.startswith(PREFIX)
-    path = pretrained_file(model) if shipped else user_path(model)
-    if path.suffix in SUFFIXES and path.is_file():
+    path = model_path(arguments.model)
+    if format_of(path) and path.is_file():
         raise UserError(f"{path}: is an export already; give the run folder or .safetensors that it was made of")
     options = Options(arguments.graph or "luma", arguments.half, arguments.opset)
     exporter.check_packages()
@@ -55,7 +57,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _target(given: Path | None, model: Path, suffix: str, options: object) -> Path:
+def _target(given: Path | None, model: Path, suffix: str, options: Options) -> Path:
     """The file to write: the one that was named, or one named after the network in the folder that was, or here."""
     if given is not None and not given.is_dir():
         if given.suffix.lower() != suffix:
@@ -64,8 +66,8 @@ def _target(given: Path | None, model: Path, suffix: str, options: object) -> Pa
     name = model.resolve().name if model.is_dir() else model.stem
     if suffix == ".xml":  # beside it lies a .bin, as beside ncnn's .param
         name += "-openvino"
-    graph = "-rgb" if getattr(options, "graph", "luma") == "rgb" else ""
-    half = "-half" if getattr(options, "half", False) else ""
+    graph = "-rgb" if options.graph == "rgb" else ""
+    half = "-half" if options.half else ""
     return (given or Path()) / f"{name}{graph}{half}{suffix}"
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from hpcdistill.command import UserPath, end_in_order_when_terminated, positive, program, run_command, whole
 from hpcdistill.console import err, say, warn
+from hpcdistill.deploy.formats import format_of
+from hpcdistill.deploy.shipped import DEFAULT, PREFIX
 from hpcdistill.errors import EXIT_FAILED, UserError, plural
 from hpcdistill.storage import user_path
 
@@ -21,11 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hpcdistill.deploy.model import Model
-    from hpcdistill.deploy.picture_files import Job
+    from hpcdistill.deploy.picture_files import Conversion
     from hpcdistill.deploy.tiles import Progress
-
-PREFIX, DEFAULT = "pretrained:", "pretrained:x4"
-MODEL_SUFFIXES = (".safetensors", ".onnx", ".param", ".xml", ".pt2", ".pth")
 
 
 def main(argv: list[str]) -> int:
@@ -41,11 +40,11 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{late}: is a model; it comes first, the pictures after it")
     # Imported only now: --help and a misspelt path answer at once.
     from hpcdistill.deploy.allocator import keep_freed_memory
-    from hpcdistill.deploy.picture_files import jobs
+    from hpcdistill.deploy.picture_files import conversions
 
     keep_freed_memory()
     end_in_order_when_terminated()
-    work, unusable = jobs([user_path(word) for word in words], options.out)
+    work, unusable = conversions([user_path(word) for word in words], options.out)
     from hpcdistill.deploy.model import load
 
     model = load(name, which=options.which, generator=options.generator, device=_device(options.device))
@@ -61,7 +60,7 @@ def is_model(word: str) -> bool:
         return True
     path = user_path(word)
     if not path.is_dir():
-        return path.suffix.lower() in MODEL_SUFFIXES
+        return path.suffix.lower() in (".safetensors", ".pth") or format_of(path) is not None
     saved = any((path / name).is_file() for name in ("environment.json", "model.safetensors"))
     return saved or any(path.glob("generators/*/*.safetensors"))
 
@@ -78,7 +77,7 @@ def split_model(words: Sequence[str]) -> tuple[str, list[str]]:
     return DEFAULT, list(words)
 
 
-def _convert(model: Model, work: Sequence[Job], unusable: Sequence[str], options: argparse.Namespace) -> int:
+def _convert(model: Model, work: Sequence[Conversion], unusable: Sequence[str], options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from hpcdistill.data.images import MAX_PIXELS, count_pixels
@@ -87,16 +86,17 @@ def _convert(model: Model, work: Sequence[Job], unusable: Sequence[str], options
     begun = time.perf_counter()
     skipped = list(unusable)
     with Progress(console=err, transient=True, disable=not err.moves) as bar:
-        sizes = [count_pixels(job.source) for job in work]
+        sizes = [count_pixels(conversion.source) for conversion in work]
         task = bar.add_task("pictures", total=sum(sizes))
-        for job, size in zip(work, sizes, strict=True):
+        for conversion, size in zip(work, sizes, strict=True):
             before = bar.tasks[0].completed
             try:
-                _make(model, job, options.tile, most, lambda done: bar.advance(task, done))
+                _make(model, conversion, options.tile, most, lambda done: bar.advance(task, done))
             except UserError as error:
-                skipped.append(str(job.source))
-                about = str(error)
-                warn(f"skipped {about if about.startswith(str(job.source)) else f'{job.source}: {about}'}")
+                source = str(conversion.source)
+                skipped.append(source)
+                about = "" if str(error).startswith(source) else f"{source}: "
+                warn(f"skipped {about}{error}")
             bar.update(task, completed=before + size)
     made = len(work) + len(unusable) - len(skipped)
     if not made:
@@ -108,15 +108,15 @@ def _convert(model: Model, work: Sequence[Job], unusable: Sequence[str], options
     return EXIT_FAILED if skipped else 0
 
 
-def _make(model: Model, job: Job, tile: int | None, most: int, progress: Progress) -> None:
+def _make(model: Model, conversion: Conversion, tile: int | None, most: int, progress: Progress) -> None:
     """Read, make, write; UserError for a picture that cannot be used."""
     from hpcdistill.deploy.pictures import read_picture, write_png
 
-    picture = read_picture(job.source, most)
+    picture = read_picture(conversion.source, most)
     strips = model.strips(picture, tile, progress)
     first = next(strips)  # a network that refuses the picture leaves no folder behind
-    job.out.parent.mkdir(parents=True, exist_ok=True)
-    write_png(job.out, model.size(*picture.pixels.shape[:2]), chain([first], strips), picture.profile)
+    conversion.out.parent.mkdir(parents=True, exist_ok=True)
+    write_png(conversion.out, model.size(*picture.pixels.shape[:2]), chain([first], strips), picture.profile)
 
 
 def _device(asked: str) -> str:

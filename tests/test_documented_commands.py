@@ -30,7 +30,7 @@ from hpcdistill.config import split_runs
 from hpcdistill.data.fetch.weights import WEIGHTS
 from hpcdistill.data.pack.fetching import wanted_at
 from hpcdistill.data.pack.recipes import load_recipe
-from hpcdistill.deploy.model import pretrained_file
+from hpcdistill.deploy.shipped import pretrained_file
 from hpcdistill.errors import UserError
 from hpcdistill.run import load_run
 from hpcdistill.sweep.crop import parse_crop

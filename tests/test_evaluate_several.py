@@ -301,7 +301,8 @@ def test_an_onnx_file_has_its_networks_numbers(
     """The shipped student, exported and run by onnxruntime."""
     from hpcdistill.deploy.formats.base import Options
     from hpcdistill.deploy.formats.onnx import Onnx
-    from hpcdistill.deploy.model import load_network, pretrained_file
+    from hpcdistill.deploy.model import load_network
+    from hpcdistill.deploy.shipped import pretrained_file
 
     student, about, _ = load_network(pretrained_file("pretrained:x4"))
     Onnx().write(student, about, tmp_path / "luma.onnx", Options())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hpcdistill.console import warn
 from hpcdistill.data.folders import has_images, other_suffixes
 from hpcdistill.deploy.formats import format_of
+from hpcdistill.deploy.shipped import PREFIX, pretrained_file
 from hpcdistill.errors import UserError, plural
 from hpcdistill.metrics.reference import BICUBIC
 from hpcdistill.models.weights_file import generator_file
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from hpcdistill.metrics.sr_test_sets import SRImages
     from hpcdistill.metrics.trained_super_resolution import Source
 
-PRETRAINED = "pretrained:"
 _RUN_ENTRIES = ("generators", "config.yaml", "manifest.json")  # of run folders and checkpoints
 _NUMBER = re.compile("-[0-9a-f]{8}$")  # that ends the name of a run folder
 
@@ -148,9 +148,7 @@ def sources_of(
 
 def _network_file(path: Path, which: str, generator: str | None) -> Path | None:
     """The file of a network; None for a folder of pictures."""
-    if str(path).startswith(PRETRAINED) and not path.exists():
-        from hpcdistill.deploy.model import pretrained_file
-
+    if str(path).startswith(PREFIX) and not path.exists():
         path = pretrained_file(str(path))
     pictures = path.is_dir() and not any((path / entry).exists() for entry in _RUN_ENTRIES)
     if pictures and (has_images(path) or other_suffixes(path)):

@@ -20,13 +20,14 @@ from torch import nn
 from hpcdistill import __version__
 from hpcdistill.deploy.card_text import body, licence_file
 from hpcdistill.deploy.description import UNKNOWN, Description
-from hpcdistill.deploy.model import PREFIX, load_network, pretrained_file
+from hpcdistill.deploy.model import load_network
 from hpcdistill.deploy.provenance import Provenance, provenance, without_folders
+from hpcdistill.deploy.shipped import model_path
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.cost import network_cost
 from hpcdistill.models.registry import generator_bytes, load_generator
 from hpcdistill.models.weights_file import CARD_WEIGHTS
-from hpcdistill.storage import user_path, write_bytes
+from hpcdistill.storage import write_bytes
 
 LIBRARY = "hpcdistill"
 PAGE, CONFIG, LICENCE = "README.md", "config.json", "LICENSE"
@@ -41,7 +42,7 @@ def write_card(
     Each file is written whole, config.json last. UserError for a folder with anything in it that is not a card's, or
     that was changed since, and before anything is written.
     """
-    path = pretrained_file(model) if model.startswith(PREFIX) else user_path(model)
+    path = model_path(model)
     if path.is_file() and path.suffix != ".safetensors":
         raise UserError(f"{path}: is not a .safetensors file; give the run folder or the file it was exported from")
     if path.is_dir() and _digests(path) is not None:

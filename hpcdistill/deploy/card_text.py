@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from hpcdistill.deploy.description import UNKNOWN, Description
-from hpcdistill.deploy.provenance import Measured, Provenance, without_folders
+from hpcdistill.deploy.provenance import Provenance, Score, without_folders
 from hpcdistill.metrics.cost import IMAGE_SIZE, OUTPUT_SIZE, Cost
 from hpcdistill.models.weights_file import CARD_WEIGHTS
 
 USE = """\
+## Use
+
+In this folder, with hpcdistill installed:
+
 ```python
 import hpcdistill
 from PIL import Image
 
-model = hpcdistill.load({place})
+model = hpcdistill.load(".")
 model(Image.open("photo.png")).save("made.png")
+```
+
+From the hub: `hpcdistill.load(huggingface_hub.snapshot_download("OWNER/NAME"))`. On a command line:
+
+```sh
+hpcdistill infer . photo.png --out made
 ```
 """
 
@@ -22,7 +32,7 @@ def body(title: str, about: Description, cost: Cost, known: Provenance) -> str:
     """The page, in Markdown."""
     sections = [
         f"# {title}\n\n{_what(about, cost)}",
-        _use(),
+        USE,
         f"## What it eats\n\n{_eats(about)}",
         f"## How good it is\n\n{_numbers(known)}",
         f"## Training\n\n{_training(known)}",
@@ -42,16 +52,6 @@ def _what(about: Description, cost: Cost) -> str:
         macs += f" ({cost.macs / 1e9:,.2f} G as the literature counts)"
     arguments = ", ".join(f"{key} {value}" for key, value in about.arguments.items())
     return f"{does}. {about.network} ({arguments}), {cost.params:,} parameters, {macs}."
-
-
-def _use() -> str:
-    here = USE.format(place='"."')
-    return (
-        "## Use\n\nIn this folder, with hpcdistill installed:\n\n"
-        f"{here}\n"
-        'From the hub: `hpcdistill.load(huggingface_hub.snapshot_download("OWNER/NAME"))`. On a command line:\n\n'
-        "```sh\nhpcdistill infer . photo.png --out made\n```"
-    )
 
 
 def _eats(about: Description) -> str:
@@ -107,12 +107,12 @@ def _numbers(known: Provenance) -> str:
     return f"{table}\n\n{_said_once(known.measured)}"
 
 
-def digits(value: float, number: Measured) -> str:
+def digits(value: float, number: Score) -> str:
     """As many as mean something: two behind the point for decibels, four for what lies in [0, 1]."""
     return f"{value:.2f}" if number.label == "PSNR" or abs(value) >= 10 else f"{value:.4f}"
 
 
-def _said_once(measured: tuple[Measured, ...]) -> str:
+def _said_once(measured: tuple[Score, ...]) -> str:
     """The protocols, and how the weights were chosen: each with the numbers that it holds for."""
     lines = []
     for field, title in (("protocol", "Protocol"), ("chosen", "Weights")):

@@ -17,7 +17,7 @@ from hpcdistill.models.upsampling import SubpixelUpsampling
 from hpcdistill.ops.enlargement import BicubicEnlargement, mirrored_columns, mirrored_rows
 from hpcdistill.ops.precision import full_float32
 
-Network = TypeVar("Network", bound=nn.Module)
+AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
 
 
 class OneShuffle(nn.Module):
@@ -59,7 +59,7 @@ def fast_form(network: nn.Module) -> nn.Module:
     return _one_shuffle(copied) if isinstance(copied, SRNetwork) else copied
 
 
-def with_leaky_relu(network: Network) -> Network:
+def with_leaky_relu(network: AnyNetwork) -> AnyNetwork:
     """A copy in which a PReLU of one slope is a LeakyReLU, the same to the bit.
 
     onnxruntime 1.32 computes a PRelu by itself and joins a LeakyRelu with the convolution before it: twice as fast

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,28 +18,17 @@ from hpcdistill.deploy.description import Description, describe
 from hpcdistill.deploy.fast_form import fast_form
 from hpcdistill.deploy.formats import FORMATS, format_of
 from hpcdistill.deploy.pictures import Picture, Pixels, from_pillow, to_pillow
+from hpcdistill.deploy.session import Batch, Session
+from hpcdistill.deploy.shipped import DEFAULT, model_path
 from hpcdistill.deploy.tiles import TILE, Piece, Progress, pieces, receptive_radius
-from hpcdistill.errors import UserError, is_out_of_memory, nearest
+from hpcdistill.errors import UserError, is_out_of_memory
 from hpcdistill.models.registry import load_generator
 from hpcdistill.models.weights_file import chosen_file, generator_file
 from hpcdistill.ops.bicubic import upsample
 from hpcdistill.ops.colour import luma, with_luma
-from hpcdistill.storage import user_path
 from hpcdistill.training.records import is_finished
 
-PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
-PREFIX = "pretrained:"
-DEFAULT = "pretrained:x4"
 CHROMA_REACH = 2  # LR pixels that the bicubic enlargement of chroma and alpha reads to each side
-Planes = NDArray[np.float32]  # [B, C, H, W]
-
-
-class Session(Protocol):
-    """A network in some runtime."""
-
-    def __call__(self, images: Planes) -> Planes:
-        """`[B, channels, H, W]` to `[B, channels, scale H, scale W]`, C-contiguous float32, as the description says."""
-        ...
 
 
 class TorchSession:
@@ -52,10 +40,10 @@ class TorchSession:
         self.layout = torch.channels_last if cast(Any, network).takes == "lr" else torch.contiguous_format
         self.network = cast(Any, fast_form(cast(Any, network).deploy())).to(device, memory_format=self.layout)
 
-    def __call__(self, images: Planes) -> Planes:
+    def __call__(self, images: Batch) -> Batch:
         with torch.inference_mode():
             image = torch.from_numpy(images).to(self.device, memory_format=self.layout)
-            result: Planes = self.network(image).float().cpu().contiguous().numpy()
+            result: Batch = self.network(image).float().cpu().contiguous().numpy()
             return result
 
 
@@ -190,7 +178,7 @@ def load(
     UserError for what is no such thing, for a network that makes no picture of a picture, for damaged weights.
     """
     text = os.fspath(model)
-    path = pretrained_file(text) if text.startswith(PREFIX) else user_path(text)
+    path = model_path(text)
     if path.is_file() and (name := format_of(path)) is not None:
         for option, wanted in (("which", which), ("generator", generator)):
             if wanted is not None:
@@ -218,17 +206,6 @@ def load_network(
     if about.task == "super-resolution":
         about = about.tiled(receptive_radius(network, about.channels))
     return network, about, file
-
-
-def pretrained_file(name: str) -> Path:
-    """The file of `pretrained:NAME`; x2, x3 and x4 are the students that are shipped."""
-    wanted = name.removeprefix(PREFIX)
-    files = {file.stem: file for file in sorted(PRETRAINED.glob("*.safetensors"))}
-    short = {stem.split("-")[-3] if stem.count("-") >= 3 else stem: file for stem, file in files.items()}
-    found = files.get(wanted) or short.get(wanted)
-    if found is None:
-        raise UserError(f"{name}: no such weights are shipped; {nearest(wanted, [*short, *files])}")
-    return found
 
 
 def _length(span: tuple[int, int]) -> int:

@@ -14,14 +14,14 @@ from hpcdistill.errors import UserError
 
 
 @dataclass(frozen=True)
-class Job:
+class Conversion:
     """A picture, and the file that will be made of it."""
 
     source: Path
     out: Path
 
 
-def jobs(words: Sequence[Path], out: Path) -> tuple[list[Job], list[str]]:
+def conversions(words: Sequence[Path], out: Path) -> tuple[list[Conversion], list[str]]:
     """One for each picture that `words` (files and folders) name, below the folder `out`; all are PNG files.
 
     And the names of those in folders that cannot be used: links to nothing, names that are no text. A warning says why.
@@ -42,7 +42,7 @@ def jobs(words: Sequence[Path], out: Path) -> tuple[list[Job], list[str]]:
         # a.jpg and a.png of one folder are two pictures; so they keep their suffixes.
         for source in dict.fromkeys(sources):
             name = below.name if len(sources) == 1 else source.name
-            found.append(Job(source, out / below.with_name(f"{name}.png")))
+            found.append(Conversion(source, out / below.with_name(f"{name}.png")))
     _check(found)
     return found, unusable
 
@@ -86,16 +86,16 @@ def _is_below(path: Path, folder: str) -> bool:
     return os.path.realpath(path).startswith(folder + os.sep)
 
 
-def _check(found: Sequence[Job]) -> None:
+def _check(found: Sequence[Conversion]) -> None:
     by_out: dict[Path, Path] = {}
-    inputs = {os.path.realpath(job.source) for job in found}
-    for job in found:
-        if job.out in by_out:
+    inputs = {os.path.realpath(one.source) for one in found}
+    for one in found:
+        if one.out in by_out:
             raise UserError(
-                f"{by_out[job.out]} and {job.source} would both become {job.out}; give one of them another --out"
+                f"{by_out[one.out]} and {one.source} would both become {one.out}; give one of them another --out"
             )
-        by_out[job.out] = job.source
-        if os.path.realpath(job.out) in inputs:
-            raise UserError(f"{job.out}: is one of the pictures that are read; name another --out")
-        if job.out.exists() and not is_ours(job.out):
-            raise UserError(f"{job.out}: is there, and was not written by hpcdistill; name another --out")
+        by_out[one.out] = one.source
+        if os.path.realpath(one.out) in inputs:
+            raise UserError(f"{one.out}: is one of the pictures that are read; name another --out")
+        if one.out.exists() and not is_ours(one.out):
+            raise UserError(f"{one.out}: is there, and was not written by hpcdistill; name another --out")

@@ -15,7 +15,7 @@ from typing import Any
 from hpcdistill.data.index import LR_RULES
 from hpcdistill.data.pack.recipes import OWN, load_recipe, recipe_names
 from hpcdistill.deploy.description import UNKNOWN, Description, training_sets
-from hpcdistill.deploy.model import PRETRAINED
+from hpcdistill.deploy.shipped import PRETRAINED
 from hpcdistill.errors import plural
 from hpcdistill.metrics.base import PAIR_METRICS, SR_METRICS
 from hpcdistill.metrics.config import BACKWARDS
@@ -35,7 +35,7 @@ _SHIPPED_NUMBERS = re.compile(r"(\w+) (\d+\.\d+)(?: dB)? / (0\.\d+)")
 
 
 @dataclass(frozen=True)
-class Measured:
+class Score:
     """One number, and all that one has to know to compare it."""
 
     test_set: str
@@ -56,7 +56,7 @@ class Provenance:
 
     rows: dict[str, str]
     datasets: tuple[str, ...] = ()
-    measured: tuple[Measured, ...] = ()
+    measured: tuple[Score, ...] = ()
     config: str = ""
     finished: bool = True
     distilled: bool = False
@@ -120,7 +120,7 @@ def _of_notes(text: str, about: Description) -> Provenance:
     for name, *pair in _SHIPPED_NUMBERS.findall(numbers):
         for metric, value in zip(("psnr", "ssim"), pair, strict=True):
             reference = of_bicubic.get(name) if metric == "psnr" else None
-            measured.append(Measured(name.lower(), metric, float(value), protocol, chosen, reference))
+            measured.append(Score(name.lower(), metric, float(value), protocol, chosen, reference))
     return Provenance(rows or _rows(about), _known(about.data), tuple(measured))
 
 
@@ -153,7 +153,7 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, int) else float(value)
 
 
-def _measured(file: Path, result: Mapping[str, Any]) -> list[Measured]:
+def _measured(file: Path, result: Mapping[str, Any]) -> list[Score]:
     """The numbers of a result.json that are of the network in `file`, generators/<which>/<name>.safetensors."""
     which = file.parent.name
     part, protocol = result.get(which) or {}, result.get("protocol") or {}
@@ -164,7 +164,7 @@ def _measured(file: Path, result: Mapping[str, Any]) -> list[Measured]:
         if network == file.stem and test_set and value is not None and math.isfinite(value):
             chosen = _chosen(which, part.get("step"), result, test_set)
             how = without_folders(_protocol(protocol, test_set, metric))
-            found.append(Measured(test_set, metric, float(value), how, chosen, bicubic_value(result, key)))
+            found.append(Score(test_set, metric, float(value), how, chosen, bicubic_value(result, key)))
     return found
 
 

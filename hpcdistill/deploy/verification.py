@@ -24,12 +24,11 @@ from hpcdistill.deploy.formats.base import (
     Format,
     NotVerified,
     Options,
-    Planes,
-    Session,
     Verified,
     in_eval_mode,
     other_sizes,
 )
+from hpcdistill.deploy.session import Batch, Session
 from hpcdistill.errors import UserError, plural
 from hpcdistill.ops.colour import luma
 from hpcdistill.ops.downsampling import downsample_uint8
@@ -109,7 +108,7 @@ def in_words(report: Verified | NotVerified) -> str:
     return f"{words}; a photograph's PSNR is {report.psnr:.2f} dB, {change:+.4f} dB from PyTorch's"
 
 
-def photograph(about: Description) -> tuple[Planes, Planes]:
+def photograph(about: Description) -> tuple[Batch, Batch]:
     """A real image as `about` wants it, `[1, channels, h, w]`, and before it the original that it was made smaller of.
 
     For translation, where nothing is made smaller, both are one image.
@@ -128,19 +127,19 @@ def photograph(about: Description) -> tuple[Planes, Planes]:
     return _planes(original, about), _planes(image, about)
 
 
-def psnr(made: Planes, original: Planes) -> float:
+def psnr(made: Batch, original: Batch) -> float:
     """dB, of values in [0, 1]; clamped, as a picture is, but not rounded, so that small differences show."""
     error = float(np.mean((np.clip(made, 0, 1).astype(np.float64) - original) ** 2))
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
-def _planes(pixels: NDArray[np.uint8], about: Description) -> Planes:
+def _planes(pixels: NDArray[np.uint8], about: Description) -> Batch:
     rgb = torch.from_numpy(pixels.transpose(2, 0, 1)[None] / np.float32(255))
     planes = luma(rgb) if about.colour == "luma" else rgb * (about.high - about.low) + about.low
     return np.ascontiguousarray(planes.numpy(), dtype=np.float32)
 
 
-def _crop(image: Planes, height: int, width: int) -> Planes:
+def _crop(image: Batch, height: int, width: int) -> Batch:
     """That much of the image from its middle on; mirrored where it is smaller."""
     top, left = (max(0, (have - want) // 2) for have, want in zip(image.shape[2:], (height, width), strict=True))
     part = image[:, :, top : top + height, left : left + width]
@@ -148,7 +147,7 @@ def _crop(image: Planes, height: int, width: int) -> Planes:
     return np.ascontiguousarray(np.pad(part, ((0, 0), (0, 0), *missing), mode="symmetric"))
 
 
-def _steady(network: nn.Module, about: Description, image: Planes, size: tuple[int, int]) -> tuple[int, int]:
+def _steady(network: nn.Module, about: Description, image: Batch, size: tuple[int, int]) -> tuple[int, int]:
     """`size`, doubled until float32 gives what float64 does: of what is only rounding no two runtimes make the same.
 
     A ResNet generator normalises four values of an 8x8 image, and may differ from itself by 0.05 there.
@@ -165,9 +164,7 @@ def _steady(network: nn.Module, about: Description, image: Planes, size: tuple[i
     return size
 
 
-def _both(
-    network: nn.Module, about: Description, session: Session, image: Planes, runtime: str
-) -> tuple[Planes, Planes]:
+def _both(network: nn.Module, about: Description, session: Session, image: Batch, runtime: str) -> tuple[Batch, Batch]:
     """What PyTorch makes of `image`, and what the export does."""
     with torch.inference_mode():
         expected: Tensor = network(torch.from_numpy(image))
@@ -182,7 +179,7 @@ def _both(
     return expected.numpy(), made
 
 
-def _difference(about: Description, expected: Planes, made: Planes) -> float:
+def _difference(about: Description, expected: Batch, made: Batch) -> float:
     """The largest, of values that span 1; infinite where one of the two is no number."""
     largest = float(np.max(np.abs(expected.astype(np.float64) - made))) / (about.high - about.low)
     return largest if math.isfinite(largest) else math.inf

@@ -19,7 +19,7 @@ from hpcdistill.sweep.report import Row, Table
 COLOURS = 7  # series of the page; the first is bicubic's
 ORIGINAL = COLOURS - 1  # the series of HR in a chart
 BANDS = 40  # points of a spectrum's curve
-Picture = tuple[str, Image, str, int | None]  # label, pixels, note and colour
+Captioned = tuple[str, Image, str, int | None]  # label, pixels, note and colour
 
 
 def results_table(
@@ -47,15 +47,15 @@ def colour(number: int) -> int | None:
     return number if number < COLOURS else None
 
 
-def error_crops(hr: Image, pictures: Mapping[str, Image], box: Box) -> tuple[str, list[Picture]]:
+def error_crops(hr: Image, pictures: Mapping[str, Image], box: Box) -> tuple[str, list[Captioned]]:
     """|SR - HR| on luma inside `box` by each method, black where there is none, and what is said of them together.
 
     They are magnified alike, by the gain at which nearly all of the largest errors stay below white.
     """
-    original = _levels(cut(hr, box))
-    errors = {label: np.abs(_levels(cut(made, box)) - original) for label, made in pictures.items()}
+    original = luma_levels(cut(hr, box))
+    errors = {label: np.abs(luma_levels(cut(made, box)) - original) for label, made in pictures.items()}
     factor = gain(list(errors.values()), 255)
-    crops: list[Picture] = [
+    crops: list[Captioned] = [
         (f"{label}, error", grey(factor * error), f"{error.mean():.2f} levels on average", colour(number))
         for number, (label, error) in enumerate(errors.items())
     ]
@@ -100,15 +100,15 @@ def gain(differences: Sequence[NDArray[Any]], room: float) -> float:
     return float(f"{np.floor(factor / unit) * unit:.2g}")
 
 
-def _levels(image: Image) -> NDArray[np.float64]:
-    """Luma in 0 .. 255."""
+def luma_levels(image: Image) -> NDArray[np.float64]:
+    """Luma `[h, w]` in 0 .. 255, not rounded."""
     return luma_uint8(image).astype(np.float64) * 255
 
 
 def _bands(image: Image) -> tuple[tuple[float, float], ...]:
     """(frequency in % of half the sampling rate, dB) of an image; neighbouring rings are taken together."""
     height, width = image.shape[:2]
-    decibels = radial_decibels(torch.from_numpy(_levels(image))[None, None])[0].numpy()
+    decibels = radial_decibels(torch.from_numpy(luma_levels(image))[None, None])[0].numpy()
     rings = ring_count(height, width)
     groups = np.array_split(np.arange(rings), min(BANDS, rings))
     # Ring n, counted from 1, has the frequencies from n to n + 1 cycles along the shorter side.

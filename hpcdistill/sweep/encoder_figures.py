@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hpcdistill.metrics.sr_test_sets import Image
 from hpcdistill.models.privileged import PrivilegedTeacher
-from hpcdistill.ops.colour import luma, luma_uint8
-from hpcdistill.sweep.comparison import Picture, colour, gain, grey
+from hpcdistill.ops.colour import luma
+from hpcdistill.sweep.comparison import Captioned, colour, gain, grey, luma_levels
 from hpcdistill.sweep.demos.base import Box, cut
 
 MIDDLE = 128  # the grey of no difference
@@ -37,12 +37,12 @@ def encodings(hr: Image, teachers: Mapping[str, PrivilegedTeacher]) -> dict[str,
     return encoded
 
 
-def encoder_pictures(lr: Image, encoded: Mapping[str, NDArray[Any]], bicubic: str) -> list[Picture]:
+def encoder_pictures(lr: Image, encoded: Mapping[str, NDArray[Any]], bicubic: str) -> list[Captioned]:
     """The LR image that students are given, called `bicubic`, each encoder's, and their difference, all on luma."""
-    given = luma_uint8(lr).astype(np.float64) * 255
+    given = luma_levels(lr)
     made = {label: levels * 255 for label, levels in encoded.items()}
     factor = gain([levels - given for levels in made.values()], MIDDLE - 1)
-    pictures: list[Picture] = [(bicubic, grey(given), "what students are given", 0)]
+    pictures: list[Captioned] = [(bicubic, grey(given), "what students are given", 0)]
     for number, (label, levels) in enumerate(made.items(), 1):
         change, (low, high) = levels - given, window(levels)
         said = "" if (low, high) == (0, 255) else f"black is {low:.0f}, white {high:.0f}"
@@ -52,9 +52,9 @@ def encoder_pictures(lr: Image, encoded: Mapping[str, NDArray[Any]], bicubic: st
     return pictures
 
 
-def original_crop(hr: Image, box: Box) -> Picture:
+def original_crop(hr: Image, box: Box) -> Captioned:
     """HR's luma inside `box`."""
-    return "HR", cut(grey(luma_uint8(hr) * 255.0), box), f"{box[3]} x {box[2]} pixels", None
+    return "HR", cut(grey(luma_levels(hr)), box), f"{box[3]} x {box[2]} pixels", None
 
 
 def window(levels: NDArray[Any]) -> tuple[float, float]:

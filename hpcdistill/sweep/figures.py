@@ -33,7 +33,7 @@ from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.weights_file import generator_file
 from hpcdistill.ops.colour import luma_uint8
 from hpcdistill.sweep.charts import Chart
-from hpcdistill.sweep.comparison import Picture, colour, error_crops, results_table, spectra
+from hpcdistill.sweep.comparison import Captioned, colour, error_crops, results_table, spectra
 from hpcdistill.sweep.crop import Wanted
 from hpcdistill.sweep.demos.base import Box, Measured, cut, view
 from hpcdistill.sweep.encoder_figures import EXPLAINED, encoder_pictures, encodings, original_crop
@@ -262,7 +262,7 @@ class Figures:
         drawn = self._drawn(choice.image, lr, made)
         rows = [next(row for row in self.results[label].per_image if row["name"] == name) for label in made]
         numbers = dict(zip(made, rows, strict=True))
-        pictures: list[Picture] = [("HR", hr, "PSNR / SSIM", None)]
+        pictures: list[Captioned] = [("HR", hr, "PSNR / SSIM", None)]
         for number, (title, picture) in enumerate(drawn.items()):
             row = numbers[title if number else BICUBIC]
             pictures.append((title, picture, f"{row['psnr']:.2f} dB / {row['ssim']:.4f}", colour(number)))
@@ -325,7 +325,7 @@ def _shrunk(box: Box, factor: float) -> Box:
     return top, left, max(1, height), max(1, width)
 
 
-def _cut(pictures: Sequence[Picture], box: Box) -> list[Picture]:
+def _cut(pictures: Sequence[Captioned], box: Box) -> list[Captioned]:
     return [(label, cut(picture, box), note, colour) for label, picture, note, colour in pictures]
 
 

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import nn
 
 from hpcdistill.deploy.description import Description, describe
-from hpcdistill.deploy.model import load_network, pretrained_file
+from hpcdistill.deploy.model import load_network
 from hpcdistill.deploy.rgb_graph import rgb_graph
+from hpcdistill.deploy.shipped import pretrained_file
 from hpcdistill.models.image_generator import build_generator
 from hpcdistill.models.sr_network import build_network
 from hpcdistill.ops.colour import luma

@@ -12,10 +12,10 @@ from PIL import Image
 from skimage.data import astronaut
 from tiny_runs import tiny_variant, trained
 
-import hpcdistill.deploy.model
 from hpcdistill.deploy.description import Description, describe
-from hpcdistill.deploy.model import Model, TorchSession, load, load_network, pretrained_file
+from hpcdistill.deploy.model import Model, TorchSession, load, load_network
 from hpcdistill.deploy.pictures import Picture
+from hpcdistill.deploy.shipped import pretrained_file
 from hpcdistill.deploy.tiles import pieces
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.sample_grid import bicubic_image, colourise
@@ -238,7 +238,6 @@ def test_sessions_run_the_inference_form() -> None:
     with torch.no_grad():
         expected = network(torch.from_numpy(image)).numpy()
     np.testing.assert_allclose(TorchSession(network)(image), expected, atol=1e-6, rtol=0)
-    assert hpcdistill.deploy.model.DEFAULT == "pretrained:x4"
     assert about.overlap == 8
 
 

@@ -18,7 +18,8 @@ from hpcdistill.deploy.formats.base import NotVerified, Options, Verified
 from hpcdistill.deploy.formats.shader import Shader
 from hpcdistill.deploy.formats.shader_player import missing, play
 from hpcdistill.deploy.formats.shader_source import SHARED_BYTES, shader_source
-from hpcdistill.deploy.model import load_network, pretrained_file
+from hpcdistill.deploy.model import load_network
+from hpcdistill.deploy.shipped import pretrained_file
 from hpcdistill.deploy.verification import export
 from hpcdistill.errors import UserError
 from hpcdistill.models.fsrcnn import FSRCNN

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpcdistill.deploy.description import Description, describe
-from hpcdistill.deploy.formats.base import NotVerified, Options, Planes, Session, example, other_sizes
+from hpcdistill.deploy.formats.base import NotVerified, Options, example, other_sizes
 from hpcdistill.deploy.formats.onnx import Onnx
 from hpcdistill.deploy.formats.torch_export import TorchExport
+from hpcdistill.deploy.session import Batch, Session
 from hpcdistill.deploy.verification import compare, export, in_words, photograph, psnr
 from hpcdistill.errors import UserError
 from hpcdistill.models.image_generator import build_generator
@@ -33,11 +34,11 @@ class Doubled(nn.Module):
         return image.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
-def right(images: Planes) -> Planes:
+def right(images: Batch) -> Batch:
     return images.repeat(2, 2).repeat(2, 3)
 
 
-def only_when(where: Callable[[Planes], bool], change: Callable[[Planes], Planes]) -> Session:
+def only_when(where: Callable[[Batch], bool], change: Callable[[Batch], Batch]) -> Session:
     """Right, but for the images that `where` picks."""
     return lambda images: change(right(images)) if where(images) else right(images)
 
@@ -61,7 +62,7 @@ def test_what_is_equal_passes_with_its_psnr() -> None:
         lambda images: images.shape[2:] == (61, 90),
     ],
 )
-def test_what_differs_at_any_of_its_sizes_fails(where: Callable[[Planes], bool]) -> None:
+def test_what_differs_at_any_of_its_sizes_fails(where: Callable[[Batch], bool]) -> None:
     for change in (lambda made: made + np.float32(2e-4), lambda made: made * np.float32(np.nan)):
         with pytest.raises(UserError, match=r"more than the 1\.0e-04 that is allowed; nothing was written"):
             compare(Doubled(), LUMA, only_when(where, change), "numpy", 1e-4)
@@ -124,10 +125,10 @@ def test_a_size_at_which_float32_is_only_rounding_is_not_compared() -> None:
     network = build_generator("resnet", ngf=16, separable=True).deploy()
     about = describe(network, {}, Path("resnet"))
 
-    def other_rounding(images: Planes) -> Planes:
+    def other_rounding(images: Batch) -> Batch:
         """In double precision, which is at least as right."""
         with torch.no_grad():
-            made: Planes = network.double()(torch.from_numpy(images).double()).float().numpy()
+            made: Batch = network.double()(torch.from_numpy(images).double()).float().numpy()
             network.float()
         return made
 

@@ -5,21 +5,16 @@ from __future__ import annotations
 import copy
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpcdistill.deploy.description import Description
+from hpcdistill.deploy.session import Session
 from hpcdistill.errors import UserError
-
-Planes = NDArray[np.float32]  # [B, C, H, W], C-contiguous
-Session = Callable[[Planes], Planes]
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 from hpcdistill.deploy.description import METADATA_KEY, Description
-from hpcdistill.deploy.formats.base import Format, Opened, Options, Planes, beside, example, in_eval_mode
+from hpcdistill.deploy.formats.base import Format, Opened, Options, beside, example, in_eval_mode
 from hpcdistill.deploy.formats.ncnn_layers import PROGRAMS, PlainRgb
-from hpcdistill.deploy.formats.traced import check_made, check_size, save, traced
+from hpcdistill.deploy.formats.traced import save, traced
 from hpcdistill.deploy.interface import in_words
 from hpcdistill.deploy.rgb_graph import RgbGraph
+from hpcdistill.deploy.session import Batch, check_made, check_size
 from hpcdistill.errors import UserError
 from hpcdistill.storage import json_object, parse_json, write_bytes
 
@@ -57,7 +58,7 @@ class Ncnn(Format):
             return (f"not for {programs}: they give RGB in 0 .. 1, this network takes {about.low:g} .. {about.high:g}",)
         if about.colour == "luma":
             return (f"not for {programs}: they give RGB, this network takes luma; for them export it with --graph rgb",)
-        kinds = {words[0] for words in _layers(path.read_text())}
+        kinds = {words[0] for words in _layers(path.read_text(encoding="utf-8"))}
         lacking = {program: sorted(kinds - layers) for program, layers in PROGRAMS.items()}
         said = [f"not for {program}, which has no {', '.join(lacks)}" for program, lacks in lacking.items() if lacks]
         fitting = [program for program, lacks in lacking.items() if not lacks]
@@ -122,12 +123,12 @@ class NcnnSession:
         if self.network.load_param(str(path)) or self.network.load_model(str(beside(path, ".bin"))):
             raise UserError(f"{path}: ncnn {ncnn.__version__} cannot load it; {_REMEDY} again")
 
-    def __call__(self, images: Planes) -> Planes:
+    def __call__(self, images: Batch) -> Batch:
         """`[B, C, H, W]` to `[B, C, scale H, scale W]`, one image after the other: ncnn has no batch."""
         check_size(self.about, images, self.origin)
         return check_made(self.about, images, np.stack([self._made(image) for image in images]), self.origin)
 
-    def _made(self, image: Planes) -> Planes:
+    def _made(self, image: Batch) -> Batch:
         import ncnn
 
         # ncnn.Mat reads memory as it lies, whatever an array's strides are, and does not keep the array alive.
@@ -139,7 +140,7 @@ class NcnnSession:
             raise MemoryError
         if code:
             raise UserError(f"{self.origin}: ncnn fails at {held.shape} ({code}); {_REMEDY} again")
-        result: Planes = np.array(made)  # a copy: ncnn's own memory goes with `made`
+        result: Batch = np.array(made)  # a copy: ncnn's own memory goes with `made`
         return result
 
 
@@ -194,7 +195,7 @@ def _converted(network: nn.Module, about: Description, half: bool) -> tuple[str,
             said = (done.stdout + done.stderr).decode(errors="replace").split("\n")
             last = next((line.strip() for line in reversed(said) if line.strip()), f"code {done.returncode}")
             raise UserError(f"pnnx cannot convert this {about.network} ({last:.200}); export it as onnx")
-        return layers.read_text(), weights.read_bytes()
+        return layers.read_text(encoding="utf-8"), weights.read_bytes()
 
 
 def _files(path: Path) -> tuple[Path, Path, Path]:

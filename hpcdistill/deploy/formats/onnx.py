@@ -20,14 +20,13 @@ from hpcdistill.deploy.formats.base import (
     Format,
     Opened,
     Options,
-    Planes,
-    Session,
     dynamic_axes,
     example,
     in_eval_mode,
 )
 from hpcdistill.deploy.interface import in_words
 from hpcdistill.deploy.rgb_graph import RgbGraph
+from hpcdistill.deploy.session import Batch, Session, check_made
 from hpcdistill.errors import UserError, is_out_of_memory
 from hpcdistill.storage import write_bytes
 
@@ -228,19 +227,14 @@ def _session(content: bytes, about: Description, path: Path) -> Session:
     if [(end.name, end.type) for end in ends] != [(INPUT, "tensor(float)"), (OUTPUT, "tensor(float)")]:
         raise UserError(f"{path}: {_NOT_OURS}")
 
-    def run(images: Planes) -> Planes:
-        batch, _, height, width = images.shape
+    def run(images: Batch) -> Batch:
         try:
-            made: Planes = session.run([OUTPUT], {INPUT: np.ascontiguousarray(images, dtype=np.float32)})[0]
+            made: Batch = session.run([OUTPUT], {INPUT: np.ascontiguousarray(images, dtype=np.float32)})[0]
         except Exception as error:
             if is_out_of_memory(error) or "alloc" in str(error).lower():
                 raise MemoryError from None
             raise UserError(f"{path}: onnxruntime: {_first_line(error)}") from None
-        if made.shape != (batch, about.channels, height * about.scale, width * about.scale):
-            raise UserError(
-                f"{path}: makes {made.shape} of {images.shape}, its metadata says otherwise; export it again"
-            )
-        return made
+        return check_made(about, images, made, str(path))
 
     return run
 

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from hpcdistill.deploy.description import METADATA_KEY, Description
-from hpcdistill.deploy.formats.base import Format, Opened, Options, Planes, beside, example, in_eval_mode
-from hpcdistill.deploy.formats.traced import check_made, check_size, traced
+from hpcdistill.deploy.formats.base import Format, Opened, Options, beside, example, in_eval_mode
+from hpcdistill.deploy.formats.traced import traced
 from hpcdistill.deploy.interface import in_words
+from hpcdistill.deploy.session import Batch, check_made, check_size
 from hpcdistill.errors import UserError, is_out_of_memory
 from hpcdistill.storage import write_bytes
 
@@ -92,7 +93,7 @@ class OpenVinoSession:
         self.about = about
         self.origin = origin
 
-    def __call__(self, images: Planes) -> Planes:
+    def __call__(self, images: Batch) -> Batch:
         """`[B, C, H, W]` to `[B, C, scale H, scale W]`."""
         check_size(self.about, images, self.origin)
         try:
@@ -102,7 +103,7 @@ class OpenVinoSession:
             if is_out_of_memory(error):
                 raise MemoryError from None
             raise UserError(f"{self.origin}: OpenVINO: {_reason(error)}") from None
-        made: Planes = found[0]
+        made: Batch = found[0]
         if not made.size:
             raise MemoryError  # OpenVINO gives an empty array then, and no error
         return check_made(self.about, images, made, self.origin)

@@ -9,9 +9,10 @@ import numpy as np
 from torch import nn
 
 from hpcdistill.deploy.description import Description
-from hpcdistill.deploy.formats.base import Format, NotVerified, Opened, Options, Planes, Session, Verified
+from hpcdistill.deploy.formats.base import Format, NotVerified, Opened, Options, Verified
 from hpcdistill.deploy.formats.shader_player import NotPlayed, missing, play, version
 from hpcdistill.deploy.formats.shader_source import MARK, shader_source
+from hpcdistill.deploy.session import Batch, Session
 from hpcdistill.errors import UserError
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.storage import write_bytes
@@ -85,7 +86,7 @@ class Shader(Format):
 def _played(path: Path, scale: int) -> Session:
     """The shader as a network: images become frames of 16 bits."""
 
-    def run(images: Planes) -> Planes:
+    def run(images: Batch) -> Batch:
         frames = np.round(np.clip(images[:, 0], 0, 1) * 65535).astype(np.uint16)
         return np.ascontiguousarray(play(path, frames, scale, depth=16)[:, None])
 

@@ -27,8 +27,6 @@ from hpcdistill.deploy.formats.base import (
     NotVerified,
     Opened,
     Options,
-    Planes,
-    Session,
     Verified,
     dynamic_axes,
     example,
@@ -36,6 +34,7 @@ from hpcdistill.deploy.formats.base import (
 )
 from hpcdistill.deploy.interface import in_words
 from hpcdistill.deploy.rgb_graph import RgbGraph, is_rgb_graph
+from hpcdistill.deploy.session import Batch, Session
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import rebuild
 from hpcdistill.storage import write_bytes
@@ -103,10 +102,10 @@ class TorchExport(Format):
 
 
 def _session(network: nn.Module) -> Session:
-    def run(images: Planes) -> Planes:
+    def run(images: Batch) -> Batch:
         with torch.inference_mode():
             made: Tensor = network(torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)))
-            result: Planes = made.contiguous().numpy()
+            result: Batch = made.contiguous().numpy()
             return result
 
     return run

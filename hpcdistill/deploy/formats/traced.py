@@ -12,10 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hpcdistill.deploy.description import Description
-from hpcdistill.deploy.formats.base import Planes
-from hpcdistill.errors import UserError
-
 
 def traced(network: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
     """`network` (in eval mode, on the CPU), recorded: it takes any size, and what it asks of one is not inside."""
@@ -28,25 +24,6 @@ def save(recorded: torch.jit.ScriptModule, path: Path) -> None:
     """Write what `traced` gave, for pnnx."""
     with _quiet():
         torch.jit.save(recorded, str(path))
-
-
-def check_size(about: Description, images: Planes, origin: str) -> None:
-    """UserError for images that the network does not take. A recorded ResNet makes 68x68 of 66x66 without a word."""
-    _, channels, height, width = images.shape
-    fits = all(side % about.multiple == 0 and side >= about.smallest for side in (height, width))
-    if channels != about.channels or not fits:
-        raise UserError(
-            f"{origin}: takes {about.channels} channels, height and width multiples of {about.multiple} of at least "
-            f"{about.smallest}, not {channels} channels of {height}x{width}"
-        )
-
-
-def check_made(about: Description, images: Planes, made: Planes, origin: str) -> Planes:
-    """`made` of `images`; UserError when it is no picture of the size that the description says."""
-    batch, _, height, width = images.shape
-    if made.shape != (batch, about.channels, height * about.scale, width * about.scale):
-        raise UserError(f"{origin}: makes {made.shape} of {images.shape}, not what it says it does; export it again")
-    return made
 
 
 class _Sliced(TorchFunctionMode):

@@ -21,7 +21,7 @@ from hpcdistill.deploy.latency.memory import TORCH_ALONE, peak_memory
 from hpcdistill.deploy.latency.subjects import Size, Subject
 from hpcdistill.deploy.latency.timing import Pass, Timing, device_name, synchronise, threads, turns
 from hpcdistill.deploy.latency.variants import RUNTIMES, VARIANTS, Place, Unavailable, exported_file, prepare
-from hpcdistill.deploy.model import Planes
+from hpcdistill.deploy.session import Batch
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import save_generator
 
@@ -169,5 +169,5 @@ def _gpu_peak(run: Pass, device: str) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def _array(made: Any) -> Planes:
+def _array(made: Any) -> Batch:
     return made.float().cpu().numpy() if isinstance(made, torch.Tensor) else made

@@ -12,14 +12,14 @@ from torch import nn
 
 from hpcdistill.deploy.description import Description, describe
 from hpcdistill.deploy.formats import FORMATS, format_of
-from hpcdistill.deploy.model import PREFIX, Planes, pretrained_file
+from hpcdistill.deploy.session import Batch
+from hpcdistill.deploy.shipped import model_path
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.metrics.config import BACKWARDS
 from hpcdistill.metrics.cost import IMAGE_SIZE, OUTPUT_SIZE
 from hpcdistill.models.registry import load_generator
 from hpcdistill.models.weights_file import generator_file
 from hpcdistill.run import load_run
-from hpcdistill.storage import user_path
 from hpcdistill.training.records import run_values
 
 CONFIGS = (".yaml", ".yml")
@@ -61,10 +61,10 @@ class Subject:
             return IMAGE_SIZE
         return -(-OUTPUT_SIZE[0] // self.about.scale), -(-OUTPUT_SIZE[1] // self.about.scale)
 
-    def example(self, size: Size) -> Planes:
+    def example(self, size: Size) -> Batch:
         """Noise `[1, C, H, W]` in the network's range, the same each time: what a pass takes does not depend on it."""
         noise = np.random.default_rng(0).random((1, self.about.channels, *size), dtype=np.float32)
-        return cast(Planes, noise * np.float32(self.about.high - self.about.low) + np.float32(self.about.low))
+        return cast(Batch, noise * np.float32(self.about.high - self.about.low) + np.float32(self.about.low))
 
     def check_size(self, size: Size) -> None:
         """UserError for an input that the network cannot take."""
@@ -85,7 +85,7 @@ def find_subject(
     Of a run or a configuration, `generator` or else the student, or the only network that makes pictures. UserError
     for what is none of these, or makes no picture of a picture.
     """
-    path = pretrained_file(word) if word.startswith(PREFIX) else user_path(word)
+    path = model_path(word)
     if path.suffix.lower() in CONFIGS:
         return _of_configuration(word, generator, overrides)
     if path.is_file() and (kind := format_of(path)) is not None:

@@ -15,7 +15,7 @@ from hpcdistill.deploy.formats import FORMATS
 from hpcdistill.deploy.formats.base import Options
 from hpcdistill.deploy.latency.subjects import Subject
 from hpcdistill.deploy.latency.timing import Pass
-from hpcdistill.deploy.model import Planes
+from hpcdistill.deploy.session import Batch
 from hpcdistill.errors import UserError, nearest
 
 RUNTIMES = {"onnxruntime": "onnx", "openvino": "openvino", "ncnn": "ncnn"}  # variant -> the format that it reads
@@ -31,7 +31,7 @@ class Unavailable(Exception):
 class Place:
     """Where a variant runs, and on what."""
 
-    image: Planes  # [1, C, H, W]
+    image: Batch  # [1, C, H, W]
     device: str  # cpu or cuda
     folder: Path  # for exported files, which later thread counts and the memory's process open again
 
