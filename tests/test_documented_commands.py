@@ -94,7 +94,7 @@ OTHERS = {
 ROOMS = ("configs", "shards", "slurm", "bench", "docs", "hpcdistill", "tests")
 SECTIONS = ("train", "data", "eval", "method", "teacher", "init")
 # An override has to fit one of them.
-METHODS = ("dssd/x4", "fsrcnn/x4", "fesd/horse2zebra", "fesd/edges2shoes", "dcd/horse2zebra")
+METHODS = ("dssd/x4", "fsrcnn/x4", "fesd/horse2zebra", "fesd/edges2shoes", "dcd/horse2zebra", "omgd/horse2zebra")
 
 
 class Command(NamedTuple):

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from toy import SEED, uniform
 from translation import cyclegan, double_samples, pix2pix, small, write_vgg
 
-from hpcdistill.methods import distilled_gan
+from hpcdistill.methods import student_gan
 from hpcdistill.methods.base import Method
 from hpcdistill.methods.distilled_gan import DistilledGAN
+from hpcdistill.methods.omgd import OMGD
 from hpcdistill.methods.plain_sr import PlainSR
 from hpcdistill.methods.privileged_student import PrivilegedStudent
 from hpcdistill.methods.privileged_teacher import PrivilegedTeacherTraining
+from hpcdistill.methods.student_gan import StudentGAN
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.vgg import VGG16Features, load_vgg16
 from hpcdistill.training.evaluation import Evaluation
@@ -36,7 +38,7 @@ CROP = 32  # maps of 8x8 pixels; of 6x6 a spectrum has two values, stretched to 
 # step, 1e-7 after 9, 4e-4 after 11): it was rounding that grew, and nothing depended on the ranks.
 SLOW = {"learning_rate": 2e-5}
 Samples = Callable[[NDArray[np.int64]], dict[str, Tensor]]
-__all__ = ["METHODS", "Ramp", "build", "samples_of", "write_vgg"]
+__all__ = ["METHODS", "Ramp", "build", "omgd_of", "samples_of", "write_vgg"]
 
 
 def sr_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -85,8 +87,21 @@ def _distilled(vgg: Path, **values: Any) -> Method:
     else:
         shape = {"blocks": 1, "separable": False}
         given |= {"teacher": small(shape, 6), "student": small(shape, 4), "pool": 3, "layers": ("down2",)}
-    method = DistilledGAN(DistilledGAN.Config(**(given | values)))
-    with mock.patch.object(distilled_gan, "load_vgg16", _loaded_vgg):
+    return _prepared(DistilledGAN(DistilledGAN.Config(**(given | values))))
+
+
+def omgd_of(family: str, vgg: Path) -> Method:
+    """OMGD; in no test over all methods: what those are for it shares with the others."""
+    shape = {"blocks": 1, "separable": False}
+    given: dict[str, Any] = {"ndf": 4, "discriminator_strides": 1, "crop": CROP, "vgg": str(vgg), "optimizer": SLOW}
+    given |= {"style_layers": ("relu1_1",), "feature_layers": ("relu1_1",)}
+    given |= {"teacher": small(shape, 6), "student": small(shape, 4), "deep": {"ngf": 4, "levels": 4}}
+    layers = ("down2",) if family == "cyclegan" else ("down2", "up2")
+    return _prepared(OMGD(OMGD.Config(family=family, layers=layers, pool=3, **given)))
+
+
+def _prepared(method: StudentGAN) -> Method:
+    with mock.patch.object(student_gan, "load_vgg16", _loaded_vgg):
         method.prepare(method.crop)
     return method
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from processes import launch
 from safetensors.torch import load
-from small_methods import METHODS, Ramp, build, samples_of
+from small_methods import METHODS, Ramp, build, omgd_of, samples_of
 from torch import Tensor
 from toy import BATCH as TOY_BATCH
 from toy import Killed, ToyGAN, ToyReader, gan_samples, newest_tensors, rows, run
@@ -133,6 +133,16 @@ def test_what_the_spectral_classifier_sees(
     assert any("discriminator/spectral_real" in row for row in rows(tmp_path / "1x1"))
     for ranks, cut in runs[1:]:
         assert_same_run(tmp_path / "1x1", tmp_path / f"{ranks}x{cut}", 1e-4)
+
+
+@pytest.mark.parametrize("family", ["cyclegan", "pix2pix"])
+def test_omgd(family: str, vgg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sum over pixels is a mean over images, and its connectors' BatchNorm sees the images of all ranks."""
+    monkeypatch.setitem(METHODS, "omgd", partial(omgd_of, family))
+    for ranks in (1, 2):
+        train("omgd", vgg, tmp_path / str(ranks), ranks, 3, BATCH, gradient_norms_every=2)
+    assert all("student/tv" in row for row in rows(tmp_path / "1"))
+    assert_same_run(tmp_path / "1", tmp_path / "2", 1e-4)
 
 
 def test_spectral_norm_sees_the_whole_batch(tmp_path: Path) -> None:
