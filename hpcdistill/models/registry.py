@@ -62,7 +62,7 @@ def load_generator(path: Path | str) -> tuple[nn.Module, dict[str, Any]]:
         name, arguments, notes = description["class"], description["arguments"], description["notes"]
         if not isinstance(notes, dict):
             raise UserError("the notes are no JSON object")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise _unreadable(error, str(path)) from None
     return rebuild(name, arguments, weights, str(path)), notes
 
