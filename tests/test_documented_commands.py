@@ -71,7 +71,7 @@ READERS = {"my_photographs", "my_test_photographs", "cats2dogs", "maps", "MY_COP
 READERS |= {"data/packed/cats2dogs", "data/packed/maps"}
 # Of docs/results: the images that were measured with, and sets packed of a hundred real pairs.
 READERS_OF_RESULTS = {"sr_train", "Set5", "data/packed/e2s/train", "data/packed/e2s/test"}
-READERS_OF_RESULTS |= {"data/packed/m2p/train", "data/packed/m2p/test"}
+READERS_OF_RESULTS |= {"data/packed/m2p/train", "data/packed/m2p/test", "data/packed/s2w/train", "data/packed/s2w/test"}
 # The demo makes them.
 READERS_OF_RESULTS |= {"runs/demo-gan/packed/train", "runs/demo-gan/packed/test"}
 PROGRAMS = {"hpcdistill", "python", ".venv/bin/python", "torchrun", "accelerate", "srun", "sbatch", "make", "pip"}
