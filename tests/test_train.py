@@ -22,7 +22,7 @@ from hpcdistill.train import main
 from hpcdistill.trainer import train
 
 # Translation has tests of its own, test_train_translation.py.
-TRANSLATION = ("fesd", "dcd", "original")
+TRANSLATION = ("fesd", "dcd", "omgd", "original")
 STUDENTS = [
     path
     for path in config_files(CONFIGS)
@@ -31,6 +31,7 @@ STUDENTS = [
 TRANSLATION_VARIANTS = ("schedule-100", "schedule-200", "dcd-batch4", "dcd-relu2_2", "pcs-after", "bl-pcs", "demo-gan")
 TRANSLATION_VARIANTS += ("gan-cpu", "gan-cpu-pairs", "gan-cpu-original", "student-alone-resnet", "student-alone-unet")
 TRANSLATION_VARIANTS += ("fesd-online-1", "fesd-online-4", "fesd-blocks", "fesd-blocks-6")
+TRANSLATION_VARIANTS += ("spectrum-maps", "spectrum-mixed", "spectrum-shrunk")
 # Variants that only say where and how long to train say nothing about the method.
 METHOD_VARIANTS = [
     path
