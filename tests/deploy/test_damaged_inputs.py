@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +64,7 @@ def model_files(folder: Path) -> dict[str, bytes]:
 
 def give(kind: str, folder: Path) -> dict[str, int]:
     """Damage the files of a kind and give them to the command; how many were taken, how many refused."""
+    from hpcdistill.deploy.latency.memory import peak
     from hpcdistill.infer import main
 
     whole = picture_files()
@@ -78,8 +78,7 @@ def give(kind: str, folder: Path) -> dict[str, int]:
             words = [str(file)] if kind == "pictures" else [str(file), str(folder / "p.png")]
             taken[ends_well(lambda words=words: main([*words, "--out", str(folder / "out")]))] += 1
         (folder / name).write_bytes(content)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"files": len(files), "taken": taken[True], "refused": taken[False], "memory": most}
+    return {"files": len(files), "taken": taken[True], "refused": taken[False], "memory": peak()}
 
 
 @pytest.mark.parametrize("kind", ["pictures", "models"])
