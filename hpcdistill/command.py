@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpcdistill.console import say_here
-from hpcdistill.errors import EXIT_CRASHED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from hpcdistill.errors import EXIT_CRASHED, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from hpcdistill.ranks.environment import adopt_slurm, check_ranks, rank, ranks
 from hpcdistill.storage import user_path
 
@@ -51,9 +51,6 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         sys.exit(EXIT_USER_ERROR)
     try:
         code = main(sys.argv[1:])
-        if code == EXIT_STOPPED and ranks() == 1:
-            # SLURM signals a training as well as the task that passes it on: the later one finds it saved and ending.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.stdout.flush()
         _part()
     except UserError as error:

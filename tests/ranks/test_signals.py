@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -408,13 +407,3 @@ def test_ctrl_c_leaves_no_bar_on_the_screen() -> None:
     assert code == 0
     lines = [line for line in screen.text.splitlines() if line]
     assert lines == ["stopping after this step, with a checkpoint; Ctrl-C again stops at once", "toy: stopped"]
-
-
-def test_a_second_signal_while_a_stopped_run_ends_changes_nothing() -> None:
-    """SLURM signals the training as well as the task that passes it on; the later one may find it saved and ending."""
-    script = (
-        "import atexit, os, signal; from hpcdistill.command import run_command;"
-        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM));"
-        "run_command(lambda arguments: 75)"
-    )
-    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 75
