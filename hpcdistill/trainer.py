@@ -176,6 +176,7 @@ def _open_reader(
             accelerator.process_index,
             accelerator.num_processes,
             lambda: signals is not None and signals.requested(),
+            accelerator.device,
         )
     return None
 
