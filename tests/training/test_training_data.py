@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 
 from hpcdistill import train, trainer
 from hpcdistill.data.needs import Needs
-from hpcdistill.errors import EXIT_STOPPED, UserError
+from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
 from hpcdistill.methods.base import (
     NO_TEACHERS,
@@ -37,6 +35,8 @@ from hpcdistill.methods.base import (
 )
 from hpcdistill.models import GENERATORS
 from hpcdistill.ops.bicubic import downsample_uint8
+from hpcdistill.ranks.signals import StopSignals
+from hpcdistill.run import load_run
 from hpcdistill.training.loop import Training
 
 
@@ -210,25 +210,25 @@ def test_a_run_goes_on_with_another_cache(
     for folder in ("undisturbed", "stopped"):
         (tmp_path / folder).mkdir()
     assert train.main([*command("unpaired", sets, tmp_path / "undisturbed", "none"), *options]) == 0
-    arguments = {
-        name: [*command("unpaired", sets, tmp_path / "stopped", name), *options] for name in ("none", "device")
+    runs = {
+        name: load_run([*command("unpaired", sets, tmp_path / "stopped", name), *options])
+        for name in ("none", "device")
     }
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "take_step", _signalled(Training.take_step, after=4))
-        assert train.main(arguments[reader]) == EXIT_STOPPED
-    [other] = arguments.keys() - {reader}
-    assert train.main(arguments[other]) == 0
+    with StopSignals() as signals, monkeypatch.context() as patch:
+        patch.setattr(Training, "take_step", _signalled(Training.take_step, signals, after=4))
+        assert trainer.train(runs.pop(reader), signals) is None
+    [other] = runs.values()
+    assert trainer.train(other) is not None
     expected, found = (_last(tmp_path / folder) for folder in ("undisturbed", "stopped"))
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 
-def _signalled(take_step: Callable[..., None], after: int) -> Callable[..., None]:
+def _signalled(take_step: Callable[..., None], signals: StopSignals, after: int) -> Callable[..., None]:
     """A signal comes in the step that is the `after`-th."""
 
     def taken(training: Training, step: int, batches: Sequence[Batch]) -> None:
         take_step(training, step, batches)
-        if step == after - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        signals.received = step == after - 1
 
     return taken
 
