@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Generator, Iterator
@@ -19,7 +20,7 @@ from toy import SEED, Killed, ToyGAN, ToyReader, gan_samples, newest_tensors, ro
 
 from hpcdistill.methods.base import Batch, Carry, Phase, Progress, Segment, Terms
 from hpcdistill.training import batches as of_training
-from hpcdistill.training.batches import Delivered, ahead, delivered
+from hpcdistill.training.batches import CopyStream, Delivered, ahead, delivered
 
 STEPS, BATCH, BATCHES = 7, 4, 3
 
@@ -231,6 +232,48 @@ def test_a_cpu_reads_none_ahead() -> None:
     next(taken)
     assert asked == [0]
     taken.close()
+
+
+class Stream:
+    """Stands in for a CUDA stream: `asked` is what was asked of any of them."""
+
+    asked: ClassVar[list[tuple[str, str]]] = []
+    current = "computing"
+
+    def __init__(self, name: object) -> None:
+        self.name = name if isinstance(name, str) else "copying"
+
+    def record_event(self) -> str:
+        self.asked.append((self.name, "record"))
+        return "event"
+
+    def wait_event(self, event: str) -> None:
+        self.asked.append((self.name, f"wait for {event}"))
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        Stream.current, before = self.name, Stream.current
+        yield
+        Stream.current = before
+
+
+def test_batches_are_read_and_copied_in_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And their memory is kept until the stream that computes is through with them."""
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(Stream, "asked", [])
+    for name, value in (("Stream", Stream), ("stream", Stream.used), ("current_stream", lambda _: Stream("computing"))):
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: Stream.asked.append((stream.name, "keep")))
+    read: list[str] = []
+    batches = (read.append(Stream.current) or [{"x": torch.ones(1), "y": torch.ones(2)}] for _ in range(2))
+    copies = CopyStream(cpu)
+    for taken, event in copies.started(batches):  # type: ignore[arg-type]
+        assert Stream.current == "computing"
+        copies.hand_over(taken, event)
+        assert [list(batch) for batch in taken or []] == [["x", "y"]]
+    assert read == ["copying"] * 2
+    one = [("copying", "record"), ("computing", "wait for event"), *[("computing", "keep")] * 2]
+    assert Stream.asked == [*one, *one, ("copying", "record")]
 
 
 @pytest.mark.gpu
