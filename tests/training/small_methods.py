@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from toy import SEED, uniform
 from translation import cyclegan, double_samples, pix2pix, small, write_vgg
 
-from hpcdistill.methods import student_gan
+from hpcdistill.methods import perceptual
 from hpcdistill.methods.base import Method
 from hpcdistill.methods.distilled_gan import DistilledGAN
 from hpcdistill.methods.omgd import OMGD
@@ -101,7 +101,7 @@ def omgd_of(family: str, vgg: Path) -> Method:
 
 
 def _prepared(method: StudentGAN) -> Method:
-    with mock.patch.object(student_gan, "load_vgg16", _loaded_vgg):
+    with mock.patch.object(perceptual, "load_vgg16", _loaded_vgg):
         method.prepare(method.crop)
     return method
 
