@@ -110,7 +110,7 @@ def evaluate_translation(
         backwards=backwards,
         statistics=opened.get(str(statistics_file)),
     )
-    names = _names(evaluator, backwards)
+    names = evaluator.test_sets["data"].names(int(backwards))
     if save_images is not None:
         check_images_out(save_images, names, [folder])
     translated = Pictures(file, names) if generator is None else generator.to(device)
@@ -141,7 +141,7 @@ def _real_train(run: Mapping[str, Any]) -> Sequence[str]:
 
 def _save(evaluator: TranslationEvaluator, generator: nn.Module, backwards: bool, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    names = _names(evaluator, backwards)
+    names = evaluator.test_sets["data"].names(int(backwards))
     mine = range(evaluator.rank, len(names), evaluator.ranks)
     hidden = evaluator.rank > 0 or not err.moves
     for number in track(mine, "writing", console=err, transient=True, disable=hidden):
@@ -155,11 +155,3 @@ def _at_work() -> bool:
     """A `stop` that never stops, and shows the other ranks that this one goes on."""
     watchdog.progress()
     return False
-
-
-def _names(evaluator: TranslationEvaluator, backwards: bool) -> list[str]:
-    """What the translated images are saved as: with their numbers before them where two share a name."""
-    names = [evaluator.name("data", number, backwards) for number in range(evaluator.count("data", backwards))]
-    if len(set(names)) == len(names):
-        return names
-    return [f"{number:06d}-{name}" for number, name in enumerate(names)]

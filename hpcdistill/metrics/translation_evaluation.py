@@ -166,14 +166,14 @@ class TranslationEvaluator:
         all_finite, *columns = gathered[:, : 1 + len(of_pairs)].T.tolist()
         if not all(all_finite):
             raise UserError(
-                f"{self._name(test_set, int(backwards), all_finite.index(0.0))}: the generator's output is not finite; "
+                f"{self.name(test_set, all_finite.index(0.0), backwards)}: the generator's output is not finite; "
                 "its weights are damaged or its training diverged"
             )
         metrics = self._compared(torch.cat(found), test_set, backwards, count, stop)
         per_image: list[ImageRow] = []
         if of_pairs:
             per_image = [
-                {"name": self._name(test_set, int(backwards), number)} | dict(zip(of_pairs, values, strict=True))
+                {"name": self.name(test_set, number, backwards)} | dict(zip(of_pairs, values, strict=True))
                 for number, values in enumerate(zip(*columns, strict=True))
             ]
             metrics |= means(per_image, of_pairs)
@@ -206,7 +206,7 @@ class TranslationEvaluator:
 
     def name(self, test_set: str, number: int, backwards: bool = False) -> str:
         """The file that a translated image came from, without its suffix."""
-        return self._name(test_set, int(backwards), number)
+        return self.test_sets[test_set].name(int(backwards), number)
 
     def describe(self) -> dict[str, Any]:
         """How the numbers are made, for result.json and beside tables."""
@@ -350,11 +350,6 @@ class TranslationEvaluator:
         if keep:
             self._images[key] = image
         return image
-
-    def _name(self, test_set: str, domain: int, number: int) -> str:
-        images = self.test_sets[test_set]
-        place, row = images.domains[domain].place(number)
-        return Path(images.packed.sample(row, place)[1]).stem
 
 
 def translate(generator: nn.Module, sources: Tensor) -> Tensor:
