@@ -86,6 +86,8 @@ def test_folders_that_do_not_fit(a: Path, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     with pytest.raises(UserError, match="made: no images in this folder; expected files ending in"):
         packed(a, tmp_path / "made", out)
+    with pytest.raises(UserError, match="made: no images in this folder"):
+        packed(tmp_path / "made", tmp_path / "absent", out)
     with pytest.raises(UserError, match="absent: no such folder; check the path"):
         packed(tmp_path / "absent", tmp_path / "made", out)
     with pytest.raises(UserError, match="horses: is the folder of the images A too"):
