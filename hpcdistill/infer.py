@@ -3,7 +3,7 @@
 MODEL is a run folder, a generator's .safetensors file, a file that `hpcdistill.export` made, or `pretrained:x4` (x2,
 x3); without one the shipped x4 student enlarges. Pictures come back as PNG and as the kind they were: gray, 16 bits,
 transparency and colour profile stay, EXIF turns them upright. A bad picture is named and passed over. Of a packed set
-of images to translate DIR/A gets the images and DIR/B what is made of them: pairs that `pack.py paired` takes.
+of images to translate DIR/A gets its images A and DIR/B what is made of them: pairs that `pack.py paired` takes.
 """
 
 from __future__ import annotations
@@ -57,12 +57,11 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--scale {options.scale}: {name} enlarges x{model.about.scale}; use a network of that scale")
     model.refuse_tiles(options.tile)
     if packed:
-        from hpcdistill.deploy.packed_pictures import OUTPUTS, unpack_inputs
+        from hpcdistill.deploy.packed_pictures import unpack_inputs
 
         if model.about.task == "super-resolution":
             raise UserError(f"{packed}: is a packed set, which networks that translate take; give {name} pictures")
-        inputs = unpack_inputs(packed, options.out, options.direction or "AtoB")
-        options.out /= OUTPUTS
+        inputs, options.out = unpack_inputs(packed, options.out, options.direction or "AtoB")
         work, unusable = conversions([inputs], options.out)
     return _convert(model, work, unusable, options)
 
@@ -163,7 +162,9 @@ def _parser() -> argparse.ArgumentParser:
         "--max-megapixels", type=positive, metavar="N", help="of a picture that is read; default: 80, as a guard"
     )
     parser.add_argument(
-        "--direction", choices=("AtoB", "BtoA"), help="of a packed set, what is translated: A (default) or B"
+        "--direction",
+        choices=("AtoB", "BtoA"),
+        help="of a packed set, which side is translated: A (default), or B, and DIR/A gets what is made of it",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser

@@ -11,18 +11,19 @@ from hpcdistill.data.progress import Progress
 from hpcdistill.data.read.domains import DomainImages
 from hpcdistill.metrics.real_side import load_translation_index
 
-INPUTS, OUTPUTS = "A", "B"  # folders, as the recipe `paired` knows them
+SIDES = {"AtoB": ("A", "B"), "BtoA": ("B", "A")}  # inputs and outputs, in the folders that the recipe `paired` knows
 
 
-def unpack_inputs(packed: Path, out: Path, direction: str) -> Path:
-    """Write what is translated of the set `packed`, as large as it is there, to the folder `A` in `out`: its path.
+def unpack_inputs(packed: Path, out: Path, direction: str) -> tuple[Path, Path]:
+    """Write what is translated of the set `packed`, as large as it is there, to a folder in `out`.
 
-    A is the left half of pairs in one image; `direction` BtoA takes the other domain. UserError for a set that is none
-    of images to translate, and where files of others are in the way.
+    Returns it and the folder for what is made of it: `A` and `B` or, with `direction` BtoA, `B` and `A`: the pairs have
+    the sides of the set. UserError for a set that is none of images to translate, and where files of others are in the
+    way.
     """
     index = load_translation_index(packed, None, "pictures")
-    images = DomainImages([packed], [index], index.kind, direction, load_size=1)  # of no matter: nothing is resized
-    names, folder = images.names(0), out / INPUTS
+    images = DomainImages([packed], [index], index.kind, direction, load_size=1)  # but nothing is resized
+    names, (folder, made) = images.names(0), [out / side for side in SIDES[direction]]
     check_images_out(folder, names, [packed], "--out")
     folder.mkdir(parents=True, exist_ok=True)
     with Progress(f"unpacking {packed}", total=len(names), unit="images") as progress:
@@ -30,4 +31,4 @@ def unpack_inputs(packed: Path, out: Path, direction: str) -> Path:
             save_image(folder, name, np.ascontiguousarray(images.stored(0, number)))
             progress.advance()
     images.packed.close()
-    return folder
+    return folder, made

@@ -57,8 +57,9 @@ def test_pairs_of_what_a_network_makes(network: Path, joined: bool, direction: s
     assert sorted(files(out)) == [f"{side}/image{number}.png" for side in "AB" for number in range(3)]
     for number, pair in enumerate(PAIRS):
         source = pair[direction == "BtoA"]
-        np.testing.assert_array_equal(shown(out / "A" / f"image{number}.png"), source)
-        made = shown(out / "B" / f"image{number}.png")
+        inputs, outputs = direction.split("to")  # the sides of the set
+        np.testing.assert_array_equal(shown(out / inputs / f"image{number}.png"), source)
+        made = shown(out / outputs / f"image{number}.png")
         np.testing.assert_allclose(made, translated(network, source), atol=0.501)
     pack.main(["paired", "--source", str(out), "--out", str(tmp_path / "again"), "--processes", "1"])
     assert [sample.source for sample in load_index(tmp_path / "again").samples] == [f"image{n}.png" for n in range(3)]
