@@ -51,6 +51,12 @@ class TrainedGroup:
             fused=True,  # besides its speed, only the fused form takes `found_inf`, which masks an update
         )
         self.wrapped, self.optimizer = accelerator.prepare(group.module, adam)
+        cuda = accelerator.device.type == "cuda"
+        for parameters in adam.param_groups:
+            # A tensor, so that a captured step finds the rate there; CUDA's kernel takes it in float32 alone.
+            dtype = torch.float32 if cuda else torch.float64
+            parameters["lr"] = torch.full((), self.settings.learning_rate, dtype=dtype, device=accelerator.device)
+            parameters["capturable"] = cuda
         if accelerator.mixed_precision != "no":
             # Accelerate has patched `forward` to autocast by itself. The loop's own autocast is enough, and a
             # generator that is its group's module would be evaluated in half precision, others in full.
@@ -65,7 +71,10 @@ class TrainedGroup:
         """Set the learning rate of 0-based `step` of `steps`."""
         self.rate = learning_rate(self.settings, step, steps)
         for parameters in self.adam.param_groups:
-            parameters["lr"] = self.rate
+            if isinstance(parameters["lr"], Tensor):
+                parameters["lr"].fill_(self.rate)
+            else:
+                parameters["lr"] = self.rate
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around the forward and backward pass of a micro-batch; the gradients are reduced with the last one."""
