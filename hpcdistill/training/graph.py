@@ -1,8 +1,8 @@
 """`train.graph`: the whole iteration, all phases and optimizers, as one CUDA graph that is replayed at each step.
 
 The first steps of a segment are made one operation after the other, from the tensors that the graph will read; two of
-them are compared (`trace`). What a step takes from the host (batches, the step's number, learning rates) is written into these
-tensors, the seed is set. A step that cannot be captured goes on as it was, with one line that says why.
+them are compared (`trace`). What a step takes from the host (batches, the step's number, learning rates) is written
+into these tensors, and the seed is set. A step that cannot be captured goes on as it was, with a line that says why.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class StepGraph:
         self.replay: Action | None = None
         self._off = False
         self._inputs: _Inputs | None = None
-        self._warm, self._trace = 0, None
+        self._warm = 0
+        self._trace: StepTrace | None = None
         self._counts: Counter[str] = Counter()
 
     def run(self, work: Callable[[Cut, Progress], None], cut: Cut, progress: Progress, seed: int) -> None:
@@ -197,7 +198,7 @@ class StepGraph:
             for parameter in self._trained:  # half a step's, in memory that is given back
                 parameter.grad = None
             self.turn_off(reason)
-        elif not self._said:
+        elif "on" not in self._said:
             self._said.add("on")
             say(f"train.graph: a step's {operations} operations are one CUDA graph from now on")
 

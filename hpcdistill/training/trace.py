@@ -34,14 +34,14 @@ class Operation:
     where: str  # FILE:LINE that asked for it
 
 
-class StepTrace(TorchDispatchMode):
+class StepTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what is done on `device` while it lasts; `reason` says why it could not be captured at all.
 
     It keeps no memory of the step alive, only the names of it.
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.operations: list[Operation] = []
         self.reason: str | None = None
@@ -107,7 +107,7 @@ class StepTrace(TorchDispatchMode):
         if storage._cdata not in self._storages:
             self._made += made
             name = f"made {self._made}" if made else f"at {storage._cdata}"
-            self._storages[storage._cdata] = (StorageWeakRef(storage), name)
+            self._storages[storage._cdata] = (StorageWeakRef(storage), name)  # type: ignore[no-untyped-call]
         return (self._storages[storage._cdata][1], tuple(x.shape), x.stride(), x.storage_offset(), x.dtype)
 
 
@@ -127,7 +127,7 @@ def _frames() -> Iterator[Any]:
         frame = frame.f_back
 
 
-_LIBRARIES: Final = tuple(str(Path(library.__file__).parent) for library in (torch, accelerate))
+_LIBRARIES: Final = (*torch.__path__, *accelerate.__path__)
 
 
 def _is_inside(file: str) -> bool:

@@ -61,9 +61,11 @@ class Recording(TorchDispatchMode):
 def record(step: Callable[[], None]) -> Callable[[], None]:
     """To be put into `graph.CAPTURES` for "cpu"."""
     recording = Recording()
-    with recording:
-        step()
-    recording.undo()
+    try:
+        with recording:
+            step()
+    finally:
+        recording.undo()
     return recording.replay
 
 
