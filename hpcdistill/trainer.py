@@ -282,10 +282,11 @@ def _name(teacher: Teacher | None) -> str | None:
 
 
 def _initialise(method: Method, config: RunConfig) -> None:
-    """Load the weights that `init` names into the method's generators."""
+    """Load the weights that `init` names into the method's generators, and into what is saved beside them."""
+    networks = {**method.generators, **method.saved}
     for name, path in config.init.items():
         file = weights_file(Path(path), name)
-        network, generator = load_generator(file)[0], method.generators[name]
+        network, generator = load_generator(file)[0], networks[name]
         its, own = (getattr(one, "global_skip", None) for one in (network, generator))
         if its != own:
             raise UserError(

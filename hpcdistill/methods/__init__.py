@@ -14,6 +14,7 @@ METHODS = Registry(
         "pix2pix": "hpcdistill.methods.gan_settings:Pix2PixConfig",
         "distilled_gan": "hpcdistill.methods.distillation_settings:DistilledGANConfig",
         "omgd": "hpcdistill.methods.omgd_settings:OMGDConfig",
+        "wavelet_kd": "hpcdistill.methods.wavelet_kd_settings:WaveletKDConfig",
     },
     open=True,
 )

@@ -240,6 +240,10 @@ class TranslationGAN(Method):
             logits = mixed(logits, self.judges(direction.name, profiles, spectrum=True))
         return generator_loss(logits, self.gan)
 
+    def image_terms(self, direction: Direction, batch: Batch, image: Tensor) -> Terms:
+        """What a method has to say of a generator's translation `image`, beside its family's terms; as a rule nothing."""
+        return {}
+
     def shown(self, carry: Carry, direction: Direction) -> dict[str, Tensor | float]:
         """Whose images the discriminator of a direction is shown as generated, and their shares of its loss."""
         return {self.teaching: 1.0}
