@@ -29,6 +29,7 @@ from hpcdistill.methods.settings import role_key
 from hpcdistill.metrics.reference import BICUBIC
 from hpcdistill.metrics.run_evaluators import bicubic_reference, open_evaluator
 from hpcdistill.metrics.selection import describe_choice
+from hpcdistill.models.image_generator import ImageGenerator
 from hpcdistill.models.registry import load_generator, load_weights
 from hpcdistill.ranks import watchdog
 from hpcdistill.ranks.environment import check_launcher
@@ -292,4 +293,23 @@ def _initialise(method: Method, config: RunConfig) -> None:
             raise UserError(
                 f"init.{name}: {file} has the residual {its}, this run has {own}; set method.residual={its}"
             )
-        load_weights(generator, network.state_dict(), str(file))
+        try:
+            load_weights(generator, network.state_dict(), str(file))
+        except UserError:
+            if differ := _differences(network, generator):
+                raise UserError(
+                    f"init.{name}: {file} is a generator of {differ}; set that alike in the section of the "
+                    "generator, e.g. method.student.ngf"
+                ) from None
+            raise
+
+
+def _differences(network: nn.Module, own: nn.Module) -> str:
+    """What a translating generator in a file has otherwise than the run's own; nothing of other networks."""
+    if not isinstance(network, ImageGenerator) or not isinstance(own, ImageGenerator):
+        return ""
+    if type(network) is not type(own):
+        return f"the class {type(network).__name__}, here {type(own).__name__}"
+    its, ours = network.arguments, own.arguments
+    keys = [key for key in dict.fromkeys((*its, *ours)) if its.get(key) != ours.get(key)]
+    return "; ".join(f"{key} {its.get(key)}, here {ours.get(key)}" for key in keys)

@@ -241,7 +241,7 @@ class TranslationGAN(Method):
         return generator_loss(logits, self.gan)
 
     def image_terms(self, direction: Direction, batch: Batch, image: Tensor) -> Terms:
-        """What a method has to say of a generator's translation `image`, beside its family's terms; as a rule nothing."""
+        """A method's own terms of a translation `image`, beside its family's; as a rule none."""
         return {}
 
     def shown(self, carry: Carry, direction: Direction) -> dict[str, Tensor | float]:

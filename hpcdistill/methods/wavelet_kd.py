@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, no_grad, nn
+from torch import Tensor, nn, no_grad
 
 from hpcdistill import losses
 from hpcdistill.errors import UserError

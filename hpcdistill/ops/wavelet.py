@@ -16,7 +16,9 @@ def haar(images: Tensor, levels: int) -> tuple[list[Tensor], Tensor]:
     """
     height, width = images.shape[-2:]
     if levels < 1 or height % 2**levels or width % 2**levels:
-        raise ValueError(f"{levels} levels of Haar's transform take sides that 2^{levels} divides, not {height}x{width}")
+        raise ValueError(
+            f"{levels} levels of Haar's transform take sides that 2^{levels} divides, not {height}x{width}"
+        )
     bands = []
     low = images
     for _ in range(levels):

@@ -293,8 +293,8 @@ def _teacher_to_train(loaded: Run) -> Run | None:
         if not wanted.needed:
             continue
         if role not in loaded.teachers:
-            key = f"{role_key(role)}.config"
-            raise UserError(f"{loaded.config.method.name}: needs a {role}; name its config under `{key}`")
+            key, who = f"{role_key(role)}.config", "a teacher" if role == "teacher" else f"the teacher {role}"
+            raise UserError(f"{loaded.config.method.name}: needs {who}; name its config under `{key}`")
     # Several roles may be filled by networks of one run: a CycleGAN teaches both directions.
     trained = {teacher.run.key: teacher.run for teacher in loaded.teachers.values() if teacher.run is not None}
     teacher = next(iter(trained.values()), None)

@@ -165,7 +165,9 @@ def test_without_the_term_it_is_an_original_of_that_width(family: str) -> None:
         assert torch.equal(parameter, own)
     batch = batch_of(torch.float32)
     terms, found = Phases(original).run("generator", batch), Phases(method).run("student", batch)
-    assert {name: value.item() for name, value in terms.items()} == {name: value.item() for name, value in found.items()}
+    assert {name: value.item() for name, value in terms.items()} == {
+        name: value.item() for name, value in found.items()
+    }
 
 
 def test_the_contract() -> None:
@@ -208,7 +210,11 @@ def resnet() -> nn.Module:
         ({"ab": resnet()}, {}, r"teachers\.ba: the method needs a teacher"),
         ({"ab": PatchDiscriminator()}, {}, r"teachers\.ab: a PatchDiscriminator translates no .*teachers\.ab\.network"),
         ({"ab": FSRCNN(2)}, {}, r"teachers\.ab: a FSRCNN reads lr, wanted is a network of image"),
-        ({"ab": build_generator("resnet", channels_out=1)}, {}, "ResNetGenerator translates no images of three channel"),
+        (
+            {"ab": build_generator("resnet", channels_out=1)},
+            {},
+            "ResNetGenerator translates no images of three channel",
+        ),
         ({"ab": UNetGenerator(2, 5)}, {}, r"teachers\.ab: UNetGenerator with 5 levels.*multiples of 32.*not 48x48"),
         (None, {"levels": 5}, r"method\.levels: 5 levels of wavelets take crops that 2\^5 divides, not 48"),
     ],

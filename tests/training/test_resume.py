@@ -109,7 +109,12 @@ def test_a_killed_gan_resumes_bit_equal(name: str, tmp_path: Path) -> None:
         with pytest.raises(Killed) if killed else contextlib.nullcontext():
             run(GANS[name](), reader, tmp_path / folder, 5, **options)
     tensors = newest_tensors(tmp_path / "killed")
-    memory = {"cyclegan": "pool_generator", "wavelet kd": "pool_student", "fesd": "pool_student", "fesd of pairs": "projections"}.get(name)
+    memory = {
+        "cyclegan": "pool_generator",
+        "wavelet kd": "pool_student",
+        "fesd": "pool_student",
+        "fesd of pairs": "projections",
+    }.get(name)
     assert memory is None or f"memory/{memory}.safetensors" in tensors
     assert tensors == newest_tensors(tmp_path / "undisturbed")  # bytes
     assert rows(tmp_path / "killed") == rows(tmp_path / "undisturbed")
