@@ -79,6 +79,7 @@ def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None
 
 def _is_trained(teacher: Teacher, name: str, accelerator: Accelerator, signals: StopSignals | None) -> bool:
     """Train the run that teaches `name` unless it has finished, or is named by folder or file; False when stopped."""
+    who = "teacher" if teacher.role == "teacher" else f"teacher {teacher.role}"
     if teacher.run is None:
         # Its identity is there from its first step on: the same student would learn from other weights another day.
         if teacher.folder is not None and _finished(RunFolder(teacher.folder), accelerator) is None:
@@ -86,17 +87,17 @@ def _is_trained(teacher: Teacher, name: str, accelerator: Accelerator, signals: 
                 f"{role_key(teacher.role)}.run: {teacher.folder} has not finished; train it to its end, or name the "
                 f"file of weights under {role_key(teacher.role)}.weights"
             )
-        say(f"{name}: its {teacher.role} is {teacher.file}")
+        say(f"{name}: its {who} is {teacher.file}")
         return True
     folder = RunFolder(teacher.run.folder)
     if _finished(folder, accelerator) is not None:
-        say(f"{name}: using the finished {teacher.role} {folder.path.name}")
+        say(f"{name}: using the finished {who} {folder.path.name}")
         return True
-    say(f"{name}: its {teacher.role} {folder.path.name} has not been trained yet; training it first")
+    say(f"{name}: its {who} {folder.path.name} has not been trained yet; training it first")
     if train(teacher.run, signals) is None:
         return False
     if signals and signals.agreed(accelerator):
-        say(f"{name}: stopped after its {teacher.role}; the same command goes on with the student")
+        say(f"{name}: stopped after its {who}; the same command goes on with the student")
         return False
     return True
 

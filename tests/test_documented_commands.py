@@ -92,9 +92,10 @@ OTHERS = {
     "curl",
 }
 ROOMS = ("configs", "shards", "slurm", "bench", "docs", "hpcdistill", "tests")
-SECTIONS = ("train", "data", "eval", "method", "teacher", "init")
+SECTIONS = ("train", "data", "eval", "method", "teacher", "teachers", "init")
 # An override has to fit one of them.
 METHODS = ("dssd/x4", "fsrcnn/x4", "fesd/horse2zebra", "fesd/edges2shoes", "dcd/horse2zebra", "omgd/horse2zebra")
+METHODS += ("wavelet_kd/horse2zebra",)
 
 
 class Command(NamedTuple):
