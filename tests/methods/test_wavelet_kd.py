@@ -30,6 +30,7 @@ from hpcdistill.data.needs import Needs
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
 from hpcdistill.methods.wavelet_kd import WaveletKD
+from hpcdistill.metrics.cost import network_cost
 from hpcdistill.models.discriminator import PatchDiscriminator
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.image_generator import build_generator
@@ -116,7 +117,7 @@ def test_a_teacher_is_asked_once_a_step_and_stays_as_it_is(family: str, tmp_path
     asked: list[tuple[str, bool, bool]] = []
     for way, network in method.teachers.items():
         network.register_forward_hook(
-            lambda network, inputs, output, way=way: asked.append((way, network.training, output.requires_grad))
+            lambda network, *_, way=way: asked.append((way, network.training, torch.is_grad_enabled()))
         )
     run(method, ToyReader(2, samples), tmp_path, 3)
     ways = list(method.teachers)
@@ -140,7 +141,7 @@ def test_the_student_comes_nearer_to_the_teachers_detail(tmp_path: Any) -> None:
         method = wavelet_kd(
             teachers, direction="a2b", weight_wavelet=weight, optimizer={"learning_rate": 2e-3}, weight_identity=0
         )
-        run(method, ToyReader(2, samples), tmp_path / str(weight), 60)
+        run(method, ToyReader(2, samples), tmp_path / str(weight), 30)
         images = batch_of(torch.float32)["a"]
         with torch.no_grad():
             left.append(distance(method.generators["student"](images), teachers["ab"](images), 3, 1))
@@ -189,6 +190,21 @@ def test_the_contract() -> None:
     narrow = WaveletKD(WaveletKD.Config(weight_wavelet=0, ndf=32)).measured["discriminator"]
     by_hand = sum(16 * a * b + b for a, b in pairwise((3, 32, 64, 128, 256, 1)))
     assert sum(p.numel() for p in narrow.parameters()) == by_hand == 694_241
+
+
+def test_where_the_printed_macs_are_from() -> None:
+    """By hand, at 256x256: 3.33 G; one more for each element of bias, norm and ReLU: 3.35, twice the 1.68."""
+    full, half, quarter = 256**2, 128**2, 64**2
+    blocks = 18 * 9 * 64 * 64 * quarter
+    downwards = 49 * 3 * 16 * full + 9 * 16 * 32 * half + 9 * 32 * 64 * quarter
+    upwards = 9 * 64 * 32 * quarter + 9 * 32 * 16 * half + 49 * 16 * 3 * full  # a transposed convolution by its input
+    normalised = 2 * (16 * full + 32 * half) + (1 + 18) * 64 * quarter
+    others = (normalised + 3 * full) + normalised + (normalised - 9 * 64 * quarter)  # biases, norms, ReLUs
+    counted = network_cost(WaveletKD(WaveletKD.Config(weight_wavelet=0)).generators["student"])
+    assert counted.true_macs == blocks + downwards + upwards
+    assert counted.macs == counted.true_macs + 3 * (9 * 64 * 32 * quarter + 9 * 32 * 16 * half)
+    assert (round(counted.true_macs / 1e9, 2), round(counted.macs / 1e9, 2)) == (3.33, 3.78)
+    assert round((counted.true_macs + others) / 2e9, 2) == 1.68
 
 
 def test_what_says_the_same_is_one_run() -> None:
