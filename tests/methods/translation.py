@@ -17,6 +17,7 @@ from hpcdistill.data.counter import draw
 from hpcdistill.methods.base import Carry, Method, Progress, Terms
 from hpcdistill.methods.cyclegan import CycleGAN
 from hpcdistill.methods.distilled_gan import DistilledGAN
+from hpcdistill.methods.image_distillation import ImageDistillation
 from hpcdistill.methods.omgd import OMGD
 from hpcdistill.methods.pix2pix import Pix2Pix
 from hpcdistill.methods.wavelet_kd import WaveletKD
@@ -85,6 +86,16 @@ def wavelet_kd(teachers: dict[str, nn.Module] | None = None, **values: Any) -> W
         shape = {"ngf": 12, "levels": 4} if paired else {"ngf": 6, "blocks": 2}
         teachers = {role: build_generator("unet" if paired else "resnet", **shape) for role in config.roles()}
     return WaveletKD(config, teachers)
+
+
+def image_distillation(vgg: Path | None = None, **values: Any) -> ImageDistillation:
+    """A student of width 4; without `vgg` no style and no feature loss."""
+    torch.manual_seed(0)
+    given: dict[str, Any] = {"crop": CROP, "student": small(values.pop("student", {}), 4)}
+    given |= {"vgg": str(vgg)} if vgg else {"weight_style": 0, "weight_feature": 0}
+    method = ImageDistillation(ImageDistillation.Config(**(given | values)))
+    method.prepare(CROP)
+    return method
 
 
 def samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
