@@ -22,7 +22,7 @@ from hpcdistill.train import main
 from hpcdistill.trainer import train
 
 # Translation has tests of its own, test_train_translation.py.
-TRANSLATION = ("fesd", "dcd", "omgd", "original", "wavelet_kd")
+TRANSLATION = ("fesd", "dcd", "omgd", "original", "taught", "wavelet_kd")
 STUDENTS = [
     path
     for path in config_files(CONFIGS)
