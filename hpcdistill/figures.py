@@ -1,4 +1,4 @@
-"""`python -m hpcdistill.figures MODEL [MODEL ...] --images SET`: what super-resolution makes of images, as one page.
+"""`hpcdistill figures MODEL [MODEL ...] --images SET`: what super-resolution makes of images, as one page.
 
 Magnified crops of every method side by side at the place where they differ most (figure 6 of the DSSD paper), how far
 each is from HR there, the radial spectra, and the LR image that each teacher's encoder makes of the HR image, beside
@@ -14,7 +14,7 @@ import shlex
 from itertools import groupby
 from pathlib import Path
 
-from hpcdistill.command import UserPath, positive, program, run_command
+from hpcdistill.command import Parser, UserPath, positive, program, run_command
 from hpcdistill.console import say
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.crop import SMALLEST_CROP, parse_crop
@@ -53,10 +53,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("figures"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser(prog=program("figures"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "models",
         nargs="+",

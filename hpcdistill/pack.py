@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from hpcdistill.command import UserPath, program, run_command, whole
+from hpcdistill.command import Parser, UserPath, program, run_command, whole
 from hpcdistill.data.images import MAX_PIXELS, colour
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import Recipe, load_recipe, recipe_names
@@ -22,7 +22,7 @@ _KINDS = {
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program("pack"),
         description="Pack images into shards: lossless, or with the bytes of the files themselves.",
         epilog=f"{recipes()}\n\nStopped or killed, the same command goes on where it was. See docs/data.md.",

@@ -233,7 +233,7 @@ def python(words: list[str], tmp_path: Path) -> None:
         try:
             assert main([*arguments, "--dry-run", "--folder", str(tmp_path)]) == 0
         except UserError as error:
-            if "hpcdistill.prefetch" not in str(error):  # the data are not here, and it says how to get them
+            if "hpcdistill prefetch" not in str(error):  # the data are not here, and it says how to get them
                 raise
         return
     options = parsed(main, arguments)
@@ -279,7 +279,7 @@ def parsed(main: Callable[[list[str]], object], arguments: list[str]) -> argpars
             main(arguments)
         except Parsed as result:
             return result.options
-        except SystemExit as error:
+        except UserError as error:
             pytest.fail(f"{shlex.join(arguments)}: refused by the command line's parser ({error})")
     pytest.fail("the command has read no command line")
 

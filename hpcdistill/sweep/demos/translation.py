@@ -115,7 +115,7 @@ def measured_story(stage: Stage, evaluator: TranslationEvaluator, options: argpa
         stage,
         {"test": {role: made[role] for role in TRAINED}, "train": seen},
         {split: evaluator.count(split) for split in evaluator.test_sets},
-        base.own_command("demo_gan", options, Path("runs/demo-gan")),
+        base.own_command("demo-gan", options, Path("runs/demo-gan")),
     )
 
 
@@ -145,7 +145,7 @@ def numbers(story: GANStory) -> dict[str, Any]:
 
 
 def training_arguments(folder: Path, steps: int | None, seed: int | None = None) -> tuple[str, ...]:
-    """What `python -m hpcdistill.train` is called with."""
+    """What `hpcdistill train` is called with."""
     packed = folder / "packed"
     arguments = [
         CONFIG,
@@ -251,7 +251,7 @@ def demo_page(story: GANStory) -> Page:
         (
             ("This page", story.command),
             ("The training alone, once the pairs are made", story.stage.command),
-            ("The paper's own experiment, on one GPU", f"python -m hpcdistill.train {CONFIG}"),
+            ("The paper's own experiment, on one GPU", f"hpcdistill train {CONFIG}"),
         )
     )
     return Page(
