@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from hpcdistill.deploy.model import Model
     from hpcdistill.deploy.picture_files import Conversion
-    from hpcdistill.deploy.tiles import Progress
+    from hpcdistill.deploy.tiles import OnProgress
 
 
 def main(argv: list[str]) -> int:
@@ -108,7 +108,7 @@ def _convert(model: Model, work: Sequence[Conversion], unusable: Sequence[str], 
     return EXIT_FAILED if skipped else 0
 
 
-def _make(model: Model, conversion: Conversion, tile: int | None, most: int, progress: Progress) -> None:
+def _make(model: Model, conversion: Conversion, tile: int | None, most: int, progress: OnProgress) -> None:
     """Read, make, write; UserError for a picture that cannot be used."""
     from hpcdistill.deploy.pictures import read_picture, write_png
 

@@ -43,7 +43,7 @@ from hpcdistill.data.pack.shard_files import (
     write_shard,
 )
 from hpcdistill.data.pack.sources import Digest, Source, find_sources, image_folders, source_digest, unread
-from hpcdistill.data.progress import Progress
+from hpcdistill.data.progress import ProgressBar
 from hpcdistill.errors import UserError, plural
 from hpcdistill.ops.downsampling import ResizeRule
 
@@ -235,7 +235,7 @@ def _pack_split(job: _SplitPacking, sources: list[Source], overwrite: bool) -> I
     started, kept = time.monotonic(), len(state.samples)
     label = f"packing {_title(job.recipe.name, job.split)}"
     with (
-        Progress(label, total=len(sources), done=len(state.digests), unit="images") as progress,
+        ProgressBar(label, total=len(sources), done=len(state.digests), unit="images") as progress,
         closing(_outcomes(job, sources, len(state.digests), progress)) as outcomes,
     ):
         _write_shards(job, state, outcomes)
@@ -259,7 +259,7 @@ def _pack_split(job: _SplitPacking, sources: list[Source], overwrite: bool) -> I
     return index
 
 
-def _outcomes(job: _SplitPacking, sources: list[Source], first: int, progress: Progress) -> Generator[PackedSource]:
+def _outcomes(job: _SplitPacking, sources: list[Source], first: int, progress: ProgressBar) -> Generator[PackedSource]:
     """What becomes of the sources from position `first` on, in order."""
     with closing(packed_ahead(sources[first:], job.kind, job.max_pixels, job.processes, job.form)) as made:
         for position, packed in enumerate(made, first):
