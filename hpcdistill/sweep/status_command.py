@@ -20,8 +20,9 @@ from hpcdistill.command import Parser, UserPath, program
 from hpcdistill.console import out, say, warn
 from hpcdistill.errors import EXIT_FAILED, UserError, nearest, plural
 from hpcdistill.storage import user_path
+from hpcdistill.sweep.processes import is_alive, parent_of
 from hpcdistill.sweep.slurm_queue import Queue
-from hpcdistill.sweep.status import TaskStatus, is_alive, parent_of, task_statuses
+from hpcdistill.sweep.status import TaskStatus, task_statuses
 from hpcdistill.sweep.status_table import SweepView, render, title
 from hpcdistill.sweep.submissions import Submission, SubmittedCell, epoch, read_submissions, submitted_files
 from hpcdistill.sweep.task_folder import read_task, task_keys
