@@ -24,7 +24,7 @@ def test_an_epoch_is_the_larger_side_of_the_recipes_split() -> None:
         assert count == max(load_recipe(name).images[split].values()), place
 
 
-@pytest.mark.parametrize("cache", ["none", "ram"])
+@pytest.mark.parametrize("cache", ["auto", "none", "ram", "device"])
 def test_the_hours_of_all_tables_are_known(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     plan = make_plan(load_grids(["all", "fesd-schedule", "fesd-spectrum"]), None, [f"data.cache={cache}"], ESTIMATES)

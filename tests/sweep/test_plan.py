@@ -330,7 +330,7 @@ def test_steps_and_hours() -> None:
     assert of("configs/original/summer2winter.yaml") == (None, None)
     assert of(X4, "train.steps=5") == (5, None)
     # As docs/results/gpu_queue.md: 3 seeds of FSRCNN, PISR, DSSD with their teachers at x4 are 31 hours.
-    plan = make_plan(load_grids(["dssd-A1"]), None, ["data.cache=ram"], load_estimates())
+    plan = make_plan(load_grids(["dssd-A1"]), None, [], load_estimates())
     x4 = [run.hours for run in plan.runs.values() if run.loaded.config.method.model_dump()["scale"] == 4]
     assert 3 * sum(hours or 0 for hours in x4) == pytest.approx(31, rel=0.02)
 
