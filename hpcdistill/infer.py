@@ -2,7 +2,8 @@
 
 MODEL is a run folder, a generator's .safetensors file, a file that `hpcdistill.export` made, or `pretrained:x4` (x2,
 x3); without one the shipped x4 student enlarges. Pictures come back as PNG and as the kind they were: gray, 16 bits,
-transparency and colour profile stay, EXIF turns them upright. A bad picture is named and passed over.
+transparency and colour profile stay, EXIF turns them upright. A bad picture is named and passed over. Of a packed set
+of images to translate DIR/A gets its images A and DIR/B what is made of them: pairs that `pack.py paired` takes.
 """
 
 from __future__ import annotations
@@ -40,17 +41,28 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{late}: is a model; it comes first, the pictures after it")
     # Imported only now: --help and a misspelt path answer at once.
     from hpcdistill.deploy.allocator import keep_freed_memory
-    from hpcdistill.deploy.picture_files import conversions
+    from hpcdistill.deploy.picture_files import conversions, packed_set
 
     keep_freed_memory()
     end_in_order_when_terminated()
-    work, unusable = conversions([user_path(word) for word in words], options.out)
+    pictures = [user_path(word) for word in words]
+    packed = packed_set(pictures)
+    if options.direction and not packed:
+        raise UserError(f"--direction {options.direction}: is for packed sets; leave it out for pictures")
+    work, unusable = ([], []) if packed else conversions(pictures, options.out)
     from hpcdistill.deploy.model import load
 
     model = load(name, which=options.which, generator=options.generator, device=_device(options.device))
     if options.scale not in (None, model.about.scale):
         raise UserError(f"--scale {options.scale}: {name} enlarges x{model.about.scale}; use a network of that scale")
     model.refuse_tiles(options.tile)
+    if packed:
+        from hpcdistill.deploy.packed_pictures import unpack_inputs
+
+        if model.about.task == "super-resolution":
+            raise UserError(f"{packed}: is a packed set, which networks that translate take; give {name} pictures")
+        inputs, options.out = unpack_inputs(packed, options.out, options.direction or "AtoB")
+        work, unusable = conversions([inputs], options.out)
     return _convert(model, work, unusable, options)
 
 
@@ -146,6 +158,11 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--max-megapixels", type=positive, metavar="N", help="of a picture that is read; default: 80, as a guard"
+    )
+    parser.add_argument(
+        "--direction",
+        choices=("AtoB", "BtoA"),
+        help="of a packed set, which side is translated: A (default), or B, and DIR/A gets what is made of it",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser

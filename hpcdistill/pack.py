@@ -9,8 +9,10 @@ from typing import get_args
 from hpcdistill.command import Parser, UserPath, positive, program, run_command
 from hpcdistill.data.images import MAX_PIXELS, colour
 from hpcdistill.data.pack.packing import pack
-from hpcdistill.data.pack.recipes import Recipe, load_recipe, recipe_names
+from hpcdistill.data.pack.recipes import OWN, Recipe, load_recipe, recipe_names
+from hpcdistill.data.pack.sources import of_two_folders
 from hpcdistill.data.places import data_root, sources_folder
+from hpcdistill.errors import UserError
 from hpcdistill.ops.downsampling import ResizeRule
 
 _KINDS = {
@@ -34,6 +36,13 @@ def main(arguments: list[str]) -> None:
         metavar="DIR",
         help="folder of the images (default: where shards/fetch.py puts them)",
     )
+    for side, what in (("a", "are translated"), ("b", "they become, of the same names: a teacher's, say")):
+        parser.add_argument(
+            f"--{side}",
+            action=UserPath,
+            metavar="DIR",
+            help=f"paired: folder of the images that {what}; --a and --b take the place of --source",
+        )
     parser.add_argument(
         "--out",
         action=UserPath,
@@ -72,6 +81,8 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     recipe = load_recipe(options.recipe)
     source = options.source or fetched(recipe)
+    if options.a or options.b:
+        recipe, source = of_folders(recipe, options), options.a
     pack(
         recipe,
         source,
@@ -85,6 +96,21 @@ def main(arguments: list[str]) -> None:
         flatten=colour(options.flatten) if options.flatten is not None else None,
         processes=options.processes,
     )
+
+
+def of_folders(recipe: Recipe, options: argparse.Namespace) -> Recipe:
+    """The recipe `paired` with the folders --a and --b; UserError for another, and for what does not go with them."""
+    given = f"--a {options.a}" if options.a else f"--b {options.b}"
+    if recipe.name != OWN["paired"]:
+        raise UserError(f"{given}: is for the recipe {OWN['paired']}; the recipe {recipe.name} knows its folders")
+    if not (options.a and options.b):
+        raise UserError(f"{given}: pairs are of two folders; add --{'b' if options.a else 'a'} DIR")
+    if options.source or not options.out:
+        wrong = (
+            f"leave --source {options.source} out" if options.source else "say with --out DIR where they are packed to"
+        )
+        raise UserError(f"{given}: names the images; {wrong}")
+    return of_two_folders(recipe, options.a, options.b, recursive=options.recursive)
 
 
 def fetched(recipe: Recipe) -> Path | None:

@@ -69,6 +69,10 @@ PLACEHOLDERS = {
 # What a reader brings along, or a scratch folder: not in the clone, and made by none of its commands.
 READERS = {"my_photographs", "my_test_photographs", "cats2dogs", "maps", "MY_COPY", "SCRATCH", "data/packed/mine"}
 READERS |= {"data/packed/cats2dogs", "data/packed/maps"}
+# Images, those that a model has made of them, and the sets that are packed of both.
+READERS |= {"horses/trainA", "horses/made", "edges", "made", "shoes_taught", "data/packed/taught/train"}
+READERS |= {"data/packed/horse2zebra-taught/train", "data/packed/edges2shoes-r-taught"}
+READERS |= {"data/packed/edges2shoes-r-taught/train"}
 # Of docs/results: the images that were measured with, and sets packed of a hundred real pairs.
 READERS_OF_RESULTS = {"sr_train", "Set5", "data/packed/e2s/train", "data/packed/e2s/test"}
 READERS_OF_RESULTS |= {"data/packed/m2p/train", "data/packed/m2p/test", "data/packed/s2w/train", "data/packed/s2w/test"}
@@ -94,7 +98,15 @@ OTHERS = {
 ROOMS = ("configs", "shards", "slurm", "bench", "docs", "hpcdistill", "tests")
 SECTIONS = ("train", "data", "eval", "method", "teacher", "init")
 # An override has to fit one of them.
-METHODS = ("dssd/x4", "fsrcnn/x4", "fesd/horse2zebra", "fesd/edges2shoes", "dcd/horse2zebra", "omgd/horse2zebra")
+METHODS = (
+    "dssd/x4",
+    "fsrcnn/x4",
+    "fesd/horse2zebra",
+    "fesd/edges2shoes",
+    "dcd/horse2zebra",
+    "omgd/horse2zebra",
+    "taught/horse2zebra",
+)
 
 
 class Command(NamedTuple):
@@ -358,8 +370,8 @@ def check_fetch(options: argparse.Namespace) -> None:
 
 def check_pack(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe)
-    assert options.source or recipe.builtin
-    for place in (options.source, options.out):
+    assert options.source or recipe.builtin or (options.a and options.b)
+    for place in (options.source, options.a, options.b, options.out):
         if place is not None:
             known_place(str(place))
 

@@ -67,9 +67,11 @@ def check_page(page: Path, option: str = "--out") -> None:
         raise UserError(f"{option} {page.parent}: its {page.name} is not a report of hpcdistill; name another folder")
 
 
-def check_images_out(folder: Path, names: Iterable[str], inputs: Iterable[Path]) -> None:
-    """UserError when images saved in `folder` under `names` would lie among the `inputs`, or replace foreign ones."""
-    option = "--save-images"
+def check_images_out(folder: Path, names: Iterable[str], inputs: Iterable[Path], option: str = "--save-images") -> None:
+    """UserError when images saved in `folder` under `names` would lie among the `inputs`, or replace foreign ones.
+
+    `option` says in messages what named the folder.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{option} {folder}: is a file; name a folder")
     check_apart(folder, inputs, "where the images are that are evaluated", option)

@@ -19,6 +19,7 @@ from hpcdistill.data.counter import draw
 from hpcdistill.methods.base import Carry, Method, Progress, Terms
 from hpcdistill.methods.cyclegan import CycleGAN
 from hpcdistill.methods.distilled_gan import DistilledGAN
+from hpcdistill.methods.image_distillation import ImageDistillation
 from hpcdistill.methods.omgd import OMGD
 from hpcdistill.methods.pix2pix import Pix2Pix
 from hpcdistill.training.evaluation import Evaluation
@@ -68,6 +69,16 @@ def omgd(vgg: Path | None = None, **values: Any) -> OMGD:
     """Of pairs it has a deep teacher of width 4 too."""
     deep = {"deep": {"ngf": 4, "levels": 4}} if values.get("family") == "pix2pix" else {}
     method = OMGD(OMGD.Config(**(_students(vgg, values) | deep | values)))
+    method.prepare(CROP)
+    return method
+
+
+def image_distillation(vgg: Path | None = None, **values: Any) -> ImageDistillation:
+    """A student of width 4; without `vgg` no style and no feature loss."""
+    torch.manual_seed(0)
+    given: dict[str, Any] = {"crop": CROP, "student": small(values.pop("student", {}), 4)}
+    given |= {"vgg": str(vgg)} if vgg else {"weight_style": 0, "weight_feature": 0}
+    method = ImageDistillation(ImageDistillation.Config(**(given | values)))
     method.prepare(CROP)
     return method
 

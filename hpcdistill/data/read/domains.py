@@ -77,9 +77,26 @@ class DomainImages:
 
     def load(self, domain: int, number: int) -> Rgb:
         """One image, [L, L, 3]: `domain` 0 is what is translated, 1 what it is translated to."""
+        return resized(self.stored(domain, number), self.load_size)
+
+    def stored(self, domain: int, number: int) -> Rgb:
+        """That image in the size that it has, [H, W, 3]."""
         side = self.domains[domain]
         place = side.place(number)
-        return self._side(side, place, self.packed.decode(*place))
+        pixels = self.packed.decode(*place)
+        return half(pixels, side.role) if place[0] == _AB else pixels
+
+    def name(self, domain: int, number: int) -> str:
+        """The file that an image came from, without its suffix."""
+        place, row = self.domains[domain].place(number)
+        return Path(self.packed.sample(row, place)[1]).stem
+
+    def names(self, domain: int) -> list[str]:
+        """What images of a domain, or made of them, are saved as: with their numbers first where two share a name."""
+        names = [self.name(domain, number) for number in range(len(self.domains[domain]))]
+        if len(set(names)) == len(names):
+            return names
+        return [f"{number:06d}-{name}" for number, name in enumerate(names)]
 
     def _side(self, domain: Domain, place: tuple[int, int], pixels: Rgb) -> Rgb:
         if place[0] == _AB:
