@@ -102,7 +102,7 @@ def evaluate_translation(
         backwards=backwards,
         statistics=opened.get(str(options.real_stats)),
     )
-    names = _names(evaluator, backwards)
+    names = image_names(evaluator, backwards)
     if save_images is not None:
         check_images_out(save_images, names, [folder])
     translated = Pictures(file, names) if generator is None else generator.to(device)
@@ -124,7 +124,7 @@ def _wanted(asked: bool | None, configured: bool | None) -> bool:
 
 def _save(evaluator: TranslationEvaluator, generator: nn.Module, backwards: bool, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    names = _names(evaluator, backwards)
+    names = image_names(evaluator, backwards)
     mine = range(evaluator.rank, len(names), evaluator.ranks)
     hidden = evaluator.rank > 0 or not err.moves
     for number in track(mine, "writing", console=err, transient=True, disable=hidden):
@@ -140,7 +140,7 @@ def _at_work() -> bool:
     return False
 
 
-def _names(evaluator: TranslationEvaluator, backwards: bool) -> list[str]:
+def image_names(evaluator: TranslationEvaluator, backwards: bool) -> list[str]:
     """What the translated images are saved as: with their numbers before them where two share a name."""
     names = [evaluator.name("data", number, backwards) for number in range(evaluator.count("data", backwards))]
     if len(set(names)) == len(names):

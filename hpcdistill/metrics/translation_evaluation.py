@@ -163,10 +163,7 @@ class TranslationEvaluator:
         gathered = self._gathered(torch.cat(rows), count)
         all_finite, *columns = gathered[:, : 1 + len(self.of_pairs)].T.tolist()
         if not all(all_finite):
-            raise UserError(
-                f"{self._name(test_set, int(backwards), all_finite.index(0.0))}: the generator's output is not finite; "
-                "its weights are damaged or its training diverged"
-            )
+            raise self._not_finite(test_set, backwards, all_finite.index(0.0))
         metrics = self._compared(torch.cat(found), test_set, backwards, count, stop)
         per_image: list[ImageRow] = []
         if self.of_pairs:
@@ -184,18 +181,25 @@ class TranslationEvaluator:
 
     def translations(
         self,
-        generator: nn.Module,
+        generator: nn.Module | Pictures,
         test_set: str,
         numbers: Sequence[int],
         backwards: bool = False,
         stop: Callable[[], bool] = never,
     ) -> Tensor:
-        """The 8-bit outputs for the images `numbers`, uint8 [n, 3, size, size] on the CPU; no collective."""
+        """The 8-bit outputs for the images `numbers`, uint8 [n, 3, size, size] on the CPU; no collective.
+
+        Of `Pictures`, as in `evaluate`; UserError as there.
+        """
+        if isinstance(generator, Pictures):
+            return self._pictures(generator, numbers).cpu()
+        outputs = []
         with evaluating(generator) as network:
-            outputs = [
-                eight_bits(translate(network, self._batch(test_set, int(backwards), batch)), self.protocol.bits).cpu()
-                for batch in until_stopped(self._batches(numbers), stop)
-            ]
+            for batch in until_stopped(self._batches(numbers), stop):
+                output = translate(network, self._batch(test_set, int(backwards), batch))
+                if not all(finite := output.isfinite().flatten(1).all(dim=1).tolist()):
+                    raise self._not_finite(test_set, backwards, batch[finite.index(False)])
+                outputs.append(eight_bits(output, self.protocol.bits).cpu())
         return torch.cat(outputs)
 
     def image(self, test_set: str, domain: int, number: int) -> Tensor:
@@ -345,6 +349,10 @@ class TranslationEvaluator:
         if keep:
             self._images[key] = image
         return image
+
+    def _not_finite(self, test_set: str, backwards: bool, number: int) -> UserError:
+        name = self._name(test_set, int(backwards), number)
+        return UserError(f"{name}: the generator's output is not finite; its weights are damaged or it diverged")
 
     def _name(self, test_set: str, domain: int, number: int) -> str:
         images = self.test_sets[test_set]
