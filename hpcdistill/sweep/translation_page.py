@@ -91,8 +91,7 @@ def _section(figures: TranslationFigures, backwards: bool) -> Section:
     shown = figures.rows[backwards]
     count = figures.evaluator.count("data", backwards)
     blocks: list[Block] = [_table(figures.methods(backwards), figures.title(backwards))]
-    protocols = {method.score.protocol for method in figures.methods(backwards) if method.score}
-    if len(protocols) > 1:
+    if len({method.score.basis for method in figures.methods(backwards) if method.score}) > 1:
         blocks.append(Text((_OTHER_PROTOCOLS,), tone="caution"))
     blocks.append(Text((_NAMED if figures.named else _RULE,)))
     blocks += [_crops(one) for one in shown]
@@ -109,9 +108,9 @@ def _table(methods: Sequence[Method], title: str) -> Table:
     if len(metrics) > 1:
         columns["Metric"] = [method.score.metric if method.score else "-" for method in methods]
     if metrics:
-        columns["Best"] = [_number(method.score and method.score.best) for method in methods]
-        columns["Last"] = [_number(method.score and method.score.last) for method in methods]
-        columns["Evaluations"] = [str(method.score and method.score.evaluations or "-") for method in methods]
+        columns["Best"] = [_number(method.score.best if method.score else None) for method in methods]
+        columns["Last"] = [_number(method.score.last if method.score else None) for method in methods]
+        columns["Evaluations"] = [str((method.score and method.score.evaluations) or "-") for method in methods]
     costs = [_cost(method) for method in methods]
     columns["Parameters"] = [f"{cost.params:,}" if cost else "-" for cost in costs]
     columns["MACs"] = [f"{cost.macs / 1e9:.3f} G" if cost else "-" for cost in costs]
@@ -129,8 +128,8 @@ def _table(methods: Sequence[Method], title: str) -> Table:
 
 
 _OF_RESULTS = (
-    "Numbers are from each run's result.json; a dash: not known on this set. Best is of the weights that were chosen on "
-    "a test set from so many evaluations, last of those after the last step. "
+    "Numbers are from each run's result.json; a dash: not known on this set. Best is of the weights that were chosen "
+    "on a test set from so many evaluations, last of those after the last step. "
 )
 
 

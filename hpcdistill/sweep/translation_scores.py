@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from hpcdistill.errors import UserError
 from hpcdistill.sweep.results import RunResult
 from hpcdistill.training.records import read_environment, read_result, run_of, run_values
 
+# Words, and what is by the names that a run gives its test sets.
+_NOT_COMPARED = ("note", "selects", "chosen_by", "test_sets", "real_images")
 _LABELS = {"fid": "FID", "kid": "KID", "psnr": "PSNR [dB]"}
 
 
@@ -25,7 +28,8 @@ class Score:
     best: float | None
     last: float | None
     evaluations: int | None  # that the best weights were chosen from
-    protocol: str  # how it was measured
+    protocol: str  # how it was measured, in words
+    basis: str  # the same, of what must be alike where numbers are compared
 
     @property
     def numbers(self) -> str:
@@ -53,7 +57,10 @@ def score_of(file: Path, digest: str) -> Score | None:
     if best is None and last is None:
         return None
     said = _LABELS.get(metric, metric.replace("_", " "))
-    return Score(said, best, last, run.evaluations, str(protocol.get("note") or ""))
+    basis = {part: value for part, value in protocol.items() if part not in _NOT_COMPARED}
+    basis["real_images"] = (protocol.get("real_images") or {}).get(name)
+    note = str(protocol.get("note") or "")
+    return Score(said, best, last, run.evaluations, note, json.dumps(basis, sort_keys=True))
 
 
 def check_one_data_set(candidates: Sequence[Candidate]) -> None:
