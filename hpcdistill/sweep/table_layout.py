@@ -176,8 +176,8 @@ def notes(layout: Layout, legend: bool = True) -> list[str]:
     several = any(cell.n > 1 for cell in layout.cells)
     ours = f"Ours: the run's {table.grid.ours} weights"
     if table.choices:
-        ours += f"; its best are chosen by {'; or '.join(table.choices)}"
-        ours += f", of {table.evaluations} evaluations" if table.evaluations else ""
+        of = f" from {table.evaluations} evaluations" if table.evaluations else ""
+        ours += f"; its best are chosen{of} by {'; or by '.join(table.choices)}"
     ours += f"; mean {PLUS_MINUS} sample standard deviation (number of runs)" if several else ""
     lines.append(f"{ours}; seed {seeds}." if len(table.seeds) == 1 else f"{ours}; seeds {seeds}.")
     alone = len({order.metric for order in table.orders}) < 2
