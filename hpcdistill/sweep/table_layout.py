@@ -73,6 +73,12 @@ class Panel:
     rows: tuple[tuple[TableCell, ...], ...]  # in the order of the table's
 
     @property
+    def naming(self) -> int:
+        """The label that tells most rows apart, of equal ones the last: a page keeps it in sight."""
+        labels = [number for number, column in enumerate(self.columns) if column.metric is None]
+        return max(labels, key=lambda number: (len({row[number].text for row in self.rows}), number), default=0)
+
+    @property
     def spans(self) -> list[tuple[Metric | None, int]]:
         """Columns side by side of one metric; labels have None."""
         spans: list[tuple[Metric | None, int]] = []
