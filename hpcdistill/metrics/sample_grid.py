@@ -17,7 +17,7 @@ from hpcdistill.metrics.sr_test_sets import Image
 from hpcdistill.ops.bicubic import upsample
 from hpcdistill.ops.colour import luma, with_luma
 
-_PAPER, _INK = (255, 255, 255), (20, 20, 20)
+_PAPER, _INK, _RULE = (255, 255, 255), (20, 20, 20), (200, 200, 200)
 _FONT_SIZE, _LABEL_HEIGHT, _GAP = 12, 18, 4
 
 
@@ -86,7 +86,7 @@ def sample_grid(rows: Sequence[Mapping[str, Image]], zoom: int = 2) -> Image:
     """One 8-bit RGB picture: a row for each mapping label -> crop `[H, W, 3]`, the label above its crop.
 
     A label may have several lines; labels of a row are as high as the highest. Crops are magnified `zoom` times with
-    their pixels left square, so that the eye sees what the network made.
+    their pixels left square, so that the eye sees what the network made, and have a thin line around them.
     """
     assert rows
     assert all(rows)
@@ -102,11 +102,13 @@ def sample_grid(rows: Sequence[Mapping[str, Image]], zoom: int = 2) -> Image:
     grid = PillowImage.new(
         "RGB", (sum(widths) + _GAP * (columns + 1), sum(heights) + _GAP * (len(rows) + 1)), color=_PAPER
     )
-    top = _GAP
-    for row, height in zip(tiles, heights, strict=True):
+    draw, top = ImageDraw.Draw(grid), _GAP
+    for row, row_tiles, height in zip(rows, tiles, heights, strict=True):
         left = _GAP
-        for tile, width in zip(row, widths, strict=False):
+        for crop, tile, width in zip(row.values(), row_tiles, widths, strict=False):
             grid.paste(tile, (left, top))
+            below, right = top + tile.height, left + crop.shape[1] * zoom
+            draw.rectangle((left - 1, below - crop.shape[0] * zoom - 1, right, below), outline=_RULE)
             left += width + _GAP
         top += height + _GAP
     return np.asarray(grid)

@@ -83,8 +83,19 @@ def test_a_label_may_have_several_lines() -> None:
     grid = sample_grid([{"one": crop, "two\nlines": crop}, {"third": crop}], zoom=1)
     dark = np.argwhere((grid == 9).all(axis=-1))
     assert sorted({int(row) for row, _ in dark}) == [*range(4 + 36, 4 + 36 + 20), *range(64 + 18, 64 + 18 + 20)]
-    lines = [grid[4 + 18 * line : 22 + 18 * line, 36:].min() for line in range(2)]
+    lines = [grid[4 + 18 * line : 21 + 18 * line, 36:].min() for line in range(2)]
     assert max(lines) < 100  # ink in both
+
+
+def test_a_white_picture_has_an_edge() -> None:
+    """A line of one pixel around it, outside; 4 pixels beside it, 4 + 18 above."""
+    grid = sample_grid([{"a": np.full((20, 60, 3), 255, np.uint8)}], zoom=1)
+    inside = grid[22:42, 4:64]
+    assert (inside == 255).all()
+    for edge in (grid[21, 3:65], grid[42, 3:65], grid[21:43, 3], grid[21:43, 64]):
+        assert (edge == 200).all()
+    assert (grid[43:] == 255).all()
+    assert (grid[:, 65:] == 255).all()
 
 
 def test_an_outline_is_outside_its_box() -> None:
