@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     from hpcdistill.ranks.signals import StopSignals
     from hpcdistill.trainer import train
 
-    with StopSignals() as signals:
+    with StopSignals(last=True) as signals:
         result = train(run, signals)
         leave()  # a launcher ends who is late by a signal
     if result is None:

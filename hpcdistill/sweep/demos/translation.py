@@ -84,7 +84,7 @@ def run_demo(options: argparse.Namespace) -> int:
     pack_pairs(options.out)
     write_random_vgg16(options.out / VGG)
     say("[2/3] training FESD-Pix2Pix: teacher, student and discriminator together", style="bold")
-    with StopSignals() as signals:
+    with StopSignals(last=True) as signals:
         trained = base.train_stage(training_arguments(options.out, options.steps, options.seed), signals)
     if trained is None:
         return EXIT_STOPPED
