@@ -39,8 +39,8 @@ def translation_page(figures: TranslationFigures, which: str, command: str) -> P
     return Page(
         title="What each method makes of an image",
         kicker="hpcdistill figures: image translation",
-        lead=f"{labels} on the images of {name}, of runs the {which} weights. Pictures are magnified as they are, every "
-        "pixel a square.",
+        lead=f"{labels} on the images of {name}, of runs the {which} weights. Pictures are magnified as they are, "
+        "every pixel a square.",
         sections=(*(_section(figures, backwards) for backwards in figures.rows), made),
         footer="This page needs no network and no other file.",
     )
