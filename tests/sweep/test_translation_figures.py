@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from phone import needs_chromium, sideways
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_report import Strict
@@ -311,6 +312,14 @@ def test_the_command_writes_a_page_and_a_picture(images: Path, runs: Path, tmp_p
     before = (tmp_path / "new" / "page.png").read_bytes()
     assert main(command) == 0
     assert (tmp_path / "new" / "page.png").read_bytes() == before
+
+
+@needs_chromium
+def test_the_page_fits_a_phone(images: Path, runs: Path, tmp_path: Path) -> None:
+    """With labels and scores longer than a picture is wide there."""
+    command = [f"{'Long' * 20}={runs / 'original-00000000'}", str(runs / "fesd-00000000"), "--images", str(images)]
+    assert main([*command, "--teachers", "--out", str(tmp_path / "page.html")]) == 0
+    assert sideways((tmp_path / "page.html").read_text(), tmp_path / "phone") <= 0
 
 
 def refused(runs: Path, tmp: Path) -> dict[str, list[str]]:
