@@ -170,8 +170,10 @@ def _html_cell(column: Column, cell: TableCell, naming: bool) -> Markup:
     for state, count in cell.signs:
         sign = SIGNS[state]
         many = str(count) if count > 1 or (cell.text and state != "measured") else ""
-        mark = Markup('<span class="sign {}"><span aria-hidden="true">{}</span>{}<span class="name">{}</span></span>')
-        parts.append(mark.format(state, sign.text, many, state))
+        # Blanks between them for who pastes the table alone: the page's style sheet sets them apart by itself.
+        words = [Markup('<span aria-hidden="true">{}</span>').format(sign.text), Markup("{}").format(many)]
+        words = [word for word in (*words, Markup('<span class="name">{}</span>').format(state)) if word]
+        parts.append(Markup('<span class="sign {}">{}</span>').format(state, Markup(" ").join(words)))
     title = Markup(' title="{}"').format(cell.explained) if cell.explained else Markup("")
     value = cell.value
     sort = "" if value is None or math.isnan(value) else repr(float(value))
