@@ -222,9 +222,8 @@ def test_notes_name_what_is_mixed(tmp_path: Path) -> None:
 
 def test_a_table_alone_reads_without_a_style_sheet(table: ResultTable) -> None:
     """Its tags taken away: 31.05, one of three runs failed."""
-    cells = [
-        " ".join(re.sub("<.*?>", "", cell).split()) for cell in re.findall("<td class.*?</td>", html(lay_out(table)))
-    ]
+    found = re.findall("<td class=.*?</td>", html(lay_out(table)), re.DOTALL)
+    cells = [" ".join(re.sub("<.*?>", "", cell, flags=re.DOTALL).split()) for cell in found]
     assert cells[1] == "31.05 \u00b1 0.07 (2) \u2717 1 failed"
     assert "\u2020 reported" in cells
 
