@@ -417,17 +417,19 @@ def is_run(path: Path) -> bool:
 
 
 def is_model(word: str) -> bool:
-    """A run's folder, weights that are shipped, or pictures of the reader's, with a label or without."""
+    """A run's folder, weights that are shipped or converted, or pictures of the reader's, with a label or without."""
     path = word.rpartition("=")[2]
     if path.startswith("pretrained:"):
         return pretrained_file(path).is_file()
-    return path in ("my_pictures", "their_pictures") or is_run(Path(path))
+    return path in ("my_pictures", "their_pictures", "pruned.safetensors") or is_run(Path(path))
 
 
 @cache
 def run_names() -> set[str]:
     files = [
-        path for path in (CLONE / "configs").glob("*/*.yaml") if path.parent.name in ("dssd", "pisr", "fsrcnn", "fesd")
+        path
+        for path in (CLONE / "configs").glob("*/*.yaml")
+        if path.parent.name in ("dssd", "pisr", "fsrcnn", "fesd", "original")
     ]
     variants = [load_yaml(path.read_text("utf-8")) for path in (CLONE / "configs/variants").glob("*.yaml")]
     named = {str(values["name"]) for values in variants if "name" in values}

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.metrics.config import BACKWARDS
 
 CARD_WEIGHTS = "model.safetensors"  # in a folder that is published: `deploy.card`
 PYTORCH = "a PyTorch checkpoint"
@@ -66,7 +67,7 @@ def generator_file(model: Path, which: str = "best", name: str | None = None) ->
     """The .safetensors file that `model` stands for: itself, or RUN/generators/<which>/<name>.safetensors.
 
     Of a folder that `hpcdistill card` made it is CARD_WEIGHTS. Without a name a run's student is meant, or its only
-    network. Raises UserError when there is no such file.
+    network, or the only one that translates a to b. Raises UserError when there is no such file.
     """
     if not model.is_dir():
         if not model.exists():
@@ -90,7 +91,8 @@ def generator_file(model: Path, which: str = "best", name: str | None = None) ->
             raise UserError(f"{model}: is a training checkpoint; name its run folder, {model.parent.parent}")
         raise UserError(f"{model}: is not a run folder (no generators/); name a run folder or a .safetensors file")
     if name is None:
-        name = next(iter(files)) if len(files) == 1 else "student"
+        forward = [stem for stem in files if not stem.endswith(BACKWARDS)]
+        name = forward[0] if len(forward) == 1 else next(iter(files)) if len(files) == 1 else "student"
         if name not in files:
             raise UserError(f"{folder}: has several networks; choose one with --generator: {', '.join(files)}")
     if name not in files:
