@@ -67,7 +67,7 @@ def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None
     if result is not None:
         say(f"{config.name}: {folder.path} has finished already")
         for name in config.data.eval.keys() - ((result.get("protocol") or {}).get("test_sets") or {}).keys():
-            command = ["python", "-m", "hpcdistill.evaluate", str(folder.path), "--data", config.data.eval[name]]
+            command = ["hpcdistill", "evaluate", str(folder.path), "--data", config.data.eval[name]]
             say(f"{name} was not measured; `{shlex.join(command)}`")
         return result
     if not folder.path.exists():  # a run that has begun goes on, whatever it was begun with
