@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +16,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from hpcdistill.methods.base import Group, OptimizerSettings
+
+# Where Adam's fused kernel takes the rate as a tensor, and of which type; a captured step finds it there.
+RATES: Final = {"cuda": torch.float32, "cpu": torch.float64}
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
@@ -51,12 +54,10 @@ class TrainedGroup:
             fused=True,  # besides its speed, only the fused form takes `found_inf`, which masks an update
         )
         self.wrapped, self.optimizer = accelerator.prepare(group.module, adam)
-        cuda = accelerator.device.type == "cuda"
-        for parameters in adam.param_groups:
-            # A tensor, so that a captured step finds the rate there; CUDA's kernel takes it in float32 alone.
-            dtype = torch.float32 if cuda else torch.float64
-            parameters["lr"] = torch.full((), self.settings.learning_rate, dtype=dtype, device=accelerator.device)
-            parameters["capturable"] = cuda
+        if (device := accelerator.device).type in RATES:
+            for parameters in adam.param_groups:
+                parameters["lr"] = torch.full((), self.settings.learning_rate, dtype=RATES[device.type], device=device)
+                parameters["capturable"] = device.type == "cuda"
         if accelerator.mixed_precision != "no":
             # Accelerate has patched `forward` to autocast by itself. The loop's own autocast is enough, and a
             # generator that is its group's module would be evaluated in half precision, others in full.
