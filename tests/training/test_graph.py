@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 import recording
 import torch
-from small_methods import METHODS, Ramp, build, image_distillation_of, omgd_of, samples_of
+from small_methods import METHODS, Ramp, build, image_distillation_of, omgd_of, samples_of, wavelet_kd_of
 from torch import Tensor
 from toy import (
     BATCH,
+    SEED,
     Killed,
     Regression,
     SegmentedRegression,
@@ -32,7 +34,13 @@ from hpcdistill.methods.base import Batch, Carry, Method, OptimizerSettings, Pro
 from hpcdistill.training import graph
 from hpcdistill.training.config import TrainConfig
 
-ALL = [*METHODS, "omgd_cyclegan", "omgd_pix2pix", "image_distillation"]
+MADE: dict[str, Callable[[Path], Method]] = {name: partial(build, name) for name in METHODS} | {
+    "omgd_cyclegan": partial(omgd_of, "cyclegan"),
+    "omgd_pix2pix": partial(omgd_of, "pix2pix"),
+    "wavelet_kd_cyclegan": partial(wavelet_kd_of, "cyclegan"),
+    "wavelet_kd_pix2pix": partial(wavelet_kd_of, "pix2pix"),
+    "image_distillation": image_distillation_of,
+}
 STEPS = 12
 
 
@@ -56,24 +64,17 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def made(name: str, vgg: Path) -> Method:
-    if name.startswith("omgd"):
-        return omgd_of(name.partition("_")[2], vgg).double()
-    if name == "image_distillation":
-        return image_distillation_of(vgg).double()
-    return build(name, vgg)
-
-
 def trained(name: str, vgg: Path, folder: Path, steps: int = STEPS, **options: Any) -> tuple[Any, Any]:
     """The lines of metrics.jsonl and the last checkpoint."""
-    method = made(name, vgg)
+    torch.manual_seed(SEED)
+    method = MADE[name](vgg).double()
     if len(method.segments()) > 1 or "evaluate_every" in options:
         options = {"evaluator": Ramp(), **options}
     run(method, ToyReader(2, samples_of(name)), folder, steps, **options)
     return rows(folder), newest_tensors(folder)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", MADE)
 def test_every_method_is_captured_and_learns_the_same(name: str, tmp_path: Path, vgg: Path, replays: list[int]) -> None:
     eager = trained(name, vgg, tmp_path / "eager")
     captured = trained(name, vgg, tmp_path / "captured", graph="on")
