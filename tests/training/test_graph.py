@@ -31,8 +31,15 @@ from toy import (
 
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Carry, Method, OptimizerSettings, Progress, Segment, Terms
+from hpcdistill.methods.output_distillation import OutputDistillation
+from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.training import graph
 from hpcdistill.training.config import TrainConfig
+
+
+def output_distillation(vgg: Path) -> Method:
+    return OutputDistillation(OutputDistillation.Config(scale=2, weight_feature=1.0), {"teacher": FSRCNN(2)})
+
 
 MADE: dict[str, Callable[[Path], Method]] = {name: partial(build, name) for name in METHODS} | {
     "omgd_cyclegan": partial(omgd_of, "cyclegan"),
@@ -40,6 +47,7 @@ MADE: dict[str, Callable[[Path], Method]] = {name: partial(build, name) for name
     "wavelet_kd_cyclegan": partial(wavelet_kd_of, "cyclegan"),
     "wavelet_kd_pix2pix": partial(wavelet_kd_of, "pix2pix"),
     "image_distillation": image_distillation_of,
+    "output_distillation": output_distillation,
 }
 STEPS = 12
 
@@ -70,7 +78,8 @@ def trained(name: str, vgg: Path, folder: Path, steps: int = STEPS, **options: A
     method = MADE[name](vgg).double()
     if len(method.segments()) > 1 or "evaluate_every" in options:
         options = {"evaluator": Ramp(), **options}
-    run(method, ToyReader(2, samples_of(name)), folder, steps, **options)
+    samples = samples_of("plain_sr" if name == "output_distillation" else name)
+    run(method, ToyReader(2, samples), folder, steps, **options)
     return rows(folder), newest_tensors(folder)
 
 
