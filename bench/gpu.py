@@ -1,12 +1,13 @@
-"""All that waits for a GPU, in ten minutes on one: `python bench/gpu.py [--data DIR] [--out DIR] [--minutes N] [--only PART ...]`.
+"""All that waits for a GPU, in ten minutes on one: `python bench/gpu.py [--minutes N] [--only PART ...]`.
 
-The GPU tests, a step of every method, the benches that know --device, and a short training of each method. Every part is a
-process of its own with its own time; one that fails or is cut is named with its last lines, and the others go on. gpu.json
-is written anew after every part, so that a run that is cut at any moment has left what it had measured; gpu.html and gpu.md
-show it. `--rehearse` does the same on a CPU with tiny budgets, and says so on its page: no result.
+The GPU tests, a step of every method, the benches that know --device, and a short training of each method. Every part
+is a process of its own with its own time; one that fails or is cut is named with its last lines, and the others go on.
+gpu.json is written anew after every part, so that a run that is cut at any moment has left what it had measured;
+gpu.html and gpu.md show it. `--rehearse` does the same on a CPU with tiny budgets, and says so: no result.
 
-The packed sets (40 MB at most) are made before, by gpu_data.py; without any, pictures are drawn. What must be installed:
-torch with CUDA, and the packages in WHEELS where a machine has only those that come with PyTorch (docs/results/gpu_queue.md).
+The packed sets (40 MB at most) are made before, by gpu_data.py; without any, pictures are drawn. What must be there:
+torch with CUDA, and the packages in WHEELS where a machine has only what comes with PyTorch (`--wheels` prints them
+with their versions; docs/results/gpu_queue.md).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from gpu_data import COUNTS, make
 from gpu_page import write_pages
 from gpu_parts import MINUTES, Part, Place, parts
 
-from hpcdistill.command import UserPath, run_command
+from hpcdistill.command import UserPath, end_in_order_when_terminated, run_command
 from hpcdistill.console import say
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.storage import CLONE, write_json
@@ -49,7 +50,7 @@ WHEELS = (
     "braceexpand",
     "pytorch-fid",
 )
-REHEARSAL = 2.0  # minutes
+REHEARSAL = 2.8  # minutes
 FEW = {"sr": 6, "sr-test": 2, "a": 6, "b": 6}  # pictures drawn for a rehearsal
 GRACE = 8.0  # seconds to save and end before a part is killed; at most a third of its time
 TAIL = 30  # lines of a part's output that are kept
@@ -80,9 +81,8 @@ def main(arguments: Sequence[str]) -> int:
         write_random_vgg16(place.folder / "vgg16-untrained.safetensors")
         report = run_all(chosen, place, minutes, options.out)
     bad = [part["name"] for part in report["parts"] if part["status"] in ("failed", "cut")]
-    say(
-        f"{options.out / 'gpu.html'}: {len(bad)} of {len(chosen)} parts failed or were cut{': ' if bad else ''}{', '.join(bad)}"
-    )
+    told = f"{len(bad)} of {len(chosen)} parts failed or were cut{': ' if bad else ''}{', '.join(bad)}"
+    say(f"{options.out / 'gpu.html'}: {told}")
     return 1 if bad else 0
 
 
@@ -104,23 +104,25 @@ def run_all(chosen: Sequence[Part], place: Place, minutes: float, out: Path) -> 
     """Run the parts one after the other; the report, which `out` holds at every moment."""
     out.mkdir(parents=True, exist_ok=True)
     commands = {part.name: part.command(place) for part in chosen}
-    whole = sum(part.seconds for part in chosen if commands[part.name])
+    left = sum(part.seconds for part in chosen if commands[part.name])
     report: dict[str, Any] = {"rehearsal": place.rehearsal, "minutes": minutes, "machine": machine(place), "parts": []}
     records: list[dict[str, Any]] = report["parts"]
     for part in chosen:
-        waits = "absent" if commands[part.name] is None else "not reached"
-        records.append(
-            {"name": part.name, "what": part.what, "status": waits, "why": part.absent if waits == "absent" else ""}
-        )
+        absent = commands[part.name] is None
+        told = {"status": "absent", "why": part.absent} if absent else {"status": "not reached", "why": ""}
+        records.append({"name": part.name, "what": part.what, **told})
     deadline = time.monotonic() + 60 * minutes
     for part, record in zip(chosen, records, strict=True):
         command = commands[part.name]
-        limit = min(part.seconds * 60 * minutes / (whole or 1), deadline - time.monotonic())
-        if command is None or limit < 1:
+        if command is None:
+            continue
+        limit = (deadline - time.monotonic()) * part.seconds / left  # what others have not needed is shared
+        left -= part.seconds
+        if limit < 1:
             continue
         record |= {"command": shlex.join(command), "limit_seconds": round(limit, 1), "status": "running"}
-        say(f"{part.name}: {limit:.0f} s")
         write_json(out / "gpu.json", report)
+        say(f"{part.name}: {limit:.0f} s")
         record |= run_part(part, command, limit, place)
         write_json(out / "gpu.json", report)
         write_pages(report, out)
@@ -133,13 +135,11 @@ def run_part(part: Part, command: Sequence[str], limit: float, place: Place) -> 
     folder = place.folder / part.name.removeprefix("train ")
     folder.mkdir(parents=True, exist_ok=True)
     standard, errors = place.folder / "stdout", place.folder / "stderr"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(CLONE), os.environ.get("PYTHONPATH", "")]).rstrip(":"),
-    }
+    paths = [str(CLONE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     start = time.monotonic()
     with standard.open("wb") as to, standard.parent.joinpath("stderr").open("wb") as told:
-        child = subprocess.Popen(command, cwd=CLONE, env=environment, stdout=to, stderr=told, start_new_session=True)
+        child = subprocess.Popen(command, cwd=CLONE, env=environment, stdout=to, stderr=told, process_group=0)
         try:
             ended = wait(child, limit)
         finally:
@@ -164,7 +164,7 @@ def _status(part: Part, code: int, ended: bool, reached: bool) -> str:
         return "done" if reached and (not ended or code == 0) else "failed" if ended else "cut"
     if not ended:
         return "cut"
-    return "done" if code in part.accepted else "failed"
+    return "done" if code == 0 else "failed"
 
 
 def wait(child: subprocess.Popen[bytes], limit: float) -> bool:
@@ -218,4 +218,5 @@ if __name__ == "__main__":
         locked = {name.lower().replace("_", "-"): version for name, version in lines if not name.startswith("#")}
         sys.stdout.write("\n".join(wheels(locked)) + "\n")
     else:
+        end_in_order_when_terminated()
         run_command(main)

@@ -1,14 +1,13 @@
 """The packed sets for bench/gpu.py, at most 40 MB: `python bench/gpu_data.py [--sr DIR] [--a DIR --b DIR] [--out DIR]`.
 
 `--sr` photographs for super-resolution, `--a` and `--b` those of two domains for translation (unpaired). Without them
-pictures are drawn: enough to measure how long things take, not what is learnt. A folder named gpu-data is what bench/gpu.py
-looks for, and git ignores it.
+pictures are drawn: enough to measure how long things take, not what is learnt. bench/gpu.py looks for
+a folder named gpu-data; git ignores it.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
@@ -62,22 +61,15 @@ def make(out: Path, sr: Path | None, domains: tuple[Path, Path] | None, counts: 
             chosen = _taken(given, counts[name]) if given else _drawn(folder / f"d{name}", counts[name], SIDES["a"])
             _link(chosen, folder / "unpaired" / f"train{name.upper()}")
         for recipe, source in (("folder", "sr"), ("folder", "sr-test"), ("unpaired", "unpaired")):
-            command = [
-                sys.executable,
-                str(PACK),
-                recipe,
-                "--source",
-                str(folder / source),
-                "--out",
-                str(packed / source),
-            ]
+            words = [recipe, "--source", str(folder / source), "--out", str(packed / source)]
+            command = [sys.executable, str(PACK), *words]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise UserError(f"{source} cannot be packed: {done.stderr.strip().splitlines()[-1]}")
         size = sum(file.stat().st_size for file in packed.rglob("*") if file.is_file())
         if size > LIMIT:
             raise UserError(f"the sets take {size / 1e6:.0f} MB, the limit is {LIMIT / 1e6:.0f}; name smaller pictures")
-        os.replace(packed, out)
+        packed.replace(out)
     return size
 
 

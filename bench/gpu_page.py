@@ -43,16 +43,9 @@ def make_page(report: Mapping[str, Any]) -> Page:
 
 
 def _overview(parts: list[dict[str, Any]]) -> Table:
+    times = ("seconds", "limit_seconds")
     rows = [
-        Row(
-            (
-                part["name"],
-                part["status"],
-                *(_number(part.get(key)) for key in ("seconds", "limit_seconds")),
-                part["why"],
-            )
-        )
-        for part in parts
+        Row((part["name"], part["status"], *(_number(part.get(key)) for key in times), part["why"])) for part in parts
     ]
     return Table("The parts, in their order", ("part", "how it ended", "seconds", "its limit", "why"), tuple(rows))
 
@@ -62,7 +55,7 @@ def _measured(part: Mapping[str, Any]) -> list[Block]:
     if "runs" in result:
         return _trainings(result["runs"])
     if part["name"] == "steps":
-        return _steps(result["rows"])
+        return _steps(result.get("rows", []))
     rows = [Row((name, _number(value))) for name, value in _flat(result)]
     return [Table(part["what"], ("value", ""), tuple(rows))] if rows else []
 
@@ -91,9 +84,8 @@ def _trainings(runs: Mapping[str, Any]) -> list[Block]:
 
 
 def _terms(run: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {_number(run['first'].get(key))} to {_number(value)}" for key, value in run["last"].items()
-    )
+    first = run["first"]
+    return ", ".join(f"{key} {_number(first.get(key))} to {_number(value)}" for key, value in run["last"].items())
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:

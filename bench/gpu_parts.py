@@ -1,4 +1,4 @@
-"""What bench/gpu.py runs, most valuable first: each part a command, its share of the time, and how to read its output."""
+"""What bench/gpu.py runs, most valuable first: each part a command, a share of the time, and a reader of its output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ Reader = Callable[[Path, str], dict[str, Any]]  # the part's folder and its stan
 
 @dataclass(frozen=True)
 class Part:
-    """`seconds`: its limit in ten minutes; others take their share. `endless`: being ended at its limit is its end."""
+    """`seconds`: its limit in ten minutes; others take their share, and of what is left over. `endless`: being ended at its limit is its end."""
 
     name: str
     what: str
@@ -46,28 +46,19 @@ class Part:
     command: Callable[[Place], list[str] | None]  # None: it cannot be run in this checkout
     read: Reader
     endless: bool = False
-    absent: str = ""
-    accepted: tuple[int, ...] = field(default=(0,))
+    absent: str = ""  # why there is no command
 
 
 def parts() -> list[Part]:
     """All of them, in their order."""
-    first = [
+    return [
         Part("tests", "pytest -m gpu: what only a GPU can show", 60, _tests, _read_tests),
         Part("steps", "a step of every method, in both layouts, float32 and bf16", 150, _steps, _json_lines),
         _training("fesd", 45),
         _training("dssd", 55),
-        Part(
-            "gan",
-            "FESD, DCD and OMGD beside the released code's arithmetic",
-            60,
-            _bench("gan.py"),
-            _json,
-            False,
-            _ABSENT,
-        ),
-        Part("step", "super-resolution beside the published trainers'", 60, _bench("step.py"), _json, False, _ABSENT),
-        Part("limits", "bandwidth and matrix rate of the device", 30, _bench("limits.py"), _json, False, _ABSENT),
+        _bench("gan", "FESD, DCD and OMGD beside the released code's arithmetic", 60),
+        _bench("step", "super-resolution beside the published trainers'", 60),
+        _bench("limits", "bandwidth and matrix rate of the device", 30),
         Part("latency", "the x4 student to 1280x720 in every form", 30, _latency, _json),
         _training("fsrcnn", 25),
         _training("pisr", 35),
@@ -75,10 +66,6 @@ def parts() -> list[Part]:
         _training("omgd", 30),
         Part("loader", "batches from the packed set, by the host's cores", 25, _loader, _json),
     ]
-    return first
-
-
-_ABSENT = "the script is not in this checkout, or has no --device"
 
 
 def _python(script: str, *words: str) -> list[str]:
@@ -87,9 +74,8 @@ def _python(script: str, *words: str) -> list[str]:
 
 def _tests(place: Place) -> list[str]:
     """Only the files that have such tests: others would be imported for nothing, with what they need."""
-    files = [
-        file for file in sorted((CLONE / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in file.read_text("utf-8")
-    ]
+    every = sorted((CLONE / "tests").rglob("test_*.py"))
+    files = [file for file in every if "@pytest.mark.gpu" in file.read_text("utf-8")]
     words = ["-m", "pytest", "-q", "-m", "gpu", "-n", "0", "-rs", "-p", "no:cacheprovider"]
     return [sys.executable, *words, *(str(file.relative_to(CLONE)) for file in files)]
 
@@ -121,16 +107,16 @@ def _json(folder: Path, output: str) -> dict[str, Any]:
     return found
 
 
-def _bench(script: str) -> Callable[[Place], list[str] | None]:
-    """A script of this folder that knows --device."""
+def _bench(name: str, what: str, seconds: float) -> Part:
+    """A script of this folder, where it knows --device."""
+    file = CLONE / "bench" / f"{name}.py"
 
     def command(place: Place) -> list[str] | None:
-        file = CLONE / "bench" / script
         if not file.is_file() or '"--device"' not in file.read_text("utf-8"):
             return None
-        return _python(f"bench/{script}", "--device", place.device, "--json")
+        return _python(f"bench/{name}.py", "--device", place.device, "--json")
 
-    return command
+    return Part(name, what, seconds, command, _json, absent=f"bench/{name}.py is not there, or has no --device")
 
 
 def _latency(place: Place) -> list[str]:

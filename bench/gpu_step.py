@@ -1,8 +1,8 @@
-"""What a training step costs on a device: `python bench/gpu_step.py [--device cuda|cpu] [--seconds S] [--rows NAME ...]`.
+"""What a training step costs on a device: `python bench/gpu_step.py [--device cpu] [--rows NAME ...]`.
 
 One JSON object a line, each as soon as it is measured: super-resolution at x4, batch 16, HR 192, luma; translation
-256x256, batch 1. The data are noise that lies ready. The clock is read after a synchronisation, around five steps of the
-real updates, log lines not included; a step is the median over such blocks.
+256x256, batch 1. The data are noise that lies ready. The clock is read after a synchronisation, around five steps of
+the real updates, log lines not included; a step is the median over such blocks.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ SMALL = (
     "method.discriminator_strides=2",
     "method.ndf=8",
     "method.teacher.ngf=8",
-) + (
     "method.student.ngf=4",
     "method.style_layers=[relu1_1]",
     "method.feature_layers=[relu1_1]",
