@@ -19,6 +19,18 @@ FULL = "cuda"  # the device of a run that counts
 SR = {"fsrcnn": "fsrcnn/x4", "dssd": "dssd/x4", "pisr": "pisr/x4"}
 GAN = {"fesd": "fesd/horse2zebra", "dcd": "dcd/horse2zebra", "omgd": "omgd/horse2zebra"}
 
+# Of translation, where only a rehearsal is wanted.
+SMALL = (
+    "data.crop=64",
+    "data.load_size=64",
+    "method.discriminator_strides=2",
+    "method.ndf=8",
+    "method.teacher.ngf=8",
+    "method.student.ngf=4",
+    "method.style_layers=[relu1_1]",
+    "method.feature_layers=[relu1_1]",
+)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -38,7 +50,7 @@ Reader = Callable[[Path, str], dict[str, Any]]  # the part's folder and its stan
 
 @dataclass(frozen=True)
 class Part:
-    """`seconds`: its limit in ten minutes; others take their share, and of what is left over. `endless`: being ended at its limit is its end."""
+    """`seconds`: its limit in ten minutes, and what others leave over. `endless`: its limit is how it ends."""
 
     name: str
     what: str
@@ -159,7 +171,7 @@ def training_command(name: str, place: Place) -> list[str]:
         own += ["method.schedule=online", "method.blocks=null"]
     if place.rehearsal:
         own += ["data.workers=0", "train.log_every=1", "train.threads=1"]
-        own += ["data.patch=48", "train.batch_size=2"] if name in SR else ["data.crop=64", "data.load_size=64"]
+        own += ["data.patch=48", "train.batch_size=2"] if name in SR else list(SMALL)
     return [*words, *own]
 
 

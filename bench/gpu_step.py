@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_parts import SMALL
 from torch import Tensor
 
 from hpcdistill.command import run_command
@@ -49,16 +50,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "bf16": {"channels_last": False, "precision": "bf16"},
     "bf16, channels last": {"channels_last": True, "precision": "bf16"},
 }
-SMALL = (
-    "data.crop=64",
-    "data.load_size=64",
-    "method.discriminator_strides=2",
-    "method.ndf=8",
-    "method.teacher.ngf=8",
-    "method.student.ngf=4",
-    "method.style_layers=[relu1_1]",
-    "method.feature_layers=[relu1_1]",
-)
 TRANSLATION = ("fesd", "dcd", "omgd")
 WARM_UPS, BLOCK, BLOCKS = 3, 5, 3  # steps before, steps between two readings of the clock, readings at least
 STEPS = 10**6  # of the run that the steps pretend to be part of
