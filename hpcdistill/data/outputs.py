@@ -78,9 +78,13 @@ def check_images_out(folder: Path, names: Iterable[str], inputs: Iterable[Path],
     if (folder / INDEX_NAME).exists():
         raise UserError(f"{option} {folder}: is a packed data set; name another folder")
     for name in names:
-        path = image_path(folder, name)
-        if path.exists() and not is_ours(path):
-            raise UserError(f"{option} {folder}: {path.name} is there, and was not saved by this command; name another")
+        check_picture(image_path(folder, name), f"{option} {folder}")
+
+
+def check_picture(path: Path, option: str) -> None:
+    """UserError, which begins with the `option`, when there is a file at `path` that `save_image` did not write."""
+    if path.exists() and not is_ours(path):
+        raise UserError(f"{option}: {path.name} is there, and was not saved by this command; name another")
 
 
 def save_image(folder: Path, name: str, image: NDArray[np.uint8]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hpcdistill.console import say
 from hpcdistill.data.index import Kind
-from hpcdistill.data.progress import Progress
+from hpcdistill.data.progress import ProgressBar
 from hpcdistill.data.read.domains import DomainImages
 from hpcdistill.data.test_sets import Real, real_folders, real_side
 from hpcdistill.errors import UserError, plural
@@ -165,10 +165,7 @@ class TranslationEvaluator:
         gathered = self._gathered(torch.cat(rows), count)
         all_finite, *columns = gathered[:, : 1 + len(of_pairs)].T.tolist()
         if not all(all_finite):
-            raise UserError(
-                f"{self.name(test_set, all_finite.index(0.0), backwards)}: the generator's output is not finite; "
-                "its weights are damaged or its training diverged"
-            )
+            raise self._not_finite(test_set, backwards, all_finite.index(0.0))
         metrics = self._compared(torch.cat(found), test_set, backwards, count, stop)
         per_image: list[ImageRow] = []
         if of_pairs:
@@ -186,18 +183,25 @@ class TranslationEvaluator:
 
     def translations(
         self,
-        generator: nn.Module,
+        generator: nn.Module | Pictures,
         test_set: str,
         numbers: Sequence[int],
         backwards: bool = False,
         stop: Callable[[], bool] = never,
     ) -> Tensor:
-        """The 8-bit outputs for the images `numbers`, uint8 [n, 3, size, size] on the CPU; no collective."""
+        """The 8-bit outputs for the images `numbers`, uint8 [n, 3, size, size] on the CPU; no collective.
+
+        Of `Pictures`, as in `evaluate`; UserError as there.
+        """
+        if isinstance(generator, Pictures):
+            return self._pictures(generator, numbers).cpu()
+        outputs = []
         with evaluating(generator) as network:
-            outputs = [
-                eight_bits(translate(network, self._batch(test_set, int(backwards), batch)), self.protocol.bits).cpu()
-                for batch in until_stopped(self._batches(numbers), stop)
-            ]
+            for batch in until_stopped(self._batches(numbers), stop):
+                output = translate(network, self._batch(test_set, int(backwards), batch))
+                if not all(finite := output.isfinite().flatten(1).all(dim=1).tolist()):
+                    raise self._not_finite(test_set, backwards, batch[finite.index(False)])
+                outputs.append(eight_bits(output, self.protocol.bits).cpu())
         return torch.cat(outputs)
 
     def image(self, test_set: str, domain: int, number: int) -> Tensor:
@@ -279,7 +283,7 @@ class TranslationEvaluator:
             with (
                 shared_work(self.ranks, self.device),
                 contextlib.closing(real.images.packed),
-                Progress(label, total=len(numbers), unit="images") as progress,
+                ProgressBar(label, total=len(numbers), unit="images") as progress,
             ):
                 mine = real.compute(numbers, self._batch_size, self.device, progress.advance, stop)
             features = self._gathered(mine, len(real)).cpu()
@@ -350,6 +354,10 @@ class TranslationEvaluator:
         if keep:
             self._images[key] = image
         return image
+
+    def _not_finite(self, test_set: str, backwards: bool, number: int) -> UserError:
+        name = self.name(test_set, number, backwards)
+        return UserError(f"{name}: the generator's output is not finite; its weights are damaged or it diverged")
 
 
 def translate(generator: nn.Module, sources: Tensor) -> Tensor:
