@@ -70,12 +70,14 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1)
 
 def strided(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, output_padding: int | None = None) -> Tensor:
     """`functional.conv2d` with stride 2 or, with `output_padding`, `functional.conv_transpose2d`."""
-    transposed = output_padding is not None
-    options = ((2, 2), (padding, padding), (1, 1), transposed, (output_padding or 0,) * 2, 1)
     if applies(x) and weight.requires_grad and not _halved(x) and not x.is_contiguous():
+        transposed = output_padding is not None
+        options = ((2, 2), (padding, padding), (1, 1), transposed, (output_padding or 0,) * 2, 1)
         convolved: Tensor = _Strided.apply(x, weight, bias, options)  # type: ignore[no-untyped-call]
         return convolved
-    return torch.convolution(x, weight, bias, *options)
+    if output_padding is None:
+        return functional.conv2d(x, weight, bias, stride=2, padding=padding)
+    return functional.conv_transpose2d(x, weight, bias, stride=2, padding=padding, output_padding=output_padding)
 
 
 class _Strided(torch.autograd.Function):
