@@ -47,8 +47,10 @@ def instance_norm(x: Tensor) -> Tensor:
         return functional.instance_norm(x)
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return functional.group_norm(x, x.shape[1])
-    normalised = [functional.batch_norm(one, None, None, training=True) for one in x.tensor_split(len(x))]
-    return normalised[0] if len(normalised) == 1 else torch.cat(normalised)
+    if len(x) == 1:
+        return functional.batch_norm(x, None, None, training=True)
+    # Not slices: the gradient of each would be a batch of zeros, in another layout.
+    return torch.cat([functional.batch_norm(one, None, None, training=True) for one in torch.split(x, 1)])
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
@@ -108,11 +110,30 @@ def _few_out(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Each row of the kernel gives channels of its own, summed where the rows lie."""
     out, channels, rows, columns = weight.shape
     spread = functional.conv2d(x, weight.permute(2, 0, 1, 3).reshape(rows * out, channels, 1, columns))
-    height = x.shape[2] - rows + 1
-    summed = spread[:, :out, :height]
-    for row in range(1, rows):
-        summed = summed + spread[:, row * out : (row + 1) * out, row : row + height]
+    summed: Tensor = _RowsSummed.apply(spread, out)  # type: ignore[no-untyped-call]
     return summed if bias is None else summed + bias[:, None, None]
+
+
+class _RowsSummed(torch.autograd.Function):
+    """`[N, rows * out, H, W]` to `[N, out, H - rows + 1, W]`: row r is moved up by r. The way back copies once."""
+
+    @staticmethod
+    def forward(ctx: Any, spread: Tensor, out: int) -> Tensor:
+        ctx.shape, ctx.out = spread.shape, out
+        rows = spread.shape[1] // out
+        height = spread.shape[2] - rows + 1
+        summed = spread[:, :out, :height].clone()
+        for row in range(1, rows):
+            summed += spread[:, row * out : (row + 1) * out, row : row + height]
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        out, height = ctx.out, gradient.shape[2]
+        spread = gradient.new_zeros(ctx.shape)
+        for row in range(ctx.shape[1] // out):
+            spread[:, row * out : (row + 1) * out, row : row + height] = gradient
+        return spread, None
 
 
 def _few_in(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
