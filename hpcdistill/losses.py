@@ -7,7 +7,7 @@ named.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional
 from hpcdistill.errors import UserError, nearest
 
 LayerMaps = Mapping[str, Tensor]  # layer -> [B, C, H, W]
+Distance = Callable[[Tensor, Tensor], Tensor]  # of two tensors of one shape, 0-dim
 
 _WINDOW, _SIGMA = 11, 1.5  # pixels, of SSIM's Gaussian
 _C1, _C2 = 0.01**2, 0.03**2
@@ -50,12 +51,15 @@ def fourier(image: Tensor, target: Tensor) -> Tensor:
 # Perceptual distillation, on VGG16's maps of two images: sums over the layers of mean absolute differences.
 
 
-def style(maps_student: LayerMaps, maps_teacher: LayerMaps) -> Tensor:
-    """Sum over layers of mean |Gram(S) - Gram(T)| (0-dim), equation 10; the same layers in both."""
+def style(maps_student: LayerMaps, maps_teacher: LayerMaps, distance: Distance = l1) -> Tensor:
+    """Sum over layers of mean |Gram(S) - Gram(T)| (0-dim), equation 10; the same layers in both.
+
+    With `distance` l2 of the mean squared differences, as AutoGAN-Distiller has it (Fu et al., ICML 2020).
+    """
     distances = []
     for student, teacher in _pairs(maps_student, maps_teacher):
         _check_same_shape(student, teacher)  # the Grams of maps of different sizes would have one shape
-        distances.append(l1(gram(student), gram(teacher)))
+        distances.append(distance(gram(student), gram(teacher)))
     return torch.stack(distances).sum()
 
 

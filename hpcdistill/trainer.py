@@ -66,7 +66,7 @@ def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None
     if result is not None:
         say(f"{config.name}: {folder.path} has finished already")
         for name in config.data.eval.keys() - ((result.get("protocol") or {}).get("test_sets") or {}).keys():
-            command = ["python", "-m", "hpcdistill.evaluate", str(folder.path), "--data", config.data.eval[name]]
+            command = ["hpcdistill", "evaluate", str(folder.path), "--data", config.data.eval[name]]
             say(f"{name} was not measured; `{shlex.join(command)}`")
         return result
     if not folder.path.exists():  # a run that has begun goes on, whatever it was begun with
@@ -166,7 +166,11 @@ def _open_reader(
     config: RunConfig, needs: Needs, accelerator: Accelerator, signals: StopSignals | None
 ) -> Reader | None:
     """The training data, staged where the configuration asks for it; None when a signal came meanwhile."""
-    with watchdog.patient(), contextlib.suppress(StagingStopped):  # staging may take long
+    with (
+        watchdog.patient(),  # staging and decoding may take long
+        contextlib.suppress(StagingStopped),
+        _enough_memory(config.name, accelerator),  # data.cache
+    ):
         return open_reader(
             config.data.train,
             needs,
@@ -176,6 +180,7 @@ def _open_reader(
             accelerator.process_index,
             accelerator.num_processes,
             lambda: signals is not None and signals.requested(),
+            accelerator.device,
         )
     return None
 
@@ -216,14 +221,15 @@ def _result(
 
 @contextlib.contextmanager
 def _enough_memory(name: str, accelerator: Accelerator) -> Iterator[None]:
-    """UserError where the networks or a step of the run `name` need more memory than the device has."""
+    """UserError where the data, the networks or a step of the run `name` need more memory than the device has."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        kept = ", keep the images off it with data.cache=ram," if accelerator.device.type == "cuda" else ""
         raise UserError(
-            f"{name}: no memory is left on {accelerator.device} ({error or 'of Python'}); free the device or cut "
+            f"{name}: no memory is left on {accelerator.device} ({error or 'of Python'}); free the device{kept} or cut "
             "the batch with train.accumulation=2 or more, and the run goes on from its last checkpoint; a lower "
             "train.batch_size or train.precision=bf16 is another run"
         ) from error

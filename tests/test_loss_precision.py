@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from translation import BATCH, Phases, batch_of, cyclegan, distilled, omgd, pix2pix
+from translation import BATCH, Phases, batch_of, cyclegan, distilled, image_distillation, omgd, pix2pix
 
 from hpcdistill import losses
 from hpcdistill.methods.base import Method
@@ -209,6 +209,11 @@ METHODS: dict[str, tuple[Callable[[Path], Method], Callable[[], dict[str, Tensor
         lambda vgg: distilled(vgg, family="pix2pix"),
         lambda: batch_of(torch.float32),
         {"gan", "style", "feature", "dcd", "spectral", "spectral_real", "spectral_fake", "reconstruction"},
+    ),
+    "image_distillation": (
+        lambda vgg: image_distillation(vgg, weight_tv=1e-5),
+        lambda: batch_of(torch.float32),
+        {"output", "style", "feature", "tv"},
     ),
     "omgd": (
         lambda vgg: omgd(vgg, ssim_range="unit"),

@@ -13,6 +13,7 @@ METHODS = Registry(
         "cyclegan": "hpcdistill.methods.gan_settings:CycleGANConfig",
         "pix2pix": "hpcdistill.methods.gan_settings:Pix2PixConfig",
         "distilled_gan": "hpcdistill.methods.distillation_settings:DistilledGANConfig",
+        "image_distillation": "hpcdistill.methods.image_distillation_settings:ImageDistillationConfig",
         "omgd": "hpcdistill.methods.omgd_settings:OMGDConfig",
     },
     open=True,

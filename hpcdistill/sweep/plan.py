@@ -78,7 +78,7 @@ class PlannedRun:
 
     key: str
     name: str  # the run folder's name before its digits
-    arguments: tuple[str, ...]  # of `python -m hpcdistill.train`, which makes the same run
+    arguments: tuple[str, ...]  # of `hpcdistill train`, which makes the same run
     loaded: Run
     seed: int
     teacher: str | None  # key of the run that is needed first
