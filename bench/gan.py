@@ -66,7 +66,7 @@ class Ours:
 
     def __init__(self, kind: str, phases: str, precision: str, threads: int) -> None:
         torch.manual_seed(0)
-        method = built(kind)
+        self.method = method = built(kind)
         method.vgg = VGG16Features(method.config.style_layers)
         config = TrainConfig.model_validate(
             {"batch_size": 1, "device": "cpu", "precision": precision, "threads": threads, "gradient_norms_every": 0}

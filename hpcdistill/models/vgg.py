@@ -115,8 +115,8 @@ class VGG16Features(nn.Module):
             x = (x - self.mean) / self.deviation
         x = cpu_forms.channels_last(x)
         if not x.is_contiguous() and next(self.features.parameters()).is_contiguous():
-            # Once, as they never change.
-            self.features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            with torch.inference_mode(False):  # once; weights moved in an evaluation could not be used in training
+                self.features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         maps = {}
         for number, layer in enumerate(self.features):
             x = layer(x)

@@ -23,7 +23,7 @@ def applies(x: Tensor) -> bool:
         x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
-        and not torch._C._functorch.is_batchedtensor(x)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
 
 
