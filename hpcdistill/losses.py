@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.ops.wavelet import haar
 
 LayerMaps = Mapping[str, Tensor]  # layer -> [B, C, H, W]
 Distance = Callable[[Tensor, Tensor], Tensor]  # of two tensors of one shape, 0-dim
@@ -46,6 +47,16 @@ def fourier(image: Tensor, target: Tensor) -> Tensor:
     """
     transform = torch.fft.rfft2(_difference(image, target), norm="ortho")
     return torch.view_as_real(transform).abs().sum(-1).mean()
+
+
+def wavelet(image: Tensor, target: Tensor, levels: int, power: int = 1) -> Tensor:
+    """Sum over levels of the mean of |difference|^power (0-dim) of the Haar detail bands of two `[B, C, H, W]`.
+
+    Wavelet KD's distance (Zhang et al., CVPR 2022): what differs in the deepest low band does not count. H and W are
+    multiples of 2^levels. ValueError for others, and when the shapes differ.
+    """
+    bands, _ = haar(_difference(image, target), levels)  # the transform is linear: once, of the difference
+    return torch.stack([(band.abs() if power == 1 else band.square()).mean() for band in bands]).sum()
 
 
 # Perceptual distillation, on VGG16's maps of two images: sums over the layers of mean absolute differences.

@@ -81,7 +81,7 @@ def _there_and_back(
 def _translated(
     method: TranslationGAN, direction: Direction, batch: Batch, carry: Carry, layers: Sequence[str], beside: bool
 ) -> tuple[Tensor, Terms]:
-    """The translation and its adversarial term; `beside`: with the identity's, as one batch."""
+    """The translation and the terms of its image; `beside`: with the identity's, as one batch."""
     group, suffix = method.teaching, direction.suffix
     source, target = batch[direction.source], batch[direction.target]
     identity: Terms = {}
@@ -93,7 +93,8 @@ def _translated(
     else:
         fake, maps = method.call(group, direction.name, source, layers)
     leave(carry, group + suffix, fake, maps)
-    return fake, {f"gan{suffix}": method.fooling(direction, batch, fake), **identity}
+    adversarial = {f"gan{suffix}": method.fooling(direction, batch, fake)}
+    return fake, adversarial | method.image_terms(direction, batch, fake) | identity
 
 
 def _identity(method: TranslationGAN, direction: Direction, batch: Batch) -> Terms:

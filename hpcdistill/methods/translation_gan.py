@@ -225,6 +225,10 @@ class TranslationGAN(WeightedTerms):
             logits = mixed(logits, self.judges(direction.name, profiles, spectrum=True))
         return generator_loss(logits, self.gan)
 
+    def image_terms(self, direction: Direction, batch: Batch, image: Tensor) -> Terms:
+        """A method's own terms of a translation `image`, beside its family's; as a rule none."""
+        return {}
+
     def shown(self, carry: Carry, direction: Direction) -> dict[str, Tensor | float]:
         """Whose images the discriminator of a direction is shown as generated, and their shares of its loss."""
         return {self.teaching: 1.0}

@@ -81,6 +81,18 @@ def test_updates_of_omgd() -> None:
     assert pairs == {"deep": steps, **told(steps, steps, steps)}
 
 
+def test_updates_of_wavelet_kd() -> None:
+    """200 epochs of everything, as its scripts: 266,800 on horse2zebra."""
+    for data, steps, size in (
+        ("horse2zebra", 266_800, 1),
+        ("summer2winter", 246_200, 1),
+        ("edges2shoes-r", 200 * 47_977 // 4, 4),
+        ("edges2shoes", 200 * 49_825 // 4, 4),
+    ):
+        found = updates(f"wavelet_kd/{data}", batch_size=size)
+        assert found == {"student": steps, "discriminator": steps, "batches": steps}
+
+
 @pytest.mark.parametrize(
     ("row", "variants", "blocks", "epochs", "images"),
     [
