@@ -185,6 +185,11 @@ class PrivilegedTeacher(nn.Module):
             draw_as_pytorch(self.degradation)
 
     @property
+    def FASTER_LAYOUT(self) -> dict[str, str]:
+        """F's memory layouts."""
+        return self.network.FASTER_LAYOUT
+
+    @property
     def global_skip(self) -> str:
         """F's residual."""
         return self.network.global_skip

@@ -14,7 +14,7 @@ rounding (float32: some 1e-6 of the largest). Measured on an AMD EPYC of 2025, o
   a cache, and one of them, the softplus's backward pass, without vector instructions. Here each piece of the maps goes
   through all of them while the cache holds it.
 
-Elsewhere (a GPU, autocast, tracing, torch.func, no gradients) they are the ordinary operations.
+Elsewhere (a GPU, half precision, tracing, torch.func, no gradients) they are the ordinary operations.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
     """`functional.conv2d` without groups and dilation: `[B, C, H, W]` -> `[B, C', H', W']`."""
-    if _is_ours(x, weight):
+    if _is_ours(x, weight) and not torch.is_autocast_enabled("cpu"):
         result: Tensor = _Conv2d.apply(x, weight, bias, stride, padding)
         return result
     return functional.conv2d(x, weight, bias, stride, padding)
@@ -72,7 +72,6 @@ def _is_ours(x: Tensor, weight: Tensor) -> bool:
         and weight.dtype == x.dtype
         and torch.is_grad_enabled()
         and (x.requires_grad or weight.requires_grad)
-        and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
