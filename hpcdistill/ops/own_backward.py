@@ -7,6 +7,8 @@ rounding (float32: some 1e-6 of the largest). Measured on an AMD EPYC of 2025, o
   the slope's as a whole map before it sums it: 9.6 ms against 1.4 ms.
 - `conv2d`: asked for the bias's gradient too, oneDNN takes another kernel for the weight's. Alone, and the bias's as
   a sum beside it: 12.3 against 6.1 ms for 3x3 from 1 to 56 channels on [4, 1, 192, 192].
+- The gradient of an image of one channel is one product of matrices, its rows added in their places: 11.4 against
+  4.4 ms for 3x3 on [4, 1, 192, 192].
 - The weight's gradient of a strided convolution over large images is cut into the phases of the stride, which are
   convolutions without one: 51 against 28 ms for 3x3 with stride 2 on [4, 56, 192, 192], channels-last.
 
@@ -34,7 +36,7 @@ _KINDS = (torch.float32, torch.float64)
 
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
     """max(x, 0) + slope min(x, 0), elementwise; `slope` `[1]` for all channels, else the ordinary operation."""
-    if slope.numel() == 1 and _is_ours(x, slope):
+    if _is_ours(x, slope) and slope.numel() == 1:
         result: Tensor = _PReLU.apply(x, slope)
         return result
     return functional.prelu(x, slope)
@@ -67,12 +69,12 @@ def laplace(mu: Tensor, b: Tensor, target: Tensor) -> Tensor:
 def _is_ours(x: Tensor, weight: Tensor) -> bool:
     """Whether autograd, and nothing else, follows this call on a CPU."""
     return (
-        x.device.type == "cpu"
+        not torch.jit.is_tracing()
+        and x.device.type == "cpu"
         and x.dtype in _KINDS
         and weight.dtype == x.dtype
         and torch.is_grad_enabled()
         and (x.requires_grad or weight.requires_grad)
-        and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
     )
@@ -166,8 +168,11 @@ class _Conv2d(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
         gradient = gradient.contiguous(memory_format=_layout(x if x.shape[1] > 1 else gradient))
         stride, padding = ctx.stride, ctx.padding
-        of_x = _of_conv(gradient, x, weight, stride, padding, wanted="input") if for_x else None
-        of_weight = None
+        of_x = of_weight = None
+        if for_x and x.shape[1] == 1 and stride == (1, 1) and _is_channels_last(gradient):
+            of_x = _input_by_taps(gradient, x, weight, padding)
+        elif for_x:
+            of_x = _of_conv(gradient, x, weight, stride, padding, wanted="input")
         if for_weight and _phases_are_faster(x, weight, stride):
             of_weight = _weight_by_phases(gradient, x, weight, stride, padding)
         elif for_weight:
@@ -185,6 +190,20 @@ def _of_conv(
     )
     result: Tensor = both[0 if wanted == "input" else 1]
     return result
+
+
+def _input_by_taps(gradient: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+    """The gradient of an input of one channel: a product of matrices for all taps, each then added in its place."""
+    width = weight.shape[3]
+    pixels = gradient.permute(0, 2, 3, 1).flatten(0, 2)
+    taps = weight.reshape(len(weight), -1).t() @ pixels.t()
+    rows, columns = gradient.shape[2:]
+    padded = x.new_zeros(len(x), x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1])
+    for number, tap in enumerate(taps.view(-1, len(x), rows, columns)):
+        top, left = divmod(number, width)
+        padded[:, top : top + rows, left : left + columns] += tap
+    inside = padded[:, padding[0] : padding[0] + x.shape[2], padding[1] : padding[1] + x.shape[3]]
+    return inside.unsqueeze(1).contiguous()
 
 
 def _phases_are_faster(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
