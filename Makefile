@@ -40,6 +40,7 @@ types: $(INSTALLED)  ## mypy
 bench: $(INSTALLED)  ## throughput and memory on this machine, as tables and JSON
 	$(RUN) bench/loader.py
 	$(RUN) bench/step.py
+	$(RUN) bench/limits.py
 	$(RUN) bench/packing.py
 	$(RUN) bench/distributed.py
 	$(RUN) bench/sweep.py

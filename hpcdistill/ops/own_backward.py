@@ -37,7 +37,7 @@ _KINDS = (torch.float32, torch.float64)
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
     """max(x, 0) + slope min(x, 0), elementwise; `slope` `[1]` for all channels, else the ordinary operation."""
     if _is_ours(x, slope) and slope.numel() == 1:
-        result: Tensor = _PReLU.apply(x, slope)
+        result: Tensor = _PReLU.apply(x, slope)  # type: ignore[no-untyped-call]
         return result
     return functional.prelu(x, slope)
 
@@ -45,7 +45,7 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
     """`functional.conv2d` without groups and dilation: `[B, C, H, W]` -> `[B, C', H', W']`."""
     if _is_ours(x, weight) and not torch.is_autocast_enabled("cpu"):
-        result: Tensor = _Conv2d.apply(x, weight, bias, stride, padding)
+        result: Tensor = _Conv2d.apply(x, weight, bias, stride, padding)  # type: ignore[no-untyped-call]
         return result
     return functional.conv2d(x, weight, bias, stride, padding)
 
@@ -53,7 +53,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, in
 def scaled_softplus(x: Tensor, scale: float, smallest: float) -> Tensor:
     """scale softplus(x) + smallest, elementwise."""
     if _is_ours(x, x):
-        result: Tensor = _ScaledSoftplus.apply(x, scale, smallest)
+        result: Tensor = _ScaledSoftplus.apply(x, scale, smallest)  # type: ignore[no-untyped-call]
         return result
     return scale * functional.softplus(x) + smallest
 
@@ -61,7 +61,7 @@ def scaled_softplus(x: Tensor, scale: float, smallest: float) -> Tensor:
 def laplace(mu: Tensor, b: Tensor, target: Tensor) -> Tensor:
     """Mean of ln(2b) + |target - mu| / b (0-dim), all of one shape; no gradient for the target."""
     if _is_ours(mu, b) and target.dtype == mu.dtype:
-        result: Tensor = _Laplace.apply(mu, b, target)
+        result: Tensor = _Laplace.apply(mu, b, target)  # type: ignore[no-untyped-call]
         return result
     return (torch.log(2 * b) + (target - mu).abs() / b).mean()
 
@@ -69,7 +69,7 @@ def laplace(mu: Tensor, b: Tensor, target: Tensor) -> Tensor:
 def _is_ours(x: Tensor, weight: Tensor) -> bool:
     """Whether autograd, and nothing else, follows this call on a CPU."""
     return (
-        not torch.jit.is_tracing()
+        not torch._C._is_tracing()
         and x.device.type == "cpu"
         and x.dtype in _KINDS
         and weight.dtype == x.dtype
@@ -219,7 +219,7 @@ def _weight_by_phases(
     """The weight's gradient, image by image: a tap sees every stride-th pixel, so taps that see the same ones are the
     weight of a convolution without stride over those pixels alone."""
     total = torch.zeros_like(weight)
-    for arriving, image in zip(gradient.split(1), x.split(1), strict=True):
+    for arriving, image in zip(*(torch.split(tensor, 1) for tensor in (gradient, x)), strict=True):
         for phase_y, first_y, last_y, taps_y in _phases(weight.shape[2], stride[0], padding[0]):
             for phase_x, first_x, last_x, taps_x in _phases(weight.shape[3], stride[1], padding[1]):
                 seen = image[:, :, phase_y :: stride[0], phase_x :: stride[1]]
@@ -241,7 +241,7 @@ def _phases(taps: int, stride: int, padding: int) -> Iterator[tuple[int, int, in
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """All elements in the order of memory, in pieces."""
-    return tensor.as_strided((tensor.numel(),), (1,)).split(PIECE)
+    return torch.split(tensor.as_strided((tensor.numel(),), (1,)), PIECE)
 
 
 def _layout(tensor: Tensor) -> torch.memory_format:
