@@ -1,4 +1,4 @@
-"""Training images a second and core: `python bench/loader.py [--data PACKED] [--pairs PACKED] [--seconds S] [--json]`.
+"""Training images a second and core: `python bench/loader.py [--data PACKED] [--pairs PACKED] [--device D] [--json]`.
 
 One process, one thread, batches of 16 pairs; a pair is two images.
 
@@ -8,6 +8,9 @@ One process, one thread, batches of 16 pairs; a pair is two images.
 
 "raw" is the bound that no image format can pass: the same reader, with the decoded bytes lying in the shard and nothing
 to decode. It is no format that we pack.
+
+"device" keeps the set on `--device`, a GPU where there is one. With a GPU a core's time is what launching the kernels
+takes, and `wall best` is what the two together do; on a CPU it is a rehearsal, and slower than "ram".
 
 The shares are of the processor time of the same batches, read once more with a clock around the functions that do it:
 *reading* is pread, or for `stream` the whole way from the shard to a file's bytes with its sha256;
@@ -71,12 +74,14 @@ def main(arguments: Sequence[str]) -> None:
         "--pairs", action=UserPath, help="packed paired set; default: 48 synthetic AB images of 512x256"
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="length of each of the 5 measurements of a row")
+    parser.add_argument("--device", type=torch.device, help="of the rows `device`; default: a GPU where there is one")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    device = options.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        readers = sr_readers(Path(folder) / "sr", options.data)
-        pairs = translation_readers(Path(folder) / "translation", options.pairs)
+        readers = sr_readers(Path(folder) / "sr", options.data, device)
+        pairs = translation_readers(Path(folder) / "translation", options.pairs, device)
         rows = measure(readers | {("translation", name): read for name, read in pairs.items()}, options.seconds)
     translation = {name[1]: rows.pop(name) for name in list(rows) if isinstance(name, tuple)}
     report = {
@@ -84,6 +89,7 @@ def main(arguments: Sequence[str]) -> None:
         "patch": PATCH,
         "scale": SCALE,
         "batch": BATCH,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "target": TARGET,
         "reached": rows["ram"]["best"] >= TARGET,
         "rates": rows,
@@ -110,7 +116,7 @@ def table(title: str, rows: dict[str, Row]) -> Table:
     return result
 
 
-def sr_readers(folder: Path, data: Path | None) -> dict[str, Read]:
+def sr_readers(folder: Path, data: Path | None, device: torch.device) -> dict[str, Read]:
     """The readers of LR-HR sets; `data` is a packed set to read in place of the synthetic one."""
     sets = {kind: folder / kind for kind in SUFFIXES}
     for kind, place in sets.items():
@@ -130,6 +136,10 @@ def sr_readers(folder: Path, data: Path | None) -> dict[str, Read]:
     rgb = DataConfig(patch=PATCH, cache="ram")
     colour = Needs(kind="lr-hr", scale=SCALE, lr_scales=(SCALE,), channels=3)
     readers["ram, RGB"] = PatchReader([packed], colour, rgb, seed=0, batch_size=BATCH).__getitem__
+    on_device = DataConfig(patch=PATCH, cache="device")
+    for name, needs in (("device", SR), ("device, RGB", colour)):
+        kept = PatchReader([packed], needs, on_device, seed=0, batch_size=BATCH, device=device)
+        readers[f"{name} ({device.type})"] = kept.__getitem__
     images = PackedImages([packed], [load_index(packed)], ("hr", f"lr{SCALE}"), channels=3)
     pairs = [
         tuple(np.ascontiguousarray(images.load(image, sample).transpose(1, 2, 0)) for image in (0, 1))
@@ -141,7 +151,7 @@ def sr_readers(folder: Path, data: Path | None) -> dict[str, Read]:
     return readers
 
 
-def translation_readers(folder: Path, data: Path | None) -> dict[str, Read]:
+def translation_readers(folder: Path, data: Path | None, device: torch.device) -> dict[str, Read]:
     """The readers of image-to-image sets; `data` is a packed set to read in place of the synthetic one in JPEG."""
     sets = {kind: folder / kind for kind in SUFFIXES}
     for kind, place in sets.items():
@@ -151,11 +161,12 @@ def translation_readers(folder: Path, data: Path | None) -> dict[str, Read]:
 
     def indexed(place: Path, cache: str) -> Read:
         config = DataConfig(load_size=LOAD_SIZE, crop=CROP, cache=cache)
-        return TranslationReader([place], TRANSLATION, config, seed=0, batch_size=BATCH).__getitem__
+        return TranslationReader([place], TRANSLATION, config, seed=0, batch_size=BATCH, device=device).__getitem__
 
     config = DataConfig(load_size=LOAD_SIZE, crop=CROP)
     return {
         "ram": indexed(packed, "ram"),
+        f"device ({device.type})": indexed(packed, "device"),
         "none, JPEG": indexed(packed, "none"),
         "none, PNG": indexed(sets["PNG"], "none"),
         "none, raw": raw(indexed(sets["raw"], "none")),
@@ -216,6 +227,7 @@ class Stopwatch:
             "decoding": (f"{data}.read.cache.read_packed", f"{data}.read.stream.read_packed"),
             "augmenting": (
                 f"{data}.read.domains.resized",
+                f"{data}.read.device.gathered",
                 *(f"{data}.read.augmentation.{f}" for f in ("luma_uint8", "resized", "place_patch", "place_crop")),
             ),
         }
@@ -276,6 +288,8 @@ def rate(read: Callable[[int], Any], seconds: float) -> tuple[float, float]:
     while time.perf_counter() - start < seconds:
         step += 1
         read(step)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # what was launched ahead counts once it is done
     wall, core = time.perf_counter() - start, time.process_time() - start_of_core
     return step * BATCH / core, step * BATCH / wall
 

@@ -1,4 +1,4 @@
-"""`python -m hpcdistill.evaluate MODEL [MODEL ...] --data SET`: how good trained generators are, or bicubic.
+"""`hpcdistill evaluate MODEL [MODEL ...] --data SET`: how good trained generators are, or bicubic.
 
 MODEL is a run folder (`runs/<name>-<8 hex>`), a generator's .safetensors file, `pretrained:x4`, a file that
 `hpcdistill.export` made, or a folder of pictures that any program has made of the test images and named after them;
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpcdistill.command import UserPath, program, run_command, whole
+from hpcdistill.command import Parser, UserPath, program, run_command, whole
 from hpcdistill.console import out, say, warn
 from hpcdistill.errors import UserError, nearest, plural
 from hpcdistill.metrics.base import PAIR_METRICS, SR_METRICS, SetResult
@@ -63,15 +63,15 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.page and (arguments.save_images or arguments.baseline):
         other = f"--baseline {arguments.baseline}" if arguments.baseline else f"--save-images {arguments.save_images}"
         raise UserError(f"--page {arguments.page}: is not made together with {other}; leave one of them out")
+    from hpcdistill.deploy.candidates import all_translate, open_candidates
+
     if arguments.baseline is not None:
         candidates = [_baseline(arguments)]
     else:
-        from hpcdistill.deploy.candidates import open_candidates
-
         candidates = open_candidates(arguments.models, arguments.which, arguments.generator)
     if arguments.save_images and (len(candidates) > 1 or candidates[0].network is None):
         raise UserError(f"--save-images {arguments.save_images}: is for one network; leave it out, or name one MODEL")
-    if _translate(candidates, arguments.data):
+    if all_translate(candidates, arguments.data):
         return _translation(candidates, arguments)
     return _super_resolution(candidates, arguments)
 
@@ -155,8 +155,8 @@ def _report(
             warn(line if len(measured) == 1 else f"{label}: {line}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog=program("evaluate"),
         description="Super-resolution: PSNR and SSIM on luma, per image and mean, of a trained generator or of bicubic "
         "enlargement. Translation: FID and KID; for pairs also PSNR (RGB) and LPIPS.",
@@ -245,20 +245,6 @@ def _refuse_folder_options(arguments: argparse.Namespace) -> None:
             raise UserError(f"{option} is for folders of images; {arguments.data} is packed: give it when packing")
 
 
-def _translate(candidates: Sequence[Candidate], data: Path) -> bool:
-    """Whether the candidates translate images: as the networks do or, of pictures alone, as the packed set says."""
-    networks = [candidate for candidate in candidates if candidate.network is not None]
-    if not networks:
-        from hpcdistill.data.index import INDEX_NAME, load_index
-
-        return (data / INDEX_NAME).is_file() and load_index(data).kind != "lr-hr"
-    other = next((one for one in networks if one.translates != networks[0].translates), None)
-    if other is not None:
-        one, two = (other, networks[0]) if other.translates else (networks[0], other)
-        raise UserError(f"{one.label} translates images and {two.label} enlarges them; compare those of one kind")
-    return networks[0].translates
-
-
 def _translation(candidates: list[Candidate], arguments: argparse.Namespace) -> int:
     """Evaluate what translates images, and print its numbers with how they were made."""
     from hpcdistill.metrics.real_side import load_translation_index
@@ -269,7 +255,10 @@ def _translation(candidates: list[Candidate], arguments: argparse.Namespace) -> 
             f"--scale {arguments.scale}: {candidates[0].path} translates images and enlarges none; leave --scale out"
         )
     if arguments.page:
-        raise UserError(f"--page {arguments.page}: is of super-resolution; leave it out for networks that translate")
+        raise UserError(
+            f"--page {arguments.page}: is of super-resolution; leave it out, `{program('figures')}` makes a page of "
+            "networks that translate"
+        )
     if arguments.size is not None and arguments.size < 1:
         raise UserError(f"--size {arguments.size}: must be 1 pixel or more")
     if arguments.real_stats is not None and (arguments.real or arguments.kid):

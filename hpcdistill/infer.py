@@ -2,7 +2,8 @@
 
 MODEL is a run folder, a generator's .safetensors file, a file that `hpcdistill.export` made, or `pretrained:x4` (x2,
 x3); without one the shipped x4 student enlarges. Pictures come back as PNG and as the kind they were: gray, 16 bits,
-transparency and colour profile stay, EXIF turns them upright. A bad picture is named and passed over.
+transparency and colour profile stay, EXIF turns them upright. A bad picture is named and passed over. Of a packed set
+of images to translate DIR/A gets its images A and DIR/B what is made of them: pairs that `pack.py paired` takes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from hpcdistill.command import UserPath, end_in_order_when_terminated, positive, program, run_command, whole
+from hpcdistill.command import Parser, UserPath, end_in_order_when_terminated, positive, program, run_command, whole
 from hpcdistill.console import err, say, warn
 from hpcdistill.deploy.formats import format_of
 from hpcdistill.deploy.shipped import DEFAULT, PREFIX
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from hpcdistill.deploy.model import Model
     from hpcdistill.deploy.picture_files import Conversion
-    from hpcdistill.deploy.tiles import Progress
+    from hpcdistill.deploy.tiles import OnProgress
 
 
 def main(argv: list[str]) -> int:
@@ -40,17 +41,28 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{late}: is a model; it comes first, the pictures after it")
     # Imported only now: --help and a misspelt path answer at once.
     from hpcdistill.deploy.allocator import keep_freed_memory
-    from hpcdistill.deploy.picture_files import conversions
+    from hpcdistill.deploy.picture_files import conversions, packed_set
 
     keep_freed_memory()
     end_in_order_when_terminated()
-    work, unusable = conversions([user_path(word) for word in words], options.out)
+    pictures = [user_path(word) for word in words]
+    packed = packed_set(pictures)
+    if options.direction and not packed:
+        raise UserError(f"--direction {options.direction}: is for packed sets; leave it out for pictures")
+    work, unusable = ([], []) if packed else conversions(pictures, options.out)
     from hpcdistill.deploy.model import load
 
     model = load(name, which=options.which, generator=options.generator, device=_device(options.device))
     if options.scale not in (None, model.about.scale):
         raise UserError(f"--scale {options.scale}: {name} enlarges x{model.about.scale}; use a network of that scale")
     model.refuse_tiles(options.tile)
+    if packed:
+        from hpcdistill.deploy.packed_pictures import unpack_inputs
+
+        if model.about.task == "super-resolution":
+            raise UserError(f"{packed}: is a packed set, which networks that translate take; give {name} pictures")
+        inputs, options.out = unpack_inputs(packed, options.out, options.direction or "AtoB")
+        work, unusable = conversions([inputs], options.out)
     return _convert(model, work, unusable, options)
 
 
@@ -108,7 +120,7 @@ def _convert(model: Model, work: Sequence[Conversion], unusable: Sequence[str], 
     return EXIT_FAILED if skipped else 0
 
 
-def _make(model: Model, conversion: Conversion, tile: int | None, most: int, progress: Progress) -> None:
+def _make(model: Model, conversion: Conversion, tile: int | None, most: int, progress: OnProgress) -> None:
     """Read, make, write; UserError for a picture that cannot be used."""
     from hpcdistill.deploy.pictures import read_picture, write_png
 
@@ -131,10 +143,8 @@ def _device(asked: str) -> str:
     return "cpu"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("infer"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser(prog=program("infer"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="MODEL|PICTURE|FOLDER", help="a model, then pictures or folders")
     parser.add_argument("--out", action=UserPath, required=True, metavar="DIR", help="where the pictures go, as PNG")
     parser.add_argument("--which", choices=("best", "last"), help="which of a run's weights; default: best, else last")
@@ -148,6 +158,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-megapixels", type=positive, metavar="N", help="of a picture that is read; default: 80, as a guard"
+    )
+    parser.add_argument(
+        "--direction",
+        choices=("AtoB", "BtoA"),
+        help="of a packed set, which side is translated: A (default), or B, and DIR/A gets what is made of it",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser

@@ -7,7 +7,7 @@ named.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from torch.nn import functional
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.ops import own_backward
+from hpcdistill.ops.wavelet import haar
 
 LayerMaps = Mapping[str, Tensor]  # layer -> [B, C, H, W]
+Distance = Callable[[Tensor, Tensor], Tensor]  # of two tensors of one shape, 0-dim
 
 _WINDOW, _SIGMA = 11, 1.5  # pixels, of SSIM's Gaussian
 _C1, _C2 = 0.01**2, 0.03**2
@@ -47,15 +49,28 @@ def fourier(image: Tensor, target: Tensor) -> Tensor:
     return torch.view_as_real(transform).abs().sum(-1).mean()
 
 
+def wavelet(image: Tensor, target: Tensor, levels: int, power: int = 1) -> Tensor:
+    """Sum over levels of the mean of |difference|^power (0-dim) of the Haar detail bands of two `[B, C, H, W]`.
+
+    Wavelet KD's distance (Zhang et al., CVPR 2022): what differs in the deepest low band does not count. H and W are
+    multiples of 2^levels. ValueError for others, and when the shapes differ.
+    """
+    bands, _ = haar(_difference(image, target), levels)  # the transform is linear: once, of the difference
+    return torch.stack([(band.abs() if power == 1 else band.square()).mean() for band in bands]).sum()
+
+
 # Perceptual distillation, on VGG16's maps of two images: sums over the layers of mean absolute differences.
 
 
-def style(maps_student: LayerMaps, maps_teacher: LayerMaps) -> Tensor:
-    """Sum over layers of mean |Gram(S) - Gram(T)| (0-dim), equation 10; the same layers in both."""
+def style(maps_student: LayerMaps, maps_teacher: LayerMaps, distance: Distance = l1) -> Tensor:
+    """Sum over layers of mean |Gram(S) - Gram(T)| (0-dim), equation 10; the same layers in both.
+
+    With `distance` l2 of the mean squared differences, as AutoGAN-Distiller has it (Fu et al., ICML 2020).
+    """
     distances = []
     for student, teacher in _pairs(maps_student, maps_teacher):
         _check_same_shape(student, teacher)  # the Grams of maps of different sizes would have one shape
-        distances.append(l1(gram(student), gram(teacher)))
+        distances.append(distance(gram(student), gram(teacher)))
     return torch.stack(distances).sum()
 
 

@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from hpcdistill.command import UserPath, program, run_command, whole
+from hpcdistill.command import Parser, UserPath, positive, program, run_command
 from hpcdistill.data.images import MAX_PIXELS, colour
 from hpcdistill.data.pack.packing import pack
-from hpcdistill.data.pack.recipes import Recipe, load_recipe, recipe_names
+from hpcdistill.data.pack.recipes import OWN, Recipe, load_recipe, recipe_names
+from hpcdistill.data.pack.sources import of_two_folders
 from hpcdistill.data.places import data_root, sources_folder
 from hpcdistill.errors import UserError
 from hpcdistill.ops.downsampling import ResizeRule
@@ -22,7 +23,7 @@ _KINDS = {
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program("pack"),
         description="Pack images into shards: lossless, or with the bytes of the files themselves.",
         epilog=f"{recipes()}\n\nStopped or killed, the same command goes on where it was. See docs/data.md.",
@@ -35,6 +36,13 @@ def main(arguments: list[str]) -> None:
         metavar="DIR",
         help="folder of the images (default: where shards/fetch.py puts them)",
     )
+    for side, what in (("a", "are translated"), ("b", "they become, of the same names: a teacher's, say")):
+        parser.add_argument(
+            f"--{side}",
+            action=UserPath,
+            metavar="DIR",
+            help=f"paired: folder of the images that {what}; --a and --b take the place of --source",
+        )
     parser.add_argument(
         "--out",
         action=UserPath,
@@ -59,24 +67,22 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace another data set in --out")
     parser.add_argument(
         "--max-pixels",
-        type=whole,
+        type=positive,
         default=MAX_PIXELS,
         metavar="N",
         help=f"refuse images with more pixels (default: {MAX_PIXELS})",
     )
     parser.add_argument(
         "--processes",
-        type=whole,
+        type=positive,
         metavar="N",
         help="the bytes are the same for any number (default: all cores this process may use)",
     )
     options = parser.parse_args(arguments)
-    for name in ("max_pixels", "processes"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
     recipe = load_recipe(options.recipe)
     source = options.source or fetched(recipe)
+    if options.a or options.b:
+        recipe, source = of_folders(recipe, options), options.a
     pack(
         recipe,
         source,
@@ -90,6 +96,21 @@ def main(arguments: list[str]) -> None:
         flatten=colour(options.flatten) if options.flatten is not None else None,
         processes=options.processes,
     )
+
+
+def of_folders(recipe: Recipe, options: argparse.Namespace) -> Recipe:
+    """The recipe `paired` with the folders --a and --b; UserError for another, and for what does not go with them."""
+    given = f"--a {options.a}" if options.a else f"--b {options.b}"
+    if recipe.name != OWN["paired"]:
+        raise UserError(f"{given}: is for the recipe {OWN['paired']}; the recipe {recipe.name} knows its folders")
+    if not (options.a and options.b):
+        raise UserError(f"{given}: pairs are of two folders; add --{'b' if options.a else 'a'} DIR")
+    if options.source or not options.out:
+        wrong = (
+            f"leave --source {options.source} out" if options.source else "say with --out DIR where they are packed to"
+        )
+        raise UserError(f"{given}: names the images; {wrong}")
+    return of_two_folders(recipe, options.a, options.b, recursive=options.recursive)
 
 
 def fetched(recipe: Recipe) -> Path | None:

@@ -30,7 +30,7 @@ from hpcdistill.config import (
 from hpcdistill.data import held_out
 from hpcdistill.data.fetch.location import digest_at, is_remote
 from hpcdistill.data.places import data_root
-from hpcdistill.data.test_sets import real_digests, test_set_digest
+from hpcdistill.data.test_sets import real_digests, statistics_digest, test_set_digest
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.methods.settings import role_key
 from hpcdistill.models.weights_file import refuse_other_kinds
@@ -80,7 +80,7 @@ class Run:
         elif self.selected:
             folder = Path(config.data.eval[self.selected])
             record["selection"] = test_set_digest(folder)
-            if real := real_digests(folder, config.eval.real, config.data.train):
+            if real := self._real_side(folder):
                 record["real"] = real
         if config.init:
             record["init"] = {name: sha256_file(weights_file(Path(path), name)) for name, path in config.init.items()}
@@ -119,6 +119,8 @@ class Run:
         if self.selected:
             place = config.data.eval.get(self.selected)
             record["selection"] = held_out.NAME if place is None else relative_place(place)
+            if config.eval.real_stats:
+                record["real"] = relative_place(config.eval.real_stats)
         if config.init:
             record["init"] = config.init
         record |= self._taught_by({role: teacher.key for role, teacher in self.teachers.items()})
@@ -150,9 +152,10 @@ class Run:
         method: Method = self.config.method.build(
             {role: teacher.untrained() for role, teacher in self.teachers.items()}
         )
+        networks = {**method.generators, **method.saved}
         for name in self.config.init:
-            if name not in method.generators:
-                raise UserError(f"init.{name}: the method has no such generator; {nearest(name, method.generators)}")
+            if name not in networks:
+                raise UserError(f"init.{name}: the method has no such network; {nearest(name, networks)}")
         return method
 
     def self_contained(self) -> RunConfig:
@@ -167,6 +170,16 @@ class Run:
                 roles[role] = teacher.settings
         first = roles.pop("teacher", None)
         return config.model_copy(update={"teacher": first, "teachers": roles})
+
+    def _real_side(self, folder: Path) -> list[str] | dict[str, str]:
+        """What the identity has of the images that FID compares with besides those of the test set `folder`."""
+        config = self.config
+        if config.eval.real_stats is None:
+            train = config.data.train if config.method.REAL_TARGETS else ()
+            return real_digests(folder, config.eval.real, train)
+        if config.method.kind() == "lr-hr":
+            raise UserError("eval.real_stats: is for image translation; leave it out")
+        return {"statistics": statistics_digest(Path(config.eval.real_stats))}
 
     def _taught_by(self, records: Mapping[str, Any]) -> dict[str, Any]:
         """The teachers' part of the identity or the key: nothing without one, as it was before there were roles."""
@@ -349,11 +362,12 @@ def _alike(teacher: Teacher) -> list[list[str]]:
     return [[short, *which] for short in (own, *others)]
 
 
-def weights_file(path: Path, generator: str) -> Path:
-    """A generator's weights: `path` itself, or the last ones of the run folder `path`."""
-    file = path / "generators" / "last" / f"{generator}.safetensors" if path.is_dir() else path
+def weights_file(path: Path, network: str) -> Path:
+    """A network's weights: `path` itself, or the last ones of the run folder `path`, a discriminator's too."""
+    places = [path / kind / "last" / f"{network}.safetensors" for kind in ("generators", "saved")]
+    file = next((place for place in places if place.is_file()), places[0]) if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"init.{generator}: {file} does not exist; give a .safetensors file or a finished run's folder")
+        raise UserError(f"init.{network}: {file} does not exist; give a .safetensors file or a finished run's folder")
     refuse_other_kinds(file)
     return file
 

@@ -69,6 +69,10 @@ PLACEHOLDERS = {
 # What a reader brings along, or a scratch folder: not in the clone, and made by none of its commands.
 READERS = {"my_photographs", "my_test_photographs", "cats2dogs", "maps", "MY_COPY", "SCRATCH", "data/packed/mine"}
 READERS |= {"data/packed/cats2dogs", "data/packed/maps"}
+# Images, those that a model has made of them, and the sets that are packed of both.
+READERS |= {"horses/trainA", "horses/made", "edges", "made", "shoes_taught", "data/packed/taught/train"}
+READERS |= {"data/packed/horse2zebra-taught/train", "data/packed/edges2shoes-r-taught"}
+READERS |= {"data/packed/edges2shoes-r-taught/train"}
 # Of docs/results: the images that were measured with, and sets packed of a hundred real pairs.
 READERS_OF_RESULTS = {"sr_train", "Set5", "data/packed/e2s/train", "data/packed/e2s/test"}
 READERS_OF_RESULTS |= {"data/packed/m2p/train", "data/packed/m2p/test", "data/packed/s2w/train", "data/packed/s2w/test"}
@@ -92,9 +96,18 @@ OTHERS = {
     "curl",
 }
 ROOMS = ("configs", "shards", "slurm", "bench", "docs", "hpcdistill", "tests")
-SECTIONS = ("train", "data", "eval", "method", "teacher", "init")
+SECTIONS = ("train", "data", "eval", "method", "teacher", "teachers", "init")
 # An override has to fit one of them.
-METHODS = ("dssd/x4", "fsrcnn/x4", "fesd/horse2zebra", "fesd/edges2shoes", "dcd/horse2zebra", "omgd/horse2zebra")
+METHODS = (
+    "dssd/x4",
+    "fsrcnn/x4",
+    "fesd/horse2zebra",
+    "fesd/edges2shoes",
+    "dcd/horse2zebra",
+    "omgd/horse2zebra",
+    "wavelet_kd/horse2zebra",
+    "taught/horse2zebra",
+)
 
 
 class Command(NamedTuple):
@@ -233,7 +246,7 @@ def python(words: list[str], tmp_path: Path) -> None:
         try:
             assert main([*arguments, "--dry-run", "--folder", str(tmp_path)]) == 0
         except UserError as error:
-            if "hpcdistill.prefetch" not in str(error):  # the data are not here, and it says how to get them
+            if "hpcdistill prefetch" not in str(error):  # the data are not here, and it says how to get them
                 raise
         return
     options = parsed(main, arguments)
@@ -279,7 +292,7 @@ def parsed(main: Callable[[list[str]], object], arguments: list[str]) -> argpars
             main(arguments)
         except Parsed as result:
             return result.options
-        except SystemExit as error:
+        except UserError as error:
             pytest.fail(f"{shlex.join(arguments)}: refused by the command line's parser ({error})")
     pytest.fail("the command has read no command line")
 
@@ -358,8 +371,8 @@ def check_fetch(options: argparse.Namespace) -> None:
 
 def check_pack(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe)
-    assert options.source or recipe.builtin
-    for place in (options.source, options.out):
+    assert options.source or recipe.builtin or (options.a and options.b)
+    for place in (options.source, options.a, options.b, options.out):
         if place is not None:
             known_place(str(place))
 
@@ -405,17 +418,19 @@ def is_run(path: Path) -> bool:
 
 
 def is_model(word: str) -> bool:
-    """A run's folder, weights that are shipped, or pictures of the reader's, with a label or without."""
+    """A run's folder, weights that are shipped or converted, or pictures of the reader's, with a label or without."""
     path = word.rpartition("=")[2]
     if path.startswith("pretrained:"):
         return pretrained_file(path).is_file()
-    return path in ("my_pictures", "their_pictures") or is_run(Path(path))
+    return path in ("my_pictures", "their_pictures", "pruned.safetensors") or is_run(Path(path))
 
 
 @cache
 def run_names() -> set[str]:
     files = [
-        path for path in (CLONE / "configs").glob("*/*.yaml") if path.parent.name in ("dssd", "pisr", "fsrcnn", "fesd")
+        path
+        for path in (CLONE / "configs").glob("*/*.yaml")
+        if path.parent.name in ("dssd", "pisr", "fsrcnn", "fesd", "original")
     ]
     variants = [load_yaml(path.read_text("utf-8")) for path in (CLONE / "configs/variants").glob("*.yaml")]
     named = {str(values["name"]) for values in variants if "name" in values}

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import CONFIGS, tiny_variant
 
+from hpcdistill.data.read.cache import FlatLayout
 from hpcdistill.errors import UserError
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.registry import load_generator, save_generator
@@ -100,6 +101,17 @@ def test_a_step_that_does_not_fit_into_memory_is_one_line(
     monkeypatch.setattr(FSRCNN, "forward", forward)
     run = load_run([str(CONFIGS / "fsrcnn" / "x2.yaml"), tiny, f"runs={tmp_path}", "data.eval={}"])
     with pytest.raises(UserError, match=r"fsrcnn-x2: no memory is left on cpu .*train\.accumulation=2"):
+        train(run)
+
+
+def test_a_set_that_does_not_fit_on_the_device_after_all_is_one_line(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others have taken the memory that was free when the device was asked."""
+    monkeypatch.setattr(FlatLayout, "bytes", 0)
+    monkeypatch.setattr("hpcdistill.data.read.device.decode_all", lambda *_: torch.empty(1 << 45))
+    run = load_run([str(CONFIGS / "fsrcnn" / "x2.yaml"), tiny, f"runs={tmp_path}", "data.cache=device"])
+    with pytest.raises(UserError, match=r"fsrcnn-x2: no memory is left on cpu"):
         train(run)
 
 

@@ -62,10 +62,18 @@ class DataConfig(Section):
     shuffle_buffer: int = Field(
         1000, ge=1, le=10**9, description="stream: samples a reader process mixes; 1 = no mixing"
     )
-    cache: Literal["none", "ram"] = operational(
-        "none", "indexed: none = read and decode at every draw; ram = decode everything once and keep it in memory"
+    cache: Literal["auto", "none", "ram", "device"] = operational(
+        "auto",
+        "indexed: none = read and decode at every draw; ram = decode everything once and keep it in memory; device = "
+        "keep it on the training device and cut the batches there, in memory where it takes more than half of what is "
+        "free; auto = device on a GPU where it takes at most a quarter, else none",
     )
-    workers: int = operational(2, "reader processes of each rank; 0 = read in the training process", ge=0, le=1024)
+    workers: int = operational(
+        2,
+        "reader processes of each rank; 0 = read in the training process; not used with the cache on the device",
+        ge=0,
+        le=1024,
+    )
 
     @field_validator("train", mode="before")
     @classmethod

@@ -25,6 +25,7 @@ class Needs:
     scale: int = 1  # super-resolution factor: HR is cropped to a multiple of it and patches start on its grid
     lr_scales: tuple[int, ...] = ()  # which of the packed down-sampled images are read; each divides the patch size
     channels: int = 1  # lr-hr only: 1 = luma (ops.colour.luma), 3 = RGB
+    real_targets: bool = True  # False: a model has made the images b, so FID's real side is never made of them
 
 
 def load_indices(places: Sequence[str], needs: Needs) -> list[Index]:

@@ -67,18 +67,24 @@ def check_page(page: Path, option: str = "--out") -> None:
         raise UserError(f"{option} {page.parent}: its {page.name} is not a report of hpcdistill; name another folder")
 
 
-def check_images_out(folder: Path, names: Iterable[str], inputs: Iterable[Path]) -> None:
-    """UserError when images saved in `folder` under `names` would lie among the `inputs`, or replace foreign ones."""
-    option = "--save-images"
+def check_images_out(folder: Path, names: Iterable[str], inputs: Iterable[Path], option: str = "--save-images") -> None:
+    """UserError when images saved in `folder` under `names` would lie among the `inputs`, or replace foreign ones.
+
+    `option` says in messages what named the folder.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{option} {folder}: is a file; name a folder")
     check_apart(folder, inputs, "where the images are that are evaluated", option)
     if (folder / INDEX_NAME).exists():
         raise UserError(f"{option} {folder}: is a packed data set; name another folder")
     for name in names:
-        path = image_path(folder, name)
-        if path.exists() and not is_ours(path):
-            raise UserError(f"{option} {folder}: {path.name} is there, and was not saved by this command; name another")
+        check_picture(image_path(folder, name), f"{option} {folder}")
+
+
+def check_picture(path: Path, option: str) -> None:
+    """UserError, which begins with the `option`, when there is a file at `path` that `save_image` did not write."""
+    if path.exists() and not is_ours(path):
+        raise UserError(f"{option}: {path.name} is there, and was not saved by this command; name another")
 
 
 def save_image(folder: Path, name: str, image: NDArray[np.uint8]) -> None:

@@ -65,3 +65,12 @@ def real_digests(folder: Path, real: Real | None, train: Sequence[str]) -> list[
     except UserError:  # an evaluator that needs these images says so itself
         return []
     return [index_digest(other) for other in folders if other != folder]
+
+
+def statistics_digest(file: Path) -> str:
+    """Digest of the file that `eval.real_stats` names; UserError when it is not there."""
+    if not file.is_file():
+        raise UserError(
+            f"eval.real_stats={file}: no such file; give the .npz file with mu and sigma of the real images"
+        )
+    return sha256_file(file)

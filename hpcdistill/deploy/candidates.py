@@ -87,6 +87,23 @@ def check_labels(labels: Sequence[str]) -> None:
         raise UserError(f"{taken}: bicubic enlargement is called so, which stands beside; write OTHER_LABEL=MODEL")
 
 
+def all_translate(candidates: Sequence[Candidate], data: Path) -> bool:
+    """Whether the candidates translate images: as the networks do or, of pictures alone, as the packed set says.
+
+    UserError where some translate and others enlarge.
+    """
+    networks = [candidate for candidate in candidates if candidate.network is not None]
+    if not networks:
+        from hpcdistill.data.index import INDEX_NAME, load_index
+
+        return (data / INDEX_NAME).is_file() and load_index(data).kind != "lr-hr"
+    other = next((one for one in networks if one.translates != networks[0].translates), None)
+    if other is not None:
+        one, two = (other, networks[0]) if other.translates else (networks[0], other)
+        raise UserError(f"{one.label} translates images and {two.label} enlarges them; compare those of one kind")
+    return networks[0].translates
+
+
 def common_scale(candidates: Sequence[Candidate], asked: int | None) -> int:
     """The scale of all super-resolution candidates; UserError when they differ, or `asked` is another.
 

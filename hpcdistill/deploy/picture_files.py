@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hpcdistill.console import warn
 from hpcdistill.data.folders import SUFFIXES, entries, left_out, list_images
+from hpcdistill.data.index import INDEX_NAME
 from hpcdistill.data.outputs import is_ours
 from hpcdistill.errors import UserError
 
@@ -45,6 +46,17 @@ def conversions(words: Sequence[Path], out: Path) -> tuple[list[Conversion], lis
             found.append(Conversion(source, out / below.with_name(f"{name}.png")))
     _check(found)
     return found, unusable
+
+
+def packed_set(words: Sequence[Path]) -> Path | None:
+    """The packed set that is to be translated; None for pictures. UserError for a set beside anything else.
+
+    What is made of it has folders of its own below `out`.
+    """
+    found = next((word for word in words if (word / INDEX_NAME).is_file()), None)
+    if found is not None and len(words) > 1:
+        raise UserError(f"{found}: is a packed set; translate it by itself, as A/ and B/ in --out are its own")
+    return found
 
 
 def _pictures(word: Path, out: Path, unusable: list[str]) -> list[Path]:

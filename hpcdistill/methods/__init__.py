@@ -13,7 +13,9 @@ METHODS = Registry(
         "cyclegan": "hpcdistill.methods.gan_settings:CycleGANConfig",
         "pix2pix": "hpcdistill.methods.gan_settings:Pix2PixConfig",
         "distilled_gan": "hpcdistill.methods.distillation_settings:DistilledGANConfig",
+        "image_distillation": "hpcdistill.methods.image_distillation_settings:ImageDistillationConfig",
         "omgd": "hpcdistill.methods.omgd_settings:OMGDConfig",
+        "wavelet_kd": "hpcdistill.methods.wavelet_kd_settings:WaveletKDConfig",
     },
     open=True,
 )

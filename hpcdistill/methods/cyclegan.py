@@ -50,6 +50,7 @@ def cycle_terms(method: TranslationGAN, batch: Batch, carry: Carry, layers: Sequ
         fakes[direction.name] = fake
         leave(carry, group + suffix, fake, maps)
         terms[f"gan{suffix}"] = method.fooling(direction, batch, fake)
+        terms |= method.image_terms(direction, batch, fake)
         if identity is not None:
             terms[f"identity{suffix}"] = method.weighted("identity", l1(identity, target))
     if method.uses("cycle"):

@@ -97,6 +97,7 @@ class MethodConfig(Section):
     METHOD: ClassVar[str] = ""  # import path of the `Method`; set by it where the configuration stands in its class
     VERSION: ClassVar[int] = 1  # raise it when the method's mathematics changes: it is part of a run's identity
     GENERATORS: ClassVar[tuple[str, ...]] = ("student",)  # what is evaluated, translation a to b where there are both
+    REAL_TARGETS: ClassVar[bool] = True  # False: a teacher made the images b that are trained on; FID leaves them out
 
     name: str
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hpcdistill import losses
-from hpcdistill.console import say
 from hpcdistill.methods.base import Batch, Carry, Phase, Progress, Segment, Terms
 from hpcdistill.methods.cyclegan import cycle_terms
 from hpcdistill.methods.gan_settings import FAMILIES, Direction, GeneratorSettings
+from hpcdistill.methods.perceptual import PerceptualTerms
 from hpcdistill.methods.pix2pix import paired_terms
 from hpcdistill.methods.student_settings import StudentGANConfig
 from hpcdistill.methods.translation_gan import Maps, TranslationGAN, leave
-from hpcdistill.models import VGG_LAYERS
 from hpcdistill.models.image_generator import build_generator
-from hpcdistill.models.vgg import VGG16Features, load_vgg16
 
 STUDENT, TEACHER = "student", "teacher"
 
 
-class StudentGAN(TranslationGAN):
+class StudentGAN(PerceptualTerms, TranslationGAN):
     """The teacher's phase, the perceptual terms and the schedule; a method adds the student and its loss.
 
     With `student_steps` k an iteration takes k batches. The student is updated on each, one after the other; teacher
@@ -38,22 +34,11 @@ class StudentGAN(TranslationGAN):
 
     def __init__(self, config: StudentGANConfig) -> None:
         super().__init__(config, FAMILIES[config.family], TEACHER, config.teacher, pool=config.pool)
-        self.add_weights(style=config.weight_style, feature=config.weight_feature)
+        self.add_perceptual_weights()
         if config.family == "cyclegan":
             self.add_weights(cycle=config.weight_cycle, identity=config.weight_identity)
         else:
             self.add_weights(reconstruction=config.weight_reconstruction)
-        self.vgg: VGG16Features | None = None
-
-    def prepare(self, crop: int) -> None:
-        """UserError when the data does not fit or VGG16's weights are not to be had."""
-        super().prepare(crop)
-        if self.uses("style", "feature"):
-            config = self.config
-            layers = [layer for layer in VGG_LAYERS if layer in {*config.style_layers, *config.feature_layers}]
-            self.vgg = load_vgg16(config.vgg, layers, config.vgg_normalise)
-            self.origins["vgg16"] = self.vgg.origin
-            say(f"style and feature losses: VGG16, {self.vgg.origin}")
 
     @property
     def measured(self) -> dict[str, nn.Module]:
@@ -128,21 +113,3 @@ class StudentGAN(TranslationGAN):
             with torch.no_grad():
                 leave(carry, name, *translators(direction.name, batch[direction.source], layers))
         return carry[name], {layer: carry[f"{name}.{layer}"] for layer in layers}
-
-    def perceptual_terms(self, student: Tensor, teachers: Mapping[str, Tensor]) -> Terms:
-        """L_sty and L_feat of the student's image and each teacher's; the terms' suffix -> the teacher's image."""
-        if self.vgg is None:
-            return {}
-        maps = self.vgg(student)
-        terms: Terms = {}
-        for suffix, teacher in teachers.items():
-            with torch.no_grad():
-                targets = self.vgg(teacher)
-            for name, distance, layers in (
-                ("style", losses.style, self.config.style_layers),
-                ("feature", losses.feature, self.config.feature_layers),
-            ):
-                if self.uses(name):
-                    chosen = ({layer: found[layer] for layer in layers} for found in (maps, targets))
-                    terms[name + suffix] = self.weighted(name, distance(*chosen))
-        return terms

@@ -1,4 +1,4 @@
-"""What all students have that learn beside their teachers: networks, the teacher's terms, VGG16, the schedule."""
+"""What all students have that learn beside their teachers: networks, the teacher's terms, the schedule."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hpcdistill.data.index import Kind
-from hpcdistill.errors import nearest
 from hpcdistill.methods.gan_settings import FAMILIES, MOST_REMEMBERED, GANConfig, StudentSettings, TeacherSettings
-from hpcdistill.models import PERCEPTUAL, VGG_LAYERS
+from hpcdistill.methods.perceptual_settings import PerceptualConfig
 from hpcdistill.settings import LARGEST_WEIGHT, MOST_STEPS
 
 STUDENT_STEPS = {"online": 1, "blocks": 4}  # student updates for each of the teacher, unless said otherwise
 
 
-class StudentGANConfig(GANConfig):
+class StudentGANConfig(PerceptualConfig, GANConfig):
     """Defaults are FESD's, DCD's and OMGD's."""
 
     GENERATORS: ClassVar[tuple[str, ...]] = ("student", "teacher")
@@ -38,14 +37,6 @@ class StudentGANConfig(GANConfig):
     weight_reconstruction: float = Field(
         100.0, ge=0, le=LARGEST_WEIGHT, description="lambda_rec of the teacher (pix2pix)"
     )
-    weight_style: float = Field(1e4, ge=0, le=LARGEST_WEIGHT, description="lambda_sty, weight of L_sty (equation 10)")
-    weight_feature: float = Field(
-        1e1, ge=0, le=LARGEST_WEIGHT, description="lambda_feat, weight of L_feat (equation 11)"
-    )
-    vgg: str = Field("torchvision", description="VGG16 of L_sty and L_feat: torchvision, stlpips, or a file")
-    vgg_normalise: bool = Field(False, description="normalise VGG's input with ImageNet's mean and deviation")
-    style_layers: tuple[str, ...] = Field(PERCEPTUAL, min_length=1, description="VGG layers of L_sty")
-    feature_layers: tuple[str, ...] = Field(PERCEPTUAL, min_length=1, description="VGG layers of L_feat, J")
     schedule: Literal["online", "blocks"] = Field(
         "online", description="online: every iteration trains all; blocks: the teacher, then the student, in turn"
     )
@@ -75,16 +66,6 @@ class StudentGANConfig(GANConfig):
         """What the schedule does anyway is as good as unset: such runs are one run."""
         return None if steps == STUDENT_STEPS.get(info.data.get("schedule", "")) else steps
 
-    @field_validator("style_layers", "feature_layers")
-    @classmethod
-    def _known(cls, layers: tuple[str, ...]) -> tuple[str, ...]:
-        for layer in layers:
-            if layer not in VGG_LAYERS:
-                raise ValueError(
-                    f"VGG16 has no layer '{layer}', {nearest(layer, VGG_LAYERS)} (all: {', '.join(VGG_LAYERS)})"
-                )
-        return layers
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.schedule == "blocks" and not self.blocks:
@@ -102,7 +83,3 @@ class StudentGANConfig(GANConfig):
 
     def kind(self) -> Kind:
         return FAMILIES[self.family].kind
-
-    def weights(self) -> tuple[str, ...]:
-        perceptual_terms = self.weight_style > 0 or self.weight_feature > 0
-        return ("vgg16",) if perceptual_terms and self.vgg == "torchvision" else ()

@@ -13,9 +13,10 @@ from hpcdistill.data.counter import PIECES, below, draw
 from hpcdistill.data.needs import Needs
 from hpcdistill.errors import UserError
 from hpcdistill.losses import discriminator_loss, generator_loss
-from hpcdistill.methods.base import Batch, Carry, Group, Method, Phase, Progress, Terms, constant, weigh
+from hpcdistill.methods.base import Batch, Carry, Group, Phase, Progress, Terms
 from hpcdistill.methods.gan_settings import A2B, B2A, Direction, Family, GANConfig, GeneratorSettings
 from hpcdistill.methods.replay_pool import ReplayPool
+from hpcdistill.methods.weighted_terms import WeightedTerms
 from hpcdistill.models.discriminator import PatchDiscriminator, SpectralClassifier
 from hpcdistill.models.image_generator import ImageGenerator, build_generator
 from hpcdistill.ops.crops import cut
@@ -59,7 +60,7 @@ class Judges(nn.Module):
         return discriminator.activations(x, layer)
 
 
-class TranslationGAN(Method):
+class TranslationGAN(WeightedTerms):
     """Generators and discriminators of a family, the adversarial terms and the discriminators' phase.
 
     `teaching` names the group of the generators of full size: "generator" alone, "teacher" beside a student. What a
@@ -111,7 +112,6 @@ class TranslationGAN(Method):
         }
         self.pool_size = family.pool if pool is None else pool
         self.add_pools(teaching, family.directions)
-        self._weights: dict[str, float] = {}
 
     # --- building --------------------------------------------------------------------------------------------------
 
@@ -170,19 +170,6 @@ class TranslationGAN(Method):
         for direction in directions:
             self.judges.classifiers[direction.name] = SpectralClassifier(rings)
 
-    def add_weights(self, **weights: float) -> None:
-        """Loss weights as 0-dim tensors `weight_<name>`; a term of weight 0 is never computed."""
-        for name, value in weights.items():
-            self.register_buffer(f"weight_{name}", constant(value), persistent=False)
-            self._weights[name] = value
-
-    def uses(self, *names: str) -> bool:
-        """Whether a term of these has a weight."""
-        return any(self._weights.get(name) for name in names)
-
-    def weighted(self, name: str, value: Tensor) -> Tensor:
-        return weigh(getattr(self, f"weight_{name}"), value)
-
     # --- the contract ----------------------------------------------------------------------------------------------
 
     @property
@@ -191,10 +178,8 @@ class TranslationGAN(Method):
 
     def prepare(self, crop: int) -> None:
         """UserError when the data's crops have another side than the method was built for."""
-        if crop != self.crop:
-            raise UserError(
-                f"method.crop: is {self.crop}, data.crop is {crop}; set both alike (method.crop: ${{data.crop}})"
-            )
+        super().prepare(crop)
+        check_crop(self.crop, crop)
 
     @property
     def measured(self) -> dict[str, nn.Module]:
@@ -239,6 +224,10 @@ class TranslationGAN(Method):
             profiles = self.profile(direction, image, batch["number"])
             logits = mixed(logits, self.judges(direction.name, profiles, spectrum=True))
         return generator_loss(logits, self.gan)
+
+    def image_terms(self, direction: Direction, batch: Batch, image: Tensor) -> Terms:
+        """A method's own terms of a translation `image`, beside its family's; as a rule none."""
+        return {}
 
     def shown(self, carry: Carry, direction: Direction) -> dict[str, Tensor | float]:
         """Whose images the discriminator of a direction is shown as generated, and their shares of its loss."""
@@ -309,6 +298,14 @@ class TranslationGAN(Method):
             loss = discriminator_loss(opinion, title == "real", self.gan)
             terms[f"spectral_{title}{direction.suffix}"] = half * loss
         return terms, opinions
+
+
+def check_crop(built_for: int, crop: int) -> None:
+    """UserError when the data's crops have another side than a method was built for."""
+    if crop != built_for:
+        raise UserError(
+            f"method.crop: is {built_for}, data.crop is {crop}; set both alike (method.crop: ${{data.crop}})"
+        )
 
 
 def spectra_name(role: str, direction: Direction) -> str:

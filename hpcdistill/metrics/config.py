@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hpcdistill.data.index import Kind
 from hpcdistill.metrics.base import LPIPS_OF_PAIRS, PAIR_METRICS, SPECTRAL_ERROR, SR_METRICS
-from hpcdistill.settings import MOST_PIXELS, MOST_STEPS, Section, operational
+from hpcdistill.settings import MOST_PIXELS, MOST_STEPS, Section, UserPlace, operational
 
 Bits = Literal["round", "floor"]
 BACKWARDS = "_b2a"  # of the names of generators that translate b to a
@@ -39,6 +39,9 @@ class EvalConfig(Section):
         description="paired, unpaired: target images that outputs are compared with as a set (FID, KID); "
         "unset = train+test without pairs, test with pairs",
     )
+    real_stats: UserPlace | None = operational(  # by its content part of the identity
+        None, "paired, unpaired: .npz with mu and sigma of the real images: FID compares with it; there is no KID then"
+    )
     features: Literal["inception", "efficientnet-lite0"] = Field(
         "inception",
         description="paired, unpaired: inception = FID, KID; efficientnet-lite0 = distances of another name, offline",
@@ -56,6 +59,14 @@ class EvalConfig(Section):
     both_directions: bool = operational(False, "paired, unpaired: evaluate generators from b to a (*_b2a) as well")
     samples: int = operational(4, "images of the selected set shown in samples/*.png", ge=0, le=10_000)
 
+    @model_validator(mode="after")
+    def _one_real_side(self) -> Self:
+        if self.real_stats is not None and (self.real or self.both_directions):
+            other = "real" if self.real else "both_directions"
+            why = "takes the place of the real images" if self.real else "is of one direction's images"
+            raise ValueError(f"real_stats: {why}; leave eval.{other} out")
+        return self
+
     def metrics(self, kind: Kind) -> list[str]:
         """The names of what is measured of each generator and test set; the selected metric is the first."""
         if kind == "lr-hr":
@@ -63,7 +74,7 @@ class EvalConfig(Section):
         inception = self.features == "inception"
         suffix = self.features.replace("-", "_")
         names = ["fid" if inception else f"frechet_{suffix}"]
-        if self.kid:
+        if self.kid and self.real_stats is None:
             names.append("kid" if inception else f"kernel_{suffix}")
         if kind == "paired":
             names += [metric.name for metric in PAIR_METRICS if metric is not LPIPS_OF_PAIRS or self.lpips]

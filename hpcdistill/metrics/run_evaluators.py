@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ from hpcdistill.data import held_out
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.fetch.weights import WEIGHTS
 from hpcdistill.data.needs import Needs
-from hpcdistill.data.test_sets import real_side
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.base import PSNR_OF_PAIRS, SR_METRICS, ImageRow
 from hpcdistill.metrics.config import BACKWARDS, EvalConfig
 from hpcdistill.metrics.feature_networks import FeatureNetwork, missing, open_features
 from hpcdistill.metrics.held_out_images import HeldOutImages
 from hpcdistill.metrics.lpips import LPIPS, open_lpips
+from hpcdistill.metrics.real_side import load_translation_index
+from hpcdistill.metrics.real_statistics import read_statistics
 from hpcdistill.metrics.sample_grid import sample_grid, sample_row
 from hpcdistill.metrics.shared_work import shared_work
 from hpcdistill.metrics.sr_evaluation import SREvaluator
@@ -158,23 +160,32 @@ class TranslationRunEvaluator:
         size = config.size or data.crop
         for name in self.names:
             check_size(generators[name], size)
+        kinds = {
+            name: load_translation_index(Path(place), None, f"data.eval.{name}").kind
+            for name, place in data.eval.items()
+        }
         features = features_if_there(config.features, accelerator.device)
-        lpips = lpips_if_there(accelerator.device) if config.lpips and needs.kind == "paired" else None
-        real = real_side(needs.kind, config.real)
+        lpips = lpips_if_there(accelerator.device) if config.lpips and "paired" in kinds.values() else None
+        statistics = None
+        if config.real_stats and features is not None:
+            statistics = read_statistics(Path(config.real_stats), features.dimensions, "eval.real_stats=")
         self.evaluator = TranslationEvaluator(
             data.eval,
-            TranslationProtocol(needs.kind, data.direction, size, real, config.kid, config.bits, config.spectral_error),
-            data.train,
+            TranslationProtocol(
+                None, data.direction, size, config.real, config.kid, config.bits, config.spectral_error
+            ),
+            data.train if needs.real_targets else (),
             features,
             lpips,
             accelerator.device,
             accelerator.process_index,
             accelerator.num_processes,
             backwards=any(name.endswith(BACKWARDS) for name in self.names),
+            statistics=statistics,
         )
         with shared_work(accelerator.num_processes, accelerator.device):
             self.evaluator.preload()
-        metric = features.frechet_name if features else PSNR_OF_PAIRS.name if needs.kind == "paired" else None
+        metric = features.frechet_name if features else PSNR_OF_PAIRS.name if kinds[selected] == "paired" else None
         self.selects: str | None = f"{self.generator}/{selected}/{metric}" if metric else None
         self.larger_is_better = metric == PSNR_OF_PAIRS.name
 
@@ -218,7 +229,7 @@ class TranslationRunEvaluator:
         columns = {"source": [self.evaluator.image(self.selected, int(backwards), number) for number in numbers]}
         for name in sorted(generators, key=lambda name: not name.startswith("teacher")):
             columns[name] = list(self.evaluator.translations(generators[name], self.selected, numbers, backwards, stop))
-        if self.evaluator.paired:
+        if self.evaluator.paired(self.selected):
             columns["target"] = [self.evaluator.image(self.selected, int(not backwards), number) for number in numbers]
         rows = [
             {

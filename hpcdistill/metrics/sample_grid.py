@@ -1,4 +1,4 @@
-"""Pictures of super-resolution: magnified, labelled crops side by side, as papers show them."""
+"""Pictures beside each other, as papers show them: magnified, labelled crops of what several methods made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpcdistill.metrics.sr_test_sets import Image
 from hpcdistill.ops.bicubic import upsample
 from hpcdistill.ops.colour import luma, with_luma
 
-_PAPER, _INK = (255, 255, 255), (20, 20, 20)
+_PAPER, _INK, _RULE = (255, 255, 255), (20, 20, 20), (200, 200, 200)
 _FONT_SIZE, _LABEL_HEIGHT, _GAP = 12, 18, 4
 
 
@@ -85,34 +85,58 @@ def densest_crop(density: NDArray[Any], side: int) -> tuple[tuple[int, int, int,
 def sample_grid(rows: Sequence[Mapping[str, Image]], zoom: int = 2) -> Image:
     """One 8-bit RGB picture: a row for each mapping label -> crop `[H, W, 3]`, the label above its crop.
 
-    Crops are magnified `zoom` times with their pixels left square, so that the eye sees what the network made.
+    A label may have several lines; labels of a row are as high as the highest. Crops are magnified `zoom` times with
+    their pixels left square, so that the eye sees what the network made, and have a thin line around them.
     """
     assert rows
     assert all(rows)
     assert zoom >= 1
-    tiles = [[_labelled(label, crop, zoom) for label, crop in row.items()] for row in rows]
+    lines = [max(label.count("\n") + 1 for label in row) for row in rows]
+    tiles = [
+        [_labelled(label, crop, zoom, high) for label, crop in row.items()]
+        for row, high in zip(rows, lines, strict=True)
+    ]
     columns = max(len(row) for row in tiles)
     widths = [max(row[column].width for row in tiles if column < len(row)) for column in range(columns)]
     heights = [max(tile.height for tile in row) for row in tiles]
     grid = PillowImage.new(
         "RGB", (sum(widths) + _GAP * (columns + 1), sum(heights) + _GAP * (len(rows) + 1)), color=_PAPER
     )
-    top = _GAP
-    for row, height in zip(tiles, heights, strict=True):
+    draw, top = ImageDraw.Draw(grid), _GAP
+    for row, row_tiles, height in zip(rows, tiles, heights, strict=True):
         left = _GAP
-        for tile, width in zip(row, widths, strict=False):
+        for crop, tile, width in zip(row.values(), row_tiles, widths, strict=False):
             grid.paste(tile, (left, top))
+            below, right = top + tile.height, left + crop.shape[1] * zoom
+            draw.rectangle((left - 1, below - crop.shape[0] * zoom - 1, right, below), outline=_RULE)
             left += width + _GAP
         top += height + _GAP
     return np.asarray(grid)
 
 
-def _labelled(label: str, crop: Image, zoom: int) -> PillowImage.Image:
-    height, width = crop.shape[0] * zoom, crop.shape[1] * zoom
+def outlined(image: Image, box: tuple[int, int, int, int]) -> Image:
+    """A copy of `[H, W, 3]` with a white and black line just outside `box` (top, left, height, width), 3 pixels wide.
+
+    What is inside stays as it is, and at the image's border there is no line.
+    """
+    top, left, height, width = box
+    drawn = PillowImage.fromarray(image.copy())
+    draw = ImageDraw.Draw(drawn)
+    for away, colour in ((1, _PAPER), (2, _PAPER), (3, _INK)):
+        draw.rectangle((left - away, top - away, left + width - 1 + away, top + height - 1 + away), outline=colour)
+    return np.asarray(drawn)
+
+
+def _labelled(label: str, crop: Image, zoom: int, lines: int) -> PillowImage.Image:
+    """The crop, magnified, below a label for which there is room of so many `lines`."""
+    height, width, above = crop.shape[0] * zoom, crop.shape[1] * zoom, _LABEL_HEIGHT * lines
     font = ImageFont.load_default(_FONT_SIZE)
-    tile = PillowImage.new("RGB", (max(width, int(font.getlength(label)) + 1), height + _LABEL_HEIGHT), color=_PAPER)
-    ImageDraw.Draw(tile).text((0, 1), label, fill=_INK, font=font)
-    tile.paste(PillowImage.fromarray(crop.repeat(zoom, axis=0).repeat(zoom, axis=1)), (0, _LABEL_HEIGHT))
+    widest = max(int(font.getlength(line)) + 1 for line in label.split("\n"))
+    tile = PillowImage.new("RGB", (max(width, widest), height + above), color=_PAPER)
+    draw = ImageDraw.Draw(tile)
+    for number, line in enumerate(label.split("\n")):
+        draw.text((0, 1 + _LABEL_HEIGHT * number), line, fill=_INK, font=font)
+    tile.paste(PillowImage.fromarray(crop.repeat(zoom, axis=0).repeat(zoom, axis=1)), (0, above))
     return tile
 
 

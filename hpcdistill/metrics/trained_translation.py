@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from torch import nn
 from hpcdistill.console import err, say
 from hpcdistill.data.outputs import check_images_out, save_image
 from hpcdistill.data.test_sets import Real, real_side
-from hpcdistill.errors import plural
+from hpcdistill.errors import UserError, plural
+from hpcdistill.methods import METHODS
+from hpcdistill.methods.settings import config_class
 from hpcdistill.metrics.base import LPIPS_OF_PAIRS, SetResult
 from hpcdistill.metrics.config import BACKWARDS, Bits
 from hpcdistill.metrics.pictures import Pictures, first_side
@@ -69,7 +72,13 @@ def evaluate_translation(
     else:
         size = options.size or evaluation.get("size") or data.get("crop") or DEFAULT_SIZE
         check_size(generator, size, "--size ")
-    train = data.get("train") or ()
+    backwards = generator is not None and file.stem.endswith(BACKWARDS)
+    statistics_file, option = options.real_stats, "--real-stats "
+    # The run's are of the images that it translates to.
+    if statistics_file is None and options.real is None and evaluation.get("real_stats") and not backwards:
+        statistics_file, option = Path(evaluation["real_stats"]), "eval.real_stats of the run, "
+        if options.kid:
+            raise UserError(f"--kid: there is none with {option}{statistics_file}; add --real test or train+test")
     protocol = TranslationProtocol(
         index.kind,
         options.direction or data.get("direction") or "AtoB",
@@ -79,30 +88,29 @@ def evaluate_translation(
         options.bits or evaluation.get("bits") or "round",
         spectral_error=_wanted(None, evaluation.get("spectral_error")),
     )
-    backwards = generator is not None and file.stem.endswith(BACKWARDS)
     opened = {} if opened is None else opened
     name = options.features or evaluation.get("features") or "inception"
     if name not in opened:
         opened[name] = features_if_there(name, device)
     features = opened[name]
-    if options.real_stats is not None and features is not None and str(options.real_stats) not in opened:
-        opened[str(options.real_stats)] = read_statistics(options.real_stats, features.dimensions)
+    if statistics_file is not None and features is not None and str(statistics_file) not in opened:
+        opened[str(statistics_file)] = read_statistics(statistics_file, features.dimensions, option)
     with_lpips = index.kind == "paired" and _wanted(options.lpips, evaluation.get("lpips"))
     if with_lpips and LPIPS_OF_PAIRS.name not in opened:
         opened[LPIPS_OF_PAIRS.name] = lpips_if_there(device)
     evaluator = TranslationEvaluator(
         {"data": folder},
         protocol,
-        [train] if isinstance(train, str) else train,
+        _real_train(run),
         features,
         opened[LPIPS_OF_PAIRS.name] if with_lpips else None,
         device,
         rank,
         ranks,
         backwards=backwards,
-        statistics=opened.get(str(options.real_stats)),
+        statistics=opened.get(str(statistics_file)),
     )
-    names = _names(evaluator, backwards)
+    names = evaluator.test_sets["data"].names(int(backwards))
     if save_images is not None:
         check_images_out(save_images, names, [folder])
     translated = Pictures(file, names) if generator is None else generator.to(device)
@@ -122,9 +130,18 @@ def _wanted(asked: bool | None, configured: bool | None) -> bool:
     return next((choice for choice in (asked, configured) if choice is not None), True)
 
 
+def _real_train(run: Mapping[str, Any]) -> Sequence[str]:
+    """The training sets of a run that hold real target images: none where a teacher made them."""
+    name = (run.get("method") or {}).get("name")
+    if isinstance(name, str) and name in METHODS and not config_class(name).REAL_TARGETS:
+        return ()
+    train = (run.get("data") or {}).get("train") or ()
+    return [train] if isinstance(train, str) else train
+
+
 def _save(evaluator: TranslationEvaluator, generator: nn.Module, backwards: bool, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    names = _names(evaluator, backwards)
+    names = evaluator.test_sets["data"].names(int(backwards))
     mine = range(evaluator.rank, len(names), evaluator.ranks)
     hidden = evaluator.rank > 0 or not err.moves
     for number in track(mine, "writing", console=err, transient=True, disable=hidden):
@@ -138,11 +155,3 @@ def _at_work() -> bool:
     """A `stop` that never stops, and shows the other ranks that this one goes on."""
     watchdog.progress()
     return False
-
-
-def _names(evaluator: TranslationEvaluator, backwards: bool) -> list[str]:
-    """What the translated images are saved as: with their numbers before them where two share a name."""
-    names = [evaluator.name("data", number, backwards) for number in range(evaluator.count("data", backwards))]
-    if len(set(names)) == len(names):
-        return names
-    return [f"{number:06d}-{name}" for number, name in enumerate(names)]

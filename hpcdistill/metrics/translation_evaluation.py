@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from hpcdistill.console import say
 from hpcdistill.data.index import Kind
-from hpcdistill.data.progress import Progress
+from hpcdistill.data.progress import ProgressBar
 from hpcdistill.data.read.domains import DomainImages
-from hpcdistill.data.test_sets import Real, real_folders
+from hpcdistill.data.test_sets import Real, real_folders, real_side
 from hpcdistill.errors import UserError, plural
 from hpcdistill.metrics.base import LPIPS_OF_PAIRS, PAIR_METRICS, PSNR_CAP, SPECTRAL_ERROR, ImageRow, SetResult, means
 from hpcdistill.metrics.config import Bits
@@ -45,10 +45,10 @@ KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 class TranslationProtocol:
     """How generators are measured; all of it is printed beside the numbers."""
 
-    kind: Kind  # paired or unpaired
+    kind: Kind | None  # paired or unpaired; None: each test set its own
     direction: str  # AtoB or BtoA: which domain is translated, as in training
     size: int  # side of the square that test images are resized to, pixels
-    real: Real
+    real: Real | None  # None: as is usual for the kind (`real_side`)
     kid: bool = True
     bits: Bits = "round"  # how outputs become 8 bits
     spectral_error: bool = False
@@ -83,19 +83,17 @@ class TranslationEvaluator:
         if protocol.spectral_error:
             check_side(protocol.size)
         # Metric -> what computes it of two batches uint8 [B, 3, H, W].
-        self.of_pairs: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
-        if self.paired:
-            self.of_pairs = {metric.name: metric.compute for metric in PAIR_METRICS if metric.path}
-            if lpips is not None:
-                distance = lpips
-                self.of_pairs[LPIPS_OF_PAIRS.name] = lambda one, other: distance(as_input(one), as_input(other))
+        self._of_pairs = {metric.name: metric.compute for metric in PAIR_METRICS if metric.path}
+        if lpips is not None:
+            self._of_pairs[LPIPS_OF_PAIRS.name] = lambda one, other: lpips(as_input(one), as_input(other))
         self.directions = (False, True) if backwards else (False,)
         self.test_sets: dict[str, DomainImages] = {}
+        self.sides: dict[str, Real] = {}  # whose images each set's outputs are compared with
         self.real: dict[tuple[str, bool], RealFeatures] = {}
         for name, place in test_sets.items():
             folder = Path(place)
             index = load_translation_index(folder, protocol.kind, f"data.eval.{name}")
-            images = DomainImages([folder], [index], protocol.kind, protocol.direction, protocol.size)
+            images = DomainImages([folder], [index], index.kind, protocol.direction, protocol.size)
             self.test_sets[name] = images
             if features is None:
                 continue
@@ -103,18 +101,22 @@ class TranslationEvaluator:
                 raise UserError(f"{folder}: one image is no set to compare; give a test set of two or more")
             if statistics is not None:
                 continue
-            folders = real_folders(folder, protocol.real, train)
+            self.sides[name] = real_side(index.kind, protocol.real)
+            folders = real_folders(folder, self.sides[name], train)
             for back in self.directions:
                 self.real[name, back] = RealFeatures(
-                    folders, protocol.kind, protocol.direction, 0 if back else 1, protocol.size, features
+                    folders, index.kind, protocol.direction, 0 if back else 1, protocol.size, features
                 )
         self._images: dict[tuple[str, int, int], Tensor] = {}  # (set, domain, number) -> uint8 [3, size, size]
         self._known: dict[tuple[str, bool], tuple[Tensor, Moments]] = {}  # the real side, on rank 0
         self._real_spectra: dict[tuple[str, bool], Tensor] = {}  # its mean spectrum [rings], on every rank
 
-    @property
-    def paired(self) -> bool:
-        return self.protocol.kind == "paired"
+    def paired(self, test_set: str) -> bool:
+        return self.test_sets[test_set].paired
+
+    def of_pairs(self, test_set: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+        """What is measured of each pair of the set."""
+        return self._of_pairs if self.paired(test_set) else {}
 
     def count(self, test_set: str, backwards: bool = False) -> int:
         """The number of images that are translated."""
@@ -126,7 +128,7 @@ class TranslationEvaluator:
             for back in self.directions:
                 for number in self._share(self.count(name, back)):
                     self._image(name, int(back), number)
-                    if self.paired:
+                    if self.paired(name):
                         self._image(name, int(not back), number)
 
     def evaluate(
@@ -138,9 +140,9 @@ class TranslationEvaluator:
         when the output is not finite or not of the input's size, or an image cannot be read, and EvaluationStopped
         when a rank's `stop()` says so between two batches: on every rank.
         """
-        count = self.count(test_set, backwards)
+        count, of_pairs = self.count(test_set, backwards), self.of_pairs(test_set)
         # A column for "the output is finite", one for each metric of pairs, and the spectrum's rings.
-        rows = [torch.empty(0, 1 + len(self.of_pairs) + self._rings, device=self.device, dtype=torch.float64)]
+        rows = [torch.empty(0, 1 + len(of_pairs) + self._rings, device=self.device, dtype=torch.float64)]
         found = [torch.empty(0, self.features.dimensions if self.features else 0, device=self.device)]
         translated = contextlib.nullcontext(generator) if isinstance(generator, Pictures) else evaluating(generator)
         with shared_work(self.ranks, self.device), translated as network:
@@ -152,29 +154,26 @@ class TranslationEvaluator:
                     output = translate(network, self._batch(test_set, int(backwards), numbers))
                     produced, finite = eight_bits(output, self.protocol.bits), output.isfinite().flatten(1).all(dim=1)
                 row = [finite.double()]
-                if self.of_pairs:
+                if of_pairs:
                     targets = self._batch(test_set, int(not backwards), numbers)
-                    row += [compute(produced, targets).double() for compute in self.of_pairs.values()]
+                    row += [compute(produced, targets).double() for compute in of_pairs.values()]
                 rows.append(torch.stack(row, dim=1))
                 if self._rings:
                     rows[-1] = torch.cat([rows[-1], spectrum_of(produced)], dim=1)
                 if self.features is not None:
                     found.append(self.features(produced))
         gathered = self._gathered(torch.cat(rows), count)
-        all_finite, *columns = gathered[:, : 1 + len(self.of_pairs)].T.tolist()
+        all_finite, *columns = gathered[:, : 1 + len(of_pairs)].T.tolist()
         if not all(all_finite):
-            raise UserError(
-                f"{self._name(test_set, int(backwards), all_finite.index(0.0))}: the generator's output is not finite; "
-                "its weights are damaged or its training diverged"
-            )
+            raise self._not_finite(test_set, backwards, all_finite.index(0.0))
         metrics = self._compared(torch.cat(found), test_set, backwards, count, stop)
         per_image: list[ImageRow] = []
-        if self.of_pairs:
+        if of_pairs:
             per_image = [
-                {"name": self._name(test_set, int(backwards), number)} | dict(zip(self.of_pairs, values, strict=True))
+                {"name": self.name(test_set, number, backwards)} | dict(zip(of_pairs, values, strict=True))
                 for number, values in enumerate(zip(*columns, strict=True))
             ]
-            metrics |= means(per_image, self.of_pairs)
+            metrics |= means(per_image, of_pairs)
         if not self._rings:
             return SetResult(metrics, count, per_image)
         spectrum = gathered[:, -self._rings :].mean(0)
@@ -184,18 +183,25 @@ class TranslationEvaluator:
 
     def translations(
         self,
-        generator: nn.Module,
+        generator: nn.Module | Pictures,
         test_set: str,
         numbers: Sequence[int],
         backwards: bool = False,
         stop: Callable[[], bool] = never,
     ) -> Tensor:
-        """The 8-bit outputs for the images `numbers`, uint8 [n, 3, size, size] on the CPU; no collective."""
+        """The 8-bit outputs for the images `numbers`, uint8 [n, 3, size, size] on the CPU; no collective.
+
+        Of `Pictures`, as in `evaluate`; UserError as there.
+        """
+        if isinstance(generator, Pictures):
+            return self._pictures(generator, numbers).cpu()
+        outputs = []
         with evaluating(generator) as network:
-            outputs = [
-                eight_bits(translate(network, self._batch(test_set, int(backwards), batch)), self.protocol.bits).cpu()
-                for batch in until_stopped(self._batches(numbers), stop)
-            ]
+            for batch in until_stopped(self._batches(numbers), stop):
+                output = translate(network, self._batch(test_set, int(backwards), batch))
+                if not all(finite := output.isfinite().flatten(1).all(dim=1).tolist()):
+                    raise self._not_finite(test_set, backwards, batch[finite.index(False)])
+                outputs.append(eight_bits(output, self.protocol.bits).cpu())
         return torch.cat(outputs)
 
     def image(self, test_set: str, domain: int, number: int) -> Tensor:
@@ -204,7 +210,7 @@ class TranslationEvaluator:
 
     def name(self, test_set: str, number: int, backwards: bool = False) -> str:
         """The file that a translated image came from, without its suffix."""
-        return self._name(test_set, int(backwards), number)
+        return self.test_sets[test_set].name(int(backwards), number)
 
     def describe(self) -> dict[str, Any]:
         """How the numbers are made, for result.json and beside tables."""
@@ -222,15 +228,18 @@ class TranslationEvaluator:
             if self.statistics is not None:
                 about["real"] = side = f"statistics ({self.statistics.described})"
             else:
-                about["real"] = protocol.real
+                about["real"] = " or ".join(dict.fromkeys(self.sides.values()))
                 about["real_images"] = {test_set: len(real) for (test_set, back), real in self.real.items() if not back}
-                side = f"{protocol.real} ({', '.join(f'{n} for {of}' for of, n in about['real_images'].items())})"
+                counts = [(self.sides[of], f"{count} for {of}") for of, count in about["real_images"].items()]
+                sides = {side: ", ".join(n for its, n in counts if its == side) for side in self.sides.values()}
+                side = ", ".join(f"{side} ({counted})" for side, counted in sides.items())
             note.append(f"{name}: {self.features.origin}; real side {side}")
             if protocol.kid and self.statistics is None:
                 about[self.features.kernel_name] = (
                     f"mean over {KID_SUBSETS} subsets of at most {KID_SUBSET_SIZE}, unbiased"
                 )
-        about |= {metric.name: metric.about for metric in PAIR_METRICS if metric.name in self.of_pairs}
+        of_pairs = {metric for test_set in self.test_sets for metric in self.of_pairs(test_set)}
+        about |= {metric.name: metric.about for metric in PAIR_METRICS if metric.name in of_pairs}
         if self._rings:
             about[SPECTRAL_ERROR.name] = SPECTRAL_ERROR.about
         note.append(f"images {protocol.size}x{protocol.size}, {protocol.direction}")
@@ -274,7 +283,7 @@ class TranslationEvaluator:
             with (
                 shared_work(self.ranks, self.device),
                 contextlib.closing(real.images.packed),
-                Progress(label, total=len(numbers), unit="images") as progress,
+                ProgressBar(label, total=len(numbers), unit="images") as progress,
             ):
                 mine = real.compute(numbers, self._batch_size, self.device, progress.advance, stop)
             features = self._gathered(mine, len(real)).cpu()
@@ -298,7 +307,7 @@ class TranslationEvaluator:
             rows = [torch.empty(0, self._rings, device=self.device, dtype=torch.float64)]
             with shared_work(self.ranks, self.device):
                 for numbers in until_stopped(self._batches(self._share(count)), stop):
-                    rows.append(spectrum_of(self._batch(test_set, domain, numbers, keep=self.paired)))
+                    rows.append(spectrum_of(self._batch(test_set, domain, numbers, keep=images.paired)))
             self._real_spectra[key] = self._gathered(torch.cat(rows), count).mean(0)
         return self._real_spectra[key]
 
@@ -346,10 +355,9 @@ class TranslationEvaluator:
             self._images[key] = image
         return image
 
-    def _name(self, test_set: str, domain: int, number: int) -> str:
-        images = self.test_sets[test_set]
-        place, row = images.domains[domain].place(number)
-        return Path(images.packed.sample(row, place)[1]).stem
+    def _not_finite(self, test_set: str, backwards: bool, number: int) -> UserError:
+        name = self.name(test_set, number, backwards)
+        return UserError(f"{name}: the generator's output is not finite; its weights are damaged or it diverged")
 
 
 def translate(generator: nn.Module, sources: Tensor) -> Tensor:

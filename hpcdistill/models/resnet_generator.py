@@ -76,7 +76,7 @@ class ResNetGenerator(ImageGenerator):
 
     MAPS: tuple[str, ...] = ("down2", *(f"block{block}" for block in range(1, BLOCKS + 1)))
     DISTILLED: tuple[str, ...] = ("down2", "block3", "block6", "block9")
-    SETTINGS = ("ngf", "blocks", "separable")
+    SETTINGS = ("ngf", "blocks", "separable", "widths", "inner")
     NORM = "instance"
     multiple = 4
     smallest = 8  # InstanceNorm and reflection need 2x2 in the blocks

@@ -11,11 +11,12 @@ import zipfile
 from pathlib import Path
 
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.metrics.config import BACKWARDS
 
 CARD_WEIGHTS = "model.safetensors"  # in a folder that is published: `deploy.card`
 PYTORCH = "a PyTorch checkpoint"
 _READS = (
-    "weights here are .safetensors files. `python -m hpcdistill.convert {path} --out NAME.safetensors` makes one of a "
+    "weights here are .safetensors files. `hpcdistill convert {path} --out NAME.safetensors` makes one of a "
     "published generator; others: docs/training.md, 'Weights from elsewhere'"
 )
 _SAFETENSORS = re.compile(rb".{8}\{", re.DOTALL)  # the length of the header, any number, and the header
@@ -66,11 +67,11 @@ def generator_file(model: Path, which: str = "best", name: str | None = None) ->
     """The .safetensors file that `model` stands for: itself, or RUN/generators/<which>/<name>.safetensors.
 
     Of a folder that `hpcdistill card` made it is CARD_WEIGHTS. Without a name a run's student is meant, or its only
-    network. Raises UserError when there is no such file.
+    network, or the only one that translates a to b. Raises UserError when there is no such file.
     """
     if not model.is_dir():
         if not model.exists():
-            raise UserError(f"{model}: no such run folder or checkpoint; train one with `python -m hpcdistill.train`")
+            raise UserError(f"{model}: no such run folder or checkpoint; train one with `hpcdistill train`")
         if name is not None:
             raise UserError(f"--generator {name}: {model} is one network's file; leave --generator out")
         return model
@@ -90,7 +91,8 @@ def generator_file(model: Path, which: str = "best", name: str | None = None) ->
             raise UserError(f"{model}: is a training checkpoint; name its run folder, {model.parent.parent}")
         raise UserError(f"{model}: is not a run folder (no generators/); name a run folder or a .safetensors file")
     if name is None:
-        name = next(iter(files)) if len(files) == 1 else "student"
+        forward = [stem for stem in files if not stem.endswith(BACKWARDS)]
+        name = forward[0] if len(forward) == 1 else next(iter(files)) if len(files) == 1 else "student"
         if name not in files:
             raise UserError(f"{folder}: has several networks; choose one with --generator: {', '.join(files)}")
     if name not in files:

@@ -36,8 +36,11 @@ class StopSignals:
     ends the process where a second SIGINT finds the main thread stuck.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last: bool = False) -> None:
+        """`last`: the process ends after it. Once stopped it then hears no more than Ctrl-C, also while Python ends:
+        SLURM signals a training as well as the task that passes it on, and the later one finds it saved."""
         self.received = False
+        self._last = last
         self._first: float | None = None  # when the first signal was handled
         self._previous: dict[signal.Signals, object] = {}
         self._done = threading.Event()
@@ -56,14 +59,16 @@ class StopSignals:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        stopped = self._last and self.requested()
         watchdog.listen(None)
         signal.set_wakeup_fd(self._previous_mouth)
         self._done.set()
         self._mouth.close()
+        # A launcher ends the others when one rank has failed: they first say who it was, in bounded time.
+        last_words = kind is not None and watchdog.active() is not None
         for number, handler in self._previous.items():
-            # A launcher ends the others when one rank has failed: they first say who it was, in bounded time.
-            last_words = kind is not None and watchdog.active() is not None
-            signal.signal(number, signal.SIG_IGN if last_words else handler)  # type: ignore[arg-type]
+            unheard = last_words or (stopped and number != signal.SIGINT)
+            signal.signal(number, signal.SIG_IGN if unheard else handler)  # type: ignore[arg-type]
 
     def restart(self) -> None:
         """What comes now has a pace of its own, another network's steps, say; call it at the same step on all ranks."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hpcdistill.data.outputs import check_page
 from hpcdistill.deploy.candidates import Candidate, check_labels
-from hpcdistill.errors import UserError, nearest, plural
+from hpcdistill.errors import UserError, plural
 from hpcdistill.metrics.base import SetResult
 from hpcdistill.metrics.cost import Cost, super_resolution_cost
 from hpcdistill.metrics.psnr_ssim import Rule, gray_as_it_is
@@ -34,7 +34,7 @@ from hpcdistill.models.weights_file import generator_file
 from hpcdistill.ops.colour import luma_uint8
 from hpcdistill.sweep.charts import Chart
 from hpcdistill.sweep.comparison import Captioned, colour, error_crops, results_table, spectra
-from hpcdistill.sweep.crop import Wanted
+from hpcdistill.sweep.crop import Wanted, check_inside, image_number
 from hpcdistill.sweep.demos.base import Box, Measured, cut, view
 from hpcdistill.sweep.encoder_figures import EXPLAINED, encoder_pictures, encodings, original_crop
 from hpcdistill.sweep.report import Charts, Commands, Crops, Facts, Image, Page, Section, Table, Text
@@ -58,10 +58,8 @@ class Choice:
 def with_teachers(candidates: Sequence[Candidate], folders: Sequence[Path], which: str) -> list[Candidate]:
     """`candidates` of the run folders (or other paths) `folders`, and the teachers found beside the runs of students.
 
-    Raises UserError for what translates images, and for a teacher that has the label of another.
+    Raises UserError for a teacher that has the label of another.
     """
-    if other := next((candidate for candidate in candidates if candidate.translates), None):
-        raise UserError(f"{other.origin}: translates images; these figures are of super-resolution runs")
     found = {candidate.path.resolve(): candidate for candidate in candidates}
     for candidate, folder in zip(candidates, folders, strict=True):
         teacher = (read_result(folder) or {}).get("teacher") if folder.is_dir() else None
@@ -118,11 +116,12 @@ class Figures:
         side: int = SIDE,
         crops: Sequence[Wanted] = (),
         device: torch.device | str = "cpu",
+        shown: Sequence[str] = (),
     ) -> None:
         """`sources`: what is measured of the candidates (`sources_of`).
 
-        `pictures`: how many are chosen, with places of `side` pixels; none where `crops` names them. UserError for a
-        place that is not there, before anything is measured.
+        `pictures`: how many are chosen, with places of `side` pixels; none where `crops` names places, or `shown`
+        images. UserError for one that is not there, before anything is measured.
         """
         self.candidates, self.images, self.rule, self.device = list(candidates), images, rule, device
         self.scale = images.scale
@@ -137,15 +136,17 @@ class Figures:
         self.results: dict[str, SetResult] = {}
         self._pictures, self._side = pictures, max(self.scale, side // self.scale * self.scale)
         self._named = [self._wanted(crop) for crop in crops]
+        self._shown = [image_number(word, images.names, "--show") for word in shown]
         self._found: list[Choice] = []
         self._beside_bicubic: list[Choice] = []
 
     @property
     def choices(self) -> list[Choice]:
         """What is shown, once it has been measured."""
-        if self._named:
-            return self._named
         found = self._beside_bicubic if self._alike else self._found
+        if self._named or self._shown:
+            by_image = {choice.image: choice for choice in found}
+            return [*self._named, *(by_image[number] for number in self._shown if number in by_image)]
         return sorted(found, key=lambda choice: (-(choice.difference or 0), choice.image))[: self._pictures]
 
     @property
@@ -155,7 +156,7 @@ class Figures:
 
     def measure(self, *, skip: bool = False) -> tuple[dict[str, SetResult], list[str]]:
         """As `evaluate_super_resolution`, of bicubic and all candidates; chooses what is shown on the way."""
-        seen = None if self._named else self._look
+        seen = None if self._named and not self._shown else self._look
         self.results, skipped = evaluate_super_resolution(
             self.sources, self.images, self.rule, self.device, seen, skip=skip
         )
@@ -207,16 +208,9 @@ class Figures:
 
     def _wanted(self, crop: Wanted) -> Choice:
         """The place that the user named; UserError for one that is not there."""
-        names = list(self.images.names)
-        if crop.image not in names:
-            raise UserError(f"--crop {crop.image}: no such image; {nearest(crop.image, names)}")
-        number = names.index(crop.image)
+        number = image_number(crop.image, self.images.names, "--crop")
         height, width = self.images.read(number)[1].shape[:2]
-        if crop.top + crop.side > height or crop.left + crop.side > width:
-            raise UserError(
-                f"--crop {crop.image}:{crop.top},{crop.left},{crop.side}: leads out of the image of {width}x{height}; "
-                "TOP and LEFT are those of its first pixel, SIDE its width and height"
-            )
+        check_inside(crop, height, width)
         return Choice(number, _on_grid((crop.top, crop.left, crop.side, crop.side), self.scale), None)
 
     # --- figure 6 -------------------------------------------------------------------------------------------------
@@ -241,15 +235,18 @@ class Figures:
             "Below the crops: how far each is from HR at the same place, all magnified alike, and the spectra of the "
             "whole pictures."
         )
-        if self._named:
+        if self._named and not self._shown:
             return f"The places were named by who made this page. {below}"
         among = "the networks" if len(self.methods) > 1 else "the network and bicubic"
         if self._alike:
             among = "the networks, which hardly differ among themselves, and bicubic"
+        chosen = "The images and places are those where"
+        if self._shown:
+            chosen = "The images were named by who made this page; places that were not are those where"
         return (
-            f"The images and places are those where {among} differ most, of all places on a grid: where a difference "
-            "can be seen, not where one of them is good. The brightness is the network's, of luma networks the colours "
-            f"are bicubic's. {below}"
+            f"{chosen} {among} differ most, of all places on a grid: where a difference can be seen, not where one of "
+            "them is good. The brightness is the network's, of luma networks the colours are bicubic's. "
+            f"{below}"
         )
 
     def _compared(self, choice: Choice) -> tuple[Crops, Chart]:

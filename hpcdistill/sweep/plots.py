@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from hpcdistill.metrics.base import SPECTRAL_ERROR
 from hpcdistill.metrics.config import BACKWARDS
 from hpcdistill.metrics.measured_cost import is_cost
 from hpcdistill.sweep.charts import INK, RULE, SERIES, Chart, Line, figure_svg, page_figure, series_colour
@@ -145,20 +146,33 @@ def spectrum_charts(table: ResultTable) -> list[Chart]:
     charts: list[Chart] = []
     for row in table.rows:
         run = next((trial.run for trial in row.trials if trial.run), None)
-        if metric is None or run is None or len(charts) == PLOTS:
+        if metric is None or run is None:
             continue
         _, test_set, _ = f"{row.cell.of.get(metric.name, '')}//".split("/", 2)
         files = sorted((run.folder / "samples").glob("spectrum-*.json"))
         found = _spectra(files[-1], test_set) if files else {}
         if len(found) < 2 or REAL not in found:
             continue
+        if len(charts) == PLOTS:
+            charts[-1] = replace(charts[-1], note=f"{charts[-1].note} No more than {PLOTS} rows are drawn.")
+            break
         others = sorted((name for name in found if name != REAL), key=lambda name: name == "teacher")[:CURVES]
         lines = tuple(Line(name, number, found[name]) for number, name in enumerate([REAL, *others]))
         title = f"Radial spectrum: {row.cell.title}"
-        step = files[-1].stem.rpartition("-")[2].lstrip("0") or "0"
-        note = f"Step {step}. spectral_error compares the right half of the axis."
+        note = _spectrum_note(run, files[-1], {name: f"{name}/{test_set}/{SPECTRAL_ERROR.name}" for name in others})
         charts.append(Chart(title, "cycles per image", "log10 of power (levels squared)", lines, note=note))
     return charts
+
+
+def _spectrum_note(run: RunResult, file: Path, metrics: Mapping[str, str]) -> str:
+    """Which run and step the spectra in `file` are of, and each network's error, by the names of the `metrics`."""
+    digits = file.stem.rpartition("-")[2]
+    step = int(digits) if digits.isdecimal() else None
+    measured = run.metrics("last") if run.step("last") == step else {}
+    errors = [f"{name} {measured[key]:.{SPECTRAL_ERROR.digits}f}" for name, key in metrics.items() if key in measured]
+    said = f"Seed {run.result.get('seed', '?')}, step {digits if step is None else step}. "
+    said += f"{SPECTRAL_ERROR.name} compares the right half of the axis"
+    return f"{said}: {', '.join(errors)}." if errors else f"{said}."
 
 
 def _spectra(file: Path, test_set: str) -> dict[str, tuple[tuple[float, float], ...]]:

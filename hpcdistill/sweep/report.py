@@ -26,6 +26,7 @@ from hpcdistill.sweep.charts import DASHES, Chart, chart_svg
 
 Image = NDArray[np.uint8]  # [H, W, 3] RGB
 
+TILES = 7  # pictures side by side
 _OVERVIEW_QUALITY = 82  # JPEG; an overview only shows where the crops come from
 
 
@@ -99,6 +100,12 @@ class View:
     label: str
     box: tuple[int, int, int, int] | None
     crops: tuple[Crop, ...]
+
+    @property
+    def columns(self) -> int:
+        """Pictures side by side: at most TILES, and no line of them much shorter than the others."""
+        lines = -(-len(self.crops) // TILES)
+        return -(-len(self.crops) // max(1, lines))
 
 
 @dataclass(frozen=True)

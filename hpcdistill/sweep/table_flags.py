@@ -59,16 +59,17 @@ def other_images(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
     """
     lines = []
     for test_set, printed in grid.printed_images.items():
-        others: dict[str, None] = {}
+        others: dict[int, dict[str, None]] = {}
         for row in rows:
             for trial in row.trials if test_set in row.cell.test_sets else ():
                 protocol = (trial.run.result.get("protocol") or {}) if trial.run else {}
                 count = (protocol.get("test_sets") or {}).get(test_set)
                 if count not in (None, printed):
-                    others[f"{row.cell.title} ({count})"] = None
+                    others.setdefault(count, {})[row.cell.title] = None
         if others:
-            named = _first_few(list(others))
-            lines.append(f"The printed numbers are of {printed} test images of {test_set}; of others: {named}.")
+            # Titles have commas in them.
+            ours = ", ".join(f"of {count} ({_first_few(list(titles), '; ')})" for count, titles in others.items())
+            lines.append(f"The printed numbers are of {printed} test images of {test_set}; ours are {ours}.")
     return lines
 
 
@@ -86,7 +87,7 @@ def below_bicubic(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
                 numbers = f"{ours.mean:.{metric.digits}f} against {bicubic:.{metric.digits}f}"
                 below.append(f"{row.cell.title} ({numbers})")
         if below:
-            lines.append(f"Below bicubic in {metric.label}: {_first_few(below)}.")
+            lines.append(f"Below bicubic in {metric.label}: {_first_few(below, '; ')}.")
     return lines
 
 
@@ -134,6 +135,6 @@ def _counted(values: Counter[str]) -> str:
     return _first_few([f"{value} ({plural(count, 'run')})" for value, count in values.most_common()])
 
 
-def _first_few(named: Sequence[str]) -> str:
+def _first_few(named: Sequence[str], between: str = ", ") -> str:
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    return ", ".join(named[:_NAMED]) + more
+    return between.join(named[:_NAMED]) + more

@@ -135,14 +135,16 @@ def _html_table(layout: Layout, panel: Panel) -> str:
             heads += Markup('<td colspan="{}"></td>').format(span)
         else:
             label = f"{metric.label} {ARROWS[metric.better][0]}"
-            heads += Markup('<th scope="colgroup" colspan="{}">{}</th>').format(span, label)
-    for column in panel.columns:
-        columns += Markup('<th scope="col" class="{}" aria-sort="none">{}</th>').format(_class(column), column.head)
+            heads += Markup('<th scope="colgroup" colspan="{}"><span>{}</span></th>').format(span, label)
+    for number, column in enumerate(panel.columns):
+        kind = _class(column) + " naming" * (number == panel.naming)
+        columns += Markup('<th scope="col" class="{}" aria-sort="none">{}</th>').format(kind, column.head)
     groups = [row.group for row in layout.table.rows]
     for number, row in enumerate(panel.rows):
         begins = number and groups[number] != groups[number - 1]
         rows += Markup('<tr class="begins">') if begins else Markup("<tr>")
-        rows += Markup("").join(_html_cell(column, cell) for column, cell in zip(panel.columns, row, strict=True))
+        for place, (column, cell) in enumerate(zip(panel.columns, row, strict=True)):
+            rows += _html_cell(column, cell, place == panel.naming)
         rows += Markup("</tr>\n")
     start = Markup('<table class="results">\n<caption>{}</caption>\n<thead>\n<tr class="metrics">{}</tr>\n')
     middle = Markup('<tr class="heads">{}</tr>\n</thead>\n<tbody>\n{}</tbody>\n</table>\n')
@@ -154,10 +156,10 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
-def _html_cell(column: Column, cell: TableCell) -> Markup:
+def _html_cell(column: Column, cell: TableCell, naming: bool) -> Markup:
     if column.metric is None:
-        first = Markup('<th scope="row" data-sort="{0}">{0}</th>')
-        return first.format(cell.text)
+        kind = Markup(' class="naming"') if naming else ""
+        return Markup('<th scope="row"{1} data-sort="{0}">{0}</th>').format(cell.text, kind)
     parts = []
     if cell.text:
         parts.append(Markup("<b>{}</b>" if cell.bold else "{}").format(cell.text))
@@ -168,8 +170,10 @@ def _html_cell(column: Column, cell: TableCell) -> Markup:
     for state, count in cell.signs:
         sign = SIGNS[state]
         many = str(count) if count > 1 or (cell.text and state != "measured") else ""
-        mark = Markup('<span class="sign {}"><span aria-hidden="true">{}</span>{}<span class="name">{}</span></span>')
-        parts.append(mark.format(state, sign.text, many, state))
+        # Blanks between them for who pastes the table alone: the page's style sheet sets them apart by itself.
+        words = [Markup('<span aria-hidden="true">{}</span>').format(sign.text), Markup("{}").format(many)]
+        words = [word for word in (*words, Markup('<span class="name">{}</span>').format(state)) if word]
+        parts.append(Markup('<span class="sign {}">{}</span>').format(state, Markup(" ").join(words)))
     title = Markup(' title="{}"').format(cell.explained) if cell.explained else Markup("")
     value = cell.value
     sort = "" if value is None or math.isnan(value) else repr(float(value))

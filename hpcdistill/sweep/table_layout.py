@@ -73,6 +73,12 @@ class Panel:
     rows: tuple[tuple[TableCell, ...], ...]  # in the order of the table's
 
     @property
+    def naming(self) -> int:
+        """The label that tells most rows apart, of equal ones the last: a page keeps it in sight."""
+        labels = [number for number, column in enumerate(self.columns) if column.metric is None]
+        return max(labels, key=lambda number: (len({row[number].text for row in self.rows}), number), default=0)
+
+    @property
     def spans(self) -> list[tuple[Metric | None, int]]:
         """Columns side by side of one metric; labels have None."""
         spans: list[tuple[Metric | None, int]] = []
@@ -176,8 +182,8 @@ def notes(layout: Layout, legend: bool = True) -> list[str]:
     several = any(cell.n > 1 for cell in layout.cells)
     ours = f"Ours: the run's {table.grid.ours} weights"
     if table.choices:
-        ours += f"; its best are chosen by {'; or '.join(table.choices)}"
-        ours += f", of {table.evaluations} evaluations" if table.evaluations else ""
+        of = f" from {table.evaluations} evaluations" if table.evaluations else ""
+        ours += f"; its best are chosen{of} by {'; or by '.join(table.choices)}"
     ours += f"; mean {PLUS_MINUS} sample standard deviation (number of runs)" if several else ""
     lines.append(f"{ours}; seed {seeds}." if len(table.seeds) == 1 else f"{ours}; seeds {seeds}.")
     alone = len({order.metric for order in table.orders}) < 2

@@ -21,7 +21,7 @@ from hpcdistill.ranks import watchdog
 from hpcdistill.ranks.signals import StopSignals
 from hpcdistill.storage import write_bytes, write_json
 from hpcdistill.training.accelerator import precision_of
-from hpcdistill.training.batches import BatchReader, delivered
+from hpcdistill.training.batches import BatchReader, ahead, delivered
 from hpcdistill.training.checkpoint import Checkpoint, Checkpoints
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.determinism import deterministic
@@ -150,7 +150,9 @@ class Training:
             self.checkpoints.closing(self.accelerator.num_processes),
             contextlib.nullcontext(signals) if signals else StopSignals() as self.signals,
             TrainingProgress(self.name, first, self.steps, self.images) as self.progress,
-            contextlib.closing(delivered(loader, self.batches, self.config.timeout)) as batches,
+            contextlib.closing(
+                ahead(delivered(loader, self.batches, self.config.timeout), self.accelerator.device)
+            ) as batches,
         ):
             yield batches
 

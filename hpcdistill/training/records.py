@@ -31,16 +31,22 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return read_json(file, _checked_result, remedy)
 
 
+def run_of(file: Path) -> Path | None:
+    """The folder of the run that a generator's file lies in; None for a file elsewhere."""
+    return file.parents[2] if file.parent.parent.name == "generators" else None
+
+
 def run_values(file: Path) -> dict[str, Any]:
     """The sections of the configuration of the run that the generator's file lies in; empty for a file elsewhere."""
-    if file.parent.parent.name != "generators":
+    folder = run_of(file)
+    if folder is None:
         return {}
     import yaml  # status uses the rest of this file without it
 
     from hpcdistill.yaml_values import load_yaml
 
     with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-        values = load_yaml((file.parents[2] / "config.yaml").read_text(encoding="utf-8"))
+        values = load_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
         if isinstance(values, dict):
             return {name: section for name, section in values.items() if isinstance(section, dict)}
     return {}

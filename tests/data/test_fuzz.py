@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_damaged_shards(kind: str, tmp_path: Path) -> None:
         report = verify(folder)
         changed = (folder / name).read_bytes() != whole[name]
         assert bool(report.faults) == changed, "verify misses a changed byte"
-        ends = [ends_well(lambda: train(cache="none")), ends_well(lambda: train(cache="ram"))]
+        ends = [ends_well(partial(train, cache=cache)) for cache in ("none", "ram", "device")]
         ends.append(ends_well(lambda: train(reader="stream")))
         bad += not all(ends)
         (folder / name).write_bytes(whole[name])

@@ -59,7 +59,9 @@ def test_something_usable_must_be_left(tmp_path: Path, reader: str) -> None:
         opened(tmp_path, 1, patch=12, on_error="skip", reader=reader)
 
 
-@pytest.mark.parametrize("options", [{"cache": "none"}, {"cache": "ram"}, {"reader": "stream"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [*({"cache": one} for one in ("none", "ram", "device")), {"reader": "stream"}], ids=str
+)
 @pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (0, 2), (1, 2)])
 @pytest.mark.parametrize("first", [0, 3])
 def test_no_reader_decodes_or_delivers_one(
@@ -84,7 +86,7 @@ def test_a_damaged_one_that_is_trained_on_does_end_the_reader(tmp_path: Path) ->
         opened(tmp_path, 2, cache="ram")
 
 
-@pytest.mark.parametrize("cache", ["none", "ram"])
+@pytest.mark.parametrize("cache", ["none", "ram", "device"])
 def test_training_is_that_of_the_sets_without_them(tmp_path: Path, cache: str) -> None:
     """Two joined sets of 4 and 5: of nine, three are held out, the second of each third."""
     one, other = [lr_hr([noise(24, 24, start + n) for n in range(size)]) for start, size in ((0, 4), (9, 5))]

@@ -14,6 +14,8 @@ from toy import ToyReader, rows, run
 from translation import (
     BATCH,
     CROP,
+    FAMILIES,
+    LAYERS,
     Phases,
     activation,
     adversarial,
@@ -42,8 +44,6 @@ from hpcdistill.methods.gan_settings import A2B, B2A
 from hpcdistill.run import load_run
 from hpcdistill.settings import identity_values
 
-FAMILIES = ("cyclegan", "pix2pix")
-LAYERS = {"cyclegan": ("down2", "block1", "block2", "block3"), "pix2pix": ("down3", "down4", "up4", "up2")}
 STUDENT_TERMS = ["gan", "style", "feature", "dcd", "spectral"]
 SIDE = CROP // 4
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from skimage.color import rgb2ycbcr, ycbcr2rgb
 
-from hpcdistill.metrics.sample_grid import bicubic_image, busiest_crop, colourise, sample_grid, sample_row
+from hpcdistill.metrics.sample_grid import bicubic_image, busiest_crop, colourise, outlined, sample_grid, sample_row
 from hpcdistill.metrics.sr_evaluation import ImagePair
 from hpcdistill.ops.bicubic import upsample
 
@@ -75,3 +75,38 @@ def test_the_grid_shows_every_crop_magnified_under_its_label() -> None:
         top, left = found[0]
         label = grid[top - 18 : top, left : left + 60]
         assert label.min() < 100 < 250 < label.max()  # ink on paper
+
+
+def test_a_label_may_have_several_lines() -> None:
+    """All pictures of a row begin below the highest label; 18 pixels a line, 4 between tiles."""
+    crop = np.full((20, 30, 3), 9, np.uint8)
+    grid = sample_grid([{"one": crop, "two\nlines": crop}, {"third": crop}], zoom=1)
+    dark = np.argwhere((grid == 9).all(axis=-1))
+    assert sorted({int(row) for row, _ in dark}) == [*range(4 + 36, 4 + 36 + 20), *range(64 + 18, 64 + 18 + 20)]
+    lines = [grid[4 + 18 * line : 21 + 18 * line, 36:].min() for line in range(2)]
+    assert max(lines) < 100  # ink in both
+
+
+def test_a_white_picture_has_an_edge() -> None:
+    """A line of one pixel around it, outside; 4 pixels beside it, 4 + 18 above."""
+    grid = sample_grid([{"a": np.full((20, 60, 3), 255, np.uint8)}], zoom=1)
+    inside = grid[22:42, 4:64]
+    assert (inside == 255).all()
+    for edge in (grid[21, 3:65], grid[42, 3:65], grid[21:43, 3], grid[21:43, 64]):
+        assert (edge == 200).all()
+    assert (grid[43:] == 255).all()
+    assert (grid[:, 65:] == 255).all()
+
+
+def test_an_outline_is_outside_its_box() -> None:
+    image = photograph(40, 50)
+    drawn = outlined(image, (10, 20, 8, 12))
+    changed = (drawn != image).any(axis=-1)
+    assert not changed[10:18, 20:32].any()
+    ring = np.zeros((40, 50), bool)
+    ring[7:21, 17:35] = True
+    ring[10:18, 20:32] = False
+    assert not changed[~ring].any()
+    assert (drawn[9, 19:33] == 255).all()
+    assert (drawn[7, 17:35] == 20).all()
+    assert outlined(image, (0, 0, 40, 50)).tolist() == image.tolist()  # nowhere to draw

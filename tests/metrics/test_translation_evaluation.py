@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from hpcdistill.data.index import index_digest
 from hpcdistill.data.needs import Needs
 from hpcdistill.data.test_sets import real_folders
 from hpcdistill.errors import UserError
-from hpcdistill.metrics import run_evaluators
+from hpcdistill.metrics import run_evaluators, torchvision_operators, trained_translation
 from hpcdistill.metrics.base import L1_OF_PAIRS
 from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.metrics.frechet import frechet, kid, moments
@@ -418,6 +419,160 @@ def test_the_real_side_is_part_of_the_identity(unpaired: Path, tmp_path: Path) -
     assert "real" not in load_run([str(config), "eval.real=test"]).identity
     operational = ["eval.kid=false", "eval.lpips=false", "eval.both_directions=true"]
     assert load_run([str(config), *operational]).identity == plain
+
+
+# --- statistics in the place of real images --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def statistics(tmp_path: Path) -> Path:
+    reals = by_hand([resized(image) for image in (*TRAIN_B, *B)]).numpy()
+    np.savez(tmp_path / "horses_B.npz", mu=reals.mean(axis=0), sigma=np.cov(reals, rowvar=False))
+    return tmp_path / "horses_B.npz"
+
+
+def pytorch_fid(outputs: Tensor, file: Path) -> float:
+    torchvision_operators.ready()
+    from pytorch_fid.fid_score import calculate_frechet_distance
+
+    made = outputs.numpy()
+    with np.load(file) as held:
+        found = calculate_frechet_distance(made.mean(axis=0), np.cov(made, rowvar=False), held["mu"], held["sigma"])
+    return float(found)
+
+
+def test_a_run_whose_real_side_is_a_file(
+    unpaired: Path, statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number is pytorch-fid's of the same outputs and the same file, in the run and when it is evaluated later."""
+    for module in (run_evaluators, trained_translation):
+        monkeypatch.setattr(module, "features_if_there", lambda name, device: Means())
+    generators = {"student": Scale()}
+    measured = run_evaluator(unpaired, "unpaired", generators, real_stats=str(statistics))
+    expected = pytest.approx(pytorch_fid(by_hand([scaled(resized(image)) for image in A]), statistics), rel=1e-4)
+    assert measured(generators, Accelerator(cpu=True)).metrics == {"student/set/frechet_means": expected}  # no kernel
+    assert measured.selects == "student/set/frechet_means"
+    assert measured.protocol()["real"].startswith("statistics (horses_B.npz, sha256 ")
+    names = EvalConfig(real_stats=str(statistics)).metrics("unpaired")
+    assert names == ["fid"]
+    file = tmp_path / "run" / "generators" / "last" / "student.safetensors"
+    file.parent.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(
+        f"eval: {{real_stats: {statistics}, size: {SIDE}, spectral_error: false}}\n"
+    )
+    found, about = evaluate_translation(Scale(), file, unpaired, TranslationOptions(), "cpu")
+    assert (found.metrics, about["real"]) == ({"frechet_means": expected}, measured.protocol()["real"])
+    images, about = evaluate_translation(Scale(), file, unpaired, TranslationOptions(real="test"), "cpu")
+    assert ("kernel_means" in images.metrics, about["real"]) == (True, "test")
+    with pytest.raises(UserError, match=r"--kid: there is none with eval\.real_stats of the run, .*horses_B\.npz; add"):
+        evaluate_translation(Scale(), file, unpaired, TranslationOptions(kid=True), "cpu")
+    back = file.with_stem("student_b2a")  # the file is of the other direction's images
+    _, about = evaluate_translation(Scale(), back, unpaired, TranslationOptions(), "cpu")
+    assert about["real"] == "train+test"
+    statistics.unlink()
+    with pytest.raises(UserError, match=r"eval\.real_stats of the run, .*horses_B\.npz: no such file"):
+        evaluate_translation(Scale(), file, unpaired, TranslationOptions(), "cpu")
+
+
+def test_the_file_is_part_of_the_identity_by_its_content(unpaired: Path, statistics: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"method: {{name: cyclegan}}\ndata: {{train: {unpaired.parent / 'train'}, eval: {{test: {unpaired}}}}}\n"
+    )
+
+    def loaded(*more: str) -> Any:
+        return load_run([str(config), *more])
+
+    plain, given = loaded(), loaded(f"eval.real_stats={statistics}")
+    assert given.short != plain.short
+    assert "real_stats" not in json.dumps(plain.identity["values"])  # the default is in no identity
+    digest = hashlib.sha256(statistics.read_bytes()).hexdigest()
+    assert given.identity == {**plain.identity, "real": {"statistics": digest}}
+    moved = statistics.rename(tmp_path / "moved.npz")
+    assert loaded(f"eval.real_stats={moved}").short == given.short
+    assert given.key != plain.key == loaded("eval.kid=false").key  # keys are known before the files are there
+    moved.write_bytes(moved.read_bytes() + b"x")
+    assert loaded(f"eval.real_stats={moved}").short != given.short
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["eval.real_stats={folder}/absent.npz"], r"eval\.real_stats=.*absent\.npz: no such file; give the \.npz"),
+        (["eval.real=test"], r"real_stats: takes the place of the real images; leave eval\.real out"),
+        (["eval.both_directions=true"], "real_stats: is of one direction's images; leave eval.both_directions out"),
+        (
+            ["eval.real_stats={folder}/keys.npz"],
+            r"eval\.real_stats=.*keys\.npz: has no mu, but m, s; ",
+        ),
+        (
+            ["eval.real_stats={folder}/large.npz"],
+            r"large\.npz: mu is 2048 instead of 6; .* of the same network",
+        ),
+        (["eval.real_stats={folder}/text.npz"], r"eval\.real_stats=.*text\.npz: not a readable \.npz file"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_line_before_training(
+    unpaired: Path,
+    statistics: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(run_evaluators, "features_if_there", lambda name, device: Means())
+    np.savez(tmp_path / "keys.npz", m=np.zeros(6), s=np.eye(6))
+    np.savez(tmp_path / "large.npz", mu=np.zeros(2048), sigma=np.eye(2048))  # Inception's
+    (tmp_path / "text.npz").write_text("mu, sigma")
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"name: run\nruns: {tmp_path / 'runs'}\n"
+        "method: {name: cyclegan, crop: 16, ndf: 8, discriminator_strides: 1, generator: {ngf: 4}}\n"
+        f"data: {{train: {unpaired.parent / 'train'}, eval: {{test: {unpaired}}}, crop: 16, load_size: 18, "
+        "workers: 0}\n"
+        f"train: {{steps: 2, batch_size: 1, device: cpu, trackers: []}}\neval: {{real_stats: {statistics}}}\n"
+    )
+    with pytest.raises(UserError, match=message) as error:
+        train.main([str(config), *(part.format(folder=tmp_path) for part in overrides)])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_super_resolution_has_no_such_file(statistics: Path, tmp_path: Path) -> None:
+    write_set(tmp_path / "sr", "lr-hr", [{"hr.png": A[0]}])
+    (tmp_path / "run.yaml").write_text(
+        f"method: {{name: plain_sr, scale: 4}}\ndata: {{train: {tmp_path / 'sr'}, eval: {{set5: {tmp_path / 'sr'}}}}}\n"
+    )
+    with pytest.raises(UserError, match=r"eval\.real_stats: is for image translation; leave it out"):
+        load_run([str(tmp_path / "run.yaml"), f"eval.real_stats={statistics}"]).identity  # noqa: B018
+
+
+# --- sets of both kinds ----------------------------------------------------------------------------------------------
+
+
+def test_each_test_set_is_measured_as_the_kind_it_is(
+    unpaired: Path, paired: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the method trains on; the first, which is selected, decides what chooses without features."""
+    monkeypatch.setattr(run_evaluators, "features_if_there", lambda name, device: Means())
+    data = DataConfig(eval={"horses": str(unpaired), "shoes": str(paired)}, crop=SIDE)
+    generators = {"student": Scale()}
+    measured = open_evaluator(data, EvalConfig(), "horses", Needs("paired"), generators, Accelerator(cpu=True))
+    found = measured(generators, Accelerator(cpu=True)).metrics
+    alone = {"horses": evaluator(unpaired, "unpaired", "train+test"), "shoes": evaluator(paired, "paired")}
+    expected = {
+        f"student/{name}/{metric}": value
+        for name, one in alone.items()
+        for metric, value in one.evaluate(Scale(), "set").metrics.items()
+    }
+    assert found == expected
+    assert set(found) > {"student/shoes/psnr", "student/horses/kernel_means"}
+    assert "student/horses/psnr" not in found
+    monkeypatch.setattr(run_evaluators, "features_if_there", lambda name, device: None)
+    for selected, chooses in (("horses", None), ("shoes", "student/shoes/psnr")):
+        without = open_evaluator(data, EvalConfig(), selected, Needs("paired"), generators, Accelerator(cpu=True))
+        assert without.selects == chooses
+        assert without(generators, Accelerator(cpu=True)).pictures["translation"].shape[0] > SIDE
 
 
 def test_the_size_is_checked_before_training(paired: Path) -> None:

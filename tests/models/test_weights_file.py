@@ -17,7 +17,7 @@ from hpcdistill.metrics.feature_networks import read_state
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.registry import load_generator, save_generator
 from hpcdistill.models.vgg import load_vgg16
-from hpcdistill.models.weights_file import PYTORCH, kind_of
+from hpcdistill.models.weights_file import PYTORCH, generator_file, kind_of
 from hpcdistill.run import load_run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -104,3 +104,20 @@ def test_a_published_checkpoint_becomes_weights_as_the_docs_say(tmp_path: Path) 
     save_generator(network, tmp_path / "published.safetensors")
     loaded, _ = load_generator(tmp_path / "published.safetensors")
     assert all(torch.equal(value, published[f"module.{name}"]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("networks", "meant"),
+    [
+        (("generator", "generator_b2a"), "generator"),  # CycleGAN alone
+        (("student", "teacher", "teacher_b2a"), "student"),
+        (("only",), "only"),
+        (("only_b2a",), "only_b2a"),
+    ],
+)
+def test_the_network_that_a_run_stands_for(networks: tuple[str, ...], meant: str, tmp_path: Path) -> None:
+    folder = tmp_path / "generators" / "best"
+    folder.mkdir(parents=True)
+    for name in networks:
+        (folder / f"{name}.safetensors").touch()
+    assert generator_file(tmp_path) == folder / f"{meant}.safetensors"

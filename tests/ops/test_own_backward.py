@@ -27,7 +27,8 @@ def gradients(call: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
     """The result, and the gradients of its weighted sum, whose weights differ from place to place."""
     leaves = [tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_() for tensor in inputs]
     result = call(*leaves)
-    weights = torch.linspace(-1, 2, result.numel(), dtype=result.dtype).view_as(result)
+    # In the result's memory layout, as the gradients of the layers behind it are.
+    weights = torch.empty_like(result).copy_(torch.linspace(-1, 2, result.numel()).view_as(result))
     return [result.detach(), *torch.autograd.grad((weights * result).sum(), leaves)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -407,3 +408,24 @@ def test_ctrl_c_leaves_no_bar_on_the_screen() -> None:
     assert code == 0
     lines = [line for line in screen.text.splitlines() if line]
     assert lines == ["stopping after this step, with a checkpoint; Ctrl-C again stops at once", "toy: stopped"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_second_signal_while_a_stopped_run_ends_changes_nothing(number: signal.Signals) -> None:
+    """SLURM signals the training as well as the task that passes it on; the later one may find it saved and ending."""
+    script = (
+        "import atexit, os, sys; from hpcdistill.ranks.signals import StopSignals\n"
+        f"atexit.register(lambda: os.kill(os.getpid(), {number:d}))\n"
+        f"with StopSignals(last=True): os.kill(os.getpid(), {number:d})\n"
+        f"os.kill(os.getpid(), {number:d})\n"
+        "sys.exit(75)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60).returncode == 75
+
+
+def test_who_was_not_stopped_dies_of_a_signal_as_any_process() -> None:
+    script = (
+        "import os; from hpcdistill.ranks.signals import StopSignals\n"
+        f"with StopSignals(last=True): pass\nos.kill(os.getpid(), {signal.SIGTERM:d})"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -signal.SIGTERM

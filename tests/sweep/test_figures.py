@@ -27,12 +27,11 @@ from hpcdistill.metrics.sr_test_sets import load_test_set
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.models.registry import save_generator
-from hpcdistill.models.resnet_generator import ResNetGenerator
 from hpcdistill.ops.colour import luma_uint8
 from hpcdistill.sweep.comparison import error_crops, gain, spectra
 from hpcdistill.sweep.crop import Wanted, parse_crop
 from hpcdistill.sweep.encoder_figures import window
-from hpcdistill.sweep.figures import Figures, figures_page, with_teachers
+from hpcdistill.sweep.figures import Figures, figures_page
 from hpcdistill.sweep.report import Crops, Page, Text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -91,10 +90,17 @@ def candidate(label: str, network: nn.Module) -> Candidate:
     return Candidate(label, label, Path(label), network)
 
 
-def measured(images: Path, *candidates: Candidate, pictures: int = 1, crops: Sequence[Wanted] = ()) -> Figures:
+def measured(
+    images: Path,
+    *candidates: Candidate,
+    pictures: int = 1,
+    crops: Sequence[Wanted] = (),
+    shown: Sequence[str] = (),
+) -> Figures:
     """The figures of x4, with places of 32 pixels."""
     test_set = load_test_set(images, 4)
-    figures = Figures(candidates, sources_of(candidates, test_set), test_set, "pisr", pictures, 32, crops)
+    sources = sources_of(candidates, test_set)
+    figures = Figures(candidates, sources, test_set, "pisr", pictures, 32, crops, shown=shown)
     figures.measure()
     return figures
 
@@ -213,10 +219,22 @@ def test_a_named_place_is_shown_on_the_grid_of_lr(images: Path) -> None:
     assert [(choice.image, choice.box) for choice in found.choices] == [(1, (4, 8, 28, 28))]
 
 
+def test_a_named_image_is_shown_where_the_methods_differ(images: Path) -> None:
+    """By name or number, behind the places that are named; what is said of them says so."""
+    runs = [candidate("a", Painted()), candidate("b", Painted((48, 80, 32, 32)))]
+    places = [(choice.image, choice.box) for choice in measured(images, *runs, shown=["1", "image0"]).choices]
+    assert places == [(1, (48, 80, 32, 32)), (0, (48, 80, 32, 32))]
+    figures = measured(images, *runs, crops=[Wanted("0", 0, 0, 32)], shown=["image1"])
+    assert [(choice.image, choice.box) for choice in figures.choices] == [(0, (0, 0, 32, 32)), (1, (48, 80, 32, 32))]
+    (text,) = [block for block in next(figures.sections()).blocks if isinstance(block, Text)]
+    assert text.paragraphs[0].startswith("The images were named by who made this page; places that were not are those")
+
+
 @pytest.mark.parametrize(
     ("crop", "message"),
     [
         (Wanted("imaeg1", 0, 0, 32), "no such image; did you mean 'image1'"),
+        (Wanted("2", 0, 0, 32), "there are 2 images; the last is number 1"),
         (Wanted("image1", 80, 0, 32), "leads out of the image of 128x96"),
         (Wanted("image1", 0, 100, 32), "leads out of the image of 128x96"),
     ],
@@ -367,12 +385,6 @@ def test_nobody_elses_page_is_replaced(runs: Path, photographs: Path, tmp_path: 
     with pytest.raises(UserError, match="is not a report"):
         main([str(runs / "dssd-x4-00000000"), "--images", str(photographs), "--out", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").read_text() == "mine"
-
-
-def test_image_translation_is_refused(tmp_path: Path) -> None:
-    save_generator(ResNetGenerator(ngf=2), tmp_path / "g.safetensors")
-    with pytest.raises(UserError, match="translates images; these figures are of super-resolution"):
-        with_teachers(open_candidates([str(tmp_path / "g.safetensors")]), [tmp_path / "g.safetensors"], "last")
 
 
 def test_labels_and_places_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

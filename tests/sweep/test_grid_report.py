@@ -158,7 +158,8 @@ def test_spectra_of_the_last_evaluation(tmp_path: Path) -> None:
         file.write_text(json.dumps({"set5": {**curves, "real": [float(step)] * 3, "real_b2a": [1.0]}, "other": {}}))
     (found.by_key["b-1-0"].folder / "samples" / "spectrum-00000100.json").write_text('{"set5": {"real": [1')
     (chart,) = spectrum_charts(table)
-    assert (chart.title, chart.note.partition(".")[0]) == ("Radial spectrum: a", "Step 100")
+    assert chart.title == "Radial spectrum: a"
+    assert chart.note == "Seed 0, step 100. spectral_error compares the right half of the axis."
     assert [(line.label, line.series, line.points) for line in chart.lines] == [
         ("real", 0, ((1.0, 2.0), (2.0, 2.0), (3.0, 2.0))),
         ("student", 1, ((1.0, 1.0), (2.0, 0.0), (3.0, -3.0))),
@@ -166,6 +167,27 @@ def test_spectra_of_the_last_evaluation(tmp_path: Path) -> None:
     ]
     page = report_page([lay_out(table)], found, [], ABOUT)
     assert "Radial spectrum: a" in page
+
+
+def test_spectra_say_their_errors_and_that_some_are_not_drawn(tmp_path: Path) -> None:
+    """The student's error as result.json has it, of the last evaluation alone; ten rows, of which eight are drawn."""
+    cells = [run_cell(name) for name in "abcdefghij"]
+    for number, cell in enumerate(cells):
+        last = {NAME: 1.0, "student/set5/spectral_error": 0.25 + number}
+        run = save_run(tmp_path, f"{cell.labels['method']}-{number}-0", {NAME: 2.0}, last, seed=3)
+        (run / "samples").mkdir()
+        step = 100 if number else 50
+        curves = {"set5": {"real": [9.0, 3.0], "student": [9.0, 1.0]}}
+        (run / "samples" / f"spectrum-{step:08d}.json").write_text(json.dumps(curves))
+    (table,) = make_tables(plan(grid(cells)), find_results(tmp_path), {})
+    charts = spectrum_charts(table)
+    said = "spectral_error compares the right half of the axis"
+    assert [chart.note for chart in charts[:2]] == [
+        f"Seed 3, step 50. {said}.",
+        f"Seed 3, step 100. {said}: student 1.250.",
+    ]
+    assert len(charts) == 8
+    assert charts[-1].note == f"Seed 3, step 100. {said}: student 7.250. No more than 8 rows are drawn."
 
 
 def test_axis_plot_says_its_numbers(tmp_path: Path) -> None:

@@ -269,3 +269,10 @@ def test_a_file_travels_inside_the_page() -> None:
     assert head == "data:application/octet-stream;"
     assert base64.b64decode(packed) == content
     assert "2 kB" in " ".join(parsed.text)
+
+
+@pytest.mark.parametrize(("pictures", "columns"), [(1, 1), (7, 7), (8, 4), (10, 5), (15, 5), (0, 0)])
+def test_no_line_of_pictures_has_one_alone(pictures: int, columns: int) -> None:
+    """At most seven side by side, in as few lines as that takes, and as many in each as can be."""
+    crop = Crop("a", np.zeros((4, 4, 3), np.uint8), "", "a")
+    assert View("v", None, (crop,) * pictures).columns == columns

@@ -218,3 +218,34 @@ def test_notes_name_what_is_mixed(tmp_path: Path) -> None:
     save_run(tmp_path, "b-1-0", 1.0, revision="other")
     (table,) = make_tables(plan(grid([run_cell("a"), run_cell("b")], (PSNR,))), find_results(tmp_path), {})
     assert notes(lay_out(table))[0].startswith("Attention: Code of 2 revisions: 0123456789ab (1 run), other (1 run)")
+
+
+def test_a_table_alone_reads_without_a_style_sheet(table: ResultTable) -> None:
+    """Its tags taken away: 31.05, one of three runs failed."""
+    found = re.findall("<td class=.*?</td>", html(lay_out(table)), re.DOTALL)
+    cells = [" ".join(re.sub("<.*?>", "", cell, flags=re.DOTALL).split()) for cell in found]
+    assert cells[1] == "31.05 \u00b1 0.07 (2) \u2717 1 failed"
+    assert "\u2020 reported" in cells
+
+
+@pytest.mark.parametrize(
+    ("labels", "naming"),
+    [
+        ([("s2w", "a"), ("s2w", "b"), ("e2s", "a")], 1),  # two of each: the last
+        ([("s2w", "a"), ("e2s", "a"), ("h2z", "a")], 0),
+        ([("s2w", "a"), ("s2w", "b"), ("s2w", "c")], 1),
+    ],
+)
+def test_the_label_that_tells_rows_apart_stays_in_sight(
+    labels: list[tuple[str, str]], naming: int, tmp_path: Path
+) -> None:
+    """Scrolled sideways, a column of `s2w` alone does not say which row one reads."""
+    cells = [Cell({"data": data, "method": method}, "reported", (), {"psnr": 1.0}, {}) for data, method in labels]
+    layout = lay_out(make_tables(plan(grid(cells)), find_results(tmp_path), {})[0])
+    heads = re.findall(r'<th scope="col" class="label( naming)?"', html(layout))
+    assert [bool(head) for head in heads] == [number == naming for number in range(2)]
+    for line in html(layout).splitlines():
+        if 'scope="row"' in line:
+            assert [bool(head) for head in re.findall(r'<th scope="row"( class="naming")?', line)] == [
+                number == naming for number in range(2)
+            ]

@@ -199,7 +199,7 @@ def test_how_to_measure_what_a_finished_run_lacks(tmp_path: Path) -> None:
     [key] = made.runs
     folder = save_run(tmp_path / "runs", key, 30.0)
     (table,) = make_tables(made, find_results(tmp_path / "runs"), {})
-    command = f"python -m hpcdistill.evaluate {folder} --generator student --data 'data/late set'"
+    command = f"hpcdistill evaluate {folder} --generator student --data 'data/late set'"
     assert table.unmeasured == (f"{folder.name} has finished without late set; `{command}` measures it",)
     assert f"Not measured: {table.unmeasured[0]}." in notes(lay_out(table))
     save_run(tmp_path / "runs", f"{key}-again", {"student/late set/psnr": 31.0}, key=key)
@@ -295,13 +295,13 @@ def test_flags(tmp_path: Path) -> None:
 
 
 def test_rows_of_another_number_of_test_images_than_printed_are_named(tmp_path: Path) -> None:
-    cells = [run_cell("a", 30.0), run_cell("b", 30.0), run_cell("c", 30.0)]
-    for key, images in (("a-0-0", 2048), ("b-1-0", 200)):
+    cells = [run_cell(name, 30.0, data="x") for name in "abcd"]
+    for key, images in (("a-0-0", 2048), ("b-1-0", 200), ("c-2-0", 51), ("d-3-0", 200)):
         save_run(tmp_path, key, 1.0, protocol={"test_sets": {"set5": images, "set14": 14}})
     found = find_results(tmp_path)
     assert not any("printed" in flag for flag in make_tables(plan(grid(cells)), found, {})[0].flags)
     (table,) = make_tables(plan(grid(cells, printed_images={"set5": 2048})), found, {})
-    named = "The printed numbers are of 2048 test images of set5; of others: b (200)."
+    named = "The printed numbers are of 2048 test images of set5; ours are of 200 (b, x; d, x), of 51 (c, x)."
     assert [flag for flag in table.flags if "printed" in flag] == [named]
 
 
@@ -342,7 +342,7 @@ def test_a_row_of_bicubic_and_who_is_below_it(tmp_path: Path) -> None:
     assert [entry.mean for entry in ours if entry] == [36.0, 33.0, 33.66, 28.40, 30.0, 28.42]
     assert table.rows[2].states("psnr") == {"measured": 1}
     assert best_rows(table, PSNR, printed=False) == {0, 4}
-    assert table.flags == ("Below bicubic in Set5 PSNR: b, x2 (33.00 against 33.66), a, x4 (28.40 against 28.42).",)
+    assert table.flags == ("Below bicubic in Set5 PSNR: b, x2 (33.00 against 33.66); a, x4 (28.40 against 28.42).",)
     assert table.counts == {"finished": 4, "measured": 2}
     own = Cell({"method": "bicubic", "scale": "x2"}, "reported", (), {"psnr": 33.7}, {"psnr": NAME}, {"psnr": 33.66})
     (table,) = make_tables(plan(grid([*cells[:2], own], within=("scale",))), found, {})
@@ -400,7 +400,7 @@ def test_the_foot_says_which_sets_chose(tmp_path: Path) -> None:
     (table,) = make_tables(plan(grid(cells)), find_results(tmp_path), {})
     assert (
         "Ours: the run's best weights; its best are chosen by PSNR on held_out, 10 training images held out; "
-        "or PSNR on set5; seed 0."
+        "or by PSNR on set5; seed 0."
     ) in notes(lay_out(table))
 
 
@@ -426,7 +426,9 @@ def test_how_many_evaluations_the_best_was_chosen_from(tmp_path: Path) -> None:
     assert [flag for flag in table.flags if "evaluations" in flag] == [f"Cells that are compared differ in {named}."]
     layout = lay_out(table)
     first = notes(layout)[1]
-    assert first == "Ours: the run's best weights; its best are chosen by PSNR on set5, of 4 to 40 evaluations; seed 0."
+    assert (
+        first == "Ours: the run's best weights; its best are chosen from 4 to 40 evaluations by PSNR on set5; seed 0."
+    )
     ours, last = layout.panels[0].rows[0][-2:]
     assert ours.explained.endswith("run-a-0-0, of 40 evaluations")
     assert last.explained.endswith("run-a-0-0")

@@ -16,11 +16,12 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from toy import SEED, uniform
-from translation import cyclegan, double_samples, pix2pix, small, write_vgg
+from translation import cyclegan, double_samples, pix2pix, small, wavelet_kd, write_vgg
 
-from hpcdistill.methods import student_gan
+from hpcdistill.methods import perceptual
 from hpcdistill.methods.base import Method
 from hpcdistill.methods.distilled_gan import DistilledGAN
+from hpcdistill.methods.image_distillation import ImageDistillation
 from hpcdistill.methods.omgd import OMGD
 from hpcdistill.methods.plain_sr import PlainSR
 from hpcdistill.methods.privileged_student import PrivilegedStudent
@@ -38,7 +39,7 @@ CROP = 32  # maps of 8x8 pixels; of 6x6 a spectrum has two values, stretched to 
 # step, 1e-7 after 9, 4e-4 after 11): it was rounding that grew, and nothing depended on the ranks.
 SLOW = {"learning_rate": 2e-5}
 Samples = Callable[[NDArray[np.int64]], dict[str, Tensor]]
-__all__ = ["METHODS", "Ramp", "build", "omgd_of", "samples_of", "write_vgg"]
+__all__ = ["METHODS", "Ramp", "build", "image_distillation_of", "omgd_of", "samples_of", "wavelet_kd_of", "write_vgg"]
 
 
 def sr_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -100,9 +101,23 @@ def omgd_of(family: str, vgg: Path) -> Method:
     return _prepared(OMGD(OMGD.Config(family=family, layers=layers, pool=3, **given)))
 
 
-def _prepared(method: StudentGAN) -> Method:
-    with mock.patch.object(student_gan, "load_vgg16", _loaded_vgg):
-        method.prepare(method.crop)
+def wavelet_kd_of(family: str, vgg: Path) -> Method:
+    """Wavelet KD; in no test over all methods, as OMGD."""
+    student = small({"blocks": 1}, 8 if family == "pix2pix" else 3)
+    return wavelet_kd(family=family, crop=CROP, discriminator_strides=1, student=student, optimizer=SLOW)
+
+
+def image_distillation_of(vgg: Path) -> Method:
+    """Image distillation of a U-Net; as OMGD in no test over all methods."""
+    given: dict[str, Any] = {"crop": CROP, "vgg": str(vgg), "optimizer": SLOW, "weight_tv": 1e-5}
+    given |= {"style_layers": ("relu1_1",), "feature_layers": ("relu1_1",)}
+    given["student"] = small({"network": "unet"}, 4)
+    return _prepared(ImageDistillation(ImageDistillation.Config(**given)))
+
+
+def _prepared(method: StudentGAN | ImageDistillation) -> Method:
+    with mock.patch.object(perceptual, "load_vgg16", _loaded_vgg):
+        method.prepare(CROP)
     return method
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from torch import nn
 from toy import SEED, Killed, ToyGAN, ToyReader, gan_samples, newest_tensors, rows, run, saved
 
 from hpcdistill.methods.base import Batch, Carry, Phase, Progress, Segment, Terms
-from hpcdistill.training.batches import delivered
+from hpcdistill.training import batches as of_training
+from hpcdistill.training.batches import CopyStream, Delivered, ahead, delivered
 
 STEPS, BATCH, BATCHES = 7, 4, 3
 
@@ -167,6 +170,128 @@ def test_what_delivers_them_is_closed_with_them() -> None:
     assert not ended
     taken.close()
     assert ended
+
+
+class Recorded:
+    """A stream that copies nothing, and records what is asked of it."""
+
+    done: ClassVar[list[str]] = []
+
+    def __init__(self, device: torch.device) -> None:
+        assert device == torch.device("cuda")
+
+    def started(self, batches: Iterator[Delivered]) -> Iterator[tuple[Delivered, str]]:
+        for number, taken in enumerate(batches):
+            self.done.append(f"copy {number}")
+            yield taken, f"event {number}"
+
+    def hand_over(self, batches: Delivered, copied: str) -> None:
+        self.done.append(copied)
+
+
+def endless(ended: list[bool], stop_at: int) -> Generator[Delivered]:
+    try:
+        for number in itertools.count():
+            yield None if number == stop_at else [{"x": torch.tensor(number)}]
+    finally:
+        ended.append(True)
+
+
+def test_the_next_batches_are_copied_before_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy of step k + 1 begins before step k is made; that a signal came is known in its turn."""
+    monkeypatch.setattr(of_training, "CopyStream", Recorded)
+    monkeypatch.setattr(Recorded, "done", [])
+    ended: list[bool] = []
+    taken = ahead(endless(ended, stop_at=3), torch.device("cuda"))
+    for step in range(4):
+        batches = next(taken)
+        Recorded.done.append(f"step {step}")
+        assert batches is None if step == 3 else batches and int(batches[0]["x"]) == step
+    expected = ["copy 0"]
+    for step in range(4):
+        expected += [f"copy {step + 1}", f"event {step}", f"step {step}"]
+    assert Recorded.done == expected
+    assert not ended
+    taken.close()
+    assert ended
+
+
+def test_none_is_left_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_training, "CopyStream", Recorded)
+    for device in ("cpu", "cuda"):
+        batches = ahead(delivered([{"x": torch.tensor(number)} for number in range(5)], 2, 1.0), torch.device(device))
+        assert [[int(one["x"]) for one in taken or []] for taken in batches] == [[0, 1], [2, 3], [4]]
+        assert list(ahead(delivered([], 2, 1.0), torch.device(device))) == []
+
+
+def test_a_cpu_reads_none_ahead() -> None:
+    asked: list[int] = []
+    ended: list[bool] = []
+    batches = (asked.append(number) or taken for number, taken in enumerate(endless(ended, 9)))
+    taken = ahead(batches, torch.device("cpu"))
+    next(taken)
+    assert asked == [0]
+    taken.close()
+
+
+class Stream:
+    """Stands in for a CUDA stream: `asked` is what was asked of any of them."""
+
+    asked: ClassVar[list[tuple[str, str]]] = []
+    current = "computing"
+
+    def __init__(self, name: object) -> None:
+        self.name = name if isinstance(name, str) else "copying"
+
+    def record_event(self) -> str:
+        self.asked.append((self.name, "record"))
+        return "event"
+
+    def wait_event(self, event: str) -> None:
+        self.asked.append((self.name, f"wait for {event}"))
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        Stream.current, before = self.name, Stream.current
+        yield
+        Stream.current = before
+
+
+def test_batches_are_read_and_copied_in_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And their memory is kept until the stream that computes is through with them."""
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(Stream, "asked", [])
+    for name, value in (("Stream", Stream), ("stream", Stream.used), ("current_stream", lambda _: Stream("computing"))):
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: Stream.asked.append((stream.name, "keep")))
+    read: list[str] = []
+    batches = (read.append(Stream.current) or [{"x": torch.ones(1), "y": torch.ones(2)}] for _ in range(2))
+    copies = CopyStream(cpu)
+    for taken, event in copies.started(batches):  # type: ignore[arg-type]
+        assert Stream.current == "computing"
+        copies.hand_over(taken, event)
+        assert [list(batch) for batch in taken or []] == [["x", "y"]]
+    assert read == ["copying"] * 2
+    one = [("copying", "record"), ("computing", "wait for event"), *[("computing", "keep")] * 2]
+    assert Stream.asked == [*one, *one, ("copying", "record")]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_computes_with_what_was_copied() -> None:
+    """While another stream writes the next batches; nothing waits for it."""
+    device = torch.device("cuda", 0)
+    pinned = [{"x": torch.full((1 << 22,), float(number)).pin_memory()} for number in range(30)]
+    sums = []
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for taken in ahead(delivered(pinned, 2, 1.0), device):
+            for batch in taken or []:
+                torch.cuda._sleep(1 << 20)
+                sums.append(batch["x"].double().sum())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [float(one) for one in sums] == [number * float(1 << 22) for number in range(30)]
 
 
 class Resting(ToyGAN):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from serving import Server
 from torch import Tensor, nn
 
-from hpcdistill import train
+from hpcdistill import train, trainer
 from hpcdistill.data.needs import Needs
 from hpcdistill.errors import UserError
 from hpcdistill.methods import METHODS
@@ -34,6 +35,9 @@ from hpcdistill.methods.base import (
 )
 from hpcdistill.models import GENERATORS
 from hpcdistill.ops.bicubic import downsample_uint8
+from hpcdistill.ranks.signals import StopSignals
+from hpcdistill.run import load_run
+from hpcdistill.training.loop import Training
 
 
 class Translator(nn.Module):
@@ -57,6 +61,7 @@ class Translation(Method):
     class Config(MethodConfig):
         name: Literal["translation"] = "translation"
         kind: Literal["paired", "unpaired"]
+        batches: int = 1  # of an iteration
 
     version: ClassVar[int] = 1
 
@@ -68,14 +73,14 @@ class Translation(Method):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("generator", "generator", self.loss),)
+        return tuple(Phase("generator", "generator", self.loss, batch=number) for number in range(self.config.batches))
 
     @property
     def needs(self) -> Needs:
         return Needs(self.config.kind)
 
     def loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
-        assert batch["a"].shape == batch["b"].shape == (4, 3, 8, 8)
+        assert batch["a"].shape == batch["b"].shape == (len(batch["number"]), 3, 8, 8)
         assert batch["a"].abs().max() <= 1
         translated, target = self.call("generator", batch["a"]), batch["b"]
         if self.config.kind == "unpaired":
@@ -85,7 +90,7 @@ class Translation(Method):
 
 METHOD = {"lr-hr": "name: plain_sr, scale: 2", "paired": "name: translation, kind: paired"}
 METHOD["unpaired"] = METHOD["paired"].replace("paired", "unpaired")
-READERS = ("none", "ram", "stream", "http", "staged", "staged stream")
+READERS = ("none", "ram", "device", "stream", "http", "staged", "staged stream")
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +127,7 @@ def command(kind: str, sets: Path, folder: Path, reader: str, address: str = "")
     more = {
         "none": [],
         "ram": ["data.cache=ram"],
+        "device": ["data.cache=device"],
         "stream": ["data.reader=stream"],
         "http": ["data.reader=stream", f"data.train={address}{kind}"],
         "staged": [f"data.stage={folder / 'scratch'}"],
@@ -166,7 +172,7 @@ def test_each_kind_trains_from_each_reader(kind: str, reader: str, trained: Call
     assert run.result["steps"] == 6
     assert [line["step"] for line in run.lines] == [1, 2, 3, 4, 5, 6]
     assert all(torch.isfinite(tensor).all() for tensor in run.weights.values())
-    if reader in ("ram", "staged"):
+    if reader in ("ram", "device", "staged"):
         assert run.result["identity"] == plain.result["identity"]
         assert all(torch.equal(tensor, plain.weights[name]) for name, tensor in run.weights.items())
     elif reader != "none":
@@ -193,3 +199,55 @@ def test_mistakes_are_one_line_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         train.main(arguments)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("reader", ["none", "device"])
+def test_a_run_goes_on_with_another_cache(
+    reader: str, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In micro-batches, with two batches an iteration, stopped after the fourth: the bits of an undisturbed one."""
+    options = ["train.accumulation=2", "method.batches=2", "data.workers=0"]
+    for folder in ("undisturbed", "stopped"):
+        (tmp_path / folder).mkdir()
+    assert train.main([*command("unpaired", sets, tmp_path / "undisturbed", "none"), *options]) == 0
+    runs = {
+        name: load_run([*command("unpaired", sets, tmp_path / "stopped", name), *options])
+        for name in ("none", "device")
+    }
+    with StopSignals() as signals, monkeypatch.context() as patch:
+        patch.setattr(Training, "take_step", _signalled(Training.take_step, signals, after=4))
+        assert trainer.train(runs.pop(reader), signals) is None
+    [other] = runs.values()
+    assert trainer.train(other) is not None
+    expected, found = (_last(tmp_path / folder) for folder in ("undisturbed", "stopped"))
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+def _signalled(take_step: Callable[..., None], signals: StopSignals, after: int) -> Callable[..., None]:
+    """A signal comes in the step that is the `after`-th."""
+
+    def taken(training: Training, step: int, batches: Sequence[Batch]) -> None:
+        take_step(training, step, batches)
+        signals.received = step == after - 1
+
+    return taken
+
+
+def _last(folder: Path) -> dict[str, Tensor]:
+    [run] = (folder / "runs").iterdir()
+    [weights] = (run / "generators" / "last").glob("*.safetensors")
+    return load_file(weights)
+
+
+def test_the_reader_is_told_what_trains(sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or `data.cache: device` would keep the set in the host's memory."""
+    given: list[Any] = []
+    opened = trainer.open_reader
+
+    def seen(*arguments: Any) -> Any:
+        given.append(inspect.signature(opened).bind(*arguments).arguments.get("device"))
+        return opened(*arguments)
+
+    monkeypatch.setattr(trainer, "open_reader", seen)
+    assert train.main([*command("paired", sets, tmp_path, "device"), "train.steps=1"]) == 0
+    assert given == [torch.device("cpu")]

@@ -97,6 +97,20 @@ def find_sources(
     return found
 
 
+def of_two_folders(recipe: Recipe, a: Path, b: Path, *, recursive: bool = False) -> Recipe:
+    """`recipe`, of pairs, with the images of two folders: `a` are translated, `b` what they become.
+
+    UserError when one of them has no images, or both are one.
+    """
+    for folder in (a, b):
+        list_images(folder, recursive=recursive)
+    if a.resolve() == b.resolve():
+        raise UserError(f"{b}: is the folder of the images A too; name that of their partners")
+    # Not checked again, as the folders of a recipe lie below its source: these may lie anywhere.
+    folders = {"a": (str(a.absolute()),), "b": (str(b.absolute()),)}
+    return recipe.model_copy(update={"layouts": ({UNSPLIT: folders},), "roots": (".",)})
+
+
 def image_folders(recipe: Recipe, source: Path | None, *, recursive: bool = False) -> tuple[Path, list[Path]]:
     """Where the recipe's images are: the folder that its layout begins in, and each that it reads images of."""
     root, layout = _layout(recipe, source, recursive)
@@ -141,23 +155,25 @@ def _matched(main: str, images: _Images, role: str, partners: _Images) -> list[P
     _by_stem(images)  # refuses two of the same name
     by_stem = _by_stem(partners)
     tail = _tail(role, images, by_stem) if _is_lr(role) else ""
-    result = []
-    for image in images:
-        partner = by_stem.pop(image.stem + tail, None)
-        if partner is None:
-            raise UserError(
-                f"{image.path}: has no partner {image.path.stem}{tail}.* in {partners[0].path.parent} ({main} and "
-                f"{role} belong together); add it, or take the image out"
-            )
-        result.append(partner)
+    partner_of = {image.stem: by_stem.pop(image.stem + tail, None) for image in images}
+    if alone := [image.path for image in images if partner_of[image.stem] is None]:
+        wanted = f"{alone[0].stem}{tail}"
+        raise UserError(_without_partner(alone, images, wanted, partners, (main, role)))
     if by_stem:
-        alone = next(iter(by_stem.values()))
-        stem = alone.stem.removesuffix(tail)
-        raise UserError(
-            f"{alone}: has no partner {stem}.* in {images[0].path.parent} ({main} and {role} belong together); add it, "
-            "or take the image out"
-        )
-    return result
+        alone = list(by_stem.values())
+        wanted = alone[0].stem.removesuffix(tail)
+        raise UserError(_without_partner(alone, partners, wanted, images, (main, role)))
+    return [partner for partner in partner_of.values() if partner is not None]
+
+
+def _without_partner(alone: list[Path], of: _Images, wanted: str, partners: _Images, roles: tuple[str, str]) -> str:
+    """What is wrong with the images that have none: the first, and how many there are."""
+    several = f"; {len(alone)} of {len(of)} images have none" if len(alone) > 1 else ""
+    remedy = "add them, or take the images out" if several else "add it, or take the image out"
+    return (
+        f"{alone[0]}: has no partner {wanted}.* in {partners[0].path.parent} ({' and '.join(roles)} belong "
+        f"together{several}); {remedy}"
+    )
 
 
 def _tail(role: str, images: _Images, partners: dict[str, Path]) -> str:

@@ -49,7 +49,7 @@ class Patches:
 
         `data.on_error=skip` leaves out, and names, the images that are smaller than the patch.
         """
-        self._side = config.patch
+        self.side = config.patch
         # Patches start on this grid, so that they lie at the same place of HR and of every LR image.
         self._grid = math.lcm(needs.scale, *needs.lr_scales)
         if config.patch % self._grid:
@@ -59,7 +59,7 @@ class Patches:
                 f"use {valid}"
             )
         self.names = ("hr", *(f"lr{scale}" for scale in needs.lr_scales))
-        self._scales = (1, *needs.lr_scales)
+        self.scales = (1, *needs.lr_scales)
         self.channels = needs.channels
         self._seed = seed
         self._operations = np.array(OPERATIONS[config.flip, config.rotate])
@@ -74,7 +74,7 @@ class Patches:
     def size(self, place: str, sample: Sample) -> tuple[int, int]:
         """Height and width that all images of a sample of the set `place` cover, HR pixels."""
         sides = []
-        for name, scale in zip(self.names, self._scales, strict=True):
+        for name, scale in zip(self.names, self.scales, strict=True):
             member = sample.member(name)
             if member is None:
                 raise UserError(f"{place}: sample '{sample.source}' has no image '{name}'; pack the data set again")
@@ -84,7 +84,7 @@ class Patches:
     def draws(self, first: int, sizes: NDArray[np.int64]) -> Draws:
         """Top, left (HR pixels) and operation of draws `first`, `first` + 1, ..., of samples of `sizes` [N, 2]."""
         rows, columns, operations, _ = draw(self._seed, AUGMENTATION, np.arange(first, first + len(sizes)))
-        starts = (sizes - self._side) // self._grid + 1  # how many places on the grid a patch can start at
+        starts = (sizes - self.side) // self._grid + 1  # how many places on the grid a patch can start at
         tops, lefts = below(rows, starts[:, 0]) * self._grid, below(columns, starts[:, 1]) * self._grid
         return np.stack((tops, lefts, self._operations[below(operations, len(self._operations))]))
 
@@ -95,8 +95,8 @@ class Patches:
         """
         samples, tops, lefts, operations = draws.tolist()
         batch: dict[str, Tensor] = {}
-        for image, (name, scale) in enumerate(zip(self.names, self._scales, strict=True)):
-            side = self._side // scale
+        for image, (name, scale) in enumerate(zip(self.names, self.scales, strict=True)):
+            side = self.side // scale
             batch[name] = torch.empty(len(samples), self.channels, side, side)
             space = self._scratch[:, :side, :side]
             for target, sample, top, left, operation in zip(
@@ -120,7 +120,7 @@ class Patches:
         if self.usable.size:
             remedy += ", or data.on_error=skip to train without them"
         raise UserError(
-            f"{place}: image '{first.source}' is {width}x{height}{others}, smaller than data.patch={self._side}; "
+            f"{place}: image '{first.source}' is {width}x{height}{others}, smaller than data.patch={self.side}; "
             f"{remedy}"
         )
 
@@ -135,7 +135,7 @@ class PairCrops:
                 f"data.crop={config.crop} is larger than data.load_size={config.load_size}; "
                 f"use data.crop={config.load_size}, or resize to more"
             )
-        self._load_size, self._crop = config.load_size, config.crop
+        self._load_size, self.crop = config.load_size, config.crop
         self._flips = 2 if config.flip else 1
         self._seed = seed
         self._paired = paired
@@ -147,12 +147,12 @@ class PairCrops:
 
     def _one(self, first: int, count: int, part: int) -> Draws:
         rows, columns, flips, _ = draw(self._seed, AUGMENTATION, np.arange(first, first + count), part)
-        starts = self._load_size - self._crop + 1  # rows, or columns, that a crop can start at
+        starts = self._load_size - self.crop + 1  # rows, or columns, that a crop can start at
         return np.stack((below(rows, starts), below(columns, starts), below(flips, self._flips)))
 
     def batch(self, images: Iterable[tuple[Rgb, Rgb]], a: Draws, b: Draws) -> dict[str, Tensor]:
         """`{"a": ..., "b": ...}`, `[N, 3, crop, crop]` in [-1, 1], of N `images` and what `draws` says of them."""
-        batch = {name: torch.empty(a.shape[1], 3, self._crop, self._crop) for name in ("a", "b")}
+        batch = {name: torch.empty(a.shape[1], 3, self.crop, self.crop) for name in ("a", "b")}
         targets = batch["a"].numpy(), batch["b"].numpy()
         for number, (both, *drawn) in enumerate(zip(images, a.T.tolist(), b.T.tolist(), strict=True)):
             for target, rgb, (top, left, flip) in zip(targets, both, drawn, strict=True):

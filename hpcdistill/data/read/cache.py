@@ -1,7 +1,8 @@
 """Where patches come from: decoded at every draw (`none`) or cut from images kept in memory (`ram`).
 
 Both give the same bits. What is kept is the luma as float32 (1 channel) or the RGB as uint8 (3 channels); scaling to
-[0, 1] and augmentation are the reader's. `PackedImages` reads the images of every kind of set.
+[0, 1] and augmentation are the reader's. `PackedImages` reads the images of every kind of set. What is kept on the
+training device: `data.read.device`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from hpcdistill.data.fetch.location import check_shard, remedy
 from hpcdistill.data.images import MAX_PIXELS, read_packed
 from hpcdistill.data.index import Index, Member, Sample
-from hpcdistill.data.progress import Progress
+from hpcdistill.data.progress import ProgressBar
 from hpcdistill.data.read.augmentation import Planes, Rgb, planes_of
 from hpcdistill.errors import UserError, plural
 from hpcdistill.ranks.environment import ranks_here
@@ -126,48 +127,65 @@ class PackedImages:
             self.close()
 
 
-class DecodedImages:
-    """All images decoded once, one flat array for each name (cache `ram`); forked workers share the memory."""
+class FlatLayout:
+    """Where the images of a set lie in one flat array: colours apart, in the order of the roles and samples."""
 
     def __init__(self, packed: PackedImages) -> None:
+        """Of everything `packed` has, which must have each role of each sample."""
+        self.channels = packed.channels
+        self.dtype: Any = np.float32 if packed.channels == 1 else np.uint8
+        self.heights, self.widths = (  # int64 [roles, samples], as `starts`: the first element of each
+            np.stack([getattr(place, side) for place in packed.images]) for side in ("heights", "widths")
+        )
+        ends = np.cumsum(self.heights * self.widths * self.channels)
+        self.starts = np.concatenate(([0], ends[:-1])).reshape(self.heights.shape)
+        self.size = int(ends[-1])  # elements
+
+    @property
+    def bytes(self) -> int:
+        """What all images take."""
+        return self.size * int(np.dtype(self.dtype).itemsize)
+
+
+class DecodedImages:
+    """All images decoded once into one flat array (cache `ram`); forked workers share the memory."""
+
+    def __init__(self, packed: PackedImages, layout: FlatLayout) -> None:
         """Decode everything `packed` has. UserError, before anything is decoded, when it does not fit in memory."""
-        self._channels = packed.channels
-        self._type: Any = np.float32 if packed.channels == 1 else np.uint8
-        self._item = np.dtype(self._type).itemsize
-        pixels = sum(int((place.heights * place.widths).sum()) for place in packed.images)
-        check_memory(pixels * packed.channels * self._item, len(packed.sources))
-        self._flat: list[Planes] = []
-        self._starts: list[NDArray[np.int64]] = []  # first element of each sample
-        self._heights = [place.heights for place in packed.images]
-        self._widths = [place.widths for place in packed.images]
-        for heights, widths in zip(self._heights, self._widths, strict=True):
-            ends = np.cumsum(heights * widths * self._channels)
-            self._starts.append(np.concatenate(([0], ends[:-1])))
-            self._flat.append(np.empty(int(ends[-1]), dtype=self._type))
-        self._fill(packed)
+        self._layout = layout
+        self._item = np.dtype(layout.dtype).itemsize
+        check_memory(layout.bytes, len(packed.sources))
+        self._flat = np.empty(layout.size, layout.dtype)
 
-    def _fill(self, packed: PackedImages) -> None:
-        def load(sample: int) -> None:
-            for image, flat in enumerate(self._flat):
-                pixels = packed.load(image, sample)
-                start = self._starts[image][sample]
-                flat[start : start + pixels.size].reshape(pixels.shape)[...] = pixels
+        def keep(start: int, pixels: Planes) -> None:
+            self._flat[start : start + pixels.size].reshape(pixels.shape)[...] = pixels
 
-        load_all(load, len(packed.sources), sum(flat.size for flat in self._flat) // self._channels)
-        packed.close()
+        decode_all(packed, layout, keep)
 
     def patch(self, image: int, sample: int, top: int, left: int, size: int) -> Planes:
         """A view into the kept image, no copy; see `PatchSource`."""
-        height, width = int(self._heights[image][sample]), int(self._widths[image][sample])
-        start = int(self._starts[image][sample]) + top * width + left
+        layout = self._layout
+        height, width = int(layout.heights[image, sample]), int(layout.widths[image, sample])
+        start = int(layout.starts[image, sample]) + top * width + left
         # One constructor call: slicing and reshaping takes four times as long, 2 us for each image of each draw.
         return np.ndarray(
-            (self._channels, size, size),
-            self._type,
-            self._flat[image],
+            (layout.channels, size, size),
+            layout.dtype,
+            self._flat,
             start * self._item,
             (height * width * self._item, width * self._item, self._item),
         )
+
+
+def decode_all(packed: PackedImages, layout: FlatLayout, keep: Callable[[int, Planes], None]) -> None:
+    """`keep(start, pixels [C, H, W])` of everything `packed` has, from several threads; closes the shards."""
+
+    def load(sample: int) -> None:
+        for image, starts in enumerate(layout.starts):
+            keep(int(starts[sample]), packed.load(image, sample))
+
+    load_all(load, len(packed.sources), layout.size // layout.channels)
+    packed.close()
 
 
 def load_all(load: Callable[[int], None], count: int, pixels: int) -> None:
@@ -175,7 +193,7 @@ def load_all(load: Callable[[int], None], count: int, pixels: int) -> None:
     with ExitStack() as stack:
         progress = None
         if pixels >= _SHOW_PROGRESS_FROM:
-            progress = stack.enter_context(Progress("decoding images", total=count, unit="images"))
+            progress = stack.enter_context(ProgressBar("decoding images", total=count, unit="images"))
         pool = stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1)))
         try:
             for _ in pool.map(load, range(count)):

@@ -5,7 +5,7 @@ Both give the same bits: 8-bit RGB at the size that crops are taken from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -60,6 +60,11 @@ class DomainImages:
         one, other = _pairs(self.packed) if self.paired else (_whole(self.packed, "a"), _whole(self.packed, "b"))
         self.domains = (one, other) if direction == "AtoB" else (other, one)
 
+    @property
+    def bytes(self) -> int:
+        """What all resized images take, as 8-bit RGB."""
+        return sum(len(domain) for domain in self.domains) * self.load_size**2 * 3
+
     def both(self, first: int, second: int) -> tuple[Rgb, Rgb]:
         """Read, decode and resize; a side-by-side pair is decoded once. See `DomainSource`."""
         one, other = self.domains
@@ -72,9 +77,26 @@ class DomainImages:
 
     def load(self, domain: int, number: int) -> Rgb:
         """One image, [L, L, 3]: `domain` 0 is what is translated, 1 what it is translated to."""
+        return resized(self.stored(domain, number), self.load_size)
+
+    def stored(self, domain: int, number: int) -> Rgb:
+        """That image in the size that it has, [H, W, 3]."""
         side = self.domains[domain]
         place = side.place(number)
-        return self._side(side, place, self.packed.decode(*place))
+        pixels = self.packed.decode(*place)
+        return half(pixels, side.role) if place[0] == _AB else pixels
+
+    def name(self, domain: int, number: int) -> str:
+        """The file that an image came from, without its suffix."""
+        place, row = self.domains[domain].place(number)
+        return Path(self.packed.sample(row, place)[1]).stem
+
+    def names(self, domain: int) -> list[str]:
+        """What images of a domain, or made of them, are saved as: with their numbers first where two share a name."""
+        names = [self.name(domain, number) for number in range(len(self.domains[domain]))]
+        if len(set(names)) == len(names):
+            return names
+        return [f"{number:06d}-{name}" for number, name in enumerate(names)]
 
     def _side(self, domain: Domain, place: tuple[int, int], pixels: Rgb) -> Rgb:
         if place[0] == _AB:
@@ -88,28 +110,39 @@ class ResizedImages:
     def __init__(self, images: DomainImages) -> None:
         """Load everything. UserError, before anything is decoded, when it does not fit in memory."""
         side, sizes = images.load_size, [len(domain) for domain in images.domains]
-        check_memory(sum(sizes) * side * side * 3, sum(sizes))
+        check_memory(images.bytes, sum(sizes))
         # Colours apart, as in a batch: cutting a crop out takes 110 us instead of 160, over both flips.
         flat = [np.empty((size, 3, side, side), np.uint8) for size in sizes]
         self._views = tuple(array.transpose(0, 2, 3, 1) for array in flat)
 
-        def load_pair(number: int) -> None:
-            self._views[0][number], self._views[1][number] = images.both(number, number)
+        def keep(domain: int, number: int, rgb: Rgb) -> None:
+            self._views[domain][number] = rgb
 
-        def load_one(number: int) -> None:
-            domain, place = (0, number) if number < sizes[0] else (1, number - sizes[0])
-            self._views[domain][place] = images.load(domain, place)
-
-        pixels = sum(sizes) * side * side
-        if images.paired:
-            load_all(load_pair, sizes[0], pixels)
-        else:
-            load_all(load_one, sum(sizes), pixels)
-        images.packed.close()
+        resize_all(images, keep)
 
     def both(self, first: int, second: int) -> tuple[Rgb, Rgb]:
         """Views into the kept images, no copy; see `DomainSource`."""
         return self._views[0][first], self._views[1][second]
+
+
+def resize_all(images: DomainImages, keep: Callable[[int, int, Rgb], None]) -> None:
+    """`keep(domain, number, rgb [L, L, 3])` of all images, from several threads; closes the shards."""
+    size, other = (len(domain) for domain in images.domains)
+
+    def load_pair(number: int) -> None:
+        for domain, rgb in enumerate(images.both(number, number)):
+            keep(domain, number, rgb)
+
+    def load_one(number: int) -> None:
+        domain, place = (0, number) if number < size else (1, number - size)
+        keep(domain, place, images.load(domain, place))
+
+    pixels = images.bytes // 3
+    if images.paired:
+        load_all(load_pair, size, pixels)
+    else:
+        load_all(load_one, size + other, pixels)
+    images.packed.close()
 
 
 def half(pixels: Rgb, role: str) -> Rgb:

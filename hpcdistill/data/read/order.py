@@ -5,7 +5,9 @@ Both are functions of numbers alone: of the step, and of (seed, epoch). Nothing 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,13 @@ from numpy.typing import NDArray
 from hpcdistill.data.counter import ORDER, draw
 from hpcdistill.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Numbers = TypeVar("Numbers", bound="NDArray[Any] | Tensor")  # [..., draws]
+
+# Draws whose numbers are computed together: those of a batch of 16 alone take 110 us, a fifth of copying its patches.
+_AT_ONCE = 512
 _PASSES_AT_ONCE = 1 << 16  # draws whose permutations are computed together: small sets need many passes an epoch
 
 
@@ -88,3 +97,22 @@ class SampleOrder:
             self._block = passes.ravel().astype(np.int64, copy=False)
             self._cached = (epoch, number)
         return self._block
+
+
+class Blocks(Generic[Numbers]):
+    """Numbers of draws, made for a block of draws at a time. The object only caches."""
+
+    def __init__(self, make: Callable[[int, int], Numbers]) -> None:
+        """`make(first, count)` gives those of draws first .. first + count - 1, which do not depend on others."""
+        self._make = make
+        self._start = -1
+        self._block: Numbers
+
+    def __call__(self, first: int, count: int) -> Numbers:
+        """Of draws first .. first + count - 1."""
+        start = first - first % _AT_ONCE
+        if first + count > start + _AT_ONCE:
+            return self._make(first, count)
+        if self._start != start:
+            self._start, self._block = start, self._make(start, _AT_ONCE)
+        return cast(Numbers, self._block[..., first - start : first - start + count])

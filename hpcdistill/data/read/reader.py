@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from hpcdistill.data import held_out
@@ -21,16 +22,14 @@ from hpcdistill.data.fetch.location import is_remote
 from hpcdistill.data.fetch.transfer import shown
 from hpcdistill.data.needs import Needs, load_indices
 from hpcdistill.data.read.augmentation import Draws, PairCrops, Patches
-from hpcdistill.data.read.cache import DecodedImages, PackedImages, PatchSource
+from hpcdistill.data.read.cache import DecodedImages, FlatLayout, PackedImages, PatchSource
+from hpcdistill.data.read.device import CPU, DeviceBatches, DeviceDomains, DevicePatches, chosen_cache
 from hpcdistill.data.read.domains import DomainImages, DomainSource, ResizedImages
 from hpcdistill.data.read.loader import Batch, StepLoader
-from hpcdistill.data.read.order import BatchShare, SampleOrder
+from hpcdistill.data.read.order import BatchShare, Blocks, SampleOrder
 from hpcdistill.data.read.staging import stage
 from hpcdistill.data.read.stream import StreamReader
 from hpcdistill.errors import UserError
-
-# Draws whose numbers are computed together: those of a batch of 16 alone take 110 us, a fifth of copying its patches.
-_AT_ONCE = 512
 
 
 class Reader(Protocol):
@@ -52,10 +51,12 @@ def open_reader(
     rank: int = 0,
     ranks: int = 1,
     stopping: Callable[[], bool] = lambda: False,
+    device: torch.device = CPU,
 ) -> Reader:
     """The reader of the data sets at `places` (folders, or http(s) addresses) that `config` and `needs` ask for.
 
-    With `data.stage` they are copied to node-local scratch first and read from there. `batch_size` is global.
+    With `data.stage` they are copied to node-local scratch first and read from there. `batch_size` is global; `device`
+    is what trains, where `data.cache` may keep them.
     Raises StagingStopped when `stopping` says so while they are copied, UserError for an address that the indexed
     reader cannot read, and what the readers raise.
     """
@@ -71,7 +72,7 @@ def open_reader(
                 "first with data.stage=FOLDER or `python shards/stage.py ADDRESS --to FOLDER`"
             )
     kind = PatchReader if needs.kind == "lr-hr" else TranslationReader
-    return kind([Path(place) for place in places], needs, config, seed, batch_size, rank, ranks)
+    return kind([Path(place) for place in places], needs, config, seed, batch_size, rank, ranks, device)
 
 
 class IndexedReader(Dataset[Batch]):
@@ -81,23 +82,24 @@ class IndexedReader(Dataset[Batch]):
 
     def __init__(self, share: BatchShare) -> None:
         self._share = share
-        self._block_start = -1  # of the draws that `_block` holds: a cache, the reader has no other state
-        self._block: Draws = np.empty((0, 0), np.int64)
+        self._drawn: Blocks[Draws] = Blocks(self._draws)
+        self._on_device: DeviceBatches | None = None  # where the set is kept there
 
     def __getitem__(self, step: int) -> Batch:
-        return self._batch(self.draws(self._share.first(step), self._share.count))
+        first, count = self._share.first(step), self._share.count
+        return self._on_device(first, count) if self._on_device else self._batch(self.draws(first, count))
 
     def draws(self, first: int, count: int) -> Draws:
         """What draws first .. first + count - 1 take and do: int64, a row for each number of a draw."""
-        block = first - first % _AT_ONCE
-        if first + count > block + _AT_ONCE:
-            return self._draws(first, count)
-        if self._block_start != block:
-            self._block_start, self._block = block, self._draws(block, _AT_ONCE)
-        return self._block[:, first - block : first - block + count]
+        return self._drawn(first, count)
 
     def loader(self, first: int, last: int, workers: int = 0, pin_memory: bool = False) -> StepLoader:
-        """The batches of steps first .. last - 1, in this order; see `StepLoader`."""
+        """The batches of steps first .. last - 1, in this order; see `StepLoader`.
+
+        Of a set on the device they are made in this process: a forked one could not use the device.
+        """
+        if self._on_device:
+            workers, pin_memory = 0, False
         return StepLoader(self, first, last, workers, pin_memory)
 
     def _draws(self, first: int, count: int) -> Draws:
@@ -123,10 +125,12 @@ class PatchReader(IndexedReader):
         batch_size: int,
         rank: int = 0,
         ranks: int = 1,
+        device: torch.device = CPU,
     ) -> None:
         """Join `folders`, check that they can deliver `needs`, and fill the cache that `config` asks for.
 
-        `batch_size` is global. UserError when ranks do not divide it, a patch does not fit, or a shard is missing.
+        `batch_size` is global; `device` is what trains, see `data.read.device`. UserError when ranks do not divide the
+        batch, a patch does not fit, or a shard is missing.
         """
         super().__init__(BatchShare(batch_size, rank, ranks))
         places = [str(folder) for folder in folders]
@@ -135,7 +139,12 @@ class PatchReader(IndexedReader):
         packed = PackedImages(folders, indices, self._patches.names, needs.channels)
         self.samples = len(self._patches.usable)
         self._order = SampleOrder(self.samples, seed, config.samples_per_epoch)
-        self._images: PatchSource = DecodedImages(packed) if config.cache == "ram" else packed
+        layout = FlatLayout(packed)
+        cache = chosen_cache(config.cache, layout.bytes, device)
+        self._images: PatchSource = DecodedImages(packed, layout) if cache == "ram" else packed
+        if cache == "device":
+            kept = DevicePatches(packed, layout, self._patches, device)
+            self._on_device = DeviceBatches(kept, self.draws, device)
 
     def _draws(self, first: int, count: int) -> Draws:
         samples = self._patches.usable[self._order.indices(first, count)]
@@ -165,11 +174,12 @@ class TranslationReader(IndexedReader):
         batch_size: int,
         rank: int = 0,
         ranks: int = 1,
+        device: torch.device = CPU,
     ) -> None:
         """Join `folders`, check that they can deliver `needs`, and fill the cache that `config` asks for.
 
-        `batch_size` is global. UserError when ranks do not divide it, the crop does not fit, a shard is missing, a
-        domain is empty, or what should be a pair is none.
+        `batch_size` is global; `device` is what trains, see `data.read.device`. UserError when ranks do not divide the
+        batch, the crop does not fit, a shard is missing, a domain is empty, or what should be a pair is none.
         """
         super().__init__(BatchShare(batch_size, rank, ranks))
         self._crops = PairCrops(config, seed, paired=needs.kind == "paired")
@@ -180,7 +190,10 @@ class TranslationReader(IndexedReader):
         epoch = config.samples_per_epoch or self.samples
         self._order = SampleOrder(a, seed, epoch)
         self._order_of_targets = None if images.paired else SampleOrder(b, seed, epoch, stream=ORDER_OF_TARGETS)
-        self._images: DomainSource = ResizedImages(images) if config.cache == "ram" else images
+        cache = chosen_cache(config.cache, images.bytes, device)
+        self._images: DomainSource = ResizedImages(images) if cache == "ram" else images
+        if cache == "device":
+            self._on_device = DeviceBatches(DeviceDomains(images, self._crops, device), self.draws, device)
 
     def _draws(self, first: int, count: int) -> Draws:
         a, b = self._crops.draws(first, count)

@@ -101,7 +101,7 @@ class StreamReader:
         index cannot be had, or a patch does not fit.
         """
         self._share = BatchShare(batch_size, rank, ranks)
-        if config.cache != "none":
+        if config.cache not in ("auto", "none"):
             raise UserError(f"data.cache={config.cache} is for data.reader=indexed; a stream needs data.cache=none")
         indices = load_indices(places, needs)
         make = _PatchBatches if needs.kind == "lr-hr" else _CropBatches

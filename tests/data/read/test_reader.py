@@ -64,7 +64,7 @@ def dihedral(image: np.ndarray) -> list[np.ndarray]:
 # What a batch holds.
 
 
-@pytest.mark.parametrize("cache", ["none", "ram"])
+@pytest.mark.parametrize("cache", ["none", "ram", "device"])
 def test_lr_patches_lie_where_the_hr_patch_lies(packed: Path, cache: str) -> None:
     loader = reader(packed, RGB, cache=cache)
     for step in range(20):
@@ -77,7 +77,7 @@ def test_lr_patches_lie_where_the_hr_patch_lies(packed: Path, cache: str) -> Non
         assert torch.equal(batch["hr"], batch["lr4"].repeat_interleave(4, 2).repeat_interleave(4, 3))
 
 
-@pytest.mark.parametrize("cache", ["none", "ram"])
+@pytest.mark.parametrize("cache", ["none", "ram", "device"])
 @pytest.mark.parametrize("needs", [LUMA, RGB], ids=["luma", "rgb"])
 def test_values_are_one_of_the_symmetries_of_the_drawn_crop(
     packed: Path, images: list[np.ndarray], cache: str, needs: Needs
@@ -93,13 +93,16 @@ def test_values_are_one_of_the_symmetries_of_the_drawn_crop(
         assert min(np.abs(found.transpose(1, 2, 0) - turned).max() for turned in dihedral(crop)) < 2e-7
 
 
+@pytest.mark.parametrize("cache", ["ram", "device"])
 @pytest.mark.parametrize(
     ("flip", "rotate", "chosen"),
     [(True, True, range(8)), (True, False, (0, 1)), (False, True, (0, 2, 4, 6)), (False, False, (0,))],
 )
-def test_symmetries_occur_equally_often(tmp_path: Path, flip: bool, rotate: bool, chosen: Sequence[int]) -> None:
+def test_symmetries_occur_equally_often(
+    tmp_path: Path, flip: bool, rotate: bool, chosen: Sequence[int], cache: str
+) -> None:
     image = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)  # as large as the patch: one crop
-    loader = reader(pack(tmp_path, [image]), RGB, flip=flip, rotate=rotate, cache="ram", batch_size=800)
+    loader = reader(pack(tmp_path, [image]), RGB, flip=flip, rotate=rotate, cache=cache, batch_size=800)
     patches = (loader[0]["hr"] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     turned = dihedral(image)
     counts = [sum(np.array_equal(patch, expected) for patch in patches) for expected in turned]
@@ -173,7 +176,7 @@ def opened(place: object, name: str, **options: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
-@pytest.mark.parametrize("cache", ["none", "ram"])
+@pytest.mark.parametrize("cache", ["none", "ram", "device"])
 @pytest.mark.parametrize("name", NAMES)
 def test_any_ranks_and_workers_see_each_sample_once_in_one_global_order(
     sets: dict[str, Path], name: str, cache: str
@@ -277,7 +280,7 @@ def test_wrong_numbers_are_named_with_a_valid_one(packed: Path) -> None:
     fails(lambda: reader([]), "data.train")
 
 
-@pytest.mark.parametrize("cache", ["none", "ram"])
+@pytest.mark.parametrize("cache", ["none", "ram", "device"])
 def test_small_images_are_left_out_and_named_on_request(
     packed: Path, images: list[np.ndarray], cache: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,7 +110,7 @@ def by_hand(
 # What a batch holds.
 
 
-@pytest.mark.parametrize("cache", ["none", "ram"])
+@pytest.mark.parametrize("cache", ["none", "ram", "device"])
 @pytest.mark.parametrize("name", SETS)
 def test_every_draw_of_two_epochs_is_what_pillow_gives(sets: dict[str, Path], name: str, cache: str) -> None:
     found = reader(sets[name], SETS[name], cache=cache)
@@ -125,7 +125,7 @@ def test_every_draw_of_two_epochs_is_what_pillow_gives(sets: dict[str, Path], na
 
 
 def test_ab_and_two_files_give_the_same_batches(sets: dict[str, Path]) -> None:
-    for cache in ("none", "ram"):
+    for cache in ("none", "ram", "device"):
         one, *others = (reader(sets[name], cache=cache, batch_size=5) for name in ("pairs", "ab", "mixed"))
         assert all(same(one[step], other[step]) for other in others for step in range(4))
 
@@ -198,10 +198,12 @@ def test_the_domains_may_lie_in_sets_of_their_own(tmp_path: Path) -> None:
 def test_real_pairs(test_data: Path, tmp_path: Path) -> None:
     files = sorted((test_data / "i2i/edges2shoes/train").glob("*.jpg"))[:12]
     write_set(tmp_path, "paired", [{"ab.jpg": file.read_bytes()} for file in files], shard_samples=5)
-    found = {cache: reader(tmp_path, cache=cache, load_size=286, crop=256, batch_size=1) for cache in ("none", "ram")}
+    found = [
+        reader(tmp_path, cache=cache, load_size=286, crop=256, batch_size=1) for cache in ("none", "ram", "device")
+    ]
     for draw in range(12):
         expected = by_hand(tmp_path, "paired", draw, load=286, crop=256)
-        for one in found.values():
+        for one in found:
             assert all(torch.equal(one[draw][name][0], expected[name]) for name in "ab")
 
 
