@@ -41,6 +41,7 @@ bench: $(INSTALLED)  ## throughput and memory on this machine, as tables and JSO
 	$(RUN) bench/loader.py
 	$(RUN) bench/step.py
 	$(RUN) bench/gan.py
+	$(RUN) bench/limits.py
 	$(RUN) bench/packing.py
 	$(RUN) bench/distributed.py
 	$(RUN) bench/sweep.py

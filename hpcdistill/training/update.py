@@ -37,7 +37,7 @@ class Updates:
     ) -> None:
         self.networks, self.guard, self.means, self.config, self.courses = networks, guard, means, config, courses
         self.accelerator, self.seed, self.steps = networks.accelerator, seed, steps
-        self.micro_batches = MicroBatches(self.accelerator, config)
+        self.micro_batches = MicroBatches(self.accelerator, config, networks.layout)
         self.underflow = UnderflowWatch(self.accelerator)
 
     def make(self, phases: Sequence[Phase], step: int, batches: Sequence[Batch]) -> None:
