@@ -274,7 +274,6 @@ def test_print_config_shows_a_teacher_of_two_roles_once(capsys: pytest.CaptureFi
     assert yaml.safe_load(teacher)["name"] == "original-horse2zebra"
 
 
-
 def test_no_argument_is_a_guide_and_help_helps(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     guide = capsys.readouterr().out

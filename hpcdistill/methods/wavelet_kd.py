@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn, no_grad
 
 from hpcdistill import losses
 from hpcdistill.errors import UserError
-from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Progress, Teachers, Terms
+from hpcdistill.methods.base import NO_TEACHERS, Batch, Carry, Part, Progress, Teachers, Terms
 from hpcdistill.methods.cyclegan import cycle_terms
 from hpcdistill.methods.gan_settings import FAMILIES, Direction
 from hpcdistill.methods.pix2pix import paired_terms
@@ -39,9 +41,11 @@ class WaveletKD(TranslationGAN):
             )
         self.teachers = nn.ModuleDict({one.name: self._teacher(one, teachers) for one in config.taught})
 
-    def generator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
+    def generator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms | Sequence[Part]:
         """The student's terms, all that there are."""
-        return (cycle_terms if self.config.family == "cyclegan" else paired_terms)(self, batch, carry)
+        if self.config.family == "cyclegan":
+            return cycle_terms(self, batch, carry)
+        return paired_terms(self, batch, carry)
 
     def image_terms(self, direction: Direction, batch: Batch, image: Tensor) -> Terms:
         """lambda * W of a translation and the teacher's of the same source, where there is a teacher."""

@@ -162,8 +162,9 @@ def test_k_student_updates_by_hand(family: str, tmp_path: Path) -> None:
             adams[name].zero_grad()
             loss.backward()
             adams[name].step()
+    # A bias before an instance norm has no gradient: Adam makes steps of what rounding leaves of it.
     for name, value in method.state_dict().items():
-        torch.testing.assert_close(value, hand.state_dict()[name], rtol=1e-6, atol=1e-9, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(value, hand.state_dict()[name], rtol=1e-6, atol=1e-8, msg=lambda m, n=name: n + m)
     apart = distilled(family=family, optimizer={"schedule": "constant"}).double()
     run(apart, ToyReader(BATCH, double_samples), tmp_path / "apart", steps)
     assert not torch.allclose(_weights(method.student), _weights(apart.student), rtol=1e-4)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from toy import Killed, ToyReader, kill_at, newest_tensors, rows, run, uniform
 
 from hpcdistill.data.counter import draw
-from hpcdistill.methods.base import Carry, Method, Progress, Terms
+from hpcdistill.methods.base import Carry, Method, Progress, Terms, whole
 from hpcdistill.methods.cyclegan import CycleGAN
 from hpcdistill.methods.distilled_gan import DistilledGAN
 from hpcdistill.methods.image_distillation import ImageDistillation
@@ -129,7 +129,7 @@ class Phases:
         self.freezer.only(phase.group)
         if phase.before:
             phase.before([batch], [self.carry])
-        return phase.loss(batch, self.carry, Progress.at(0, 1))
+        return whole(phase.loss(batch, self.carry, Progress.at(0, 1)))
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def test_the_teacher_is_the_published_network(
     assert len(method.teachers) == len(teachers)
     for (way, teacher), name in zip(method.teachers.items(), teachers.values(), strict=True):
         with torch.no_grad():
-            torch.testing.assert_close(teacher(images()), networks[name](images()), rtol=0, atol=1e-6, msg=way)
+            torch.testing.assert_close(teacher(images()), networks[name](images()), rtol=0, atol=5e-5, msg=way)
 
 
 def test_one_published_direction(folder: Path, tmp_path: Path) -> None:
