@@ -26,7 +26,7 @@ from gan_reference import SIDE, Reference
 from rich.box import SIMPLE_HEAD
 from torch import Tensor
 
-from hpcdistill.command import positive, run_command
+from hpcdistill.command import UserPath, positive, run_command
 from hpcdistill.console import Table, out, say, warn
 from hpcdistill.deploy.latency.memory import peak
 from hpcdistill.methods.base import Phase
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--threads", nargs="+", type=positive, default=[1, 2], help="default: 1 2")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"], help="of ours")
     parser.add_argument("--rounds", type=positive, default=5, help="updates of each side (default: 5)")
-    parser.add_argument("--peer", type=Path, metavar="FOLDER", help="DCD's released code in the reference's place")
+    parser.add_argument("--peer", action=UserPath, metavar="FOLDER", help="DCD's released code in the reference's place")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--cell", help=argparse.SUPPRESS)  # one measurement, in a process of its own
     options = parser.parse_args(arguments)

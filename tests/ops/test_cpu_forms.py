@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpcdistill.models.image_generator import build_generator
 from hpcdistill.models.instance_norm import InstanceNorm2d
 from hpcdistill.ops import cpu_forms
 
@@ -33,6 +34,22 @@ def compare(ours: Form, theirs: Form, *inputs: Tensor, layout: torch.memory_form
     (value, gradients), (wanted, wanted_gradients) = found
     torch.testing.assert_close(value, wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients, wanted_gradients, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_map_of_one_value_is_normalised_to_zero(layout: torch.memory_format) -> None:
+    values = torch.tensor([0.1, -0.37, 1e3]).view(1, 3, 1, 1)
+    maps = values.expand(2, 3, 37, 41).contiguous(memory_format=layout)
+    assert not cpu_forms.instance_norm(maps).any()
+
+
+@pytest.mark.parametrize("size", [8, 12, 64])
+def test_a_blank_image_stays_blank(size: int) -> None:
+    """Each norm enlarges what rounding leaves of a map of one value by up to 300."""
+    network = build_generator("resnet", ngf=4, blocks=2).eval()  # without biases: the image's value is tanh(0)
+    blank = torch.tensor([0.1, 0.37, -0.8]).view(1, 3, 1, 1).expand(1, 3, size, size)
+    with torch.no_grad():
+        assert not network(blank).any()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
