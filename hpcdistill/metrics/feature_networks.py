@@ -139,7 +139,7 @@ def flat(features: Tensor) -> Tensor:
 
 
 def _layout(device: torch.device | str) -> torch.memory_format:
-    """Channels-last on a CPU: 0.7 of the time for Inception, 0.8 for EfficientNet; features move by 1e-6 of the largest.
+    """Channels-last on a CPU: 0.7 of the time for Inception, 0.8 for EfficientNet; features move by 1e-6.
 
     Elsewhere it has not been measured.
     """
