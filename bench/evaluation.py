@@ -26,7 +26,7 @@ from loader import make_pairs
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from safetensors.torch import save_file
-from step import ENDLESS, SCALE, _EnoughError, machine, random_batches, run_loop, student
+from step import SCALE, _EnoughError, machine, random_batches, run_loop, student
 from torch import Tensor, nn
 
 from hpcdistill.command import positive, run_command
@@ -39,6 +39,7 @@ from hpcdistill.metrics.feature_networks import InceptionFeatures
 from hpcdistill.metrics.frechet import frechet, kid, moments
 from hpcdistill.metrics.sr_evaluation import SREvaluator
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol
+from hpcdistill.training.segments import batches_a_step
 
 CLONE = Path(__file__).resolve().parents[1]
 TARGET = 0.05  # of a run
@@ -181,7 +182,7 @@ def translation(folder: Path) -> dict[str, float]:
 
 
 def steps(threads: int) -> dict[str, float]:
-    """Processor seconds of a step of each method, in the layout that `train.channels_last` has by itself."""
+    """Processor seconds of a step of each method, contiguous, which `train.channels_last` is by itself."""
     found = {}
     for name, method in (("fsrcnn", PlainSR(PlainSR.Config(scale=SCALE))), ("dssd", student("hfrm"))):
         found[name] = statistics.median(timed_steps(method, random_batches(192), threads, 8))
@@ -196,19 +197,18 @@ def steps(threads: int) -> dict[str, float]:
 
 def timed_steps(method: Method, batches: list[dict[str, Tensor]], threads: int, count: int) -> list[float]:
     """Processor seconds of `count` steps of the real loop behind a first one."""
-    times: list[float] = []
+    taken = batches_a_step(method.segments())
+    starts: list[float] = []
 
     def delivered() -> Iterator[Batch]:
-        for step, batch in zip(range(ENDLESS), itertools.cycle(batches), strict=False):
-            start = time.process_time()
-            yield batch
-            if step > 0:
-                times.append(time.process_time() - start)
-            if len(times) == count:
-                raise _EnoughError
+        cycle = itertools.cycle(batches)
+        while len(starts) < count + 2:  # it asks for more once it is through with the last step
+            starts.append(time.process_time())
+            yield from itertools.islice(cycle, taken)
+        raise _EnoughError
 
     run_loop(method, delivered, "contiguous", threads, trackers=())
-    return times
+    return [end - start for start, end in itertools.pairwise(starts[1:])]
 
 
 def fesd(folder: Path, crop: int) -> DistilledGAN:
