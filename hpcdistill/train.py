@@ -20,7 +20,7 @@ from hpcdistill.console import Table, is_main_process, out, warn
 from hpcdistill.errors import EXIT_STOPPED, plural
 from hpcdistill.metrics.reference import BICUBIC, below_bicubic, bicubic_value
 from hpcdistill.metrics.selection import choice_of
-from hpcdistill.run import load_run
+from hpcdistill.run import Run, load_run
 from hpcdistill.training.progress import NOTHING_MEASURED
 
 GUIDE = """\
@@ -46,10 +46,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     run = load_run(options.config)
     if options.print_config:
-        sys.stdout.write(to_yaml(run.config))
-        for teacher in run.teachers.values():
-            if teacher.run:
-                sys.stdout.write(f"# the {teacher.role}'s configuration\n---\n" + to_yaml(teacher.run.config))
+        _print_configs(run)
         return 0
     # Imported only now: a configuration is printed, and a misspelt one refused, in a third of a second without torch.
     from hpcdistill.ranks.rendezvous import leave
@@ -63,6 +60,17 @@ def main(arguments: list[str]) -> int:
         return EXIT_STOPPED
     _show(result)
     return 0
+
+
+def _print_configs(run: Run) -> None:
+    """The resolved configuration, and each teacher's once, whatever the number of roles that it fills."""
+    roles: dict[str, list[str]] = {}
+    for role, teacher in run.teachers.items():
+        if teacher.run:
+            roles.setdefault(to_yaml(teacher.run.config), []).append(role)
+    sys.stdout.write(to_yaml(run.config))
+    for config, filled in roles.items():
+        sys.stdout.write(f"# configuration of {' and '.join(filled)}\n---\n{config}")
 
 
 def _guide() -> None:

@@ -96,7 +96,7 @@ OTHERS = {
     "curl",
 }
 ROOMS = ("configs", "shards", "slurm", "bench", "docs", "hpcdistill", "tests")
-SECTIONS = ("train", "data", "eval", "method", "teacher", "init")
+SECTIONS = ("train", "data", "eval", "method", "teacher", "teachers", "init")
 # An override has to fit one of them.
 METHODS = (
     "dssd/x4",
@@ -105,6 +105,7 @@ METHODS = (
     "fesd/edges2shoes",
     "dcd/horse2zebra",
     "omgd/horse2zebra",
+    "wavelet_kd/horse2zebra",
     "taught/horse2zebra",
 )
 

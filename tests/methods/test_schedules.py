@@ -81,6 +81,18 @@ def test_updates_of_omgd() -> None:
     assert pairs == {"deep": steps, **told(steps, steps, steps)}
 
 
+def test_updates_of_wavelet_kd() -> None:
+    """200 epochs of everything, as its scripts: 266,800 on horse2zebra."""
+    for data, steps, size in (
+        ("horse2zebra", 266_800, 1),
+        ("summer2winter", 246_200, 1),
+        ("edges2shoes-r", 200 * 47_977 // 4, 4),
+        ("edges2shoes", 200 * 49_825 // 4, 4),
+    ):
+        found = updates(f"wavelet_kd/{data}", batch_size=size)
+        assert found == {"student": steps, "discriminator": steps, "batches": steps}
+
+
 @pytest.mark.parametrize(
     ("row", "variants", "blocks", "epochs", "images"),
     [
@@ -150,8 +162,9 @@ def test_k_student_updates_by_hand(family: str, tmp_path: Path) -> None:
             adams[name].zero_grad()
             loss.backward()
             adams[name].step()
+    # A bias before an instance norm has no gradient: Adam makes steps of what rounding leaves of it.
     for name, value in method.state_dict().items():
-        torch.testing.assert_close(value, hand.state_dict()[name], rtol=1e-6, atol=1e-9, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(value, hand.state_dict()[name], rtol=1e-6, atol=1e-8, msg=lambda m, n=name: n + m)
     apart = distilled(family=family, optimizer={"schedule": "constant"}).double()
     run(apart, ToyReader(BATCH, double_samples), tmp_path / "apart", steps)
     assert not torch.allclose(_weights(method.student), _weights(apart.student), rtol=1e-4)

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from toy import Killed, ToyReader, kill_at, newest_tensors, rows, run, uniform
 
 from hpcdistill.data.counter import draw
-from hpcdistill.methods.base import Carry, Method, Progress, Terms
+from hpcdistill.methods.base import Carry, Method, Progress, Terms, whole
 from hpcdistill.methods.cyclegan import CycleGAN
 from hpcdistill.methods.distilled_gan import DistilledGAN
 from hpcdistill.methods.image_distillation import ImageDistillation
 from hpcdistill.methods.omgd import OMGD
 from hpcdistill.methods.pix2pix import Pix2Pix
+from hpcdistill.methods.wavelet_kd import WaveletKD
+from hpcdistill.models.image_generator import build_generator
 from hpcdistill.training.evaluation import Evaluation
 from hpcdistill.training.optimization import Freezer
 
@@ -73,6 +75,19 @@ def omgd(vgg: Path | None = None, **values: Any) -> OMGD:
     return method
 
 
+def wavelet_kd(teachers: dict[str, nn.Module] | None = None, **values: Any) -> WaveletKD:
+    """A student of width 4 and, unless others are given, teachers of width 6 (U-Net: 8 and 12); three levels."""
+    torch.manual_seed(0)
+    paired = values.get("family") == "pix2pix"
+    given: dict[str, Any] = {"crop": CROP, "ndf": 4, "discriminator_strides": 2, "levels": 3}
+    given |= {"student": small({}, 8 if paired else 4), "pool": 0 if paired else 3}
+    config = WaveletKD.Config(**(given | values))
+    if teachers is None:
+        shape = {"ngf": 12, "levels": 4} if paired else {"ngf": 6, "blocks": 2}
+        teachers = {role: build_generator("unet" if paired else "resnet", **shape) for role in config.roles()}
+    return WaveletKD(config, teachers)
+
+
 def image_distillation(vgg: Path | None = None, **values: Any) -> ImageDistillation:
     """A student of width 4; without `vgg` no style and no feature loss."""
     torch.manual_seed(0)
@@ -114,7 +129,7 @@ class Phases:
         self.freezer.only(phase.group)
         if phase.before:
             phase.before([batch], [self.carry])
-        return phase.loss(batch, self.carry, Progress.at(0, 1))
+        return whole(phase.loss(batch, self.carry, Progress.at(0, 1)))
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

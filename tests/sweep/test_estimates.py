@@ -35,6 +35,7 @@ def test_every_line_is_of_some_run() -> None:
     """A line that nothing fits any more was forgotten when its runs changed."""
     more = [["fesd/edges2shoes", "variants/fesd-online-1"], ["fesd/horse2zebra", "variants/fesd-online-1"]]
     methods = [["omgd/horse2zebra"], ["omgd/edges2shoes-r"], ["original/edges2shoes-r"], ["fesd/edges2shoes-r"]]
+    methods += [["wavelet_kd/horse2zebra"], ["wavelet_kd/edges2shoes-r"]]
     sr = [["fsrcnn/x4"], ["dssd/x4"], ["fsrcnn/x4", "variants/network-vdsr"], ["dssd/x4", "variants/network-vdsr"]]
     sr += [["fsrcnn/x4", "variants/network-idn", "variants/rgb"]]
     used: Counter[float] = Counter()
