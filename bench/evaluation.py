@@ -152,7 +152,8 @@ def super_resolution(folder: Path) -> dict[str, float]:
     for number in range(IMAGES):
         coarse = Image.fromarray(random.integers(0, 256, (40, 60, 3), np.uint8))
         coarse.resize((480, 320), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
-    network = PlainSR(PlainSR.Config(scale=SCALE)).generators["student"]
+    method = PlainSR(PlainSR.Config(scale=SCALE))
+    network = method.to(memory_format=layout_of(method)).generators["student"]
     evaluator = SREvaluator({"set": folder}, SCALE, 1)
     once = seconds(evaluator.preload) + seconds(lambda: evaluator.bicubic())
     evaluator.evaluate(network)
@@ -182,7 +183,7 @@ def translation(folder: Path) -> dict[str, float]:
 
 
 def steps(threads: int) -> dict[str, float]:
-    """Processor seconds of a step of each method, contiguous, which `train.channels_last` is by itself."""
+    """Processor seconds of a step of each method, in the layout that the loop takes by itself."""
     found = {}
     for name, method in (("fsrcnn", PlainSR(PlainSR.Config(scale=SCALE))), ("dssd", student("hfrm"))):
         found[name] = statistics.median(timed_steps(method, random_batches(192), threads, 8))
@@ -207,8 +208,18 @@ def timed_steps(method: Method, batches: list[dict[str, Tensor]], threads: int, 
             yield from itertools.islice(cycle, taken)
         raise _EnoughError
 
-    run_loop(method, delivered, "contiguous", threads, trackers=())
+    run_loop(method, delivered, None, threads, trackers=())
     return [end - start for start, end in itertools.pairwise(starts[1:])]
+
+
+def layout_of(method: Method) -> torch.memory_format:
+    """What a training on a CPU has by itself; older builds know no other than contiguous."""
+    try:
+        layouts: Any = importlib.import_module("hpcdistill.training.layout")
+    except ModuleNotFoundError:
+        return torch.contiguous_format
+    found: torch.memory_format = layouts.FORMATS[layouts.faster_layout(method, torch.device("cpu"))]
+    return found
 
 
 def fesd(folder: Path, crop: int) -> DistilledGAN:

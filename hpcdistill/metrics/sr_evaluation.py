@@ -82,15 +82,15 @@ def evaluate_image(
 def evaluating(generator: nn.Module) -> Iterator[nn.Module]:
     """Yield what is evaluated in place of `generator`, without gradients: its inference form, the same function.
 
-    `deploy()` equals the trained form to 2e-6 and takes half the time on a CPU. There a super-resolution network's is
-    channels-last: 0.4 to 0.8 of that, and the same numbers whatever layout it is trained in. A generator without one is
-    put in eval mode, and afterwards every submodule is in the mode it was in before.
+    `deploy()` equals the trained form to 2e-6 and takes half the time on a CPU. It keeps the layout that the network is
+    trained in: another one moves a pixel in a million by a level, and an image's PSNR by 4e-5 dB. A generator without
+    an inference form is put in eval mode, and afterwards every submodule is in the mode it was in before.
     """
     deploy = getattr(generator, "deploy", None)
     modes = [(part, part.training) for part in generator.modules()]
     try:
         with torch.no_grad():
-            yield generator.eval() if deploy is None else _laid_out(deploy())
+            yield generator.eval() if deploy is None else deploy()
     finally:
         for part, training in modes:
             part.training = training
@@ -293,11 +293,3 @@ def _channels(generator: nn.Module) -> int:
     channels = generator.channels
     assert channels in (1, 3)
     return int(channels)
-
-
-def _laid_out(network: Any) -> nn.Module:
-    """Channels-last where that was measured faster: super-resolution on a CPU, not networks with instance norms."""
-    weight = next(network.parameters(), None)
-    faster = network.takes in ("lr", "hr") and weight is not None and weight.device.type == "cpu"
-    laid_out: nn.Module = network.to(memory_format=torch.channels_last) if faster else network
-    return laid_out
