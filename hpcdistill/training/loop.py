@@ -168,6 +168,7 @@ class Training:
         stretch = next(stretch for stretch in self.stretches if step < stretch.end)
         if step == stretch.start:
             enter(stretch.segment, self.networks, self.put_back, self.folder)
+            self.updates.begin_segment()
             self.signals.restart()
         self.updates.make(stretch.segment.phases, step, batches)
         self.progress.advance()
