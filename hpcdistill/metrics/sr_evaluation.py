@@ -261,9 +261,16 @@ def image_values(names: Sequence[str], pair: ImagePair, output: Tensor, scale: i
     """`[B, metrics]` in the order of `SR_METRICS`, float64 on the device, of the images `names` of one size."""
     try:
         produced, expected = luma_pair(output, pair.hr, scale, rule, pair.gray)
-        return torch.stack([metric.compute(produced, expected) for metric in SR_METRICS], dim=-1)
+        return torch.stack([_of_each(metric.compute, produced, expected) for metric in SR_METRICS], dim=-1)
     except UserError as error:
         raise UnusableImageError(f"{names[0]}: {error}") from None
+
+
+def _of_each(compute: Callable[[Tensor, Tensor], Tensor], produced: Tensor, expected: Tensor) -> Tensor:
+    """A metric of each of the images `[B, H, W]`, `[B]`: of all at once, where it does not answer with one mean."""
+    if len(produced) > 1 and (values := compute(produced, expected)).shape == produced.shape[:1]:
+        return values
+    return torch.stack([compute(one, other) for one, other in zip(produced, expected, strict=True)])
 
 
 def image_rows(names: Sequence[str], values: Sequence[Tensor]) -> list[ImageRow]:

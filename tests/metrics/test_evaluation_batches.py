@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hpcdistill.metrics.base import SetResult
+from hpcdistill.metrics.base import SR_METRICS, ImageMetric, SetResult
 from hpcdistill.metrics.psnr_ssim import luma_pair, psnr, ssim
-from hpcdistill.metrics.sr_evaluation import SREvaluator, evaluating
+from hpcdistill.metrics.sr_evaluation import SREvaluator, bicubic_upsampler, evaluating
 from hpcdistill.metrics.translation_evaluation import TranslationEvaluator, TranslationProtocol, translate
 from hpcdistill.models.fsrcnn import FSRCNN
 from hpcdistill.models.privileged import PrivilegedTeacher
@@ -115,6 +115,21 @@ def test_metrics_of_a_batch_are_those_of_its_images() -> None:
         alone = luma_pair(output[number], reference[number], 4, "pisr")
         for metric in (psnr, ssim):
             assert float(metric(*together)[number]) == pytest.approx(float(metric(*alone)), rel=1e-12)
+
+
+def test_a_metric_that_takes_one_image_gets_one(tmp_path: Path) -> None:
+    """A metric of one's own: PyTorch's L1 is one mean, over a batch too."""
+    folder = write_photos(tmp_path / "set", SIZES)
+    evaluators = [SREvaluator({"set": folder}, 4, 1) for _ in range(2)]
+    evaluators[1].batch_pixels = 1 << 20
+    network, metric = bicubic_upsampler(4), ImageMetric("l1", "L1", 2, "lower", "torch.nn.functional:l1_loss")
+    SR_METRICS.append(metric)
+    try:
+        one, other = ([row["l1"] for row in evaluator.evaluate(network)["set"]] for evaluator in evaluators)
+    finally:
+        SR_METRICS.remove(metric)
+    assert other == pytest.approx(one, abs=1e-3)
+    assert len(set(other)) == len(SIZES)
 
 
 @pytest.mark.parametrize("build", [fsrcnn, lambda: PrivilegedTeacher(4)], ids=["student", "teacher"])
