@@ -42,6 +42,7 @@ bench: $(INSTALLED)  ## throughput and memory on this machine, as tables and JSO
 	$(RUN) bench/step.py
 	$(RUN) bench/gan.py
 	$(RUN) bench/limits.py
+	$(RUN) bench/evaluation.py
 	$(RUN) bench/packing.py
 	$(RUN) bench/distributed.py
 	$(RUN) bench/sweep.py

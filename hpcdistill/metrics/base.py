@@ -50,7 +50,7 @@ PSNR_OF_PAIRS = ImageMetric(
     "PSNR [dB]",
     4,
     "higher",
-    "hpcdistill.metrics.translation_evaluation:psnr_rgb",
+    "hpcdistill.metrics.pair_errors:psnr_rgb",
     "RGB, 8 bits, mean over pairs (dB)",
 )
 L1_OF_PAIRS = ImageMetric(
@@ -58,7 +58,7 @@ L1_OF_PAIRS = ImageMetric(
     "L1 [levels]",
     2,
     "lower",
-    "hpcdistill.metrics.translation_evaluation:l1_rgb",
+    "hpcdistill.metrics.pair_errors:l1_rgb",
     "RGB, 8 bits, mean over pairs (levels of 255)",
 )
 LPIPS_OF_PAIRS = ImageMetric("lpips", "LPIPS", 4, "lower", "", "AlexNet, version 0.1, mean over pairs")

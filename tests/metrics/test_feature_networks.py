@@ -81,7 +81,8 @@ def test_inception_equals_pytorch_fid(inception_file: Path, monkeypatch: pytest.
     found = network(batch)
     assert found.shape == (2, 2048)
     assert found.dtype == torch.float32
-    assert torch.equal(found, expected[:, :, 0, 0])
+    # Channels-last weights: its convolutions add in another order.
+    assert torch.allclose(found, expected[:, :, 0, 0], rtol=1e-4, atol=1e-5 * float(expected.max()))
     assert found.std(dim=1).min() > 1e-3  # the random network tells images apart
     assert (found[0] - found[1]).abs().max() > 1e-3
     assert (network.frechet_name, network.kernel_name) == ("fid", "kid")

@@ -26,19 +26,17 @@ from hpcdistill.data.needs import Needs
 from hpcdistill.data.test_sets import real_folders
 from hpcdistill.errors import UserError
 from hpcdistill.metrics import run_evaluators, torchvision_operators, trained_translation
-from hpcdistill.metrics.base import L1_OF_PAIRS
+from hpcdistill.metrics.base import L1_OF_PAIRS, PSNR_CAP
 from hpcdistill.metrics.config import EvalConfig
 from hpcdistill.metrics.frechet import frechet, kid, moments
+from hpcdistill.metrics.pair_errors import l1_rgb, psnr_rgb
 from hpcdistill.metrics.real_statistics import read_statistics
 from hpcdistill.metrics.run_evaluators import TranslationRunEvaluator, open_evaluator
 from hpcdistill.metrics.trained_translation import TranslationOptions, evaluate_translation
 from hpcdistill.metrics.translation_evaluation import (
-    PSNR_CAP,
     TranslationEvaluator,
     TranslationProtocol,
     eight_bits,
-    l1_rgb,
-    psnr_rgb,
 )
 from hpcdistill.run import load_run
 
