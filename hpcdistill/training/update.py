@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from hpcdistill.data.counter import step_seed
+from hpcdistill.default_generator import seed_step
 from hpcdistill.methods.base import Batch, Carry, Phase, Progress
 from hpcdistill.training.batches import MicroBatches
 from hpcdistill.training.config import TrainConfig
@@ -40,7 +41,7 @@ class Updates:
 
     def make(self, phases: Sequence[Phase], step: int, batches: Sequence[Batch]) -> None:
         """The updates of 0-based `step`, one a phase. Everything random in it follows from (seed, step, rank)."""
-        torch.manual_seed(step_seed(self.seed, step, self.micro_batches.rank))
+        seed_step(step_seed(self.seed, step, self.micro_batches.rank))
         cut = self.micro_batches.of(batches, step)
         carries = [[Carry() for _ in pieces] for pieces in cut]
         progress = Progress.at(step, self.steps, self.seed, self.micro_batches.device)
