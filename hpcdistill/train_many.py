@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import threading
 from pathlib import Path
 
 from hpcdistill.command import program, run_command, whole
@@ -35,15 +36,16 @@ def main(arguments: list[str]) -> int:
     from hpcdistill.side_by_side import Cell, train_side_by_side
 
     logs: list[Path | None] = [*map(Path, options.log)] or [None] * len(runs)
-    ended: dict[str, int] = {}
 
-    def note(cell: Cell) -> None:
-        assert cell.ended is not None
-        ended[str(cells.index(cell))] = cell.ended.code
+    def note(_: Cell | None = None) -> None:
         if options.outcomes:
-            write_json(Path(options.outcomes), ended)
+            said = [{"run": str(cell.run.folder), "code": cell.ended.code if cell.ended else None} for cell in cells]
+            with writing:
+                write_json(Path(options.outcomes), said)
 
+    writing = threading.Lock()
     cells = [Cell(run, log, told=note) for run, log in zip(runs, logs, strict=True)]
+    note()
     with StopSignals(last=True) as signals:
         train_side_by_side(cells, signals)
     for cell in cells:
@@ -73,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--log", action="append", default=[], metavar="FILE", help="where each run's lines go (default: the terminal)"
     )
-    parser.add_argument("--outcomes", metavar="FILE", help="JSON: the exit code of each run that has ended, by number")
+    parser.add_argument(
+        "--outcomes", metavar="FILE", help="JSON: each run's folder, and its exit code once it has ended"
+    )
     return parser
 
 

@@ -273,7 +273,9 @@ def test_the_command_trains_each_seed_of_each_cell(
     words = [FSRCNN, tiny, f"runs={tmp_path / 'runs'}", "--outcomes", str(outcomes)]
     words += ["--cell", "data.workers=0", "--cell", "data.patch=128", "--seeds", "0", "1"]
     assert main(words) == EXIT_FAILED
-    assert json.loads(outcomes.read_text()) == {"0": 0, "1": 0, "2": EXIT_USER_ERROR, "3": EXIT_USER_ERROR}
+    told = json.loads(outcomes.read_text())
+    assert [one["code"] for one in told] == [0, 0, EXIT_USER_ERROR, EXIT_USER_ERROR]
+    assert [Path(one["run"]).is_dir() for one in told] == [True, True, False, False]
     for seed in (0, 1):
         assert contents(load((FSRCNN, f"seed={seed}"), tiny, tmp_path / "runs").folder) == alone[f"seed {seed}"]
     said = " ".join(capsys.readouterr().err.split())
