@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help enlarge demo demo-gan test test-deepspeed test-slurm lint types bench torture clean install
+.PHONY: help enlarge demo demo-gan test test-deepspeed test-slurm lint types bench gpu gpu-data torture clean install
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -40,11 +40,19 @@ types: $(INSTALLED)  ## mypy
 bench: $(INSTALLED)  ## throughput and memory on this machine, as tables and JSON
 	$(RUN) bench/loader.py
 	$(RUN) bench/step.py
+	$(RUN) bench/gan.py
+	$(RUN) bench/limits.py
 	$(RUN) bench/packing.py
 	$(RUN) bench/distributed.py
 	$(RUN) bench/sweep.py
 	$(RUN) bench/house.py
 	$(RUN) bench/deploy.py
+
+gpu: $(INSTALLED)  ## on one GPU, ten minutes: its tests, all steps, a short training of each method, one page
+	$(RUN) bench/gpu.py $(GPU)
+
+gpu-data: $(INSTALLED)  ## the packed sets for it, 40 MB at most: make gpu-data GPU_DATA="--sr DIR --a DIR --b DIR"
+	$(RUN) bench/gpu_data.py $(GPU_DATA)
 
 torture: $(INSTALLED)  ## the tests that take too long for every change, and fifty random kills of random ranks
 	$(RUN) -m pytest -m torture

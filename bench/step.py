@@ -1,7 +1,7 @@
-"""What a training step costs: `python bench/step.py [--part overhead|published] [--seconds S] [--threads N] [--json]`.
+"""What a training step costs: `python bench/step.py [--part overhead|published] [--threads N] [--json]`.
 
 overhead: the real loop against a bare PyTorch step of the same networks, in turns, in one run.
-published: the loop's steps against the seconds measured for published trainers on a machine of the same kind.
+published: the loop's steps beside those of a published trainer (reference.py), and what each lever gives.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpcdistill.command import run_command
-from hpcdistill.console import Table, err, out, say, warn
+from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.config import DataConfig
 from hpcdistill.data.read.reader import PatchReader
 from hpcdistill.methods.base import Batch, Method, OptimizerSettings
-from hpcdistill.methods.plain_sr import PlainSR
 from hpcdistill.methods.privileged_student import PrivilegedStudent
-from hpcdistill.methods.privileged_teacher import PrivilegedTeacherTraining
 from hpcdistill.models.privileged import PrivilegedTeacher
 from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
@@ -43,35 +41,11 @@ BATCH, PATCH, SCALE = 16, 192, 4
 TINY = 16  # HR patch with hardly any arithmetic: what is left is what the loop itself takes
 TARGET = 0.05  # what the loop may add to a bare step
 BLOCK = 4  # steps of one side before the other's turn
-ROUNDS = 3  # of all rows of `published`
 IDLE = 0.5  # load average up to which the machine counts as free
 ENDLESS = 10**9
 LAYOUTS = ("contiguous", "channels_last")
 # No decay, so that the loop and the bare step train with the same rate and must end with the same weights.
 OPTIMIZER = OptimizerSettings(learning_rate=1e-3, schedule="constant")
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published trainer's step: x4, batch 16, float32, 2 threads, an idle 2-core x86-64 machine, torch 2.13."""
-
-    what: str
-    seconds: float
-    lowest: float | None = None  # the range over repetitions, where it was recorded
-    highest: float | None = None
-    note: str = ""
-
-
-# Measured on 2026-11-21 with the authors' released code; only what crashed was repaired, the mathematics is theirs.
-PISR_TEACHER = Published("PISR teacher", 0.72, 0.71, 0.85)
-PISR_STUDENT = Published("PISR student", 0.77, 0.70, 0.86, "as released: the teacher's backward pass is run too")
-PISR_LEAN = Published("the same, lean", 0.34, 0.30, 0.40, "no gradients in the teacher, but its whole forward pass")
-FSRCNN_192 = Published("FSRCNN", 0.06, note="without a teacher, in PISR's trainer")
-FSRCNN_96 = Published("FSRCNN", 0.020, note="without a teacher, in PISR's trainer")
-CAVEAT = (
-    "ratio = ours / theirs, of steps measured on the same kind of machine, not side by side, and no claim beyond "
-    "that; theirs drift by 10 to 25 % between runs. DSSD has no released code: its rows stand beside PISR's."
-)
 
 
 class _EnoughError(Exception):
@@ -96,6 +70,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each row's measurement (default: 15)")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--threads", type=int, default=cores, help="of PyTorch; default: the cores there are")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side of `published` (default: 5)")
+    parser.add_argument("--cases", nargs="*", help="rows of `published`; default: all")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -110,7 +86,11 @@ def main(arguments: Sequence[str]) -> None:
             row["overhead"] <= TARGET for row in rows if (row["reader"], row["patch"]) == ("prepared", PATCH)
         )
     if options.part != "overhead":
-        report["published"] = {"caveat": CAVEAT, "rows": measure_published(options.seconds, options.threads)}
+        import published  # which reads this file: its workers are started with it
+
+        cases = options.cases or list(published.CASES)
+        rows = published.measure(cases, options.rounds, options.threads)
+        report["published"] = {"rows": rows}
     if options.json:
         out.out(json.dumps(report), highlight=False)
     else:
@@ -207,69 +187,18 @@ class BareStep:
         self.adam.zero_grad(set_to_none=True)
 
 
-def measure_published(seconds: float, threads: int) -> list[dict[str, Any]]:
-    """The loop's median seconds a step for each method and layout, beside the published trainers'."""
-    pisr_teacher = PrivilegedTeacherTraining.Config(scale=SCALE, encoder="pisr", degradation="none")
-    cases: list[tuple[str, Callable[[], Method], int, tuple[Published, ...]]] = [
-        ("PISR teacher", lambda: PrivilegedTeacherTraining(pisr_teacher), 192, (PISR_TEACHER,)),
-        (
-            "DSSD teacher",
-            lambda: PrivilegedTeacherTraining(PrivilegedTeacherTraining.Config(scale=SCALE)),
-            192,
-            (PISR_TEACHER,),
-        ),
-        ("PISR student", lambda: student("pisr"), 192, (PISR_STUDENT, PISR_LEAN)),
-        ("DSSD student", lambda: student("hfrm"), 192, (PISR_STUDENT, PISR_LEAN)),
-        ("FSRCNN", lambda: PlainSR(PlainSR.Config(scale=SCALE)), 192, (FSRCNN_192,)),
-        ("FSRCNN", lambda: PlainSR(PlainSR.Config(scale=SCALE)), 96, (FSRCNN_96,)),
-    ]
-    measured: dict[tuple[int, str], list[float]] = {}
-    for turn in range(ROUNDS):
-        for number, (name, build, patch, _) in enumerate(cases):
-            for layout in LAYOUTS:
-                say(f"round {turn + 1} of {ROUNDS}: {name}, HR {patch}, {layout}")
-                times = step_seconds(build(), patch, layout, seconds / ROUNDS, threads)
-                measured.setdefault((number, layout), []).extend(times)
-    rows = []
-    for number, (name, _, patch, peers) in enumerate(cases):
-        for layout in LAYOUTS:
-            ours = statistics.median(measured[number, layout])
-            compared = [asdict(peer) | {"ours_over_theirs": ours / peer.seconds} for peer in peers]
-            row = {"method": name, "patch": patch, "layout": layout, "steps": len(measured[number, layout])}
-            rows.append(row | {"seconds": ours, "steps_per_second": 1 / ours, "published": compared})
-    return rows
-
-
-def step_seconds(method: Method, patch: int, layout: str, seconds: float, threads: int) -> list[float]:
-    """Wall seconds of single steps of the loop, without its start."""
-    times: list[float] = []
-
-    def batches() -> Iterator[Batch]:
-        started = time.perf_counter()
-        for step, batch in enumerate(itertools.cycle(random_batches(patch))):
-            start = time.perf_counter()
-            yield batch
-            if step >= 2:
-                times.append(time.perf_counter() - start)
-            if step >= 4 and time.perf_counter() - started > seconds:
-                raise _EnoughError
-
-    err.quiet = True  # the loop's own lines say nothing here
-    try:
-        run_loop(method, batches, layout, threads, trackers=())
-    finally:
-        err.quiet = False
-    return times
-
-
 def run_loop(
-    method: Method, batches: Callable[[], Iterator[Batch]], layout: str, threads: int, trackers: tuple[str, ...]
+    method: Method, batches: Callable[[], Iterator[Batch]], layout: str | None, threads: int, trackers: tuple[str, ...]
 ) -> None:
-    """`training.loop.Training` in float32 without evaluation, until `batches` raises _EnoughError."""
+    """`training.loop.Training` in float32 without evaluation, until `batches` raises _EnoughError.
+
+    `layout` None: what the loop takes by itself.
+    """
+    chosen = {} if layout is None else {"channels_last": layout == "channels_last"}
     config = TrainConfig(
         batch_size=BATCH,
         device="cpu",
-        channels_last=layout == "channels_last",
+        **chosen,
         threads=threads,
         log_every=100,
         gradient_norms_every=0,
@@ -364,19 +293,16 @@ def show(report: dict[str, Any]) -> None:
         out.print(table)
         verdict = "reached" if report["overhead"]["reached"] else "NOT reached"
         say(f"target {TARGET:.0%} with prepared batches of HR {PATCH}: {verdict}")
-    if "published" in report:
-        table = Table(
-            title=f"seconds a step, x{SCALE}, batch {BATCH}: the loop and published trainers", box=SIMPLE_HEAD
-        )
-        for heading in ("ours", "HR", "layout", "s", "theirs", "s", "ratio"):
-            table.add_column(heading, justify="left" if heading in ("ours", "layout", "theirs") else "right")
-        for row in report["published"]["rows"]:
-            ours = [row["method"], str(row["patch"]), row["layout"], f"{row['seconds']:.3f}"]
-            for peer in row["published"]:
-                table.add_row(*ours, peer["what"], f"{peer['seconds']:.2f}", f"{peer['ours_over_theirs']:.2f}")
-                ours = ["", "", "", ""]
+    for row in report.get("published", {}).get("rows", ()):
+        target = "" if row["target"] is None else f", target {row['target']:.2f}"
+        table = Table(title=f"{row['step']} beside PISR's {row['reference']}{target}", box=SIMPLE_HEAD)
+        for heading in ("HR " + str(row["patch"]), "s", "CPU s", "of theirs", "CPU"):
+            table.add_column(heading, justify="left" if heading.startswith("HR") else "right")
+        for side, found in row["sides"].items():
+            seconds = (f"{found[key]:.3f}" for key in ("wall_seconds", "cpu_seconds"))
+            table.add_row(side, *seconds, *(f"{found[key]:.2f}" for key in ("of_theirs_wall", "of_theirs")))
         out.print(table)
-        out.print(CAVEAT, soft_wrap=True)
+        say(f"of the plain step in its better layout: {row['of_plain_in_its_better_layout']:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure what networks take: `python -m hpcdistill.benchmark COMMAND ...`.
+"""Measure what networks take: `hpcdistill benchmark COMMAND ...`.
 
 `cost CONFIG [CONFIG ...] [key=value ...]` counts parameters and multiply-accumulates; it needs no data, no weights
 and no training. `latency MODEL [MODEL ...]` measures times, in PyTorch and in what networks are exported to; with
@@ -11,7 +11,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from hpcdistill.command import UserPath, positive, program, run_command, whole
+from hpcdistill.command import Parser, UserPath, positive, program, run_command, whole
 from hpcdistill.console import Table, out
 from hpcdistill.errors import UserError
 from hpcdistill.run import Run, load_run
@@ -39,7 +39,7 @@ UNET_AS_PRINTED = "The paper prints 18.60 G for the U-Net with ngf 64; no counti
 
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program("benchmark"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

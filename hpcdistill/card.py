@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from hpcdistill.command import UserPath, program, run_command
+from hpcdistill.command import Parser, UserPath, program, run_command
 from hpcdistill.console import say, warn
 from hpcdistill.errors import plural
 
@@ -31,10 +31,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("card"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser(prog=program("card"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="run folder, generator's .safetensors file, or pretrained:x4")
     parser.add_argument("--out", action=UserPath, required=True, metavar="DIR", help="an empty folder, or a card's")
     parser.add_argument("--which", choices=("best", "last"), help="which of a run's weights; default: best, else last")

@@ -123,6 +123,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+class Parser(argparse.ArgumentParser):
+    """A command's options. What it refuses is one line, as any user's error is: argparse would print its usage too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 class UserPath(argparse.Action):
     """For argparse: a path, or a list of them, read by `user_path`. A `type` could not say its error in one line."""
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, cast
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, ValidationError, create_model, model_validator
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from hpcdistill.data.config import DataConfig
 from hpcdistill.errors import UserError, nearest
@@ -75,11 +75,17 @@ class RunConfig(Section):
     method: MethodConfig
     teacher: TeacherConfig | None = operational(None, "who fills the role `teacher`")
     teachers: dict[str, TeacherConfig] = operational({}, "who fills further roles of the method, by role")
-    init: dict[str, UserPlace] = operational({}, "generator -> .safetensors file or run folder that it starts from")
+    init: dict[str, UserPlace] = operational({}, "network -> .safetensors file or run folder that it starts from")
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     runs: UserPlace = operational("runs", "folder of the run folders")
+
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """`teachers.<role>=null` leaves out who a file below has put there."""
+        return {role: who for role, who in value.items() if who is not None} if isinstance(value, dict) else value
 
     @property
     def roles(self) -> dict[str, TeacherConfig]:

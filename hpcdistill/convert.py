@@ -1,4 +1,4 @@
-"""`python -m hpcdistill.convert FILE --out NAME.safetensors`: a published generator as a file that every command takes.
+"""`hpcdistill convert FILE --out NAME.safetensors`: a published generator as a file that every command takes.
 
 FILE is a PyTorch checkpoint (.pth) of CycleGAN, Pix2Pix, OMGD, DCD or GAN Compression: a state dict, perhaps behind
 DataParallel's `module.`, or several by name. Only tensors are read: nothing in the file is executed. Which network it
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, cast
 
-from hpcdistill.command import UserPath, program, run_command
+from hpcdistill.command import Parser, UserPath, program, run_command
 from hpcdistill.console import out
 from hpcdistill.errors import UserError
 
@@ -42,10 +42,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("convert"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser(prog=program("convert"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", action=UserPath, metavar="FILE", help="the published .pth file")
     parser.add_argument("--out", action=UserPath, required=True, metavar="NAME.safetensors", help="what to write")
     parser.add_argument("--part", metavar="NAME", help="which network, of a file that holds several: G_A, say")

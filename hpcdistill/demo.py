@@ -1,4 +1,4 @@
-"""`python -m hpcdistill.demo`: from photographs to a distilled student, a table and a page, in a few minutes on a CPU.
+"""`hpcdistill demo`: from photographs to a distilled student, a table and a page, in a few minutes on a CPU.
 
 Trains plain FSRCNN, a DSSD teacher and a DSSD student at x4 by the very configurations and commands that everything
 else uses, and measures them on photographs that were not trained on. The same command again uses what is finished.
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hpcdistill.command import UserPath, positive, program, run_command
+from hpcdistill.command import Parser, UserPath, positive, program, run_command
 from hpcdistill.console import say
 
 
@@ -33,11 +33,9 @@ def main(argv: list[str]) -> int:
     return timed(run_demo, options, "the demo")
 
 
-def demo_parser(command: str, text: str, out: Path, variant: str) -> argparse.ArgumentParser:
+def demo_parser(command: str, text: str, out: Path, variant: str) -> Parser:
     """The options that every demo has; `out`: where its files go by default, `variant`: what it trains."""
-    parser = argparse.ArgumentParser(
-        prog=program(command), description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=program(command), description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", action=UserPath, default=out, metavar="DIR", help=f"default: {out}")
     parser.add_argument("--steps", type=positive, metavar="N", help=f"steps; default: as {variant} says")
     return parser

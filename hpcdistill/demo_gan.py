@@ -1,4 +1,4 @@
-"""`python -m hpcdistill.demo_gan`: from nothing to a distilled image translator and a page, in minutes on a CPU.
+"""`hpcdistill demo-gan`: from nothing to a distilled image translator and a page, in minutes on a CPU.
 
 Draws outlines of shapes and trains FESD-Pix2Pix (a teacher, a student and their discriminator, together) to paint
 them, by the very configuration and command that everything else uses. It says whether the student learned to, on

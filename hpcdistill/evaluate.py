@@ -1,4 +1,4 @@
-"""`python -m hpcdistill.evaluate MODEL [MODEL ...] --data SET`: how good trained generators are, or bicubic.
+"""`hpcdistill evaluate MODEL [MODEL ...] --data SET`: how good trained generators are, or bicubic.
 
 MODEL is a run folder (`runs/<name>-<8 hex>`), a generator's .safetensors file, `pretrained:x4`, a file that
 `hpcdistill.export` made, or a folder of pictures that any program has made of the test images and named after them;
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpcdistill.command import UserPath, program, run_command, whole
+from hpcdistill.command import Parser, UserPath, program, run_command, whole
 from hpcdistill.console import out, say, warn
 from hpcdistill.errors import UserError, nearest, plural
 from hpcdistill.metrics.base import PAIR_METRICS, SR_METRICS, SetResult
@@ -155,8 +155,8 @@ def _report(
             warn(line if len(measured) == 1 else f"{label}: {line}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog=program("evaluate"),
         description="Super-resolution: PSNR and SSIM on luma, per image and mean, of a trained generator or of bicubic "
         "enlargement. Translation: FID and KID; for pairs also PSNR (RGB) and LPIPS.",

@@ -1,4 +1,4 @@
-"""`python -m hpcdistill.export FORMAT MODEL --out FILE`: write a trained network in a form that other programs run.
+"""`hpcdistill export FORMAT MODEL --out FILE`: write a trained network in a form that other programs run.
 
 FORMAT is onnx, shader, ncnn, openvino or torch. MODEL is a run folder, a generator's .safetensors file, or
 `pretrained:x4` (x2, x3). What is written is run and compared with PyTorch before it counts as done.
@@ -6,11 +6,10 @@ FORMAT is onnx, shader, ncnn, openvino or torch. MODEL is a run folder, a genera
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcdistill.command import UserPath, end_in_order_when_terminated, program, run_command, whole
+from hpcdistill.command import Parser, UserPath, end_in_order_when_terminated, program, run_command, whole
 from hpcdistill.console import out, warn
 from hpcdistill.deploy.formats import FORMATS, format_of
 from hpcdistill.deploy.shipped import model_path
@@ -71,8 +70,8 @@ def _target(given: Path | None, model: Path, suffix: str, options: Options) -> P
     return (given or Path()) / f"{name}{graph}{half}{suffix}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog=program("export"),
         description="Write a trained network in a form that other programs run, and compare what was written with "
         "PyTorch: a larger difference than rounding, and nothing is left.",

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from collections.abc import Mapping
 
-from hpcdistill.command import UserPath, mendable, positive, program, run_command
+from hpcdistill.command import Parser, UserPath, mendable, positive, program, run_command
 from hpcdistill.console import say
 from hpcdistill.data.images import MAX_PIXELS, colour
 from hpcdistill.data.pack.fetching import fetch, obtain
@@ -74,9 +74,9 @@ def _get(name: str, recipe: Recipe, options: argparse.Namespace) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     recipes = "\n".join(f"  {name:<14} {load_recipe(name).title}" for name in recipe_names())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program("fetch"),
         description="Download data sets with their checksums, unpack them safely and pack them for training.",
         epilog=f"recipes:\n{recipes}\n\nStopped or killed, the same command goes on where it was. Of several recipes "

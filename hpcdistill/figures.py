@@ -1,4 +1,4 @@
-"""`python -m hpcdistill.figures MODEL [MODEL ...] --images SET`: what networks make of the same images, as one page.
+"""`hpcdistill figures MODEL [MODEL ...] --images SET`: what networks make of the same images, as one page.
 
 MODEL is whatever `evaluate` takes: a run folder, a generator's .safetensors file, an exported file, a folder of
 pictures, or LABEL=any of these.
@@ -20,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcdistill.command import UserPath, positive, program, run_command
+from hpcdistill.command import Parser, UserPath, positive, program, run_command
 from hpcdistill.console import say
 from hpcdistill.errors import UserError
 from hpcdistill.sweep.crop import SMALLEST_CROP, Wanted, parse_crop
@@ -114,10 +114,8 @@ def _translation(given: list[Candidate], crops: list[Wanted], options: argparse.
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("figures"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser(prog=program("figures"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "models",
         nargs="+",

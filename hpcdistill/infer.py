@@ -13,7 +13,7 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from hpcdistill.command import UserPath, end_in_order_when_terminated, positive, program, run_command, whole
+from hpcdistill.command import Parser, UserPath, end_in_order_when_terminated, positive, program, run_command, whole
 from hpcdistill.console import err, say, warn
 from hpcdistill.deploy.formats import format_of
 from hpcdistill.deploy.shipped import DEFAULT, PREFIX
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from hpcdistill.deploy.model import Model
     from hpcdistill.deploy.picture_files import Conversion
-    from hpcdistill.deploy.tiles import Progress
+    from hpcdistill.deploy.tiles import OnProgress
 
 
 def main(argv: list[str]) -> int:
@@ -120,7 +120,7 @@ def _convert(model: Model, work: Sequence[Conversion], unusable: Sequence[str], 
     return EXIT_FAILED if skipped else 0
 
 
-def _make(model: Model, conversion: Conversion, tile: int | None, most: int, progress: Progress) -> None:
+def _make(model: Model, conversion: Conversion, tile: int | None, most: int, progress: OnProgress) -> None:
     """Read, make, write; UserError for a picture that cannot be used."""
     from hpcdistill.deploy.pictures import read_picture, write_png
 
@@ -143,10 +143,8 @@ def _device(asked: str) -> str:
     return "cpu"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("infer"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser(prog=program("infer"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="MODEL|PICTURE|FOLDER", help="a model, then pictures or folders")
     parser.add_argument("--out", action=UserPath, required=True, metavar="DIR", help="where the pictures go, as PNG")
     parser.add_argument("--which", choices=("best", "last"), help="which of a run's weights; default: best, else last")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hpcdistill.errors import UserError, nearest
+from hpcdistill.ops import own_backward
+from hpcdistill.ops.wavelet import haar
 
 LayerMaps = Mapping[str, Tensor]  # layer -> [B, C, H, W]
 Distance = Callable[[Tensor, Tensor], Tensor]  # of two tensors of one shape, 0-dim
@@ -47,6 +50,16 @@ def fourier(image: Tensor, target: Tensor) -> Tensor:
     return torch.view_as_real(transform).abs().sum(-1).mean()
 
 
+def wavelet(image: Tensor, target: Tensor, levels: int, power: int = 1) -> Tensor:
+    """Sum over levels of the mean of |difference|^power (0-dim) of the Haar detail bands of two `[B, C, H, W]`.
+
+    Wavelet KD's distance (Zhang et al., CVPR 2022): what differs in the deepest low band does not count. H and W are
+    multiples of 2^levels. ValueError for others, and when the shapes differ.
+    """
+    bands, _ = haar(_difference(image, target), levels)  # the transform is linear: once, of the difference
+    return torch.stack([(band.abs() if power == 1 else band.square()).mean() for band in bands]).sum()
+
+
 # Perceptual distillation, on VGG16's maps of two images: sums over the layers of mean absolute differences.
 
 
@@ -75,7 +88,8 @@ def gram(x: Tensor) -> Tensor:
     channels, height, width = x.shape[1:]
     with torch.autocast(x.device.type, enabled=False):
         flat = x.to(torch.promote_types(x.dtype, torch.float32)).flatten(2)
-        return flat @ flat.transpose(1, 2) / (channels * height * width)
+        products: Tensor = _Products.apply(flat)  # type: ignore[no-untyped-call]
+        return products / (channels * height * width)
 
 
 # Distillation through the teacher's discriminator: for each distilled layer i of the generators, what the teacher's
@@ -174,14 +188,36 @@ def laplace(mu: Tensor, b: Tensor, target: Tensor) -> Tensor:
 
     DSSD's equation 17 prints ln b for ln(2b); the constant has no gradient. The target gets none.
     """
-    mu, b, target = _estimate(mu, b, target)
-    return (torch.log(2 * b) + (target - mu).abs() / b).mean()
+    return own_backward.laplace(*_estimate(mu, b, target))
 
 
 def gaussian(mu: Tensor, b: Tensor, target: Tensor) -> Tensor:
     """Mean of ln b + (t - mu)^2 / (2 b^2) + ln(2 pi) / 2 (0-dim): t normal with mean `mu`, deviation `b`."""
     mu, b, target = _estimate(mu, b, target)
     return (torch.log(b) + ((target - mu) / b).square() / 2).mean() + math.log(2 * math.pi) / 2
+
+
+class _Products(torch.autograd.Function):
+    """F F^T of F `[B, C, N]`. Its gradient in one product, not two, laid out in memory as F is."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(flat: Tensor) -> Tensor:
+        return flat @ flat.transpose(1, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (flat,) = ctx.saved_tensors
+        both = gradient + gradient.transpose(1, 2)
+        if flat.stride(1) == 1:  # of channels-last maps
+            found: Tensor = (flat.transpose(1, 2) @ both).transpose(1, 2)
+            return found
+        return both @ flat  # type: ignore[no-any-return]
 
 
 def _window(side: int, like: Tensor) -> Tensor:

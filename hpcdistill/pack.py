@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from hpcdistill.command import UserPath, program, run_command, whole
+from hpcdistill.command import Parser, UserPath, positive, program, run_command
 from hpcdistill.data.images import MAX_PIXELS, colour
 from hpcdistill.data.pack.packing import pack
 from hpcdistill.data.pack.recipes import OWN, Recipe, load_recipe, recipe_names
@@ -23,7 +23,7 @@ _KINDS = {
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program("pack"),
         description="Pack images into shards: lossless, or with the bytes of the files themselves.",
         epilog=f"{recipes()}\n\nStopped or killed, the same command goes on where it was. See docs/data.md.",
@@ -67,22 +67,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace another data set in --out")
     parser.add_argument(
         "--max-pixels",
-        type=whole,
+        type=positive,
         default=MAX_PIXELS,
         metavar="N",
         help=f"refuse images with more pixels (default: {MAX_PIXELS})",
     )
     parser.add_argument(
         "--processes",
-        type=whole,
+        type=positive,
         metavar="N",
         help="the bytes are the same for any number (default: all cores this process may use)",
     )
     options = parser.parse_args(arguments)
-    for name in ("max_pixels", "processes"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
     recipe = load_recipe(options.recipe)
     source = options.source or fetched(recipe)
     if options.a or options.b:

@@ -1,4 +1,4 @@
-"""Get everything that runs need, on a machine with a network: `python -m hpcdistill.prefetch CONFIG [CONFIG ...]`.
+"""Get everything that runs need, on a machine with a network: `hpcdistill prefetch CONFIG [CONFIG ...]`.
 
 Takes the command line of hpcdistill.train, or several configurations one after the other; overlays and overrides belong
 to the configuration before them; with --grid, to every run of the grids. Data sets are fetched and packed, published
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hpcdistill.command import program, run_command
+from hpcdistill.command import Parser, program, run_command
 from hpcdistill.config import split_runs
 from hpcdistill.console import Table, out, say
 from hpcdistill.data.fetch.location import is_remote
@@ -26,7 +26,7 @@ from hpcdistill.sweep.plan import make_plan
 
 def main(arguments: list[str]) -> None:
     weights = "\n".join(f"  {name:<10} {known.title}" for name, known in WEIGHTS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program("prefetch"),
         description=__doc__,
         epilog=f"published weights:\n{weights}\n\nEverything lies below ${VARIABLE} (now {data_root()}).",

@@ -118,6 +118,6 @@ def check_present(run: Run) -> None:
     if missing:
         command = shlex.join(map(str, [*run.files, *run.overrides]))
         raise UserError(
-            f"{', '.join(missing)}: not on this machine; run `python -m hpcdistill.prefetch {command}` "
+            f"{', '.join(missing)}: not on this machine; run `hpcdistill prefetch {command}` "
             f"where there is a network (a login node), with the same {VARIABLE}"
         )

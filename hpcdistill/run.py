@@ -152,9 +152,10 @@ class Run:
         method: Method = self.config.method.build(
             {role: teacher.untrained() for role, teacher in self.teachers.items()}
         )
+        networks = {**method.generators, **method.saved}
         for name in self.config.init:
-            if name not in method.generators:
-                raise UserError(f"init.{name}: the method has no such generator; {nearest(name, method.generators)}")
+            if name not in networks:
+                raise UserError(f"init.{name}: the method has no such network; {nearest(name, networks)}")
         return method
 
     def self_contained(self) -> RunConfig:
@@ -361,11 +362,12 @@ def _alike(teacher: Teacher) -> list[list[str]]:
     return [[short, *which] for short in (own, *others)]
 
 
-def weights_file(path: Path, generator: str) -> Path:
-    """A generator's weights: `path` itself, or the last ones of the run folder `path`."""
-    file = path / "generators" / "last" / f"{generator}.safetensors" if path.is_dir() else path
+def weights_file(path: Path, network: str) -> Path:
+    """A network's weights: `path` itself, or the last ones of the run folder `path`, a discriminator's too."""
+    places = [path / kind / "last" / f"{network}.safetensors" for kind in ("generators", "saved")]
+    file = next((place for place in places if place.is_file()), places[0]) if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"init.{generator}: {file} does not exist; give a .safetensors file or a finished run's folder")
+        raise UserError(f"init.{network}: {file} does not exist; give a .safetensors file or a finished run's folder")
     refuse_other_kinds(file)
     return file
 

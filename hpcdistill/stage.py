@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from hpcdistill.command import UserPath, program, run_command
+from hpcdistill.command import Parser, UserPath, program, run_command
 from hpcdistill.console import out, say
 from hpcdistill.data.check.verify import data_sets
 from hpcdistill.data.fetch.location import is_remote
@@ -15,7 +14,7 @@ from hpcdistill.storage import user_place
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program("stage"),
         description="Copy packed data sets to a folder on this node's own disk, verified, and print where they are. "
         "A training does the same by itself with data.stage=SCRATCH, and finds what was staged here.",

@@ -1,4 +1,4 @@
-"""Train a run: `python -m hpcdistill.train CONFIG [CONFIG ...] [key=value ...]`.
+"""Train a run: `hpcdistill train CONFIG [CONFIG ...] [key=value ...]`.
 
 Files and overrides are merged from left to right. A student's teacher is found by its identity, or trained first.
 The same command again resumes; a finished run prints its result.
@@ -14,24 +14,24 @@ from typing import Any
 
 from rich.text import Text
 
-from hpcdistill.command import program, run_command
+from hpcdistill.command import Parser, program, run_command
 from hpcdistill.config import config_files, to_yaml
 from hpcdistill.console import Table, is_main_process, out, warn
 from hpcdistill.errors import EXIT_STOPPED, plural
 from hpcdistill.metrics.reference import BICUBIC, below_bicubic, bicubic_value
 from hpcdistill.metrics.selection import choice_of
-from hpcdistill.run import load_run
+from hpcdistill.run import Run, load_run
 from hpcdistill.training.progress import NOTHING_MEASURED
 
 GUIDE = """\
 hpcdistill trains small image generators from large ones.
 
-  python -m hpcdistill.train CONFIG [VARIANT ...] [key=value ...]
+  hpcdistill train CONFIG [VARIANT ...] [key=value ...]
 
-  a first run on a CPU:  python -m hpcdistill.train configs/dssd/x4.yaml configs/variants/cpu.yaml
-  one GPU:               python -m hpcdistill.train configs/dssd/x4.yaml
+  a first run on a CPU:  hpcdistill train configs/dssd/x4.yaml configs/variants/cpu.yaml
+  one GPU:               hpcdistill train configs/dssd/x4.yaml
   several GPUs:          accelerate launch --num_processes 4 -m hpcdistill.train configs/dssd/x4.yaml
-  what would be run:     python -m hpcdistill.train configs/dssd/x4.yaml --print-config
+  what would be run:     hpcdistill train configs/dssd/x4.yaml --print-config
 """
 
 
@@ -40,18 +40,13 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         _guide()
         return 0
-    parser = argparse.ArgumentParser(
-        prog=program("train"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=program("train"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="+", metavar="CONFIG|key=value", help="configuration files and overrides")
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
     options = parser.parse_intermixed_args(arguments)
     run = load_run(options.config)
     if options.print_config:
-        sys.stdout.write(to_yaml(run.config))
-        for teacher in run.teachers.values():
-            if teacher.run:
-                sys.stdout.write(f"# the {teacher.role}'s configuration\n---\n" + to_yaml(teacher.run.config))
+        _print_configs(run)
         return 0
     # Imported only now: a configuration is printed, and a misspelt one refused, in a third of a second without torch.
     from hpcdistill.ranks.rendezvous import leave
@@ -65,6 +60,17 @@ def main(arguments: list[str]) -> int:
         return EXIT_STOPPED
     _show(result)
     return 0
+
+
+def _print_configs(run: Run) -> None:
+    """The resolved configuration, and each teacher's once, whatever the number of roles that it fills."""
+    roles: dict[str, list[str]] = {}
+    for role, teacher in run.teachers.items():
+        if teacher.run:
+            roles.setdefault(to_yaml(teacher.run.config), []).append(role)
+    sys.stdout.write(to_yaml(run.config))
+    for config, filled in roles.items():
+        sys.stdout.write(f"# configuration of {' and '.join(filled)}\n---\n{config}")
 
 
 def _guide() -> None:

@@ -30,6 +30,7 @@ from hpcdistill.methods.settings import role_key
 from hpcdistill.metrics.reference import BICUBIC
 from hpcdistill.metrics.run_evaluators import bicubic_reference, open_evaluator
 from hpcdistill.metrics.selection import describe_choice
+from hpcdistill.models.image_generator import ImageGenerator
 from hpcdistill.models.registry import load_generator, load_weights
 from hpcdistill.ranks import watchdog
 from hpcdistill.ranks.environment import check_launcher
@@ -70,7 +71,7 @@ def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None
     if result is not None:
         say(f"{config.name}: {folder.path} has finished already")
         for name in config.data.eval.keys() - ((result.get("protocol") or {}).get("test_sets") or {}).keys():
-            command = ["python", "-m", "hpcdistill.evaluate", str(folder.path), "--data", config.data.eval[name]]
+            command = ["hpcdistill", "evaluate", str(folder.path), "--data", config.data.eval[name]]
             say(f"{name} was not measured; `{shlex.join(command)}`")
         return result
     if not folder.path.exists():  # a run that has begun goes on, whatever it was begun with
@@ -82,6 +83,7 @@ def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None
 
 def _is_trained(teacher: Teacher, name: str, accelerator: Accelerator, signals: StopSignals | None) -> bool:
     """Train the run that teaches `name` unless it has finished, or is named by folder or file; False when stopped."""
+    who = "teacher" if teacher.role == "teacher" else f"teacher {teacher.role}"
     if teacher.run is None:
         # Its identity is there from its first step on: the same student would learn from other weights another day.
         if teacher.folder is not None and _finished(RunFolder(teacher.folder), accelerator) is None:
@@ -89,17 +91,17 @@ def _is_trained(teacher: Teacher, name: str, accelerator: Accelerator, signals: 
                 f"{role_key(teacher.role)}.run: {teacher.folder} has not finished; train it to its end, or name the "
                 f"file of weights under {role_key(teacher.role)}.weights"
             )
-        say(f"{name}: its {teacher.role} is {teacher.file}")
+        say(f"{name}: its {who} is {teacher.file}")
         return True
     folder = RunFolder(teacher.run.folder)
     if _finished(folder, accelerator) is not None:
-        say(f"{name}: using the finished {teacher.role} {folder.path.name}")
+        say(f"{name}: using the finished {who} {folder.path.name}")
         return True
-    say(f"{name}: its {teacher.role} {folder.path.name} has not been trained yet; training it first")
+    say(f"{name}: its {who} {folder.path.name} has not been trained yet; training it first")
     if train(teacher.run, signals) is None:
         return False
     if signals and signals.agreed(accelerator):
-        say(f"{name}: stopped after its {teacher.role}; the same command goes on with the student")
+        say(f"{name}: stopped after its {who}; the same command goes on with the student")
         return False
     return True
 
@@ -300,13 +302,33 @@ def _name(teacher: Teacher | None) -> str | None:
 
 
 def _initialise(method: Method, config: RunConfig) -> None:
-    """Load the weights that `init` names into the method's generators."""
+    """Load the weights that `init` names into the method's generators, and into what is saved beside them."""
+    networks = {**method.generators, **method.saved}
     for name, path in config.init.items():
         file = weights_file(Path(path), name)
-        network, generator = load_generator(file)[0], method.generators[name]
+        network, generator = load_generator(file)[0], networks[name]
         its, own = (getattr(one, "global_skip", None) for one in (network, generator))
         if its != own:
             raise UserError(
                 f"init.{name}: {file} has the residual {its}, this run has {own}; set method.residual={its}"
             )
-        load_weights(generator, network.state_dict(), str(file))
+        try:
+            load_weights(generator, network.state_dict(), str(file))
+        except UserError:
+            if differ := _differences(network, generator):
+                raise UserError(
+                    f"init.{name}: {file} is a generator of {differ}; set that alike in the section of the "
+                    "generator, e.g. method.student.ngf"
+                ) from None
+            raise
+
+
+def _differences(network: nn.Module, own: nn.Module) -> str:
+    """What a translating generator in a file has otherwise than the run's own; nothing of other networks."""
+    if not isinstance(network, ImageGenerator) or not isinstance(own, ImageGenerator):
+        return ""
+    if type(network) is not type(own):
+        return f"the class {type(network).__name__}, here {type(own).__name__}"
+    its, ours = network.arguments, own.arguments
+    keys = [key for key in dict.fromkeys((*its, *ours)) if its.get(key) != ours.get(key)]
+    return "; ".join(f"{key} {its.get(key)}, here {ours.get(key)}" for key in keys)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcdistill.command import UserPath, program, run_command
+from hpcdistill.command import Parser, UserPath, program, run_command
 from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.check.duplicates import Duplicate, Findings, find_duplicates
 from hpcdistill.data.check.verify import Report, data_sets, repair_index, repair_shards, verify
@@ -21,7 +20,7 @@ LISTED = 20  # duplicates shown in the terminal; --json has all
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program("verify"),
         description="Read every byte of packed data sets: shard lengths, checksums, each image at its place and of the "
         "size it should have. Report images that are there more than once, by their decoded pixels: repeated in one "

@@ -267,6 +267,13 @@ def test_print_config_shows_both_stages_as_yaml(capsys: pytest.CaptureFixture[st
     assert teacher["method"]["name"] == "privileged_teacher"
 
 
+def test_print_config_shows_a_teacher_of_two_roles_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(CONFIGS / "wavelet_kd/horse2zebra.yaml"), "--print-config"]) == 0
+    own, teacher = capsys.readouterr().out.split("# configuration of ab and ba\n---\n")
+    assert yaml.safe_load(own)["name"] == "wavelet_kd-horse2zebra"
+    assert yaml.safe_load(teacher)["name"] == "original-horse2zebra"
+
+
 def test_no_argument_is_a_guide_and_help_helps(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     guide = capsys.readouterr().out

@@ -11,7 +11,7 @@ import pytest
 from terminal import Screen
 
 from hpcdistill.console import PIPED, Table, Terminal, elided
-from hpcdistill.data.progress import Progress
+from hpcdistill.data.progress import ProgressBar
 
 CLONE = Path(__file__).resolve().parents[1]
 VARIABLES = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES")
@@ -99,7 +99,7 @@ def test_a_bar_keeps_its_numbers(columns: int, stopped: bool, monkeypatch: pytes
     window = Window()
     monkeypatch.setattr("hpcdistill.data.progress.err", Terminal(file=window, width=columns))
     label = "fetching summer2winter_yosemite-and-more-letters-than-fit.zip"
-    bar = Progress(label, total=123_456, unit="images")
+    bar = ProgressBar(label, total=123_456, unit="images")
     with pytest.raises(KeyboardInterrupt) if stopped else nullcontext(), bar:
         bar.advance(99_999)
         bar._bar.refresh()  # type: ignore[union-attr]

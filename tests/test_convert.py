@@ -69,7 +69,7 @@ def test_nothing_is_written_over_and_other_commands_name_this_one(published: Pat
     assert out.read_text() == "mine"
     with pytest.raises(UserError, match=r"--out .*zebra\.pt: must end in \.safetensors"):
         convert.main([str(published), "--out", str(tmp_path / "zebra.pt")])
-    remedy = r"latest_net_G\.pth: is a PyTorch checkpoint; .*`python -m hpcdistill\.convert .*latest_net_G\.pth --out"
+    remedy = r"latest_net_G\.pth: is a PyTorch checkpoint; .*`hpcdistill convert .*latest_net_G\.pth --out"
     with pytest.raises(UserError, match=remedy):
         evaluate.main([str(published), "--data", str(tmp_path)])
     Image.new("RGB", (24, 24)).save(tmp_path / "horse.png")

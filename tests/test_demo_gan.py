@@ -38,7 +38,9 @@ from hpcdistill.sweep.demos.shape_pairs import (
     write_pairs,
     write_random_vgg16,
 )
-from hpcdistill.sweep.demos.translation import CONFIG, ROWS, VARIANT, solved, training_arguments, verdict
+from hpcdistill.sweep.demos.translation import VARIANT, training_arguments
+from hpcdistill.sweep.demos.translation_page import verdict
+from hpcdistill.sweep.demos.translation_story import CONFIG, ROWS, solved
 
 STEPS = 2
 COMMAND = ["--out", "out/gan", "--steps", str(STEPS)]

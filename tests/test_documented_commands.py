@@ -96,7 +96,7 @@ OTHERS = {
     "curl",
 }
 ROOMS = ("configs", "shards", "slurm", "bench", "docs", "hpcdistill", "tests")
-SECTIONS = ("train", "data", "eval", "method", "teacher", "init")
+SECTIONS = ("train", "data", "eval", "method", "teacher", "teachers", "init")
 # An override has to fit one of them.
 METHODS = (
     "dssd/x4",
@@ -105,6 +105,7 @@ METHODS = (
     "fesd/edges2shoes",
     "dcd/horse2zebra",
     "omgd/horse2zebra",
+    "wavelet_kd/horse2zebra",
     "taught/horse2zebra",
 )
 
@@ -245,7 +246,7 @@ def python(words: list[str], tmp_path: Path) -> None:
         try:
             assert main([*arguments, "--dry-run", "--folder", str(tmp_path)]) == 0
         except UserError as error:
-            if "hpcdistill.prefetch" not in str(error):  # the data are not here, and it says how to get them
+            if "hpcdistill prefetch" not in str(error):  # the data are not here, and it says how to get them
                 raise
         return
     options = parsed(main, arguments)
@@ -291,7 +292,7 @@ def parsed(main: Callable[[list[str]], object], arguments: list[str]) -> argpars
             main(arguments)
         except Parsed as result:
             return result.options
-        except SystemExit as error:
+        except UserError as error:
             pytest.fail(f"{shlex.join(arguments)}: refused by the command line's parser ({error})")
     pytest.fail("the command has read no command line")
 

@@ -381,7 +381,7 @@ def test_super_resolution_takes_no_translation_options(run: Path, images: Path) 
 def test_weights_of_another_kind_are_called_by_it(images: Path, tmp_path: Path) -> None:
     torch.save({"module.weight": torch.ones(2)}, tmp_path / "published.pth")
     for data in (images, tmp_path / "absent"):
-        with pytest.raises(UserError, match=r"published\.pth: is a PyTorch checkpoint; .*\.convert.*docs/training\.md"):
+        with pytest.raises(UserError, match=r"\.pth: is a PyTorch check.*`hpcdistill convert .*docs/training\.md"):
             main([str(tmp_path / "published.pth"), "--data", str(data)])
 
 

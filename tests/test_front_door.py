@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
@@ -41,6 +42,34 @@ def test_every_command_says_what_it_takes(
     assert capsys.readouterr().out.startswith(f"usage: hpcdistill {word} ")
 
 
+@pytest.mark.parametrize("word", COMMANDS)
+@pytest.mark.parametrize("option", ["--no-such-option", "--no-such-option=\n1"])
+def test_a_wrong_option_is_one_line(
+    word: str, option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):  # the demos set them
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(sys, "argv", ["hpcdistill", word, option])
+    with pytest.raises(SystemExit) as ended:
+        run_command(front_door.main)
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    [line] = printed.err.splitlines()
+    assert re.fullmatch(rf"error: .+; see hpcdistill {word}( \w+)? --help", line)
+
+
+def test_a_wrong_option_of_a_part_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        front_door.main(["benchmark", "cost", "--jsn", "configs/fsrcnn/x4.yaml"])
+    assert str(refused.value) == "unrecognized arguments: --jsn; see hpcdistill benchmark --help"
+    with pytest.raises(
+        UserError, match=r"--rounds: 0: must be a whole number.*; see hpcdistill benchmark latency --help"
+    ):
+        front_door.main(["benchmark", "latency", "pretrained:x4", "--rounds", "0"])
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
 def test_the_list_has_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert front_door.main(words) == 0
@@ -60,11 +89,41 @@ def test_the_list_imports_nothing_heavy() -> None:
     assert not loaded & MODULES
 
 
+def is_a_command(source: str) -> bool:
+    """Whether a module parses a command line, runs as a program, or has a `main` of words, however that is written."""
+    tree = ast.parse(source)
+    called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    names = {node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "") for node in called}
+    mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    of_words = [ast.unparse(argument.annotation or ast.Tuple([])) for main in mains for argument in main.args.args]
+    return bool(names & {"ArgumentParser", "Parser", "run_command"}) or of_words == ["list[str]"]
+
+
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        ("def main(words: list[str]) -> int: ...", True),
+        ("def main(\n    anything: list[str],\n) -> None:\n    ...", True),
+        ("if __name__ == '__main__':\n    run_command(begin)", True),
+        ("def begin(given):\n    return argparse.ArgumentParser().parse_args(given)", True),
+        ("def main(text: str) -> None: ...\nif __name__ == '__main__':\n    main(sys.argv[1])", False),
+        ("from hpcdistill.command import Parser, run_command\nimport argparse", False),
+    ],
+)
+def test_what_is_a_command(source: str, command: bool) -> None:
+    assert is_a_command(source) == command
+
+
 def test_no_command_is_left_out() -> None:
-    """A new file with a `main(arguments)` in the package, or a new script of the clone, needs a line in the table."""
-    package = [path for path in (CLONE / "hpcdistill").rglob("*.py") if path.name != "__main__.py"]
-    mains = {path for path in package if re.search(r"^def main\(arg", path.read_text("utf-8"), re.MULTILINE)}
-    assert {".".join(path.relative_to(CLONE).with_suffix("").parts) for path in mains} <= MODULES
+    """A new command in the package, or a new script of the clone, needs a line in the table."""
+    paths = {
+        ".".join(path.relative_to(CLONE).with_suffix("").parts): path for path in (CLONE / "hpcdistill").rglob("*.py")
+    }
+    machinery = {"hpcdistill.__main__", "hpcdistill.command"}
+    found = {name for name, path in paths.items() if is_a_command(path.read_text("utf-8"))}
+    assert found - machinery == MODULES
+    for name in MODULES:  # its errors would be several lines
+        assert "ArgumentParser" not in paths[name].read_text("utf-8")
     scripts = [path for folder in ("shards", "slurm") for path in (CLONE / folder).glob("*.py")]
     assert len(scripts) >= 7
     for script in scripts:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from translation import BATCH, Phases, batch_of, cyclegan, distilled, image_distillation, omgd, pix2pix
+from translation import BATCH, Phases, batch_of, cyclegan, distilled, image_distillation, omgd, pix2pix, wavelet_kd
 
 from hpcdistill import losses
 from hpcdistill.methods.base import Method
@@ -224,6 +224,11 @@ METHODS: dict[str, tuple[Callable[[Path], Method], Callable[[], dict[str, Tensor
         lambda vgg: omgd(vgg, family="pix2pix"),
         lambda: batch_of(torch.float32),
         {"gan", "ssim", "style", "feature", "ssim_deep", "style_deep", "feature_deep", "tv", "channel", "fake_deep"},
+    ),
+    "wavelet-kd": (
+        lambda _: wavelet_kd(),
+        lambda: batch_of(torch.float32),
+        {"gan", "cycle", "identity", "wavelet", "wavelet_b2a", "real", "fake"},
     ),
 }
 

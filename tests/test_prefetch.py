@@ -1,4 +1,4 @@
-"""`python -m hpcdistill.prefetch`: what runs need, fetched once; and what a run says where it is missing."""
+"""`hpcdistill prefetch`: what runs need, fetched once; and what a run says where it is missing."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_compute_node_is_told_what_to_run_and_where(tmp_path: Path, root: Path
     write_recipe(recipe, "http://127.0.0.1:9/tiny.tar")
     with pytest.raises(UserError) as error:
         train.main([str(config), "seed=3"])
-    assert f"run `python -m hpcdistill.prefetch {config} seed=3` where there is a network" in str(error.value)
+    assert f"run `hpcdistill prefetch {config} seed=3` where there is a network" in str(error.value)
     assert str(root / "tiny" / "train") in str(error.value)
     assert str(root / "tiny" / "test") in str(error.value)
     assert not (tmp_path / "runs").exists()
@@ -131,11 +131,11 @@ def test_the_command_that_a_sweep_names_gets_all_that_its_runs_need(
     said = str(error.value)
     assert said.count(str(root / "tiny" / "train")) == said.count(str(root / "tiny" / "test")) == 1
     assert not (tmp_path / "sweeps" / "tasks").exists()
-    program, *command = shlex.split(said.split("`")[1])
-    assert [program, *command[:2]] == ["python", "-m", "hpcdistill.prefetch"]
+    program, command, *arguments = shlex.split(said.split("`")[1])
+    assert (program, command) == ("hpcdistill", "prefetch")
     with Server(tmp_path / "served") as server:
         write_recipe(recipe, server.address("tiny.tar"))
-        prefetch.main(command[2:])
+        prefetch.main(arguments)
     assert len(load_index(root / "tiny" / "train").samples) == 3
     capsys.readouterr()
     assert submit.main([*words, "--dry-run"]) == 0

@@ -34,6 +34,7 @@ SMALL = {
     "cyclegan": "{generator: {ngf: 4, blocks: 1}, ndf: 4}",
     "pix2pix": "{generator: {ngf: 4, levels: 3}, ndf: 4}",
     "distilled_gan": "{teacher: {ngf: 4, blocks: 1}, student: {ngf: 4, blocks: 1}, ndf: 4}",
+    "wavelet_kd": "{student: {ngf: 4, blocks: 1}, ndf: 4}",
     "omgd": "{family: pix2pix, teacher: {ngf: 4, levels: 3}, student: {ngf: 4, levels: 3}, deep: {ngf: 4, levels: 3}}",
 }
 

@@ -22,7 +22,7 @@ from hpcdistill.train import main
 from hpcdistill.trainer import train
 
 # Translation has tests of its own, test_train_translation.py.
-TRANSLATION = ("fesd", "dcd", "omgd", "original")
+TRANSLATION = ("fesd", "dcd", "omgd", "original", "taught", "wavelet_kd")
 STUDENTS = [
     path
     for path in config_files(CONFIGS)
@@ -271,7 +271,7 @@ def test_a_teacher_and_its_student_train_on_two_processes(tiny: str, tmp_path: P
         (["method.layer=expandng"], "method.layer: no layer 'expandng'; did you mean 'expanding'"),
         (["method.scale=2"], "teacher: its scale is 4, the student's is 2"),
         (["eval.select=set9"], "eval.select: 'set9'"),
-        (["init.studnt=x.safetensors"], "init.studnt: the method has no such generator; did you mean 'student'"),
+        (["init.studnt=x.safetensors"], "init.studnt: the method has no such network; did you mean 'student'"),
         (["train.trackers=[tensorbord]"], "train.trackers: no tracker 'tensorbord'; did you mean 'tensorboard'"),
     ],
 )

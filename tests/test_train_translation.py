@@ -20,12 +20,17 @@ from hpcdistill.run import Run, load_run
 from hpcdistill.side_by_side import Cell, train_side_by_side
 from hpcdistill.trainer import train
 
-ROWS = ("fesd", "dcd", "original", "omgd")
+ROWS = ("fesd", "dcd", "original", "wavelet_kd", "omgd")
 DATA = ("horse2zebra", "edges2shoes")  # one of each kind; the others differ in where their images are
 TERMS = {
     "fesd": {"gan", "style", "feature", "dcd", "spectral"},
     "dcd": {"gan", "style", "feature", "dcd"},
     "omgd": {"ssim", "style", "feature", "tv", "channel"},
+}
+# What each family's own phase has, beside its teacher's term.
+OF_FAMILY = {
+    "horse2zebra": {"gan", "cycle", "identity", "wavelet"},
+    "edges2shoes": {"gan", "reconstruction", "wavelet"},
 }
 OF_PAIRS = {"omgd": {"ssim_deep", "style_deep", "feature_deep"}}  # terms that pairs alone have
 PAIRED = "edges2shoes"
@@ -47,7 +52,12 @@ def small(config: Path, sets: Path, folder: Path) -> list[str]:
     kind = "paired" if config.stem == PAIRED else "unpaired"
     width = "{ngf: 8, levels: 4, blocks: 3}"
     networks = "generator: WIDTH" if config.parent.name == "original" else "teacher: WIDTH, student: WIDTH, vgg: VGG"
-    tests = ""
+    tests = taught = ""
+    if config.parent.name == "wavelet_kd":  # its teachers are trained first
+        networks = "student: WIDTH"
+        given = f"{{overrides: {{method: {{ndf: 4, discriminator_strides: 2, generator: {width}}}}}}}"
+        roles = ["ab"] if kind == "paired" else ["ab", "ba"]
+        taught = f"teachers: {{{', '.join(f'{role}: {given}' for role in roles)}}}\n"
     if config.parent.name == "omgd" and kind == "paired":
         networks += ", deep: {ngf: 8, levels: 4}"
     elif config.parent.name == "omgd":  # a step of the teacher, of which the best is chosen, and one of the student
@@ -60,16 +70,16 @@ def small(config: Path, sets: Path, folder: Path) -> list[str]:
         f"data: {{train: {sets / kind}, eval: {{{tests}}}, crop: 48, load_size: 52, workers: 0}}\n"
         "eval: {every: 2, features: efficientnet-lite0, kid: false}\n"
         "train: {steps: 2, log_every: 1, gradient_norms_every: 1, trackers: [], device: cpu}\n"
-        f"method: {{ndf: 4, discriminator_strides: 2, {networks}}}\n"
+        f"method: {{ndf: 4, discriminator_strides: 2, {networks}}}\n{taught}"
     )
     return [str(config), str(variant)]
 
 
-@pytest.mark.parametrize("row", ROWS[:3])  # OMGD has a schedule and a weight for each set
+@pytest.mark.parametrize("row", ROWS[:4])  # OMGD has a schedule and a weight for each set
 def test_the_data_alone_differ(row: str) -> None:
     def settings(file: Path) -> dict[str, Any]:
         values = load_run([str(file)]).config.dump()
-        del values["name"], values["data"]["train"], values["data"]["eval"]
+        del values["name"], values["data"]["train"], values["data"]["eval"], values["teachers"]
         return values
 
     for file in config_files(CONFIGS / row):
@@ -99,6 +109,12 @@ def test_every_configuration_trains(
         assert {key.removeprefix("student/") for key in line if key.startswith("student/")} == terms
         assert {key.removeprefix("gradient/student/") for key in line if key.startswith("gradient/st")} == terms
         assert result["weights"]["vgg16"].startswith("vgg.safetensors")
+    if row == "wavelet_kd":
+        terms = {name for term in OF_FAMILY[data] for name in (term, *([f"{term}_b2a"] if data != PAIRED else []))}
+        assert {key.removeprefix("student/") for key in rows[0] if key.startswith("student/")} == terms
+        [taught] = set(result["teachers"].values())  # one run, whatever directions it teaches
+        assert taught.startswith(f"original-{data}-")
+        assert len(list((tmp_path / "runs").iterdir())) == 2
     first = "generator" if row == "original" else "student"
     generator, notes = load_generator(folder / "generators" / "last" / f"{first}.safetensors")
     assert notes["step"] == 2

@@ -22,8 +22,9 @@ AUGMENTATION: Final = 2  # crop, flip and rotation of each draw
 TRAINING: Final = 3  # noise and dropout of a training step
 ORDER_OF_TARGETS: Final = 4  # permutations of an unpaired set's second domain
 STREAM: Final = 5  # the reader `stream`: its shards and its shuffle buffer
-SHARED: Final = 6  # what all ranks draw alike in a training step
+POOL: Final = 6  # what a replay pool does with an image
 PIECES: Final = 7  # where a spectral classifier's pieces of the images lie
+SHARED: Final = 8  # what all ranks draw alike in a training step
 
 Words = TypeVar("Words", NDArray[np.int64], "Tensor")  # [N], of 64-bit integers
 Word = Any  # the same, or a Python integer

@@ -33,7 +33,7 @@ class _Rate(ProgressColumn):
         return Text(_rate(task.speed, self.unit) if task.speed else f"- {_rate_unit(self.unit)}")
 
 
-class Progress:
+class ProgressBar:
     """Counts towards `total`; `done` of it was done by an earlier run and does not count for the rate.
 
     `unit` is what is counted; with "bytes", MB and MB/s are shown. A `total` of None is one that nobody knows yet.
@@ -53,7 +53,7 @@ class Progress:
             self._bar = Bar(*columns, _Rate(unit), TimeLeft(), console=err)
             self._task = self._bar.add_task(label, total=total, completed=done)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         if self._bar:
             self._bar.start()
         return self

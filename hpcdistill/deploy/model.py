@@ -20,7 +20,7 @@ from hpcdistill.deploy.formats import FORMATS, format_of
 from hpcdistill.deploy.pictures import Picture, Pixels, from_pillow, to_pillow
 from hpcdistill.deploy.session import Batch, Session
 from hpcdistill.deploy.shipped import DEFAULT, model_path
-from hpcdistill.deploy.tiles import TILE, Piece, Progress, pieces, receptive_radius
+from hpcdistill.deploy.tiles import TILE, OnProgress, Piece, pieces, receptive_radius
 from hpcdistill.errors import UserError, is_out_of_memory
 from hpcdistill.models.registry import load_generator
 from hpcdistill.models.weights_file import chosen_file, generator_file
@@ -70,7 +70,7 @@ class Model:
         return height * self.about.scale, width * self.about.scale
 
     def strips(
-        self, picture: Picture, tile: int | None = None, progress: Progress = lambda done: None
+        self, picture: Picture, tile: int | None = None, progress: OnProgress = lambda done: None
     ) -> Iterator[Pixels]:
         """What is made of `picture`, from the top to the bottom, as `[h, W, channels]` of its dtype.
 
@@ -87,7 +87,7 @@ class Model:
             height, width = picture.pixels.shape[:2]
             raise UserError(f"{self.origin}: no memory for a picture of {width}x{height}; {remedy}") from None
 
-    def _enlarged(self, picture: Picture, tile: int | None, progress: Progress) -> Iterator[Pixels]:
+    def _enlarged(self, picture: Picture, tile: int | None, progress: OnProgress) -> Iterator[Pixels]:
         height, width = picture.pixels.shape[:2]
         overlap = self.about.overlap
         self.refuse_tiles(tile)
@@ -125,7 +125,7 @@ class Model:
             return (made - 16 / 255) * (255 / 219)
         return with_luma(upsample(colour, self.about.scale), self._run(luma(colour)))
 
-    def _translated(self, picture: Picture, tile: int | None, progress: Progress) -> Iterator[Pixels]:
+    def _translated(self, picture: Picture, tile: int | None, progress: OnProgress) -> Iterator[Pixels]:
         """The whole picture at once, reflected to a size that the network takes, and cut back; alpha stays."""
         height, width = picture.pixels.shape[:2]
         self.refuse_tiles(tile)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcdistill.data.outputs import check_images_out, save_image
-from hpcdistill.data.progress import Progress
+from hpcdistill.data.progress import ProgressBar
 from hpcdistill.data.read.domains import DomainImages
 from hpcdistill.metrics.real_side import load_translation_index
 
@@ -26,7 +26,7 @@ def unpack_inputs(packed: Path, out: Path, direction: str) -> tuple[Path, Path]:
     names, (folder, made) = images.names(0), [out / side for side in SIDES[direction]]
     check_images_out(folder, names, [packed], "--out")
     folder.mkdir(parents=True, exist_ok=True)
-    with Progress(f"unpacking {packed}", total=len(names), unit="images") as progress:
+    with ProgressBar(f"unpacking {packed}", total=len(names), unit="images") as progress:
         for number, name in enumerate(names):
             save_image(folder, name, np.ascontiguousarray(images.stored(0, number)))
             progress.advance()

@@ -13,7 +13,7 @@ from hpcdistill.errors import UserError
 
 TILE = 512  # LR pixels on a side: FSRCNN takes 0.2 GB, IDN 0.7 GB
 _SIDES = (33, 65, 129)  # of the probes; who sees further is given whole pictures
-Progress = Callable[[int], None]  # told how many input pixels have been done since
+OnProgress = Callable[[int], None]  # told how many input pixels have been done since
 Span = tuple[int, int]  # first pixel and the one behind the last
 
 

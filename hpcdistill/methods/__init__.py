@@ -15,6 +15,7 @@ METHODS = Registry(
         "distilled_gan": "hpcdistill.methods.distillation_settings:DistilledGANConfig",
         "image_distillation": "hpcdistill.methods.image_distillation_settings:ImageDistillationConfig",
         "omgd": "hpcdistill.methods.omgd_settings:OMGDConfig",
+        "wavelet_kd": "hpcdistill.methods.wavelet_kd_settings:WaveletKDConfig",
     },
     open=True,
 )

@@ -21,6 +21,7 @@ __all__ = ["NO_TEACHERS", "MethodConfig", "OptimizerSettings", "Role", "Teachers
 
 Batch = Mapping[str, Tensor]
 Terms = dict[str, Tensor]
+Part = Callable[[], Terms]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,10 @@ class Group:
 class Phase:
     """One update of one group: `loss(batch, carry, progress)` returns 0-dim tensors by name, weighted, to be summed.
 
+    Or it returns functions that compute such terms, different ones, with nothing of their graphs in common: the loop
+    runs the backward pass of each before it calls the next, so that one graph is in memory at a time. The last one
+    must depend on all parameters of the group that train, as ranks add up their gradients in its backward pass.
+
     With `train.accumulation` it is called for each micro-batch. `before(batches, carries)` runs once before that, with
     all micro-batches of this rank's share in order: for what must see the step as a whole (replay pools).
     `after(progress)` runs once after the group's update (masks, proximal steps, projections). Both without gradients.
@@ -103,7 +108,7 @@ class Phase:
 
     name: str
     group: str
-    loss: Callable[[Batch, Carry, Progress], Terms]
+    loss: Callable[[Batch, Carry, Progress], Terms | Sequence[Part]]
     before: Callable[[Sequence[Batch], Sequence[Carry]], None] | None = None
     after: Callable[[Progress], None] | None = None
     batch: int = 0
@@ -197,6 +202,13 @@ class Method(nn.Module):
     def bind(self, group: str, wrapped: Callable[..., Any]) -> None:
         """The loop's side of `call`."""
         self._wrapped[group] = wrapped
+
+
+def whole(loss: Terms | Sequence[Part]) -> Terms:
+    """All terms of what a phase's loss returned, in one graph."""
+    if isinstance(loss, dict):
+        return loss
+    return {name: term for part in loss for name, term in part().items()}
 
 
 def weigh(weight: Tensor, value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from hpcdistill.settings import LARGEST_WEIGHT, MOST_PIXELS, Section
 MOST_CHANNELS = 4096  # of a base width
 MOST_REMEMBERED = 100_000  # generated images in a pool
 
+Width = Annotated[int, Field(gt=0, le=MOST_CHANNELS)]
 Adversarial = Literal["lsgan", "hinge", "vanilla"]  # `losses.ADVERSARIAL`, named here without importing torch
 
 
@@ -72,6 +73,15 @@ class GeneratorSettings(Section):
     separable: bool = Field(False, description="resnet: depthwise-separable blocks instead of dense ones")
     blocks: int = Field(9, gt=0, le=1000, description="resnet: residual blocks")
     levels: int = Field(8, gt=0, le=16, description="unet: down-convolutions; the crop is a multiple of 2^levels")
+    widths: tuple[Width, ...] | None = Field(
+        None,
+        min_length=5,
+        max_length=5,
+        description="resnet: channels of stem, down1, down2, up1, up2, as a compressed generator has; unset = by ngf",
+    )
+    inner: tuple[Width, ...] | None = Field(
+        None, min_length=1, description="resnet: channels inside each block; unset = as outside"
+    )
 
     def arguments(self, family: Family) -> tuple[str, dict[str, Any]]:
         """The network's name and the arguments it is built with: those of these settings that it has."""

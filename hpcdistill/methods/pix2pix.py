@@ -30,7 +30,7 @@ def paired_terms(
     group = group or method.teaching
     fake, maps = method.call(group, A2B.name, batch[A2B.source], layers)
     leave(carry, group, fake, maps)
-    terms = {"gan": method.fooling(A2B, batch, fake)}
+    terms = {"gan": method.fooling(A2B, batch, fake)} | method.image_terms(A2B, batch, fake)
     if method.uses("reconstruction"):
         terms["reconstruction"] = method.weighted("reconstruction", l1(fake, batch[A2B.target]))
     return terms

@@ -6,16 +6,12 @@ whatever the number of ranks, and a resumed run goes on with the same decisions.
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
 from torch import Tensor, nn
 
-from hpcdistill.data.counter import below, draw
-
-STREAM: Final = 6  # of data.counter's streams
+from hpcdistill.data.counter import POOL, below, draw
 
 
 class ReplayPool(nn.Module):
@@ -65,7 +61,7 @@ class ReplayPool(nn.Module):
 
     def _passed(self, new: Tensor, numbers: Tensor) -> Tensor:
         """`new` [N, C, H, W] pass the pool in this order, all at once."""
-        turns, slots, *_ = draw(self.seed, STREAM, numbers, self.part)
+        turns, slots, *_ = draw(self.seed, POOL, numbers, self.part)
         turn = torch.arange(len(new), device=new.device)
         place = self.filled + turn
         full = place >= self.size

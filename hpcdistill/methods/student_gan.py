@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hpcdistill.methods.base import Batch, Carry, Phase, Progress, Segment, Terms
+from hpcdistill.methods.base import Batch, Carry, Part, Phase, Progress, Segment, Terms
 from hpcdistill.methods.cyclegan import cycle_terms
 from hpcdistill.methods.gan_settings import FAMILIES, Direction, GeneratorSettings
 from hpcdistill.methods.perceptual import PerceptualTerms
@@ -94,10 +95,11 @@ class StudentGAN(PerceptualTerms, TranslationGAN):
 
     # --- the phases ------------------------------------------------------------------------------------------------
 
-    def generator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
+    def generator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms | Sequence[Part]:
         """The teacher's, as an Original's; leaves its translations and maps to the student's phase."""
-        terms = cycle_terms if self.config.family == "cyclegan" else paired_terms
-        return terms(self, batch, carry, self.layers)
+        if self.config.family == "cyclegan":
+            return cycle_terms(self, batch, carry, self.layers)
+        return paired_terms(self, batch, carry, self.layers)
 
     def student_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
         """The student's terms, on the teacher's images and maps of `taught`."""

@@ -13,7 +13,7 @@ from hpcdistill.data.counter import PIECES, below, draw
 from hpcdistill.data.needs import Needs
 from hpcdistill.errors import UserError
 from hpcdistill.losses import discriminator_loss, generator_loss
-from hpcdistill.methods.base import Batch, Carry, Group, Phase, Progress, Terms
+from hpcdistill.methods.base import Batch, Carry, Group, Part, Phase, Progress, Terms
 from hpcdistill.methods.gan_settings import A2B, B2A, Direction, Family, GANConfig, GeneratorSettings
 from hpcdistill.methods.replay_pool import ReplayPool
 from hpcdistill.methods.weighted_terms import WeightedTerms
@@ -193,7 +193,7 @@ class TranslationGAN(WeightedTerms):
             Phase("discriminator", "discriminator", self.discriminator_loss, self.query_pools),
         )
 
-    def generator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms:
+    def generator_loss(self, batch: Batch, carry: Carry, progress: Progress) -> Terms | Sequence[Part]:
         """The terms of the generators of full size; leaves their translations in `carry`."""
         raise NotImplementedError
 
@@ -224,6 +224,10 @@ class TranslationGAN(WeightedTerms):
             profiles = self.profile(direction, image, batch["number"])
             logits = mixed(logits, self.judges(direction.name, profiles, spectrum=True))
         return generator_loss(logits, self.gan)
+
+    def image_terms(self, direction: Direction, batch: Batch, image: Tensor) -> Terms:
+        """A method's own terms of a translation `image`, beside its family's; as a rule none."""
+        return {}
 
     def shown(self, carry: Carry, direction: Direction) -> dict[str, Tensor | float]:
         """Whose images the discriminator of a direction is shown as generated, and their shares of its loss."""

@@ -1,6 +1,6 @@
 """latency.json of a run folder: what its networks take, by the papers' protocols, on each device that was tried.
 
-`python -m hpcdistill.benchmark latency RUN --protocol paper` writes it, the tables of a sweep read it. Nothing here
+`hpcdistill benchmark latency RUN --protocol paper` writes it, the tables of a sweep read it. Nothing here
 imports torch.
 """
 
@@ -18,7 +18,7 @@ COST = "cost"  # in the place of a test set in a metric's name: student/cost/lat
 Column = Literal["latency_ms", "runtime_ms"]  # what FESD and DSSD call a time
 TIMES: tuple[Column, ...] = ("latency_ms", "runtime_ms")
 COUNTS = ("macs_G", "params_M", "params_k")
-_REMEDY = "remove it, and measure the run again with `python -m hpcdistill.benchmark latency RUN --protocol paper`"
+_REMEDY = "remove it, and measure the run again with `hpcdistill benchmark latency RUN --protocol paper`"
 _TEXTS, _NUMBERS = ("metric", "kind", "time"), ("mean_ms", "median_ms", "p95_ms")  # of an entry
 _LONGEST = 1e10  # milliseconds: four months
 

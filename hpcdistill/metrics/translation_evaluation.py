@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hpcdistill.console import say
 from hpcdistill.data.index import Kind
-from hpcdistill.data.progress import Progress
+from hpcdistill.data.progress import ProgressBar
 from hpcdistill.data.read.domains import DomainImages
 from hpcdistill.data.test_sets import Real, real_folders, real_side
 from hpcdistill.errors import UserError, plural
@@ -283,7 +283,7 @@ class TranslationEvaluator:
             with (
                 shared_work(self.ranks, self.device),
                 contextlib.closing(real.images.packed),
-                Progress(label, total=len(numbers), unit="images") as progress,
+                ProgressBar(label, total=len(numbers), unit="images") as progress,
             ):
                 mine = real.compute(numbers, self._batch_size, self.device, progress.advance, stop)
             features = self._gathered(mine, len(real)).cpu()

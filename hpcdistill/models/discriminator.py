@@ -10,6 +10,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.models.image_generator import check_positive, init_gan
+from hpcdistill.models.instance_norm import InstanceNorm2d
+from hpcdistill.ops import cpu_forms
 
 DiscriminatorNorm = Literal["instance", "batch"]
 
@@ -71,7 +73,7 @@ class PatchDiscriminator(nn.Module):
         if last not in self.activation_channels:
             raise UserError(f"PatchDiscriminator has no activation {last}; valid: 1 to {self.layers + 1}")
         self.check_size(*image.shape[-2:])
-        features = image
+        features = cpu_forms.channels_last(image)
         for layer in range(1, last + 1):
             features = getattr(self, f"layer{layer}")(features)
         return features
@@ -132,4 +134,4 @@ class Projection(nn.Module):
 def _norm(kind: DiscriminatorNorm, channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(channels)
-    return nn.InstanceNorm2d(channels, affine=False, track_running_stats=False)
+    return InstanceNorm2d(channels)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hpcdistill.models.layers import Conv2d, PReLU
 from hpcdistill.models.sr_network import SRNetwork
 from hpcdistill.models.upsampling import Upsampling, build_upsampling
 
@@ -15,12 +16,12 @@ PRELU_SLOPE = 0.25
 
 def conv_prelu(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """Convolution with padding `kernel // 2`, then PReLU with one slope for the layer; weights drawn as FSRCNN does."""
-    return nn.Sequential(conv(channels_in, channels_out, kernel, stride), nn.PReLU(init=PRELU_SLOPE))
+    return nn.Sequential(conv(channels_in, channels_out, kernel, stride), PReLU(init=PRELU_SLOPE))
 
 
 def conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """Convolution with padding `kernel // 2`: zero bias, normal weights of deviation sqrt(2 / (out * kernel**2))."""
-    layer = nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2)
+    layer = Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2)
     nn.init.normal_(layer.weight, std=math.sqrt(2 / (channels_out * kernel**2)))
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)

@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hpcdistill.errors import UserError, nearest
 from hpcdistill.models import NETWORKS
@@ -22,6 +21,7 @@ from hpcdistill.models.fsrcnn import conv, conv_prelu
 from hpcdistill.models.sr_network import build_network, draw_as_pytorch
 from hpcdistill.models.upsampling import Upsampling
 from hpcdistill.ops.bicubic import downsample
+from hpcdistill.ops.own_backward import scaled_softplus
 
 Encoder = Literal["hfrm", "pisr", "bicubic"]
 Degradation = Literal["sdm", "cnn", "bicubic", "none"]
@@ -185,6 +185,11 @@ class PrivilegedTeacher(nn.Module):
             draw_as_pytorch(self.degradation)
 
     @property
+    def FASTER_LAYOUT(self) -> dict[str, str]:
+        """F's memory layouts."""
+        return self.network.FASTER_LAYOUT
+
+    @property
     def global_skip(self) -> str:
         """F's residual."""
         return self.network.global_skip
@@ -283,7 +288,7 @@ class VIDEstimator(nn.Module):
             inputs = student_map.to(weight.dtype)
             dtype = torch.promote_types(weight.dtype, torch.float32)
             mu, b = self.mu(inputs).to(dtype), self.b(inputs).to(dtype)
-            return mu, self.scale * functional.softplus(b) + SMALLEST_SCALE
+            return mu, scaled_softplus(b, self.scale, SMALLEST_SCALE)
 
 
 def _check_names(scale: int, encoder: str, degradation: str, network: str, upsampling: str) -> None:

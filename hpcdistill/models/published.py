@@ -1,4 +1,4 @@
-"""Generators as others publish them: what their tensors are called, and the network of ours that they belong to.
+"""Networks as others publish them: what their tensors are called, and the network of ours that they belong to.
 
 A layout is data: their module's name -> ours, and how the network's arguments are read off the tensors' shapes. A file
 names no layout: the one that knows all of its tensors is taken. A new one is a `Layout` in `LAYOUTS`.
@@ -52,7 +52,7 @@ class Layout:
 
 
 def read_published(path: Path, part: str | None = None) -> tuple[nn.Module, Layout]:
-    """The generator in a .pth file, in eval mode on the CPU, and its layout. Nothing is executed that the file says.
+    """The network in a .pth file, in eval mode on the CPU, and its layout. Nothing is executed that the file says.
 
     `part` names one of several networks in a file. UserError for a file that is none, and for one that holds
     objects, another network's weights, or values that are no finite numbers.
@@ -200,6 +200,29 @@ def _unet_arguments(state: State) -> dict[str, Any]:
     return {"ngf": ngf, "levels": levels, "channels_in": channels_in, "channels_out": state["up1.0.weight"].shape[1]}
 
 
+# PatchGAN: one Sequential; between the first and the last convolution each has a norm and a LeakyReLU behind it.
+_PATCH = re.compile(r"model\.(\d{1,3})\.weight")
+
+
+def _patch_modules(names: Collection[str]) -> dict[str, str]:
+    numbers = [int(found[1]) for name in names if (found := _PATCH.fullmatch(name))]
+    layers = (max(numbers, default=0) - 2) // 3
+    modules = {"model.0": "layer1.0", f"model.{2 + 3 * layers}": "logit"}
+    for layer in range(2, layers + 2):
+        place = 2 + 3 * (layer - 2)
+        modules[f"model.{place}"] = f"layer{layer}.0"
+        if f"model.{place + 1}.weight" in names:  # BatchNorm; of an InstanceNorm nothing is needed
+            modules[f"model.{place + 1}"] = f"layer{layer}.1"
+    return modules
+
+
+def _patch_arguments(state: State) -> dict[str, Any]:
+    ndf, channels_in = state["layer1.0.weight"].shape[:2]
+    layers = sum(re.fullmatch(r"layer\d+\.0\.weight", name) is not None for name in state) - 1
+    norm = "batch" if "layer2.1.weight" in state else "instance"
+    return {"channels_in": channels_in, "ndf": ndf, "norm": norm, "layers": layers}
+
+
 LAYOUTS = (
     Layout(
         "resnet",
@@ -209,4 +232,11 @@ LAYOUTS = (
         _resnet_arguments,
     ),
     Layout("unet", "the U-Net of Pix2Pix and OMGD, with BatchNorm", "UNetGenerator", _unet_modules, _unet_arguments),
+    Layout(
+        "patchgan",
+        "the discriminator of CycleGAN, Pix2Pix and OMGD",
+        "PatchDiscriminator",
+        _patch_modules,
+        _patch_arguments,
+    ),
 )

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hpcdistill.errors import UserError
 from hpcdistill.models.image_generator import ImageGenerator, init_gan
+from hpcdistill.models.instance_norm import InstanceNorm2d
+from hpcdistill.ops import cpu_forms
 from hpcdistill.ops.repeatable import reflection_pad
 
 BLOCKS = 9
@@ -32,7 +33,37 @@ class ReflectedConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         side = self.kernel_size[0] // 2
         padded = reflection_pad(input, side, side, side, side)
-        return functional.conv2d(padded, self.weight, self.bias, groups=self.groups)
+        return cpu_forms.convolution(padded, self.weight, self.bias, self.groups)
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """nn.Conv2d with a 1x1 kernel."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return cpu_forms.convolution(input, self.weight, self.bias)
+
+
+class HalvingConv2d(nn.Conv2d):
+    """nn.Conv2d with a 3x3 kernel and stride 2: half the height and width."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, stride=2, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return cpu_forms.strided(input, self.weight, self.bias, 1)
+
+
+class DoublingConv2d(nn.ConvTranspose2d):
+    """nn.ConvTranspose2d with a 3x3 kernel and stride 2: twice the height and width."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, stride=2, padding=1, output_padding=1)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return cpu_forms.strided(input, self.weight, self.bias, 1, output_padding=1)
 
 
 class ResidualBlock(nn.Module):
@@ -76,7 +107,7 @@ class ResNetGenerator(ImageGenerator):
 
     MAPS: tuple[str, ...] = ("down2", *(f"block{block}" for block in range(1, BLOCKS + 1)))
     DISTILLED: tuple[str, ...] = ("down2", "block3", "block6", "block9")
-    SETTINGS = ("ngf", "blocks", "separable")
+    SETTINGS = ("ngf", "blocks", "separable", "widths", "inner")
     NORM = "instance"
     multiple = 4
     smallest = 8  # InstanceNorm and reflection need 2x2 in the blocks
@@ -102,12 +133,12 @@ class ResNetGenerator(ImageGenerator):
         self.DISTILLED = ("down2", *dict.fromkeys(f"block{block}" for block in thirds))
         self.map_channels = dict.fromkeys(self.MAPS, width)
         self.stem = _normalised(ReflectedConv2d(channels_in, stem, 7))
-        self.down1 = _normalised(nn.Conv2d(stem, down1, 3, stride=2, padding=1))
-        self.down2 = _normalised(nn.Conv2d(down1, width, 3, stride=2, padding=1))
+        self.down1 = _normalised(HalvingConv2d(stem, down1))
+        self.down2 = _normalised(HalvingConv2d(down1, width))
         for name, its in zip(block_names, between, strict=True):
             self.add_module(name, ResidualBlock(width, separable, its))
-        self.up1 = _normalised(nn.ConvTranspose2d(width, up1, 3, stride=2, padding=1, output_padding=1))
-        self.up2 = _normalised(nn.ConvTranspose2d(up1, up2, 3, stride=2, padding=1, output_padding=1))
+        self.up1 = _normalised(DoublingConv2d(width, up1))
+        self.up2 = _normalised(DoublingConv2d(up1, up2))
         self.head = nn.Sequential(ReflectedConv2d(up2, channels_out, 7), nn.Tanh())
         self._stages = ("stem", "down1", *self.MAPS, "up1", "up2", "head")
         init_gan(self)
@@ -117,7 +148,7 @@ class ResNetGenerator(ImageGenerator):
         self.check_size(*image.shape[-2:])
         self.check_maps(maps)
         taken: dict[str, Tensor] = {}
-        features = image
+        features = cpu_forms.channels_last(image)
         for name in self._stages:
             features = getattr(self, name)(features)
             if name in maps:
@@ -137,11 +168,11 @@ def _dense(channels_in: int, channels_out: int) -> list[nn.Module]:
 
 def _separable(channels_in: int, channels_out: int) -> list[nn.Module]:
     depthwise = ReflectedConv2d(channels_in, channels_in, 3, groups=channels_in)
-    return [depthwise, _norm(channels_in), nn.Conv2d(channels_in, channels_out, 1)]
+    return [depthwise, _norm(channels_in), PointwiseConv2d(channels_in, channels_out)]
 
 
-def _norm(channels: int) -> nn.InstanceNorm2d:
-    return nn.InstanceNorm2d(channels, affine=False, track_running_stats=False)
+def _norm(channels: int) -> InstanceNorm2d:
+    return InstanceNorm2d(channels)
 
 
 def _normalised(convolution: nn.Conv2d | nn.ConvTranspose2d) -> nn.Sequential:

@@ -16,6 +16,7 @@ from hpcdistill.data.fetch.weights import find_weights
 from hpcdistill.errors import UserError
 from hpcdistill.models import PERCEPTUAL
 from hpcdistill.models.weights_file import PYTORCH, is_safetensors, kind_of
+from hpcdistill.ops import cpu_forms
 from hpcdistill.ops.repeatable import largest_of_four, reflection_pad
 from hpcdistill.storage import sha256_file, user_path
 
@@ -112,6 +113,10 @@ class VGG16Features(nn.Module):
         x = (images + 1) / 2
         if self.normalise:
             x = (x - self.mean) / self.deviation
+        x = cpu_forms.channels_last(x)
+        if not x.is_contiguous() and next(self.features.parameters()).is_contiguous():
+            with torch.inference_mode(False):  # once; weights moved in an evaluation could not be used in training
+                self.features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         maps = {}
         for number, layer in enumerate(self.features):
             x = layer(x)

@@ -16,7 +16,7 @@ from hpcdistill.metrics.config import BACKWARDS
 CARD_WEIGHTS = "model.safetensors"  # in a folder that is published: `deploy.card`
 PYTORCH = "a PyTorch checkpoint"
 _READS = (
-    "weights here are .safetensors files. `python -m hpcdistill.convert {path} --out NAME.safetensors` makes one of a "
+    "weights here are .safetensors files. `hpcdistill convert {path} --out NAME.safetensors` makes one of a "
     "published generator; others: docs/training.md, 'Weights from elsewhere'"
 )
 _SAFETENSORS = re.compile(rb".{8}\{", re.DOTALL)  # the length of the header, any number, and the header
@@ -71,7 +71,7 @@ def generator_file(model: Path, which: str = "best", name: str | None = None) ->
     """
     if not model.is_dir():
         if not model.exists():
-            raise UserError(f"{model}: no such run folder or checkpoint; train one with `python -m hpcdistill.train`")
+            raise UserError(f"{model}: no such run folder or checkpoint; train one with `hpcdistill train`")
         if name is not None:
             raise UserError(f"--generator {name}: {model} is one network's file; leave --generator out")
         return model

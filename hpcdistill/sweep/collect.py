@@ -5,7 +5,6 @@ Every result.json becomes part of one tidy CSV, of the papers' tables and of a r
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from hpcdistill.command import UserPath, program, whole
+from hpcdistill.command import Parser, UserPath, program, whole
 from hpcdistill.console import Table, out, say, warn
 from hpcdistill.data.places import VARIABLE
 from hpcdistill.errors import UserError, plural
@@ -177,8 +176,8 @@ def macs_counter(plan: Plan) -> Callable[[TableRow], float | None]:
     return count
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog=program("collect"),
         description="Collect finished runs into the papers' tables, a CSV and a report.",
         epilog="Without a GRID: all of configs/grids that have any result, all that was submitted, with the overrides "

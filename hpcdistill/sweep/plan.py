@@ -78,7 +78,7 @@ class PlannedRun:
 
     key: str
     name: str  # the run folder's name before its digits
-    arguments: tuple[str, ...]  # of `python -m hpcdistill.train`, which makes the same run
+    arguments: tuple[str, ...]  # of `hpcdistill train`, which makes the same run
     loaded: Run
     seed: int
     teacher: str | None  # key of the run that is needed first
@@ -270,16 +270,20 @@ def _generators(config: RunConfig) -> list[str]:
 
 
 def with_seed(loaded: Run, seed: int) -> Run:
-    """The same run with another seed of its own; its teacher keeps the one it has."""
+    """The same run with another seed of its own; its teachers keep the one they have."""
     if loaded.config.seed == seed:
         return loaded
     update: dict[str, Any] = {"seed": seed}
     overrides: tuple[str, ...] = (f"seed={seed}",)
-    if loaded.teacher and loaded.config.teacher:
-        kept = loaded.teacher.config.seed
-        overrides += (f"teacher.overrides.seed={kept}",)
-        given = {**loaded.config.teacher.overrides, "seed": kept}
-        update["teacher"] = loaded.config.teacher.model_copy(update={"overrides": given})
+    roles = dict(loaded.config.roles)
+    for role, teacher in loaded.teachers.items():
+        if teacher.run is not None:
+            kept = teacher.run.config.seed
+            overrides += (f"{role_key(role)}.overrides.seed={kept}",)
+            given = {**teacher.settings.overrides, "seed": kept}
+            roles[role] = teacher.settings.model_copy(update={"overrides": given})
+    update["teacher"] = roles.pop("teacher", None)
+    update["teachers"] = roles
     return replace(loaded, config=loaded.config.model_copy(update=update), overrides=loaded.overrides + overrides)
 
 
@@ -289,13 +293,16 @@ def _teacher_to_train(loaded: Run) -> Run | None:
         if not wanted.needed:
             continue
         if role not in loaded.teachers:
-            key = f"{role_key(role)}.config"
-            raise UserError(f"{loaded.config.method.name}: needs a {role}; name its config under `{key}`")
-    trained = {role: teacher.run for role, teacher in loaded.teachers.items() if teacher.run is not None}
-    teacher = trained.pop("teacher", None)
-    if trained or (teacher and teacher.config.method.learns() and any(t.run for t in teacher.teachers.values())):
+            key, who = f"{role_key(role)}.config", "a teacher" if role == "teacher" else f"the teacher {role}"
+            raise UserError(f"{loaded.config.method.name}: needs {who}; name its config under `{key}`")
+    # Several roles may be filled by networks of one run: a CycleGAN teaches both directions.
+    trained = {teacher.run.key: teacher.run for teacher in loaded.teachers.values() if teacher.run is not None}
+    teacher = next(iter(trained.values()), None)
+    chained = teacher is not None and teacher.config.method.learns() and any(t.run for t in teacher.teachers.values())
+    if len(trained) > 1 or chained:
         raise UserError(
-            "a sweep trains one teacher before a run; name the others by a finished run's folder (teachers.<role>.run)"
+            "a sweep trains one run before another; name the other teachers by a finished run's folder "
+            "(teachers.<role>.run)"
         )
     return teacher if loaded.config.method.learns() else None
 

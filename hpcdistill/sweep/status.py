@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hpcdistill.data import held_out
 from hpcdistill.sweep.logs import LoggedProgress, cause, read_progress
+from hpcdistill.sweep.processes import is_alive
 from hpcdistill.sweep.results import Found, RunResult, find_results
 from hpcdistill.sweep.slurm_queue import Job, Queue
 from hpcdistill.sweep.submissions import SKEW_S, Submission, epoch, read_submissions
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # half of the time that status takes to start
 RunState = Literal["finished", "running", "queued", "failed", "stopped", "blocked", "missing"]
 STATES: tuple[RunState, ...] = get_args(RunState)
 SILENT_S = 300.0  # a run renews its lock every 30 s
-START_S = 60.0  # between a time that was noted and the start of the process that it is about
 
 _CANCELLED: dict[str, tuple[RunState, str]] = {
     "CANCELLED": ("stopped", "cancelled"),
@@ -388,28 +388,3 @@ def _began(task: TaskFiles, submission: Submission, job: str) -> bool:
 
 def _integer(value: Any) -> int | None:
     return value if type(value) is int else None
-
-
-def is_alive(process: int, started: float | None) -> bool:
-    """Whether a process of this host runs, and is not a later one with the same number."""
-    import psutil  # a third of the time that status takes to start, and runs of a cluster need none of it
-
-    try:
-        found = psutil.Process(process)
-        if found.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return started is None or found.create_time() <= started + START_S
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.Error:
-        return True  # another user's
-
-
-def parent_of(process: int) -> int | None:
-    """The number of the process that started it; None when it is gone."""
-    import psutil
-
-    try:
-        return int(psutil.Process(process).ppid())
-    except psutil.Error:
-        return None

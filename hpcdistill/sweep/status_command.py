@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -17,12 +16,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcdistill.command import UserPath, program
+from hpcdistill.command import Parser, UserPath, program
 from hpcdistill.console import out, say, warn
 from hpcdistill.errors import EXIT_FAILED, UserError, nearest, plural
 from hpcdistill.storage import user_path
+from hpcdistill.sweep.processes import is_alive, parent_of
 from hpcdistill.sweep.slurm_queue import Queue
-from hpcdistill.sweep.status import TaskStatus, is_alive, parent_of, task_statuses
+from hpcdistill.sweep.status import TaskStatus, task_statuses
 from hpcdistill.sweep.status_table import SweepView, render, title
 from hpcdistill.sweep.submissions import Submission, SubmittedCell, epoch, read_submissions, submitted_files
 from hpcdistill.sweep.task_folder import read_task, task_keys
@@ -52,8 +52,8 @@ def main(arguments: list[str]) -> int:
     return EXIT_FAILED if view.failed else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog=program("status"),
         description="The state of a sweep's runs: from their files, and from SLURM where it answers.",
         epilog="Exit code: 0; 1 when a run has failed or a file is damaged; 2 for a mistake on the command line.",

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from hpcdistill.command import UserPath, positive, program, whole
+from hpcdistill.command import Parser, UserPath, positive, program, whole
 from hpcdistill.console import out, say, warn
 from hpcdistill.data.places import VARIABLE, data_root
 from hpcdistill.errors import UserError
@@ -92,8 +92,8 @@ def main(arguments: list[str]) -> int:
     return here.run()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog=program("sweep"),
         description="Submit the runs of ablation grids: teachers, then students, then the tables. Returns at once.",
         epilog="Without a GRID: all tables of both papers. Again: what has finished or is queued is left alone. "
@@ -191,7 +191,7 @@ def are_noted(plan: Plan, submissions: Sequence[Submission]) -> bool:
 def prefetch_command(grids: Sequence[str], overrides: Sequence[str], profile: Profile) -> list[str]:
     """The command that fetches what the runs of this sweep need, to the data root that its jobs read."""
     root = [f"{VARIABLE}={data_root()}"] if VARIABLE in profile.environment else []
-    return [*root, "python", "-m", "hpcdistill.prefetch", *overrides, "--grid", *(grids or [EVERYTHING])]
+    return [*root, "hpcdistill", "prefetch", *overrides, "--grid", *(grids or [EVERYTHING])]
 
 
 def _lacking(selection: Selection, prefetch: str, options: argparse.Namespace) -> str | None:

@@ -107,13 +107,13 @@ def _unmeasured(plan: Plan, rows: Sequence[TableRow]) -> tuple[str, ...]:
                     continue
                 if is_cost(name):
                     if not trial.run.cost.damage:  # which is a flag of the table
-                        words = ["python", "-m", "hpcdistill.benchmark", "latency", str(trial.run.folder)]
+                        words = ["hpcdistill", "benchmark", "latency", str(trial.run.folder)]
                         command = shlex.join([*words, "--generator", generator, "--protocol", "paper"])
                         lines[f"what {trial.run.folder.name}'s {generator} takes; `{command}` measures it"] = None
                     continue
                 planned = plan.runs.get(str(trial.key))
                 folder = planned.loaded.config.data.eval.get(test_set) if planned else None
-                words = ["python", "-m", "hpcdistill.evaluate", str(trial.run.folder), "--generator", generator]
+                words = ["hpcdistill", "evaluate", str(trial.run.folder), "--generator", generator]
                 command = f"{shlex.join(words)} --data {shlex.quote(folder) if folder else 'SET'}"
                 lines[f"{trial.run.folder.name} has finished without {test_set}; `{command}` measures it"] = None
     named = list(lines)

@@ -118,8 +118,13 @@ def write_task(folder: Path, config: Mapping[str, Any], teacher: Mapping[str, An
     if teacher is not None:
         own = teacher["teacher"]  # one that has to be trained is not needed; a finished one goes along
         _write(folder / TEACHER, {**teacher, "teacher": own if own and own["config"] is None else None})
-        # As train saves it: beside this file, the student's overrides of its teacher already merged into it.
-        values["teacher"] = {**values["teacher"], "config": TEACHER, "overrides": {}}
+        # As train saves it: beside this file, the student's overrides of its teacher already merged into it. What is
+        # trained is one run, whatever roles it fills.
+        roles = {"teacher": values["teacher"], **values["teachers"]}
+        for role, settings in roles.items():
+            if settings and settings["config"] is not None:
+                roles[role] = {**settings, "config": TEACHER, "overrides": {}}
+        values["teacher"], values["teachers"] = roles.pop("teacher"), roles
     _write(folder / CONFIG, values)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from hpcdistill.data.read.loader import ReadAhead, StopWaiting
 from hpcdistill.methods.base import Batch
 from hpcdistill.training.config import TrainConfig
+from hpcdistill.training.layout import FORMATS, Layout
 
 Delivered = list[Batch] | None  # of an iteration, see `delivered`
 T = TypeVar("T")
@@ -107,10 +108,10 @@ class MicroBatches:
     place from the step alone.
     """
 
-    def __init__(self, accelerator: Accelerator, config: TrainConfig) -> None:
+    def __init__(self, accelerator: Accelerator, config: TrainConfig, layout: Layout = "contiguous") -> None:
         self.device, self.rank = accelerator.device, accelerator.process_index
         self.size, self.share = config.batch_size, config.batch_size // accelerator.num_processes
-        self.parts, self.layout = config.accumulation, memory_layout(config)
+        self.parts, self.layout = config.accumulation, FORMATS[layout]
 
     def of(self, batches: Sequence[Batch], step: int) -> list[list[Batch]]:
         """The micro-batches of each of 0-based `step`'s batches."""
@@ -129,8 +130,3 @@ class MicroBatches:
     def _moved(self, value: Tensor) -> Tensor:
         value = value.to(self.device, non_blocking=True)
         return value.contiguous(memory_format=self.layout) if value.ndim == 4 else value
-
-
-def memory_layout(config: TrainConfig) -> torch.memory_format:
-    """How networks and images [N, C, H, W] lie in memory."""
-    return torch.channels_last if config.channels_last else torch.contiguous_format

@@ -31,7 +31,9 @@ class TrainConfig(Section):
     deepspeed: UserPlace | None = operational(
         None, "DeepSpeed's configuration file, ZeRO 1, 2 or 3 (configs/deepspeed/zero2.json); unset = DDP"
     )
-    channels_last: bool = operational(False, "keep networks and images in channels-last memory; often faster")
+    channels_last: bool | Literal["auto"] = operational(
+        "auto", "networks and images in channels-last memory; auto = where it was measured to be faster"
+    )
     threads: int = operational(0, "CPU threads a process; 0 = PyTorch's default", ge=0, le=MOST_THREADS)
     timeout: int = operational(
         600, "seconds without a step, a batch or a test image after which a run hangs", gt=0, le=10**8

@@ -23,14 +23,22 @@ from hpcdistill.ranks.signals import StopSignals
 from hpcdistill.storage import write_bytes, write_json
 from hpcdistill.training.accelerator import precision_of
 from hpcdistill.training.batches import BatchReader, ahead, delivered
-from hpcdistill.training.checkpoint import Checkpoints
+from hpcdistill.training.checkpoint import Checkpoint, Checkpoints
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.determinism import deterministic
 from hpcdistill.training.evaluation import Evaluation, EvaluationStopped, Evaluator, is_better
+from hpcdistill.training.layout import take_layout
 from hpcdistill.training.metrics_log import MetricsLog, RunningMeans
 from hpcdistill.training.networks import Networks
 from hpcdistill.training.nonfinite import NonFiniteGuard
-from hpcdistill.training.position import Position, best_of, newest_checkpoint, restore_checkpoint, save_checkpoint
+from hpcdistill.training.position import (
+    Position,
+    best_of,
+    newest_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+    started_layout,
+)
 from hpcdistill.training.progress import TrainingProgress
 from hpcdistill.training.run_folder import RunFolder
 from hpcdistill.training.segments import Courses, PutBack, batches_a_step, enter, leave, place_segments
@@ -81,13 +89,15 @@ class Training:
         self.batches = batches_a_step(segments)
         # Segments may begin with what was best for a generator of their own, not for the run's selected metric.
         self.judged = sorted({s.segment.judged for s in self.stretches if s.takes_best and s.segment.judged})
-        self.networks = Networks(method, accelerator, config)
-        self.put_back = PutBack()
         self.checkpoints = Checkpoints(folder.checkpoints, confirm=folder.confirm)
+        found = newest_checkpoint(self.checkpoints, accelerator)
+        layout = take_layout(config, method, accelerator.device, started_layout(found))
+        self.networks = Networks(method, accelerator, config, layout)
+        self.put_back = PutBack()
         self.log = MetricsLog(folder.metrics, accelerator, folder.confirm)
         self.means = RunningMeans(accelerator.device)
         self.position = Position()
-        self._resume()
+        self._resume(found)
         self.guard = NonFiniteGuard(method.generators, accelerator.device)
         courses = Courses(self.stretches, method.groups)
         self.updates = Updates(self.networks, self.guard, self.means, config, courses, seed=seed, steps=steps)
@@ -118,14 +128,15 @@ class Training:
 
     # --- before the first step -------------------------------------------------------------------------------------
 
-    def _resume(self) -> None:
+    def _resume(self, found: Checkpoint | None) -> None:
         """Go on from the newest checkpoint in the run's folder, where there is one."""
-        if found := newest_checkpoint(self.checkpoints, self.accelerator):
+        if found:
             self.position = restore_checkpoint(found, self.networks, self.folder)
             self.put_back.states = found.part("put_back")
             self.means.load(self.position.means)
             say(f"{self.name}: resuming at step {self.position.step} of {self.steps}")
         self.position.precision = precision_of(self.accelerator)
+        self.position.layout = self.networks.layout
         self.log.rewind(self.position.log_bytes, self.position.step)
         self.log.start_trackers(self.position.step)
 

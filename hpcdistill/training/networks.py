@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from hpcdistill.methods.base import Method
 from hpcdistill.models.registry import save_generator
 from hpcdistill.training.batch_norm import synchronise
-from hpcdistill.training.batches import memory_layout
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.deepspeed import Copies, cuts_weights, gathered, make_groups, requested_settings
+from hpcdistill.training.layout import FORMATS, Layout
 from hpcdistill.training.optimization import Averages, Freezer, TrainedGroup
 from hpcdistill.training.run_folder import RunFolder
 
@@ -20,9 +20,11 @@ from hpcdistill.training.run_folder import RunFolder
 class Networks:
     """A method's networks on the device, each group wrapped with its optimizer (DDP, DeepSpeed)."""
 
-    def __init__(self, method: Method, accelerator: Accelerator, config: TrainConfig) -> None:
-        self.method, self.accelerator = method, accelerator
-        method.to(accelerator.device, memory_format=memory_layout(config)).train()  # type: ignore[call-overload]
+    def __init__(
+        self, method: Method, accelerator: Accelerator, config: TrainConfig, layout: Layout = "contiguous"
+    ) -> None:
+        self.method, self.accelerator, self.layout = method, accelerator, layout
+        method.to(accelerator.device, memory_format=FORMATS[layout]).train()  # type: ignore[call-overload]
         if config.batch_norm == "sync" and accelerator.num_processes > 1:
             for untrained in method.groups.values():
                 synchronise(untrained.module)

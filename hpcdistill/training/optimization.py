@@ -145,18 +145,17 @@ class TermGradients:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, terms: dict[str, Tensor], scale: float = 1.0) -> dict[str, Tensor]:
-        """Take in one of the `pieces` micro-batches: the norms after the last one, nothing before it.
+        """Take in terms of one of the `pieces` micro-batches: the norms after the last one, nothing before it.
 
         The graph is kept for the update. With several ranks a collective call. The backward pass is scaled by `scale`,
         the loss scaler's: else fp16 would lose what the update does not.
         """
-        self._left -= 1
         norms = {}
         for name, term in terms.items():
             gradient = self._gradient(term * scale) / scale
             if name in self._sums:
                 gradient = gradient + self._sums.pop(name)
-            if self._left:
+            if self._left > 1:
                 self._sums[name] = gradient
                 continue
             # One term at a time, so that one flattened gradient lives, not one a term.
@@ -164,6 +163,10 @@ class TermGradients:
                 gradient = self._accelerator.reduce(gradient, "mean")
             norms[name] = torch.linalg.vector_norm(gradient) / self._pieces
         return norms
+
+    def next_piece(self) -> None:
+        """All terms of a micro-batch have been taken in."""
+        self._left -= 1
 
     def _gradient(self, term: Tensor) -> Tensor:
         """Flattened, with zeros for the parameters that the term does not depend on."""

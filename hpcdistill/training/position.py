@@ -17,6 +17,7 @@ from hpcdistill.methods.base import Method
 from hpcdistill.models.registry import load_weights, unique_state
 from hpcdistill.storage import Damaged, parse_json, write_bytes
 from hpcdistill.training.checkpoint import Checkpoint, Checkpoints
+from hpcdistill.training.layout import Layout
 from hpcdistill.training.networks import Networks
 from hpcdistill.training.run_folder import RunFolder
 
@@ -34,6 +35,7 @@ class Position:
     log_bytes: int = 0
     due: bool = False  # the evaluation of this step was interrupted, or never begun
     precision: str | None = None  # what train.precision came to, for `precision.started_with`
+    layout: Layout | None = None  # what train.channels_last came to; None of before there was `auto`
 
     def kept(self) -> list[str]:
         """The folders of the best weights that there are."""
@@ -65,6 +67,13 @@ def newest_checkpoint(checkpoints: Checkpoints, accelerator: Accelerator) -> Che
         if step is not None and not accelerator.is_main_process:
             found = checkpoints.read(step)
     return found
+
+
+def started_layout(found: Checkpoint | None) -> Layout | None:
+    """The memory layout that the run has had so far; None for one that begins."""
+    if found is None:
+        return None
+    return _position(found)[0].layout or "contiguous"  # what the default was when checkpoints did not say
 
 
 def save_checkpoint(

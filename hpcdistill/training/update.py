@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from hpcdistill.data.counter import step_seed
 from hpcdistill.default_generator import seed_step
-from hpcdistill.methods.base import Batch, Carry, Phase, Progress
+from hpcdistill.methods.base import Batch, Carry, Part, Phase, Progress, whole
 from hpcdistill.training.batches import MicroBatches
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.deepspeed import replaced
@@ -36,7 +38,7 @@ class Updates:
     ) -> None:
         self.networks, self.guard, self.means, self.config, self.courses = networks, guard, means, config, courses
         self.accelerator, self.seed, self.steps = networks.accelerator, seed, steps
-        self.micro_batches = MicroBatches(self.accelerator, config)
+        self.micro_batches = MicroBatches(self.accelerator, config, networks.layout)
         self.underflow = UnderflowWatch(self.accelerator)
 
     def make(self, phases: Sequence[Phase], step: int, batches: Sequence[Batch]) -> None:
@@ -69,19 +71,35 @@ class Updates:
                 freezer.rewind()
             with group.micro_batch(last=number == len(batches) - 1):
                 with self.accelerator.autocast():
-                    terms = phase.loss(batch, carry, progress)
-                assert terms, f"phase {phase.name} returned no loss term"
-                if gradients:
-                    self.means.add(self.underflow.measure(phase.name, terms, gradients.parameters))
-                    norms = gradients.add(terms, self.underflow.scale)
-                    self.means.add({f"gradient/{phase.name}/{term}": norm for term, norm in norms.items()})
-                named = {f"{phase.name}/{term}": value for term, value in terms.items()}
-                self.means.add(named)
-                group.backward(self.guard.total(named) / len(batches))
+                    loss = phase.loss(batch, carry, progress)
+                    if isinstance(loss, dict) or group.collective:  # DeepSpeed reduces in any backward pass
+                        loss = [partial(dict, whole(loss))]
+                *others, last = loss
+                with group.micro_batch(last=False) if others else contextlib.nullcontext():
+                    for part in others:
+                        self._backward(phase, group, part, gradients, len(batches))
+                self._backward(phase, group, last, gradients, len(batches))
+            if gradients:
+                gradients.next_piece()
         self.means.add({f"gradient_norm/{phase.group}": group.update(self.guard.halted)})
         if phase.after:
             with torch.no_grad(), replaced([group]):
                 phase.after(progress)
+
+    def _backward(
+        self, phase: Phase, group: TrainedGroup, part: Part, gradients: TermGradients | None, pieces: int
+    ) -> None:
+        """Compute one part of a phase's loss, and add its gradient."""
+        with self.accelerator.autocast():
+            terms = part()
+        assert terms, f"phase {phase.name} returned no loss term"
+        if gradients:
+            self.means.add(self.underflow.measure(phase.name, terms, gradients.parameters))
+            norms = gradients.add(terms, self.underflow.scale)
+            self.means.add({f"gradient/{phase.name}/{term}": norm for term, norm in norms.items()})
+        named = {f"{phase.name}/{term}": value for term, value in terms.items()}
+        self.means.add(named)
+        group.backward(self.guard.total(named) / pieces)
 
     def _term_gradients(self, group: TrainedGroup, progress: Progress, pieces: int) -> TermGradients | None:
         """Measures the gradients of single terms in the steps that `gradient_norms_every` names."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from hpcdistill.data.counter import AUGMENTATION, ORDER, TRAINING, below, draw, philox, step_seed
+from hpcdistill.data import counter
+from hpcdistill.data.counter import AUGMENTATION, ORDER, TRAINING, below, draw, philox, shared_seed, step_seed
+
+CLONE = Path(__file__).resolve().parents[2]
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, result.
 KNOWN = [
@@ -46,6 +51,31 @@ def test_draw_places_seed_counter_part_and_stream() -> None:
     seed = key[1] << 32 | key[0]
     found = draw(seed, counter[3], np.array([5, number], dtype=np.uint64), part=counter[2])
     assert [int(word[1]) for word in found] == result
+
+
+def test_the_streams_are_what_they_always_were_and_no_two_are_one() -> None:
+    streams = {name: value for name, value in vars(counter).items() if re.fullmatch("[A-Z][A-Z_]+", name)}
+    assert streams == {
+        "TYPE_CHECKING": False,
+        "ORDER": 1,
+        "AUGMENTATION": 2,
+        "TRAINING": 3,
+        "ORDER_OF_TARGETS": 4,
+        "STREAM": 5,
+        "POOL": 6,
+        "PIECES": 7,
+        "SHARED": 8,
+    }
+    for path in (CLONE / "hpcdistill").rglob("*.py"):  # whoever draws names one of them
+        if path.name != "counter.py":
+            assert set(re.findall(r"\bdraw\([\w.]+, (\w+),", path.read_text("utf-8"))) <= streams.keys(), path
+
+
+def test_a_pool_and_what_all_ranks_draw_alike_are_independent() -> None:
+    """A step's number can be an image's: under one stream both would be made of the same words."""
+    low, high, *_ = draw(3, counter.POOL, np.arange(200))
+    assert not {shared_seed(3, step) & 0xFFFFFFFF for step in range(200)} & set(low.tolist())
+    assert len(set(high.tolist())) == 200
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**40 + 5, 2**63 - 1])

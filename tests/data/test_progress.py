@@ -1,11 +1,11 @@
-"""Progress without a terminal: a plain line every ten seconds, with counts, rate and the time left."""
+"""ProgressBar without a terminal: a plain line every ten seconds, with counts, rate and the time left."""
 
 from __future__ import annotations
 
 import pytest
 
 from hpcdistill.data import progress
-from hpcdistill.data.progress import Progress, megabytes
+from hpcdistill.data.progress import ProgressBar, megabytes
 
 
 class Clock:
@@ -23,7 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_bytes_are_shown_in_mb(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("fetching a.zip", total=100_000_000, unit="bytes", done=20_000_000) as bar:
+    with ProgressBar("fetching a.zip", total=100_000_000, unit="bytes", done=20_000_000) as bar:
         clock.now += 5
         bar.advance(1_000_000)
         clock.now += 5
@@ -39,7 +39,7 @@ def test_bytes_are_shown_in_mb(clock: Clock, capsys: pytest.CaptureFixture[str])
 
 
 def test_things_are_counted(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("packing", total=10, unit="images", done=4) as bar:
+    with ProgressBar("packing", total=10, unit="images", done=4) as bar:
         bar.advance()
         clock.now += 10
         bar.advance(2)

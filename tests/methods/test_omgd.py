@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from pydantic import ValidationError
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
-from toy import Killed, ToyReader, newest_tensors, rows, run
+from toy import ToyReader, run
 from translation import (
     BATCH,
     CROP,
+    FAMILIES,
+    LAYERS,
     Phases,
-    Scores,
     adversarial,
     batch_of,
     double_samples,
@@ -27,6 +29,8 @@ from translation import (
     omgd,
     projected,
     reached,
+    resumed,
+    resumed_blocks,
     samples,
     state_of,
     vgg_maps,
@@ -39,8 +43,6 @@ from hpcdistill.models.discriminator import PatchDiscriminator
 from hpcdistill.models.image_generator import ImageGenerator
 from hpcdistill.run import load_run
 
-FAMILIES = ("cyclegan", "pix2pix")
-LAYERS = {"cyclegan": ("down2", "block1", "block2", "block3"), "pix2pix": ("down3", "down4", "up4", "up2")}
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -274,45 +276,17 @@ def test_an_iteration_of_pairs_is_the_released_one(tmp_path: Path, vgg: Path) ->
 
 @pytest.mark.parametrize("killed", [5, 11, 14])
 def test_killed_blocks_resume_bit_equal(killed: int, tmp_path: Path) -> None:
-    """Blocks end at 2 | 10 | 12 | 20; the best teacher is not the latest one."""
-
-    def train(folder: Path, killed: int | None = None) -> None:
-        scores = Scores({1: 3.0, 2: 2.0, 3: 1.0, 11: 4.0, 12: 3.5})
-
-        def before(step: int) -> None:
-            scores.before(step)
-            if step == killed:
-                raise Killed
-
-        method = omgd(schedule="blocks", blocks=2)
-        run(method, ToyReader(BATCH, samples, before=before), folder, 20, scores, 1, checkpoint_every=3)
-
-    train(tmp_path / "undisturbed")
-    with pytest.raises(Killed):
-        train(tmp_path / "killed", killed)
-    train(tmp_path / "killed")
-    assert newest_tensors(tmp_path / "killed") == newest_tensors(tmp_path / "undisturbed")  # bytes
-    first, second = ([row for row in rows(tmp_path / name) if "images" in row] for name in ("killed", "undisturbed"))
-    assert first == second
-    phases = [sorted({key.split("/")[0] for key in row if key.endswith(("/ssim", "/real"))}) for row in second]
+    lines = resumed_blocks(omgd, tmp_path, killed)
+    phases = [sorted({key.split("/")[0] for key in row if key.endswith(("/ssim", "/real"))}) for row in lines]
     assert phases == ([["discriminator"]] * 2 + [["student"]] * 8) * 2
 
 
 def test_killed_pairs_resume_bit_equal(tmp_path: Path) -> None:
-    def train(folder: Path, killed: int | None = None) -> None:
-        def before(batch: int) -> None:
-            if batch == killed:
-                raise Killed
-
+    def train(folder: Path, before: Callable[[int], None]) -> None:
         reader = ToyReader(BATCH, samples, before=before)
         run(omgd(family="pix2pix", student_steps=2), reader, folder, 5, checkpoint_every=2)
 
-    train(tmp_path / "undisturbed")
-    with pytest.raises(Killed):
-        train(tmp_path / "killed", 7)
-    train(tmp_path / "killed")
-    assert newest_tensors(tmp_path / "killed") == newest_tensors(tmp_path / "undisturbed")  # bytes
-    assert rows(tmp_path / "killed") == rows(tmp_path / "undisturbed")
+    assert [row["step"] for row in resumed(train, tmp_path, 7)] == [1, 2, 3, 4, 5]
 
 
 # --- what was published ----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hpcdistill.data import counter
 from hpcdistill.methods import replay_pool
-from hpcdistill.methods.replay_pool import STREAM, ReplayPool
+from hpcdistill.methods.replay_pool import ReplayPool
 from hpcdistill.training.accelerator import make_accelerator
 from hpcdistill.training.config import TrainConfig
 
@@ -31,7 +31,7 @@ class LoopPool:
             if len(self.images) < self.size:
                 self.images.append(fake)
                 continue
-            words = counter.draw(self.seed, STREAM, numbers[place : place + 1].numpy(), self.part)
+            words = counter.draw(self.seed, 6, numbers[place : place + 1].numpy(), self.part)
             if counter.below(words[0], 2)[0]:
                 slot = counter.below(words[1], self.size)[0]
                 returned[place] = self.images[slot]

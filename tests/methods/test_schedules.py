@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from toy import Killed, ToyReader, newest_tensors, rows, run
-from translation import BATCH, Phases, Scores, distilled, double_samples, moved, samples, state_of
+from toy import ToyReader, rows, run
+from translation import (
+    BATCH,
+    Phases,
+    Scores,
+    distilled,
+    double_samples,
+    moved,
+    resumed,
+    resumed_blocks,
+    samples,
+    state_of,
+)
 
 from hpcdistill.methods.base import Carry
 from hpcdistill.methods.distilled_gan import DistilledGAN
@@ -67,6 +79,18 @@ def test_updates_of_omgd() -> None:
     pairs = updates("omgd/edges2shoes", batch_size=4)
     steps = 200 * 49_825 // 4
     assert pairs == {"deep": steps, **told(steps, steps, steps)}
+
+
+def test_updates_of_wavelet_kd() -> None:
+    """200 epochs of everything, as its scripts: 266,800 on horse2zebra."""
+    for data, steps, size in (
+        ("horse2zebra", 266_800, 1),
+        ("summer2winter", 246_200, 1),
+        ("edges2shoes-r", 200 * 47_977 // 4, 4),
+        ("edges2shoes", 200 * 49_825 // 4, 4),
+    ):
+        found = updates(f"wavelet_kd/{data}", batch_size=size)
+        assert found == {"student": steps, "discriminator": steps, "batches": steps}
 
 
 @pytest.mark.parametrize(
@@ -138,8 +162,9 @@ def test_k_student_updates_by_hand(family: str, tmp_path: Path) -> None:
             adams[name].zero_grad()
             loss.backward()
             adams[name].step()
+    # A bias before an instance norm has no gradient: Adam makes steps of what rounding leaves of it.
     for name, value in method.state_dict().items():
-        torch.testing.assert_close(value, hand.state_dict()[name], rtol=1e-6, atol=1e-9, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(value, hand.state_dict()[name], rtol=1e-6, atol=1e-8, msg=lambda m, n=name: n + m)
     apart = distilled(family=family, optimizer={"schedule": "constant"}).double()
     run(apart, ToyReader(BATCH, double_samples), tmp_path / "apart", steps)
     assert not torch.allclose(_weights(method.student), _weights(apart.student), rtol=1e-4)
@@ -150,19 +175,10 @@ def _weights(module: torch.nn.Module) -> Tensor:
 
 
 def test_killed_within_the_student_s_batches_resumes_bit_equal(tmp_path: Path) -> None:
-    def train(folder: Path, killed: int | None = None) -> None:
-        def before(batch: int) -> None:
-            if batch == killed:
-                raise Killed
-
+    def train(folder: Path, before: Callable[[int], None]) -> None:
         run(distilled(student_steps=3), ToyReader(BATCH, samples, before=before), folder, 5, checkpoint_every=2)
 
-    train(tmp_path / "undisturbed")
-    with pytest.raises(Killed):
-        train(tmp_path / "killed", 10)
-    train(tmp_path / "killed")
-    assert newest_tensors(tmp_path / "killed") == newest_tensors(tmp_path / "undisturbed")  # bytes
-    assert rows(tmp_path / "killed") == rows(tmp_path / "undisturbed")
+    assert [row["step"] for row in resumed(train, tmp_path, 10)] == [1, 2, 3, 4, 5]
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------
@@ -223,24 +239,5 @@ def states_key(state: dict[str, Tensor]) -> bytes:
 
 @pytest.mark.parametrize("killed", [5, 11, 14])
 def test_killed_blocks_resume_bit_equal(killed: int, tmp_path: Path) -> None:
-    """Blocks end at 2 | 10 | 12 | 20. In both of the student the teacher is another than the one that goes on, and when
-    it is killed at 11 or 14 a better teacher than the checkpoint's may be on the disk."""
-
-    def train(folder: Path, killed: int | None = None) -> None:
-        scores = Scores({1: 3.0, 2: 2.0, 3: 1.0, 11: 4.0, 12: 3.5})
-
-        def before(step: int) -> None:
-            scores.before(step)
-            if step == killed:
-                raise Killed
-
-        method = distilled(schedule="blocks", blocks=2)
-        run(method, ToyReader(BATCH, samples, before=before), folder, 20, scores, 1, checkpoint_every=3)
-
-    train(tmp_path / "undisturbed")
-    with pytest.raises(Killed):
-        train(tmp_path / "killed", killed)
-    train(tmp_path / "killed")
-    assert newest_tensors(tmp_path / "killed") == newest_tensors(tmp_path / "undisturbed")  # bytes
-    first, second = ([row for row in rows(tmp_path / name) if "images" in row] for name in ("killed", "undisturbed"))
-    assert first == second
+    lines = resumed_blocks(distilled, tmp_path, killed)
+    assert [row["step"] for row in lines if "teacher/gan" in row] == [1, 2, 11, 12]

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from toy import uniform
+from toy import Killed, ToyReader, kill_at, newest_tensors, rows, run, uniform
 
 from hpcdistill.data.counter import draw
-from hpcdistill.methods.base import Carry, Method, Progress, Terms
+from hpcdistill.methods.base import Carry, Method, Progress, Terms, whole
 from hpcdistill.methods.cyclegan import CycleGAN
 from hpcdistill.methods.distilled_gan import DistilledGAN
 from hpcdistill.methods.image_distillation import ImageDistillation
 from hpcdistill.methods.omgd import OMGD
 from hpcdistill.methods.pix2pix import Pix2Pix
+from hpcdistill.methods.wavelet_kd import WaveletKD
+from hpcdistill.models.image_generator import build_generator
 from hpcdistill.training.evaluation import Evaluation
 from hpcdistill.training.optimization import Freezer
 
 CROP = 48  # maps of 12x12 pixels, the smallest that a discriminator of two strided layers takes
 BATCH = 2
+FAMILIES = ("cyclegan", "pix2pix")
+LAYERS = {"cyclegan": ("down2", "block1", "block2", "block3"), "pix2pix": ("down3", "down4", "up4", "up2")}
 
 
 def small(settings: dict[str, Any], ngf: int) -> dict[str, Any]:
@@ -43,34 +49,43 @@ def pix2pix(**values: Any) -> Pix2Pix:
     return Pix2Pix(Pix2Pix.Config(**(given | values)))
 
 
-def distilled(vgg: Path | None = None, **values: Any) -> DistilledGAN:
+def _students(vgg: Path | None, values: dict[str, Any]) -> dict[str, Any]:
     """Teacher of width 8, student of 4 (U-Net: 12 and 8); without `vgg` no style and no feature loss."""
     torch.manual_seed(0)
     given: dict[str, Any] = {"crop": CROP, "ndf": 4, "discriminator_strides": 2}
-    given |= {"teacher": small({}, 8), "student": small({}, 4)}
     given |= {"vgg": str(vgg)} if vgg else {"weight_style": 0, "weight_feature": 0}
     if values.get("family", "cyclegan") == "cyclegan":
-        given["pool"] = 3
+        given |= {"pool": 3, "teacher": small({}, 8), "student": small({}, 4)}
     else:
         given |= {"teacher": small({}, 12), "student": small({}, 8)}
-    method = DistilledGAN(DistilledGAN.Config(**(given | values)))
+    return given
+
+
+def distilled(vgg: Path | None = None, **values: Any) -> DistilledGAN:
+    method = DistilledGAN(DistilledGAN.Config(**(_students(vgg, values) | values)))
     method.prepare(CROP)
     return method
 
 
 def omgd(vgg: Path | None = None, **values: Any) -> OMGD:
-    """Widths as `distilled` has them, and a deep teacher of 4; without `vgg` no style and no feature loss."""
-    torch.manual_seed(0)
-    given: dict[str, Any] = {"crop": CROP, "ndf": 4, "discriminator_strides": 2}
-    given |= {"teacher": small({}, 8), "student": small({}, 4)}
-    given |= {"vgg": str(vgg)} if vgg else {"weight_style": 0, "weight_feature": 0}
-    if values.get("family", "cyclegan") == "cyclegan":
-        given["pool"] = 3
-    else:
-        given |= {"teacher": small({}, 12), "student": small({}, 8), "deep": {"ngf": 4, "levels": 4}}
-    method = OMGD(OMGD.Config(**(given | values)))
+    """Of pairs it has a deep teacher of width 4 too."""
+    deep = {"deep": {"ngf": 4, "levels": 4}} if values.get("family") == "pix2pix" else {}
+    method = OMGD(OMGD.Config(**(_students(vgg, values) | deep | values)))
     method.prepare(CROP)
     return method
+
+
+def wavelet_kd(teachers: dict[str, nn.Module] | None = None, **values: Any) -> WaveletKD:
+    """A student of width 4 and, unless others are given, teachers of width 6 (U-Net: 8 and 12); three levels."""
+    torch.manual_seed(0)
+    paired = values.get("family") == "pix2pix"
+    given: dict[str, Any] = {"crop": CROP, "ndf": 4, "discriminator_strides": 2, "levels": 3}
+    given |= {"student": small({}, 8 if paired else 4), "pool": 0 if paired else 3}
+    config = WaveletKD.Config(**(given | values))
+    if teachers is None:
+        shape = {"ngf": 12, "levels": 4} if paired else {"ngf": 6, "blocks": 2}
+        teachers = {role: build_generator("unet" if paired else "resnet", **shape) for role in config.roles()}
+    return WaveletKD(config, teachers)
 
 
 def image_distillation(vgg: Path | None = None, **values: Any) -> ImageDistillation:
@@ -114,7 +129,7 @@ class Phases:
         self.freezer.only(phase.group)
         if phase.before:
             phase.before([batch], [self.carry])
-        return phase.loss(batch, self.carry, Progress.at(0, 1))
+        return whole(phase.loss(batch, self.carry, Progress.at(0, 1)))
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -171,6 +186,41 @@ class Scores:
 
     def protocol(self) -> dict[str, Any]:
         return {}
+
+
+def resumed(train: Callable[[Path, Callable[[int], None]], Any], folder: Path, killed: int) -> list[dict[str, Any]]:
+    """The rows of a run that is killed before batch `killed` and resumed: the bytes of one that nothing disturbs.
+
+    `train` makes the whole run in a folder; what it is given is to be called before each batch.
+    """
+    train(folder / "undisturbed", kill_at(-1))
+    with pytest.raises(Killed):
+        train(folder / "killed", kill_at(killed))
+    train(folder / "killed", kill_at(-1))
+    assert newest_tensors(folder / "killed") == newest_tensors(folder / "undisturbed")  # bytes
+    first, second = ([row for row in rows(folder / name) if "images" in row] for name in ("killed", "undisturbed"))
+    assert first == second
+    return second
+
+
+def resumed_blocks(make: Callable[..., Method], folder: Path, killed: int) -> list[dict[str, Any]]:
+    """`resumed` of two pairs of blocks, which end at 2 | 10 | 12 | 20.
+
+    In both of the student the teacher is another than the one that goes on, and when it is killed at 11 or 14 a better
+    teacher than the checkpoint's may be on the disk.
+    """
+
+    def train(place: Path, before: Callable[[int], None]) -> None:
+        scores = Scores({1: 3.0, 2: 2.0, 3: 1.0, 11: 4.0, 12: 3.5})
+
+        def both(step: int) -> None:
+            scores.before(step)
+            before(step)
+
+        method = make(schedule="blocks", blocks=2)
+        run(method, ToyReader(BATCH, samples, before=both), place, 20, scores, 1, checkpoint_every=3)
+
+    return resumed(train, folder, killed)
 
 
 # --- by hand, float64 ------------------------------------------------------------------------------------------------

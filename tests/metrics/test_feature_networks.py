@@ -113,9 +113,9 @@ def test_wrong_weights_files(tmp_path: Path, inception_file: Path) -> None:
 def test_missing_weights_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPCDISTILL_DATA", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UserError, match=r"python -m hpcdistill\.prefetch --weights inception"):
+    with pytest.raises(UserError, match=r"hpcdistill prefetch --weights inception"):
         open_features("inception")
-    with pytest.raises(UserError, match=r"python -m hpcdistill\.prefetch --weights alexnet"):
+    with pytest.raises(UserError, match=r"hpcdistill prefetch --weights alexnet"):
         open_lpips()
 
 

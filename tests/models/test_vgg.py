@@ -226,3 +226,13 @@ def test_wrong_names() -> None:
         VGG16Features(())
     with pytest.raises(UserError, match=r"torchvison: no such file; VGG16's weights are 'torchvision', 'stlpips' or a"):
         load_vgg16("torchvison")
+
+
+def test_an_evaluation_first_leaves_weights_that_training_can_use() -> None:
+    """On a CPU the first pass lays the weights out anew."""
+    network = VGG16Features(("relu1_2",))
+    with torch.inference_mode():
+        network(torch.zeros(1, 3, 8, 8))
+    image = torch.zeros(1, 3, 8, 8, requires_grad=True)
+    network(image)["relu1_2"].sum().backward()
+    assert image.grad is not None

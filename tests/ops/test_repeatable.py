@@ -100,7 +100,7 @@ def test_the_reflected_convolution(kernel: int, groups: int, switched: bool) -> 
     theirs = torch.nn.Conv2d(4, 8, kernel, padding=kernel // 2, groups=groups, padding_mode="reflect")
     theirs.load_state_dict(ours.state_dict())
     (value, gradient), (wanted, wanted_gradient) = both(ours, theirs, torch.randn(2, 4, 9, 10))
-    assert torch.equal(value, wanted)
+    torch.testing.assert_close(value, wanted)  # 8 channels out of a 7x7 kernel have a form of their own, ops.cpu_forms
     torch.testing.assert_close(gradient, wanted_gradient)
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
 

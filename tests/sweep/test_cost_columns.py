@@ -86,7 +86,7 @@ def test_table_7_is_filled_and_says_of_which_device(runs: Path) -> None:
 def test_who_was_not_measured_says_how(runs: Path) -> None:
     table = collected(runs)
     folder = runs / "run-horse2zebra-0-0"
-    command = f"python -m hpcdistill.benchmark latency {folder} --generator generator --protocol paper"
+    command = f"hpcdistill benchmark latency {folder} --generator generator --protocol paper"
     assert len(table.unmeasured) == 2  # a line a run, not one a column
     assert f"`{command}` measures it" in table.unmeasured[0]
     assert table.rows[0].states("latency") == {"unmeasured": 1}

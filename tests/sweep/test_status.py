@@ -592,7 +592,7 @@ def test_what_has_failed_is_shown_with_its_log_and_in_the_exit_code(
     assert "g: b" in capsys.readouterr().out
 
 
-REASON = "data.train: /scratch/me/packed/div2k/train is not packed; run `python -m hpcdistill.prefetch configs/x4.yaml`"
+REASON = "data.train: /scratch/me/packed/div2k/train is not packed; run `hpcdistill prefetch configs/x4.yaml`"
 
 
 def failed_runs(sweep: Sweep, count: int) -> None:

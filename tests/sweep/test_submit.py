@@ -474,7 +474,7 @@ def test_missing_data_are_said_once_before_anything_is_started(site: Site, where
         site.submit(*where, "train.batch_size=2")
     said = str(caught.value)
     assert "\n" not in said
-    command = "python -m hpcdistill.prefetch train.device=cpu train.batch_size=2 --grid toy.yaml"
+    command = "hpcdistill prefetch train.device=cpu train.batch_size=2 --grid toy.yaml"
     assert f"data/packed/set5: run `{command}` where there is a network" in said
     assert "data/toy, which no recipe is called: pack it with `python shards/pack.py`" in said
     assert said.count("data/toy") == said.count("data/packed/set5") == 1, "once, not for each of seven runs"

@@ -199,7 +199,7 @@ def test_how_to_measure_what_a_finished_run_lacks(tmp_path: Path) -> None:
     [key] = made.runs
     folder = save_run(tmp_path / "runs", key, 30.0)
     (table,) = make_tables(made, find_results(tmp_path / "runs"), {})
-    command = f"python -m hpcdistill.evaluate {folder} --generator student --data 'data/late set'"
+    command = f"hpcdistill evaluate {folder} --generator student --data 'data/late set'"
     assert table.unmeasured == (f"{folder.name} has finished without late set; `{command}` measures it",)
     assert f"Not measured: {table.unmeasured[0]}." in notes(lay_out(table))
     save_run(tmp_path / "runs", f"{key}-again", {"student/late set/psnr": 31.0}, key=key)

@@ -26,6 +26,7 @@ from hpcdistill.sweep.task import Command, Task
 from hpcdistill.sweep.task_folder import TaskFolder, filled_in, write_task
 
 CLONE = Path(__file__).resolve().parents[2]
+_SEEDS = [f"teachers.{role}.overrides.seed=0" for role in ("ab", "ba")]  # as a plan keeps them
 PATHS = {"PYTHONPATH": str(CLONE)}
 CALL = "import sys, pickle; call = pickle.load(open(sys.argv[1], 'rb')); print(call())"
 
@@ -60,24 +61,29 @@ def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ["configs/dcd/edges2shoes.yaml", "configs/variants/dcd-batch4.yaml"],
         ["configs/dcd/horse2zebra.yaml", "runs=else where/run's"],
         ["configs/original/monet2photo.yaml", "seed=11"],
+        ["configs/wavelet_kd/horse2zebra.yaml", "teachers.ab.checkpoint=best", "seed=3", *_SEEDS],
     ],
     ids=" ".join,
 )
 def test_the_tasks_configuration_is_the_run(arguments: list[str], data_root: Path, tmp_path: Path) -> None:
     loaded = load_run(arguments)
-    for run in filter(None, (loaded, loaded.teacher)):
+    taught = {role: teacher.run for role, teacher in loaded.teachers.items() if teacher.run}
+    for run in (loaded, *taught.values()):
         _index_only(run, data_root)
-    write_task(tmp_path / "task", loaded.config.dump(), loaded.teacher.config.dump() if loaded.teacher else None)
+    first = next(iter(taught.values()), None)
+    write_task(tmp_path / "task", loaded.config.dump(), first.config.dump() if first else None)
     again = load_run([str(tmp_path / "task" / "config.json")])
     assert again.key == loaded.key
     assert again.identity == loaded.identity
-    with_path = again.config.model_copy(update={"teacher": loaded.config.teacher})  # says where the teacher's file is
+    # They say where the teacher's file is.
+    with_path = again.config.model_copy(update={key: getattr(loaded.config, key) for key in ("teacher", "teachers")})
     assert with_path.dump() == loaded.config.dump()
-    if loaded.teacher:
-        assert again.teacher is not None
-        assert again.teacher.config.dump() == loaded.teacher.config.dump()
-        assert again.config.teacher is not None and loaded.config.teacher is not None  # noqa: PT018
-        assert again.config.teacher.checkpoint == loaded.config.teacher.checkpoint
+    for role, run in taught.items():
+        own = again.teachers[role]
+        assert own.run is not None
+        assert own.run.config.dump() == run.config.dump()
+        assert own.settings.checkpoint == loaded.config.roles[role].checkpoint
+        assert own.settings.network == loaded.config.roles[role].network
     assert load_run([str(tmp_path / "task" / "config.json"), "seed=99"]).key != loaded.key
 
 

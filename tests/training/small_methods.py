@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from toy import SEED, uniform
-from translation import cyclegan, double_samples, pix2pix, small, write_vgg
+from translation import cyclegan, double_samples, pix2pix, small, wavelet_kd, write_vgg
 
 from hpcdistill.methods import perceptual
 from hpcdistill.methods.base import Method
@@ -39,7 +39,7 @@ CROP = 32  # maps of 8x8 pixels; of 6x6 a spectrum has two values, stretched to 
 # step, 1e-7 after 9, 4e-4 after 11): it was rounding that grew, and nothing depended on the ranks.
 SLOW = {"learning_rate": 2e-5}
 Samples = Callable[[NDArray[np.int64]], dict[str, Tensor]]
-__all__ = ["METHODS", "Ramp", "build", "image_distillation_of", "omgd_of", "samples_of", "write_vgg"]
+__all__ = ["METHODS", "Ramp", "build", "image_distillation_of", "omgd_of", "samples_of", "wavelet_kd_of", "write_vgg"]
 
 
 def sr_samples(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -99,6 +99,12 @@ def omgd_of(family: str, vgg: Path) -> Method:
     given |= {"teacher": small(shape, 6), "student": small(shape, 4), "deep": {"ngf": 4, "levels": 4}}
     layers = ("down2",) if family == "cyclegan" else ("down2", "up2")
     return _prepared(OMGD(OMGD.Config(family=family, layers=layers, pool=3, **given)))
+
+
+def wavelet_kd_of(family: str, vgg: Path) -> Method:
+    """Wavelet KD; in no test over all methods, as OMGD."""
+    student = small({"blocks": 1}, 8 if family == "pix2pix" else 3)
+    return wavelet_kd(family=family, crop=CROP, discriminator_strides=1, student=student, optimizer=SLOW)
 
 
 def image_distillation_of(vgg: Path) -> Method:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from torch import Tensor
 from toy import Killed, ToyReader, kill_at, run, saved
 
 from hpcdistill.errors import UserError
-from hpcdistill.methods.base import Batch, Carry, Method, Phase, Progress, Terms
+from hpcdistill.methods.base import Batch, Carry, Method, Part, Phase, Progress, Terms
 
 BATCH, STEPS = 2, 14
 ONCE = [name for name in METHODS if not name.endswith("gaussian")]
@@ -50,9 +50,9 @@ class Injection:
             }
 
     def _wrapped(self, phase: Phase) -> Phase:
-        def loss(batch: Batch, carry: Carry, progress: Progress) -> Terms:
-            terms = phase.loss(batch, carry, progress)
-            self.seen |= dict.fromkeys(f"{phase.name}/{term}" for term in terms)
+        def loss(batch: Batch, carry: Carry, progress: Progress) -> Terms | Sequence[Part]:
+            found = phase.loss(batch, carry, progress)
+            spoil = False
             if phase.name == self.target[0]:
                 self.calls += 1
                 if self.calls == 2:
@@ -60,10 +60,14 @@ class Injection:
                         name: {key: value.clone() for key, value in module.state_dict().items()} | self.buffers[name]
                         for name, module in self.method.generators.items()
                     }
-                    if self.on_this_rank:
-                        term = self.target[1]
-                        terms = terms | {term: terms[term] * torch.nan}
-            return terms
+                    spoil = self.on_this_rank
+
+            def seen(terms: Terms) -> Terms:
+                self.seen |= dict.fromkeys(f"{phase.name}/{term}" for term in terms)
+                spoilt = {term: value * torch.nan for term, value in terms.items() if spoil and term == self.target[1]}
+                return terms | spoilt
+
+            return seen(found) if isinstance(found, dict) else [lambda part=part: seen(part()) for part in found]
 
         return dataclasses.replace(phase, loss=loss)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from processes import launch
 from safetensors.torch import load
-from small_methods import METHODS, Ramp, build, image_distillation_of, omgd_of, samples_of
+from small_methods import METHODS, Ramp, build, image_distillation_of, omgd_of, samples_of, wavelet_kd_of
 from torch import Tensor
 from toy import BATCH as TOY_BATCH
 from toy import Killed, ToyGAN, ToyReader, gan_samples, newest_tensors, rows, run
@@ -143,6 +143,19 @@ def test_omgd(family: str, vgg: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         train("omgd", vgg, tmp_path / str(ranks), ranks, 3, BATCH, gradient_norms_every=2)
     assert all("student/tv" in row for row in rows(tmp_path / "1"))
     assert_same_run(tmp_path / "1", tmp_path / "2", 1e-4)
+
+
+@pytest.mark.parametrize("family", ["cyclegan", "pix2pix"])
+def test_wavelet_kd(family: str, vgg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen teacher's term is a mean over images; without BatchNorm micro-batches change nothing either."""
+    monkeypatch.setitem(METHODS, "wavelet_kd", partial(wavelet_kd_of, family))
+    runs = [(1, 1), (2, 1), *([(1, 2)] if family == "cyclegan" else [])]
+    for ranks, cut in runs:
+        folder = tmp_path / f"{ranks}x{cut}"
+        train("wavelet_kd", vgg, folder, ranks, 3, BATCH, accumulation=cut, gradient_norms_every=2)
+    assert all(row["student/wavelet"] > 0 for row in rows(tmp_path / "1x1"))
+    for ranks, cut in runs[1:]:
+        assert_same_run(tmp_path / "1x1", tmp_path / f"{ranks}x{cut}", 1e-4)
 
 
 def test_image_distillation(vgg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from toy import (
     sr_samples,
     states_equal,
 )
-from translation import cyclegan, distilled, pix2pix, samples
+from translation import cyclegan, distilled, pix2pix, samples, wavelet_kd
 
 from hpcdistill.methods.base import Method, OptimizerSettings
 from hpcdistill.methods.privileged_student import PrivilegedStudent
@@ -95,6 +95,8 @@ GANS: dict[str, Callable[[], Method]] = {
     "fesd of pairs": lambda: distilled(family="pix2pix", mix_spectral=True),
     "fesd of pieces": lambda: distilled(spectrum="crop", mix_spectral=True),
     "fesd of maps": lambda: distilled(spectrum="maps"),
+    "wavelet kd": wavelet_kd,
+    "wavelet kd of pairs": lambda: wavelet_kd(family="pix2pix"),
 }
 
 
@@ -107,7 +109,12 @@ def test_a_killed_gan_resumes_bit_equal(name: str, tmp_path: Path) -> None:
         with pytest.raises(Killed) if killed else contextlib.nullcontext():
             run(GANS[name](), reader, tmp_path / folder, 5, **options)
     tensors = newest_tensors(tmp_path / "killed")
-    memory = {"cyclegan": "pool_generator", "fesd": "pool_student", "fesd of pairs": "projections"}.get(name)
+    memory = {
+        "cyclegan": "pool_generator",
+        "wavelet kd": "pool_student",
+        "fesd": "pool_student",
+        "fesd of pairs": "projections",
+    }.get(name)
     assert memory is None or f"memory/{memory}.safetensors" in tensors
     assert tensors == newest_tensors(tmp_path / "undisturbed")  # bytes
     assert rows(tmp_path / "killed") == rows(tmp_path / "undisturbed")

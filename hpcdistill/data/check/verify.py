@@ -25,7 +25,7 @@ from hpcdistill.data.fetch.location import called, copy_shard, digest_at, index_
 from hpcdistill.data.images import MAX_PIXELS, read_rgb
 from hpcdistill.data.index import INDEX_NAME, Index, Kind, Member, Sample, Shard, index_digest, load_index, role_of
 from hpcdistill.data.pack.pack_pool import available_cores
-from hpcdistill.data.progress import Progress
+from hpcdistill.data.progress import ProgressBar
 from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import sha256_file, write_bytes
 
@@ -114,7 +114,7 @@ def verify(folder: Path) -> Report:
         by_shard[sample.shard].append(sample)
     shards, pixels = [], []
     with (
-        Progress(f"verifying {folder}", total=len(index.shards), unit="shards") as progress,
+        ProgressBar(f"verifying {folder}", total=len(index.shards), unit="shards") as progress,
         ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool,
     ):
         try:

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from hpcdistill.data.fetch.transfer import PIECE
 from hpcdistill.data.progress import megabytes
 from hpcdistill.errors import UserError
 
-_PIECE = 1 << 20
 _COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -102,7 +102,7 @@ def too_much(archive: Path, limit: int) -> UserError:
 
 def _content(archive: Path, member: IO[bytes]) -> Iterator[bytes]:
     with _damage_named(archive):
-        while piece := member.read(_PIECE):
+        while piece := member.read(PIECE):
             yield piece
 
 
@@ -199,7 +199,7 @@ class _Bounded(io.RawIOBase):
         self._file, self._left, self._limit, self._archive = file, limit, limit, archive
 
     def read(self, size: int | None = -1) -> bytes:
-        piece = self._file.read(_PIECE if size is None or size < 0 else size)
+        piece = self._file.read(PIECE if size is None or size < 0 else size)
         self._left -= len(piece)
         if self._left < 0:
             raise too_much(self._archive, self._limit)
@@ -211,7 +211,7 @@ def _tar_files(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[_Memb
     file.seek(0)
     plain = next((opened(file) for magic, opened in _COMPRESSIONS.items() if beginning.startswith(magic)), file)
     bounded = _Bounded(plain, limits.most(archive) + _TAR_MEMBER * limits.members, archive)
-    with tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r|", tarinfo=_StrictInfo, bufsize=_PIECE) as opened:
+    with tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r|", tarinfo=_StrictInfo, bufsize=PIECE) as opened:
         while (info := opened.next()) is not None:
             opened.members.clear()  # type: ignore[attr-defined]  # what tarfile has seen, and a stream never needs
             if info.issparse() or not (info.isfile() or info.isdir()):
@@ -223,5 +223,5 @@ def _tar_files(archive: Path, file: IO[bytes], limits: Limits) -> Iterator[_Memb
             member = opened.extractfile(info)
             assert member is not None, "a regular file has content"
             yield ArchiveFile(path, _content(archive, member), file.tell())
-    while bounded.read(_PIECE):  # to the end: the checksum of gzip, xz and bzip2 is there
+    while bounded.read(PIECE):  # to the end: the checksum of gzip, xz and bzip2 is there
         pass

@@ -32,7 +32,7 @@ from hpcdistill.data.fetch.transfer import (
     check_scheme,
     shown,
 )
-from hpcdistill.data.progress import BYTES, Progress
+from hpcdistill.data.progress import BYTES, ProgressBar
 from hpcdistill.errors import UserError
 from hpcdistill.settings import LONGEST_NAME, Section
 from hpcdistill.storage import parse_json, sha256_file, sync_file, sync_folder, write_json
@@ -234,7 +234,7 @@ class _Fetch:
         if self.download.bytes is not None:
             check_space(self.path.parent, self.download.bytes - self.part.size(), self.path.name)
         failures = []
-        with Progress(f"fetching {self.path.name}", total=self.download.bytes, unit=BYTES) as self.progress:
+        with ProgressBar(f"fetching {self.path.name}", total=self.download.bytes, unit=BYTES) as self.progress:
             for position, address in enumerate(addresses):
                 try:
                     return self._from(address)

@@ -15,7 +15,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.storage import replacing, sha256_file
 
 _INDEX_BYTES = 1 << 30  # five million samples
-_PIECE = 4 << 20  # bytes of a shard that are read, hashed and written at a time
+_SHARD_PIECE = 4 << 20  # bytes of a shard that are read, hashed and written at a time
 
 
 def is_remote(place: str) -> bool:
@@ -125,7 +125,7 @@ def _fetched(address: str) -> bytes:
 def _pieces(address: str, todo: str) -> Generator[bytes]:
     try:
         with open_stream(address) if is_remote(address) else open(address, "rb", buffering=0) as source:
-            while piece := source.read(_PIECE):
+            while piece := source.read(_SHARD_PIECE):
                 yield piece
     except OSError as error:
         raise UserError(f"{address}: cannot be read ({error.strerror}); {todo}") from None

@@ -22,7 +22,7 @@ from hpcdistill.console import say
 from hpcdistill.data.progress import megabytes
 from hpcdistill.errors import UserError
 
-PIECE = 1 << 20  # bytes asked for at a time
+PIECE = 1 << 20  # bytes asked for at a time, of a server or an archive
 RETRIES = 5  # tries in a row without a byte of progress
 TIMEOUT = 30.0  # seconds without an answer or a byte
 _TRIES_IN_ALL = 20  # times the retries, whatever the progress: a server that sends one byte a time is given up

@@ -21,7 +21,7 @@ from hpcdistill.console import say
 from hpcdistill.data.fetch.archives import Limits, archive_files, declared_bytes, refused, too_much
 from hpcdistill.data.fetch.digests import file_digest
 from hpcdistill.data.fetch.disk import cannot_write, check_space, exclusive, sync_filesystem
-from hpcdistill.data.progress import BYTES, Progress, megabytes
+from hpcdistill.data.progress import BYTES, ProgressBar, megabytes
 from hpcdistill.errors import UserError, plural
 from hpcdistill.storage import read_json, sync_folder, write_json
 
@@ -144,7 +144,7 @@ def _write_members(
     """Write the members of `archive` below `folder`; their number and bytes, counted whatever the archive declares."""
     most = limits.most(archive)
     members = written = consumed = 0
-    with Progress(f"unpacking {archive.name}", total=archive.stat().st_size, unit=BYTES) as progress:
+    with ProgressBar(f"unpacking {archive.name}", total=archive.stat().st_size, unit=BYTES) as progress:
         for entry in archive_files(archive, limits):
             if wanted is None or wanted(entry.path):
                 path = folder / entry.path

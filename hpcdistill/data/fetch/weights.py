@@ -59,10 +59,10 @@ def find_weights(name: str) -> Path:
         found = f" (it is {kind})" if kind not in (None, PYTORCH) else ""
         raise UserError(
             f"{there[0]}: damaged{found}, its sha256 does not begin with {download.sha256_prefix}; remove it and run "
-            f"`python -m hpcdistill.prefetch --weights {name}` where there is a network"
+            f"`hpcdistill prefetch --weights {name}` where there is a network"
         )
     raise UserError(
-        f"{weights_folder() / download.file}: not here ({WEIGHTS[name].title}); run `python -m hpcdistill.prefetch "
+        f"{weights_folder() / download.file}: not here ({WEIGHTS[name].title}); run `hpcdistill prefetch "
         f"--weights {name}` where there is a network (a login node), with the same HPCDISTILL_DATA"
     )
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from hpcdistill.data.fetch.location import check_shard, remedy
 from hpcdistill.data.images import MAX_PIXELS, read_packed
 from hpcdistill.data.index import Index, Member, Sample
-from hpcdistill.data.progress import Progress
+from hpcdistill.data.progress import ProgressBar
 from hpcdistill.data.read.augmentation import Planes, Rgb, planes_of
 from hpcdistill.errors import UserError, plural
 from hpcdistill.ranks.environment import ranks_here
@@ -193,7 +193,7 @@ def load_all(load: Callable[[int], None], count: int, pixels: int) -> None:
     with ExitStack() as stack:
         progress = None
         if pixels >= _SHOW_PROGRESS_FROM:
-            progress = stack.enter_context(Progress("decoding images", total=count, unit="images"))
+            progress = stack.enter_context(ProgressBar("decoding images", total=count, unit="images"))
         pool = stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1)))
         try:
             for _ in pool.map(load, range(count)):

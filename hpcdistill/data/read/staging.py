@@ -28,7 +28,7 @@ from hpcdistill.console import say, warn
 from hpcdistill.data.fetch.location import Stopped, called, copy_shard, index_at, index_content, is_remote, is_whole
 from hpcdistill.data.index import INDEX_NAME, SHARD_NAME, Index, Shard
 from hpcdistill.data.outputs import check_apart
-from hpcdistill.data.progress import Progress, megabytes
+from hpcdistill.data.progress import ProgressBar, megabytes
 from hpcdistill.errors import UserError
 from hpcdistill.file_lock import NO_LOCKS, is_at, try_lock, unlock
 from hpcdistill.storage import parse_json, write_bytes, write_json
@@ -167,7 +167,7 @@ def _complete(
     if suspects:
         say(f"{folder}: staging {len(suspects)} of {len(index.shards)} shards from {called(place)}")
     with (
-        Progress(f"staging {folder.name}", total=len(suspects), unit="shards") as progress,
+        ProgressBar(f"staging {folder.name}", total=len(suspects), unit="shards") as progress,
         ThreadPoolExecutor(_THREADS, thread_name_prefix="stage") as pool,
     ):
         try:

@@ -36,7 +36,7 @@ _PNNX_NAMES = {"in0": INPUT, "out0": OUTPUT}
 _MAGIC = b"7767517\n"  # how every .param file begins
 _MOST = 2**24  # bytes of a .param or .json file that are looked at; IDN's have 10 kB
 _NO_MEMORY = -100  # what ncnn's layers return then
-_REMEDY = "export the network with `python -m hpcdistill.export ncnn`"
+_REMEDY = "export the network with `hpcdistill export ncnn`"
 
 
 class Ncnn(Format):

@@ -36,7 +36,7 @@ INPUT, OUTPUT = "input", "output"
 CHECKSUM_KEY = "sha256"  # of all bytes before it
 _SEAL = len(CHECKSUM_KEY) + 64 + 6  # bytes: key and value, each with a tag and a length, in an entry with the same
 _OURS = ("", "ai.onnx")  # domains of operators that every runtime has
-_NOT_OURS = "is no ONNX file that hpcdistill exported; export the network with `python -m hpcdistill.export onnx`"
+_NOT_OURS = "is no ONNX file that hpcdistill exported; export the network with `hpcdistill export onnx`"
 
 
 class Onnx(Format):

@@ -23,7 +23,7 @@ INPUT, OUTPUT = "input", "output"
 _MOST = 2**26  # bytes of an .xml file that are looked at; IDN's has 100 kB
 _UNSEALED = "0" * 64  # what the digest is computed over in its own place
 _SEAL = re.compile(rb'<sha256 value="([0-9a-f]{64})" ?/>')
-_REMEDY = "export the network with `python -m hpcdistill.export openvino`"
+_REMEDY = "export the network with `hpcdistill export openvino`"
 
 
 class OpenVino(Format):

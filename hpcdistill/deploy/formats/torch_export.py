@@ -39,7 +39,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.models.registry import rebuild
 from hpcdistill.storage import write_bytes
 
-_NOT_OURS = "is no .pt2 file that hpcdistill exported; export the network with `python -m hpcdistill.export torch`"
+_NOT_OURS = "is no .pt2 file that hpcdistill exported; export the network with `hpcdistill export torch`"
 _WEIGHTS = "data/weights/"
 _TYPES = {5: "<i8", 6: "<f2", 7: "<f4", 8: "<f8"}  # of torch._export.serde.schema.ScalarType
 _DAMAGED = (

@@ -98,7 +98,7 @@ class Stage:
 
 
 def resolve(arguments: Sequence[str]) -> Run:
-    """The run that `python -m hpcdistill.train ARGUMENTS` trains in the clone; the folder we are in may be another."""
+    """The run that `hpcdistill train ARGUMENTS` trains in the clone; the folder we are in may be another."""
     return load_run([os.path.relpath(CLONE / word) if word.startswith("configs/") else word for word in arguments])
 
 
@@ -117,7 +117,7 @@ def read_stage(run: Run, arguments: Sequence[str] = ()) -> Stage:
     assert result is not None
     log = [row for line in folder.metrics.read_bytes().splitlines() if (row := read_row(line)) is not None]
     session = (read_environment(run.folder)["sessions"] or [describe_session()])[-1]
-    command = shlex.join(["python", "-m", "hpcdistill.train", *arguments])
+    command = shlex.join(["hpcdistill", "train", *arguments])
     return Stage(run.config, run.folder, result, log, session, command)
 
 
@@ -140,7 +140,7 @@ def own_command(name: str, options: argparse.Namespace, default_out: Path) -> st
     """How the demo `name` was called, for its page."""
     given = {option: value for option, value in vars(options).items() if value not in (None, default_out)}
     words = [word for option, value in given.items() for word in (f"--{option}", str(value))]
-    return shlex.join(["python", "-m", f"hpcdistill.{name}", *words]) if words else f"make {name.replace('_', '-')}"
+    return shlex.join(["hpcdistill", name, *words]) if words else f"make {name}"
 
 
 def publish(folder: Path, results: Mapping[str, Any], page: Page, table: Table, words: Sequence[str]) -> None:

@@ -127,7 +127,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def training_arguments(name: str, folder: Path, steps: int | None, data: Path | None) -> tuple[str, ...]:
-    """What `python -m hpcdistill.train` is called with. With `steps` the teacher is shortened in proportion."""
+    """What `hpcdistill train` is called with. With `steps` the teacher is shortened in proportion."""
     arguments = [*CONFIGS[name], VARIANT, f"runs={base.yaml_path(folder)}", f"name={RUN_NAMES[name]}"]
     if data is not None:
         train, test = (base.yaml_path(data / "photos" / split) for split in ("train", "test"))
@@ -222,7 +222,7 @@ def demo_page(story: SRStory) -> Page:
             ("FSRCNN alone", story.stages["fsrcnn"].command),
             ("FSRCNN over bicubic alone", story.stages["residual"].command),
             ("DSSD's teacher and student alone", story.stages["dssd"].command),
-            ("The literature's evaluation of any run", "python -m hpcdistill.evaluate RUN --data SET_OR_FOLDER"),
+            ("The literature's evaluation of any run", "hpcdistill evaluate RUN --data SET_OR_FOLDER"),
         )
     )
     return Page(

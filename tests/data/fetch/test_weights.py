@@ -36,9 +36,7 @@ def test_weights_are_fetched_once_and_then_found(tmp_path: Path, monkeypatch: py
     (tmp_path / FILE).write_bytes(CONTENT)
     with Server(tmp_path) as server:
         known(monkeypatch, server.address(FILE))
-        with pytest.raises(
-            UserError, match=r"not here .* `python -m hpcdistill.prefetch --weights tiny` .* login node"
-        ):
+        with pytest.raises(UserError, match=r"not here .* `hpcdistill prefetch --weights tiny` .* login node"):
             find_weights("tiny")
         fetched = fetch_weights("tiny")
         assert fetch_weights("tiny") == find_weights("tiny") == fetched == tmp_path / "data" / "weights" / FILE

@@ -366,7 +366,7 @@ def test_folders_by_default(
     source.rename(tmp_path / "root" / "sources" / "folder")
     script("pack").main(["folder"])
     assert len(load_index(tmp_path / "root" / "folder").samples) == 7
-    with pytest.raises(UserError, match="--processes 0: must be 1 or more"):
+    with pytest.raises(UserError, match="--processes: 0: must be a whole number, 1 or more"):
         script("pack").main(["folder", "--processes", "0"])
 
 

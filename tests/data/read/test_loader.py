@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from hpcdistill.data.read.loader import Batch, ReadAhead, StepLoader
 from hpcdistill.errors import LostProcess, UserError
+from hpcdistill.ranks.signals import STOPPING
 
 CLONE = Path(__file__).resolve().parents[3]
 STEPS = 6
@@ -128,6 +129,16 @@ def test_a_killed_process_is_said(
     assert caught.value.code == code
     assert all(word in str(caught.value) for word in words), caught.value
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_signal_that_stops_a_training_leaves_its_readers_alone(
+    loader: Callable[[Happens], ReadAhead], number: signal.Signals
+) -> None:
+    """Launchers and terminals signal the whole process group: what asks a trainer to save must not take its data."""
+    batches = list(loader(dies_of(number)))
+    assert [batch["number"].item() for batch in batches] == list(range(STEPS))
 
 
 def test_the_death_of_a_process_interrupts_nothing_but_the_waiting_for_it() -> None:

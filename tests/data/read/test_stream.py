@@ -458,7 +458,7 @@ def test_what_cannot_work_is_said(flat: Path, tmp_path: Path) -> None:
 
 def test_one_shard_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read, joined and cut: no second copy of a shard, and none of the one before it."""
-    monkeypatch.setattr(location, "_PIECE", 1 << 16)  # small beside these shards, as it is beside real ones
+    monkeypatch.setattr(location, "_SHARD_PIECE", 1 << 16)  # small beside these shards, as it is beside real ones
     images = [noise(256, 256, number) for number in range(36)]
     index = write_set(tmp_path, "paired", [{"ab.png": image} for image in images], shard_samples=12)
     largest = max(shard.length for shard in index.shards)
