@@ -3,8 +3,8 @@
 Read `train_side_by_side`. Each thread runs the unmodified `trainer.train`, with one share of the CPU threads, and on a
 GPU with a stream of its own: PyTorch lets go of Python's lock in its operators, so that two cores compute two small
 networks without cutting each operator in two. Stacked parameters (`torch.func`) make grouped convolutions of a small
-network's, which take 1.6 times the CPU's time (bench/side_by_side.py), and what a run logs, evaluates and saves would have
-to be told apart; so runs here need not even have the same architecture. What belongs to the process is shared with
+network's, which take 1.6 times the CPU's time (bench/side_by_side.py), and what a run logs, evaluates and saves would
+have to be told apart; so runs here need not even have the same architecture. What belongs to the process is shared with
 care: random generators (`default_generator`), signals, the terminal (`console.speaking`), PyTorch's switches.
 """
 
