@@ -90,9 +90,9 @@ def speaking(label: str, log: Path | None) -> Iterator[None]:
             _voice.reset(token)
 
 
-def may_move() -> bool:
-    """Whether this thread may draw a display that redraws itself: on a screen, and it alone speaks."""
-    return err.moves and _voice.get() is None
+def speaks_alone() -> bool:
+    """Whether no other run of this process speaks: displays that redraw themselves would draw over one another."""
+    return _voice.get() is None
 
 
 def is_main_process() -> bool:
