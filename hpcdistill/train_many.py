@@ -12,7 +12,7 @@ import shlex
 import threading
 from pathlib import Path
 
-from hpcdistill.command import program, run_command, whole
+from hpcdistill.command import Parser, program, run_command, whole
 from hpcdistill.console import say, warn
 from hpcdistill.errors import EXIT_FAILED, EXIT_STOPPED, UserError
 from hpcdistill.run import Run, load_run
@@ -54,8 +54,8 @@ def main(arguments: list[str]) -> int:
     return EXIT_STOPPED if EXIT_STOPPED in codes else EXIT_FAILED if codes != {0} else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog=program("train-many"),
         description=__doc__,
         epilog=_EXAMPLES,
