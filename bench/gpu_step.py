@@ -46,6 +46,7 @@ CONFIGS = {  # row -> the run whose step it is
 # On a GPU: what a user has by default first. A CPU rehearses the first alone.
 FORMS: dict[str, dict[str, Any]] = {
     "contiguous": {"channels_last": False},
+    "one graph": {"channels_last": False, "graph": "auto"},
     "channels last": {"channels_last": True},
     "bf16": {"channels_last": False, "precision": "bf16"},
     "bf16, channels last": {"channels_last": True, "precision": "bf16"},

@@ -17,6 +17,7 @@ from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.layout import FORMATS, Layout
 
 Delivered = list[Batch] | None  # of an iteration, see `delivered`
+Cut = list[list[Batch]]  # the micro-batches of each of an iteration's batches
 T = TypeVar("T")
 
 
@@ -113,7 +114,7 @@ class MicroBatches:
         self.size, self.share = config.batch_size, config.batch_size // accelerator.num_processes
         self.parts, self.layout = config.accumulation, FORMATS[layout]
 
-    def of(self, batches: Sequence[Batch], step: int) -> list[list[Batch]]:
+    def of(self, batches: Sequence[Batch], step: int) -> Cut:
         """The micro-batches of each of 0-based `step`'s batches."""
         return [self._cut(batch, step * len(batches) + number) for number, batch in enumerate(batches)]
 

@@ -31,6 +31,9 @@ class TrainConfig(Section):
     deepspeed: UserPlace | None = operational(
         None, "DeepSpeed's configuration file, ZeRO 1, 2 or 3 (configs/deepspeed/zero2.json); unset = DDP"
     )
+    graph: Literal["auto", "on", "off"] = operational(
+        "off", "the whole step as one CUDA graph; auto = where it can be, on = a run that cannot is refused"
+    )
     channels_last: bool | Literal["auto"] = operational(
         "auto", "networks and images in channels-last memory; auto = where it was measured to be faster"
     )

@@ -170,6 +170,7 @@ class Training:
         if step == stretch.start:
             with drawing():
                 enter(stretch.segment, self.networks, self.put_back, self.folder)
+            self.updates.begin_segment()
             self.signals.restart()
         with drawless_step(first=step in (stretch.start, self._first)):
             self.updates.make(stretch.segment.phases, step, batches)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,45 +20,50 @@ from hpcdistill.training.records import read_row
 
 
 class RunningMeans:
-    """Sums on the device; nothing is read back before `read`."""
+    """Sums on the device; nothing is read back before `read`.
+
+    They stay where they are in memory, as a captured step adds to them there; `counts` are the host's.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()  # how many values each sum has
+        self._sums: dict[str, Tensor] = {}  # also those that have none now
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Add 0-dim tensors by name."""
         for name, value in values.items():
             # In float64 sums of float32 numbers are exact: the order, and a resume in between, change nothing.
-            value = value.detach().float().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            if name not in self._sums:
+                self._sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
+            self._sums[name] += value.detach().float().double()
+            self.counts[name] += 1
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """The means over steps and ranks, and a fresh start. A collective call."""
-        if not self._sums:
+        if not self.counts:
             return {}
         sums = self.state(accelerator)["sums"]
-        result = {name: value / self._counts[name] for name, value in sums.items()}
-        self._sums, self._counts = {}, {}
+        result = {name: value / self.counts[name] for name, value in sums.items()}
+        self.counts = Counter()
+        torch._foreach_zero_(list(self._sums.values()))
         return result
 
     def state(self, accelerator: Accelerator) -> dict[str, Any]:
         """What `read` has not reported yet, means over the ranks, as JSON values. A collective call."""
-        if not self._sums:
+        if not self.counts:
             return {"sums": {}, "counts": {}}
-        names = sorted(self._sums)  # the same order on every rank
+        names = sorted(self.counts)  # the same order on every rank
         sums = torch.stack([self._sums[name] for name in names])
         if accelerator.num_processes > 1:
             sums = accelerator.reduce(sums, "mean")
-        return {"sums": dict(zip(names, sums.tolist(), strict=True)), "counts": dict(self._counts)}
+        return {"sums": dict(zip(names, sums.tolist(), strict=True)), "counts": dict(self.counts)}
 
     def load(self, state: dict[str, Any]) -> None:
         self._sums = {
             name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in state["sums"].items()
         }
-        self._counts = dict(state["counts"])
+        self.counts = Counter(state["counts"])
 
 
 class MetricsLog:

@@ -28,7 +28,9 @@ class NonFiniteGuard:
         finite = torch.isfinite(torch.stack([term.detach() for term in terms.values()]))
         for name, good in zip(terms, finite, strict=True):
             first = ~good & ~self.halted
-            self._first[name] = self._first[name] | first if name in self._first else first
+            if name not in self._first:
+                self._first[name] = torch.zeros_like(first)
+            self._first[name] |= first
         return torch.stack(list(terms.values())).sum() * torch.where(finite.all(), 1.0, math.nan)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +16,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from hpcdistill.methods.base import Group, OptimizerSettings
+
+# Where Adam's fused kernel takes the rate as a tensor, and of which type; a captured step finds it there.
+RATES: Final = {"cuda": torch.float32, "cpu": torch.float64}
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
@@ -51,6 +54,10 @@ class TrainedGroup:
             fused=True,  # besides its speed, only the fused form takes `found_inf`, which masks an update
         )
         self.wrapped, self.optimizer = accelerator.prepare(group.module, adam)
+        if (device := accelerator.device).type in RATES:
+            for parameters in adam.param_groups:
+                parameters["lr"] = torch.full((), self.settings.learning_rate, dtype=RATES[device.type], device=device)
+                parameters["capturable"] = device.type == "cuda"
         if accelerator.mixed_precision != "no":
             # Accelerate has patched `forward` to autocast by itself. The loop's own autocast is enough, and a
             # generator that is its group's module would be evaluated in half precision, others in full.
@@ -65,7 +72,10 @@ class TrainedGroup:
         """Set the learning rate of 0-based `step` of `steps`."""
         self.rate = learning_rate(self.settings, step, steps)
         for parameters in self.adam.param_groups:
-            parameters["lr"] = self.rate
+            if isinstance(parameters["lr"], Tensor):
+                parameters["lr"].fill_(self.rate)
+            else:
+                parameters["lr"] = self.rate
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around the forward and backward pass of a micro-batch; the gradients are reduced with the last one."""

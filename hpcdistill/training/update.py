@@ -11,9 +11,10 @@ import torch
 from hpcdistill.data.counter import step_seed
 from hpcdistill.default_generator import seed_step
 from hpcdistill.methods.base import Batch, Carry, Part, Phase, Progress, whole
-from hpcdistill.training.batches import MicroBatches
+from hpcdistill.training.batches import Cut, MicroBatches
 from hpcdistill.training.config import TrainConfig
 from hpcdistill.training.deepspeed import replaced
+from hpcdistill.training.graph import step_graph
 from hpcdistill.training.metrics_log import RunningMeans
 from hpcdistill.training.networks import Networks
 from hpcdistill.training.nonfinite import NonFiniteGuard
@@ -40,30 +41,52 @@ class Updates:
         self.accelerator, self.seed, self.steps = networks.accelerator, seed, steps
         self.micro_batches = MicroBatches(self.accelerator, config, networks.layout)
         self.underflow = UnderflowWatch(self.accelerator)
+        trained = [parameter for group in networks.groups.values() for parameter in group.parameters]
+        self.graph = step_graph(config, self.accelerator, means, trained)
+
+    def begin_segment(self) -> None:
+        """Forget what was captured: the next step may have other phases, and a method may have changed itself."""
+        if self.graph:
+            self.graph.forget()
 
     def make(self, phases: Sequence[Phase], step: int, batches: Sequence[Batch]) -> None:
         """The updates of 0-based `step`, one a phase. Everything random in it follows from (seed, step, rank)."""
-        seed_step(step_seed(self.seed, step, self.micro_batches.rank))
+        seed = step_seed(self.seed, step, self.micro_batches.rank)
         cut = self.micro_batches.of(batches, step)
-        carries = [[Carry() for _ in pieces] for pieces in cut]
         progress = Progress.at(step, self.steps, self.seed, self.micro_batches.device)
         for group in self.networks.groups.values():
             group.schedule(*self.courses.at(group.name, step))
+        every = self.config.gradient_norms_every
+        measured = bool(every) and (step + 1) % every == 0
+        if self.graph and not measured:
+            self.graph.run(partial(self._compute, phases), cut, progress, seed)
+        else:
+            seed_step(seed)
+            self._compute(phases, cut, progress, measured)
+
+    def _compute(self, phases: Sequence[Phase], cut: Cut, progress: Progress, measured: bool = False) -> None:
+        """The device's part of a step, which may be captured: no number of the host is in it but those of a segment.
+
+        `measured`: with the norms of single terms' gradients.
+        """
+        carries = [[Carry() for _ in pieces] for pieces in cut]
         for number, phase in enumerate(phases):
-            self._train(phase, cut[phase.batch], carries[phase.batch], progress)
+            self._train(phase, cut[phase.batch], carries[phase.batch], progress, measured)
             if all(later.batch != phase.batch for later in phases[number + 1 :]):
                 carries[phase.batch].clear()  # what was passed on is not needed any more
         self.networks.update_averages(self.guard.halted)
         self.guard.keep()
 
-    def _train(self, phase: Phase, batches: Sequence[Batch], carries: Sequence[Carry], progress: Progress) -> None:
+    def _train(
+        self, phase: Phase, batches: Sequence[Batch], carries: Sequence[Carry], progress: Progress, measured: bool
+    ) -> None:
         """One update of the phase's group."""
         group, freezer = self.networks.groups[phase.group], self.networks.freezer
         freezer.only(phase.group)
         if phase.before:
             with torch.no_grad():
                 phase.before(batches, carries)
-        gradients = self._term_gradients(group, progress, len(batches))
+        gradients = self._term_gradients(group, len(batches)) if measured else None
         if len(batches) > 1:
             freezer.mark()
         for number, (batch, carry) in enumerate(zip(batches, carries, strict=True)):
@@ -101,10 +124,8 @@ class Updates:
         self.means.add(named)
         group.backward(self.guard.total(named) / pieces)
 
-    def _term_gradients(self, group: TrainedGroup, progress: Progress, pieces: int) -> TermGradients | None:
-        """Measures the gradients of single terms in the steps that `gradient_norms_every` names."""
-        every = self.config.gradient_norms_every
-        # DeepSpeed reduces in any backward pass.
-        if not every or (progress.number + 1) % every or group.collective:
+    def _term_gradients(self, group: TrainedGroup, pieces: int) -> TermGradients | None:
+        """Measures the gradients of single terms; not under DeepSpeed, which reduces in any backward pass."""
+        if group.collective:
             return None
         return TermGradients(self.networks.generator_parameters(group), pieces, self.accelerator)

@@ -89,9 +89,9 @@ def run(
     evaluate_every: int = 1000,
     **options: Any,
 ) -> Outcome:
-    """`train` on the CPU with a configuration that logs each step."""
-    settings = {"log_every": 1, "gradient_norms_every": 0, "batch_size": reader.batch_size, **options}
-    config = TrainConfig(device="cpu", trackers=(), **settings)
+    """`train` on the CPU, unless a device is named, with a configuration that logs each step."""
+    settings = {"device": "cpu", "log_every": 1, "gradient_norms_every": 0, "batch_size": reader.batch_size, **options}
+    config = TrainConfig(trackers=(), **settings)
     run_folder = RunFolder(folder)
     accelerator = make_accelerator(config)
     if accelerator.is_main_process:
