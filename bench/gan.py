@@ -108,7 +108,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--threads", nargs="+", type=positive, default=[1, 2], help="default: 1 2")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"], help="of ours")
     parser.add_argument("--rounds", type=positive, default=5, help="updates of each side (default: 5)")
-    parser.add_argument("--peer", action=UserPath, metavar="FOLDER", help="DCD's released code in the reference's place")
+    parser.add_argument(
+        "--peer", action=UserPath, metavar="FOLDER", help="DCD's released code in the reference's place"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--cell", help=argparse.SUPPRESS)  # one measurement, in a process of its own
     options = parser.parse_args(arguments)

@@ -50,6 +50,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "train": Command(
             "hpcdistill.train", "train a run, and its teacher where it has none; go on with a stopped one"
         ),
+        "train-many": Command(
+            "hpcdistill.train_many", "several runs side by side in one process: seeds or cells of a small network"
+        ),
         "evaluate": Command("hpcdistill.evaluate", "how good a network is on a test set"),
         "benchmark": Command("hpcdistill.benchmark", "what networks take: parameters, multiply-accumulates, time"),
         "figures": Command("hpcdistill.figures", "what several networks make of the same images, as one page"),

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import rich.table
@@ -59,6 +64,37 @@ out = Terminal(highlight=False)
 err = Terminal(stderr=True, highlight=False)
 
 
+@dataclass(frozen=True)
+class _Voice:
+    """How one of several runs in this process speaks."""
+
+    start: str  # of each line
+    console: Terminal
+
+
+_voice: ContextVar[_Voice | None] = ContextVar("voice", default=None)
+
+
+@contextlib.contextmanager
+def speaking(label: str, log: Path | None) -> Iterator[None]:
+    """While it lasts, what this thread says begins with `[label] `, or goes to the end of the file `log` as it is."""
+    with contextlib.ExitStack() as stack:
+        voice = _Voice(f"[{label}] ", err)
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            voice = _Voice("", Terminal(file=stack.enter_context(log.open("a", encoding="utf-8")), highlight=False))
+        token = _voice.set(voice)
+        try:
+            yield
+        finally:
+            _voice.reset(token)
+
+
+def speaks_alone() -> bool:
+    """Whether no other run of this process speaks: displays that redraw themselves would draw over one another."""
+    return _voice.get() is None
+
+
 def is_main_process() -> bool:
     """True on global rank 0, read from the environment that torchrun, accelerate and submitit set."""
     return rank() == 0
@@ -72,7 +108,10 @@ def say(message: str, style: str | None = None) -> None:
 
 def say_here(message: str, style: str | None = None) -> None:
     """Print one line for the user, on whichever rank; markup in `message` is shown as it is."""
-    err.print(message, style=style, markup=False, soft_wrap=True)
+    voice = _voice.get() or _Voice("", err)
+    voice.console.print(f"{voice.start}{message}", style=style, markup=False, soft_wrap=True)
+    if voice.console is not err:
+        voice.console.file.flush()
 
 
 def warn(message: str) -> None:

@@ -30,6 +30,10 @@ class LostProcess(UserError):
     code = EXIT_RANK_LOST
 
 
+class Crowded(UserError):
+    """What a run may not meet when it has the process to itself: beside others it is tried once more, alone."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, torch on a CPU or torch on a GPU had no memory left."""
     name, words = type(error).__name__, str(error)

@@ -23,7 +23,8 @@ from hpcdistill.data.needs import Needs
 from hpcdistill.data.pack.fetching import pack_missing
 from hpcdistill.data.read.reader import Reader, open_reader
 from hpcdistill.data.read.staging import StagingStopped
-from hpcdistill.errors import UserError, is_out_of_memory
+from hpcdistill.default_generator import drawing, is_shared
+from hpcdistill.errors import Crowded, UserError, is_out_of_memory
 from hpcdistill.methods.base import Method
 from hpcdistill.methods.settings import role_key
 from hpcdistill.metrics.reference import BICUBIC
@@ -48,12 +49,14 @@ def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None
     """Train (or resume, or find finished) the run and the teachers it needs; result.json, None when stopped."""
     check_launcher("hpcdistill.train")
     config = run.config
-    accelerator = make_accelerator(config.train)
+    with drawing():
+        accelerator = make_accelerator(config.train)
     with watchdog.main_first():  # a built-in set is packed once, by rank 0
         pack_missing(place for place in needed_sets(run) if not is_remote(place))
     check_present(run)
     check_runs_apart(config)
-    run.untrained()  # what is wrong with the student is said before its teacher is trained for hours
+    with drawing():
+        run.untrained()  # what is wrong with the student is said before its teacher is trained for hours
     identity = {"short": run.short, **run.identity}
     teachers: dict[str, nn.Module] = {}
     for role, wanted in config.method.roles().items():
@@ -61,7 +64,8 @@ def train(run: Run, signals: StopSignals | None = None) -> dict[str, Any] | None
             continue
         if not _is_trained(run.teachers[role], config.name, accelerator, signals):
             return None
-        teachers[role] = run.teachers[role].load()
+        with drawing():
+            teachers[role] = run.teachers[role].load()
     folder = RunFolder(run.folder)
     result = _finished(folder, accelerator)
     if result is not None:
@@ -111,10 +115,11 @@ def _train(
 ) -> dict[str, Any] | None:
     """One stage: build everything from the configuration, call the loop, write result.json."""
     config = run.config
-    accelerator = make_accelerator(config.train, folder.path)
-    torch.manual_seed(step_seed(config.seed, 0, 0))  # initial weights: the same on every rank
-    method: Method = config.method.build(teachers)
-    _initialise(method, config)
+    with drawing():
+        accelerator = make_accelerator(config.train, folder.path)
+        torch.manual_seed(step_seed(config.seed, 0, 0))  # initial weights: the same on every rank
+        method: Method = config.method.build(teachers)
+        _initialise(method, config)
     reader = _open_reader(config, method.needs, accelerator, signals)
     # Together: a rank that had staged already would wait for the one that was stopped.
     if on_any_rank(accelerator, reader is None) or reader is None:
@@ -124,10 +129,9 @@ def _train(
     steps = config.train.steps or max(1, round(config.train.epochs * per_epoch / config.train.batch_size))
     if run.selected is None:
         warn(f"{config.name}: data.eval is empty; nothing will be evaluated")
-    evaluator = None
-    if run.selected is not None:
-        evaluator = open_evaluator(config.data, config.eval, run.selected, method.needs, method.generators, accelerator)
-    method.prepare(config.data.crop)  # after what is cheaper to check: it may load a large network
+    with drawing():
+        evaluator = _open_evaluator(run, method, accelerator)
+        method.prepare(config.data.crop)  # after what is cheaper to check: it may load a large network
     place_segments(method.segments(), steps, evaluator is not None)
     # Everything that can be wrong with the configuration has been said; only now is something written.
     if accelerator.is_main_process:
@@ -145,7 +149,7 @@ def _train(
             steps=steps,
             evaluate_every=config.eval.every,
             seed=config.seed,
-            workers=config.data.workers,
+            workers=0 if is_shared() else config.data.workers,  # a process must not fork while its threads compute
             name=config.name,
         )
         outcome = training.run(signals)
@@ -187,6 +191,14 @@ def _open_reader(
     return None
 
 
+def _open_evaluator(run: Run, method: Method, accelerator: Accelerator) -> Evaluator | None:
+    """What measures the run's networks; None where there is nothing to measure with."""
+    if run.selected is None:
+        return None
+    config = run.config
+    return open_evaluator(config.data, config.eval, run.selected, method.needs, method.generators, accelerator)
+
+
 def _result(
     run: Run, method: Method, outcome: Outcome, steps: int, evaluator: Evaluator | None, accelerator: Accelerator
 ) -> dict[str, Any]:
@@ -223,14 +235,14 @@ def _result(
 
 @contextlib.contextmanager
 def _enough_memory(name: str, accelerator: Accelerator) -> Iterator[None]:
-    """UserError where the data, the networks or a step of the run `name` need more memory than the device has."""
+    """A UserError where the data, the networks or a step of the run `name` need more memory than the device has."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         kept = ", keep the images off it with data.cache=ram," if accelerator.device.type == "cuda" else ""
-        raise UserError(
+        raise Crowded(
             f"{name}: no memory is left on {accelerator.device} ({error or 'of Python'}); free the device{kept} or cut "
             "the batch with train.accumulation=2 or more, and the run goes on from its last checkpoint; a lower "
             "train.batch_size or train.precision=bf16 is another run"

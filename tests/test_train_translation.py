@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 from packed_sets import noise, write_set
+from safetensors.torch import load_file
 from tiny_runs import CONFIGS, trained
 
 from hpcdistill.config import config_files
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import load_generator
-from hpcdistill.run import load_run
+from hpcdistill.ranks.signals import StopSignals
+from hpcdistill.run import Run, load_run
+from hpcdistill.side_by_side import Cell, train_side_by_side
+from hpcdistill.trainer import train
 
 ROWS = ("fesd", "dcd", "original", "wavelet_kd", "omgd")
 DATA = ("horse2zebra", "edges2shoes")  # one of each kind; the others differ in where their images are
@@ -129,6 +133,36 @@ def test_variants_train(data: str, variants: tuple[str, ...], sets: Path, tmp_pa
     config, own = small(CONFIGS / "fesd" / f"{data}.yaml", sets, tmp_path)
     result = trained(config, *(str(CONFIGS / "variants" / f"{name}.yaml") for name in variants), own)
     assert result["batch_size"] == (4 if data == PAIRED else 1)
+
+
+def test_seeds_side_by_side_have_the_bits_of_each_alone(
+    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With replay pools, spectral norms and VGG."""
+    words = small(CONFIGS / "fesd" / "horse2zebra.yaml", sets, tmp_path)
+    more = ("train.steps=4", "train.threads=1")
+    alone, beside = (
+        [load_run([*words, *more, f"seed={seed}", f"runs={tmp_path / where}"]) for seed in (0, 1)]
+        for where in ("alone", "beside")
+    )
+    for run in alone:
+        assert train(run) is not None
+    with StopSignals() as signals:
+        cells = [Cell(run) for run in beside]
+        train_side_by_side(cells, signals)
+    assert [cell.ended and cell.ended.code for cell in cells] == [0, 0]
+    assert "trained alone" not in capsys.readouterr().err
+
+    def trained_networks(run: Run) -> dict[str, bytes]:
+        return {
+            f"{file.relative_to(run.folder)}/{name}": value.numpy().tobytes()
+            for file in run.folder.rglob("last/*.safetensors")
+            for name, value in load_file(file).items()
+        }
+
+    for one, other in zip(alone, beside, strict=True):
+        assert trained_networks(one) == trained_networks(other)
+    assert trained_networks(alone[0]) != trained_networks(alone[1])
 
 
 @pytest.mark.parametrize(

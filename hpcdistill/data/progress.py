@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
-from hpcdistill.console import elided, err, is_main_process, say
+from hpcdistill.console import elided, err, is_main_process, say, speaks_alone
 
 BYTES = "bytes"  # the unit that is shown in MB
 _PLAIN_INTERVAL = 10.0  # seconds between plain lines
@@ -44,7 +44,7 @@ class ProgressBar:
         self._done = self._before = done
         self._started = self._said = time.monotonic()
         self._bar: Bar | None = None
-        if err.moves and is_main_process():
+        if err.moves and speaks_alone() and is_main_process():
             count = DownloadColumn() if unit == BYTES else MofNCompleteColumn()
             # Left to itself rich squeezes all columns alike where the screen is narrow, the numbers too.
             label = elided(label, max(err.width - _NUMBERS - _SHORTEST_BAR, _SHORTEST_LABEL))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hpcdistill.default_generator import drawing
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.base import PSNR_CAP, SR_METRICS, ImageRow, SetResult, means
 from hpcdistill.metrics.psnr_ssim import Rule, gray_as_it_is, luma_pair
@@ -90,7 +91,9 @@ def evaluating(generator: nn.Module) -> Iterator[nn.Module]:
     modes = [(part, part.training) for part in generator.modules()]
     try:
         with torch.no_grad():
-            yield generator.eval() if deploy is None else deploy()
+            with drawing():  # new layers draw their first weights
+                evaluated = generator.eval() if deploy is None else deploy()
+            yield evaluated
     finally:
         for part, training in modes:
             part.training = training

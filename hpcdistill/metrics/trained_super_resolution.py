@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from rich.progress import track
 from torch import Tensor, nn
 
-from hpcdistill.console import err, say_here
+from hpcdistill.console import err, say_here, speaks_alone
 from hpcdistill.data.outputs import save_image
 from hpcdistill.errors import UserError
 from hpcdistill.metrics.base import ImageRow, SetResult
@@ -47,7 +47,7 @@ def evaluate_super_resolution(
     rows: dict[str, list[ImageRow]] = {label: [] for label in sources}
     skipped: list[str] = []
     mine = range(rank, len(images), ranks)
-    hidden = rank > 0 or not err.moves
+    hidden = rank > 0 or not (err.moves and speaks_alone())
     with shared_work(ranks, device), all_evaluating(sources, device) as used:
         for number in track(mine, "evaluating", console=err, transient=True, disable=hidden):
             watchdog.progress()

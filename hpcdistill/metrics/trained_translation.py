@@ -12,7 +12,7 @@ import torch
 from rich.progress import track
 from torch import nn
 
-from hpcdistill.console import err, say
+from hpcdistill.console import err, say, speaks_alone
 from hpcdistill.data.outputs import check_images_out, save_image
 from hpcdistill.data.test_sets import Real, real_side
 from hpcdistill.errors import UserError, plural
@@ -143,7 +143,7 @@ def _save(evaluator: TranslationEvaluator, generator: nn.Module, backwards: bool
     folder.mkdir(parents=True, exist_ok=True)
     names = evaluator.test_sets["data"].names(int(backwards))
     mine = range(evaluator.rank, len(names), evaluator.ranks)
-    hidden = evaluator.rank > 0 or not err.moves
+    hidden = evaluator.rank > 0 or not (err.moves and speaks_alone())
     for number in track(mine, "writing", console=err, transient=True, disable=hidden):
         watchdog.progress()
         [image] = evaluator.translations(generator, "data", [number], backwards)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hpcdistill.console import warn
 from hpcdistill.errors import EXIT_STOPPED
@@ -21,6 +21,9 @@ from hpcdistill.sweep.results import find_results, finished_run, started_run
 from hpcdistill.sweep.submissions import utc
 from hpcdistill.sweep.task_folder import STATE, TaskFolder
 from hpcdistill.training.records import is_finished
+
+if TYPE_CHECKING:
+    from hpcdistill.sweep.together import Part
 
 AttemptState = Literal["running", "finished", "failed", "stopped", "blocked"]
 BEAT_S = 30.0  # between two signs of life
@@ -81,12 +84,16 @@ class Attempt:
         self.run: Path | None = None
         self._started = time.time()
         self._next_look, self._pause = self._started + 2, 2.0
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: subprocess.Popen[bytes] | Part | None = None
         self._next_beat, self._warned = self._started + BEAT_S, False
         self._environment, self._own_session = {**environment, **folder.environment()}, own_session
 
-    def start(self) -> None:
-        """Start the child."""
+    def start(self, part: Part | None = None) -> None:
+        """Start the child; or this is `part` of one that was started for several runs."""
+        if part is not None:
+            self._child = part
+            self._save("running")
+            return
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
             self._child = subprocess.Popen(
@@ -108,7 +115,7 @@ class Attempt:
         if self.rank == 0 and self.run is None and (now > self._next_look or code is not None):
             self._next_look, self._pause = now + self._pause, min(60.0, 1.5 * self._pause)
             with contextlib.suppress(OSError):  # of a file server that is away for a moment
-                self.run = started_run(self.runs, self.folder.config, self._started)
+                self.run = self._started_run()
             if self.run is not None and code is None:
                 self._save("running")
         if self.rank == 0 and now > self._next_beat:
@@ -117,6 +124,11 @@ class Attempt:
             with contextlib.suppress(OSError):
                 os.utime(self.folder.path / STATE)
         return code
+
+    def _started_run(self) -> Path | None:
+        if isinstance(self._child, subprocess.Popen):
+            return started_run(self.runs, self.folder.config, self._started)
+        return self._child.run if self._child else None
 
     def send(self, number: int) -> None:
         """Pass a signal on to the child."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcdistill.console import say, warn
@@ -27,15 +27,15 @@ from hpcdistill.sweep.profile import Profile
 from hpcdistill.sweep.submission_folder import SubmissionFolder
 from hpcdistill.sweep.submissions import HEARTBEAT
 from hpcdistill.sweep.task_folder import TaskFolder, filled_in, write_tasks
+from hpcdistill.sweep.together import Together, kind_of
 
 
 @dataclass
 class _Slot:
-    """A place for one run at a time."""
+    """A place for one process at a time: of a run, or of several side by side."""
 
     gpu: str | None  # CUDA_VISIBLE_DEVICES of what runs there
-    run: PlannedRun | None = None
-    attempt: Attempt | None = None
+    running: list[tuple[PlannedRun, Attempt]] = field(default_factory=list)
 
 
 class Local:
@@ -50,7 +50,9 @@ class Local:
         parallel: int | None,
         collect: Sequence[str],
         command: Sequence[str],
+        cells: int = 1,  # side by side in each process
     ) -> None:
+        self.cells = cells
         self.plan, self.folder, self.profile, self.collect = plan, folder.absolute(), profile, collect
         self.waiting = list(selection.chosen)
         self.total, self.ended = len(self.waiting), list[str]()  # how many runs, and the state of each that has ended
@@ -88,14 +90,14 @@ class Local:
         noted = unignored((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         interrupts = NotedSignals(noted, {signal.SIGINT}.difference(noted))
         try:
-            while (self.waiting and not interrupts.all) or any(slot.attempt for slot in self.slots):
+            while (self.waiting and not interrupts.all) or any(slot.running for slot in self.slots):
                 self._look_after(interrupts)
                 time.sleep(0.2)
         finally:
             interrupts.restore()
             for slot in self.slots:
-                if slot.attempt is not None:
-                    slot.attempt.kill()
+                for _, attempt in slot.running:
+                    attempt.kill()
         counted = ", ".join(f"{self.ended.count(state)} {state}" for state in dict.fromkeys(self.ended))
         if interrupts.all:
             say(f"stopped: {counted or 'none started'}; the same command goes on from here")
@@ -125,48 +127,73 @@ class Local:
                 say("\nstopping: the runs save and end; Ctrl-C again stops at once")
             for _ in new:
                 for slot in self.slots:
-                    if slot.attempt is not None:
-                        slot.attempt.send(signal.SIGINT)
+                    for _, attempt in slot.running[:1]:  # of runs in one process
+                        attempt.send(signal.SIGINT)
         for slot in self.slots:
-            if slot.attempt is None and not interrupts.all:
+            if not slot.running and not interrupts.all:
                 self._fill(slot)
-            elif slot.attempt is not None and (code := slot.attempt.poll()) is not None:
-                self._end(slot, code, bool(interrupts.all))
+            for run, attempt in list(slot.running):
+                if (code := attempt.poll()) is not None:
+                    self._end(slot, run, attempt, code, bool(interrupts.all))
 
     def _fill(self, slot: _Slot) -> None:
-        """Start the first run whose teacher neither waits nor runs."""
-        scratch = self.profile.scratch
-        extra = [f"data.stage={filled_in(scratch)}"] if scratch else []
-        coming = {run.key for run in self.waiting} | {slot.run.key for slot in self.slots if slot.run}
-        for run in list(self.waiting):
-            if run.teacher in coming:
-                continue
-            self.waiting.remove(run)
-            task = TaskFolder(self.folder / "tasks" / run.key)
-            number = task.begin_attempt()
-            attempt = Attempt(task, number, extra=extra, environment=self._environment(slot), own_session=True)
-            if run.teacher and teacher_run(task, run.teacher, Path.cwd()) is None:
-                message = attempt.block(self.plan.runs[run.teacher].name, run.teacher)
-                self.ended.append("blocked")
-                warn(f"[{len(self.ended)}/{self.total}] {run.name} {run.key}: blocked: {message}")
-                coming.discard(run.key)
-                continue
-            attempt.start()
-            slot.run, slot.attempt = run, attempt
-            say(f"{run.name} {run.key}: started" + (f" on GPU {slot.gpu}" if slot.gpu else ""))
-            return
+        """Start the first run whose teacher neither waits nor runs, and beside it those of its kind."""
+        while not slot.running and (first := self._next()):
+            chosen, kind = [first], kind_of(first.loaded.config)
+            if kind is not None and self.cells > 1:
+                others = (run for run in self._ready() if kind_of(run.loaded.config) == kind)
+                chosen += list(others)[: self.cells - 1]
+            for run in chosen[1:]:
+                self.waiting.remove(run)
+            slot.running = [(run, attempt) for run in chosen if (attempt := self._begin(run, slot))]
+            self._start(slot)
 
-    def _end(self, slot: _Slot, code: int, interrupted: bool) -> None:
-        assert slot.attempt is not None
-        assert slot.run is not None
-        state = slot.attempt.end(code, interrupted)
+    def _ready(self) -> list[PlannedRun]:
+        """The runs that wait for nothing but a place."""
+        coming = {run.key for run in self.waiting} | {run.key for slot in self.slots for run, _ in slot.running}
+        return [run for run in self.waiting if run.teacher not in coming]
+
+    def _next(self) -> PlannedRun | None:
+        ready = self._ready()
+        if ready:
+            self.waiting.remove(ready[0])
+        return ready[0] if ready else None
+
+    def _begin(self, run: PlannedRun, slot: _Slot) -> Attempt | None:
+        """A new attempt of the run; None when its teacher has no result."""
+        task = TaskFolder(self.folder / "tasks" / run.key)
+        number = task.begin_attempt()
+        attempt = Attempt(task, number, extra=self._extra(), environment=self._environment(slot), own_session=True)
+        if run.teacher and teacher_run(task, run.teacher, Path.cwd()) is None:
+            message = attempt.block(self.plan.runs[run.teacher].name, run.teacher)
+            self.ended.append("blocked")
+            warn(f"[{len(self.ended)}/{self.total}] {run.name} {run.key}: blocked: {message}")
+            return None
+        return attempt
+
+    def _start(self, slot: _Slot) -> None:
+        attempts = [attempt for _, attempt in slot.running]
+        if len(attempts) > 1:
+            Together(attempts, self._environment(slot), self._extra()).start()
+        for attempt in attempts[: len(attempts) == 1]:
+            attempt.start()
+        for run, _ in slot.running:
+            beside = f", {len(attempts)} side by side" if len(attempts) > 1 else ""
+            say(f"{run.name} {run.key}: started" + (f" on GPU {slot.gpu}" if slot.gpu else "") + beside)
+
+    def _extra(self) -> list[str]:
+        scratch = self.profile.scratch
+        return [f"data.stage={filled_in(scratch)}"] if scratch else []
+
+    def _end(self, slot: _Slot, run: PlannedRun, attempt: Attempt, code: int, interrupted: bool) -> None:
+        state = attempt.end(code, interrupted)
         self.ended.append(state)
-        line = f"[{len(self.ended)}/{self.total}] {slot.run.name} {slot.run.key}: {state}"
+        line = f"[{len(self.ended)}/{self.total}] {run.name} {run.key}: {state}"
         if state == "failed":
-            warn(f"{line}: {last_words(slot.attempt.log)} (log: {slot.attempt.log})")
+            warn(f"{line}: {last_words(attempt.log)} (log: {attempt.log})")
         else:
             say(line)
-        slot.run = slot.attempt = None
+        slot.running.remove((run, attempt))
 
     def _environment(self, slot: _Slot) -> dict[str, str]:
         outer = of_outer_step(os.environ)  # of `srun`, inside a job: each run would take itself for a rank of that step

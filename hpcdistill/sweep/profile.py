@@ -86,6 +86,7 @@ class Profile(Shape):
     sbatch: dict[str, str | int | bool] = Field({}, description="further options of sbatch: name -> value, true = bare")
     shapes: dict[str, PartialShape] = Field({}, description="runs by name (with * and ?) that ask for something else")
     parallel: int = Field(32, ge=1, le=MOST, description="runs of each stage of the sweep at the same time, at most")
+    cells_per_device: int = Field(1, ge=1, le=MOST, description="runs of one kind side by side in a process; --local")
     array: int | None = Field(
         None, ge=1, le=MOST, description="tasks of a job array at most; null = as SLURM is configured"
     )

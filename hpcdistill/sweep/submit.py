@@ -87,7 +87,8 @@ def main(arguments: list[str]) -> int:
             submit_sweep(plan, selection, jobs, options.parallel or profile.parallel, folder, collect, command)
             return 0
         # What is written down is: another submission that starts now leaves these runs alone.
-        here = Local(plan, selection, options.folder, profile, options.parallel, collect, command)
+        cells = options.cells_per_device or profile.cells_per_device
+        here = Local(plan, selection, options.folder, profile, options.parallel, collect, command, cells)
     return here.run()
 
 
@@ -111,6 +112,12 @@ def _parser() -> Parser:
         type=positive,
         metavar="N",
         help="runs of each stage (teachers, students) at the same time, with --local of all (default: the profile's)",
+    )
+    parser.add_argument(
+        "--cells-per-device",
+        type=positive,
+        metavar="K",
+        help="with --local: so many runs of one kind side by side in a process (default: the profile's)",
     )
     parser.add_argument(
         "--retry",

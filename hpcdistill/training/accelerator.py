@@ -20,7 +20,8 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType, gather_object
 
 from hpcdistill.console import say, warn
-from hpcdistill.errors import UserError, nearest
+from hpcdistill.default_generator import is_shared
+from hpcdistill.errors import Crowded, UserError, nearest
 from hpcdistill.ranks.rendezvous import join
 from hpcdistill.storage import json_object, parse_json
 from hpcdistill.training.config import TrainConfig
@@ -46,6 +47,8 @@ def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Acceler
     join(cpu, config.timeout)
     precision = _PRECISION[take_precision(config.precision, cpu, folder)]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        if is_shared():
+            raise Crowded(f"train.precision: this run goes on in {precision}, the runs beside it in another")
         AcceleratorState._reset_state()  # a teacher of another precision came before in this process
     if cpu:
         keep_freed_memory()

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hpcdistill.console import say
+from hpcdistill.default_generator import seed_step
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Progress
 from hpcdistill.training.batches import Cut
@@ -139,18 +140,18 @@ class StepGraph:
         """Make one step: `work`, or what was captured of it, seeded with `seed`."""
         inputs = self._inputs = self._inputs or _Inputs(cut, progress)
         if self._off or not inputs.fit(cut):
-            torch.manual_seed(seed)
+            seed_step(seed)
             work(cut, progress)
             return
         inputs.take(cut, progress)
         step = partial(work, inputs.cut, inputs.progress)
-        torch.manual_seed(seed)
+        seed_step(seed)
         if self._warm < WARM_UP:
             self._warm_up(step)
             return
         if self.replay is None:
             self._capture(step)
-            torch.manual_seed(seed)
+            seed_step(seed)
         if self.replay is None:
             step()
             return

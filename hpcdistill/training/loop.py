@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from hpcdistill.console import say
 from hpcdistill.data.images import encode_png
+from hpcdistill.default_generator import drawing, drawless_step
 from hpcdistill.errors import UserError
 from hpcdistill.methods.base import Batch, Method
 from hpcdistill.ranks import watchdog
@@ -144,7 +145,7 @@ class Training:
         """What lasts from this session's first step to its last: yields the batches of each; see `delivered`."""
         first, pinned = self.position.step, self.accelerator.device.type == "cuda"
         loader = self.reader.loader(first * self.batches, self.steps * self.batches, self.workers, pinned)
-        self._earlier_seconds = self.position.seconds
+        self._first, self._earlier_seconds = first, self.position.seconds
         with (
             deterministic(self.config.deterministic, self.accelerator.device),
             self.checkpoints.closing(self.accelerator.num_processes),
@@ -167,10 +168,12 @@ class Training:
         """Update the networks once; a segment that begins or ends here may replace their weights before or after."""
         stretch = next(stretch for stretch in self.stretches if step < stretch.end)
         if step == stretch.start:
-            enter(stretch.segment, self.networks, self.put_back, self.folder)
+            with drawing():
+                enter(stretch.segment, self.networks, self.put_back, self.folder)
             self.updates.begin_segment()
             self.signals.restart()
-        self.updates.make(stretch.segment.phases, step, batches)
+        with drawless_step(first=step in (stretch.start, self._first)):
+            self.updates.make(stretch.segment.phases, step, batches)
         self.progress.advance()
         watchdog.progress()
         self.position.step = step + 1

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from hpcdistill.console import elided, err, is_main_process, say
+from hpcdistill.console import elided, err, is_main_process, say, speaks_alone
 
 # Of an evaluation without a metric, e.g. of unpaired images where no feature network is at hand.
 NOTHING_MEASURED = "nothing could be measured; the last weights are kept"
@@ -33,7 +33,7 @@ class TrainingProgress:
         self.metric = ""
         self._started = time.perf_counter()
         self._live: Live | None = None
-        if is_main_process() and err.moves:
+        if is_main_process() and err.moves and speaks_alone():
             self._live = Live(get_renderable=self._display, console=err, refresh_per_second=4)
 
     def __enter__(self) -> TrainingProgress:

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from hpcdistill.data.counter import step_seed
+from hpcdistill.default_generator import seed_step
 from hpcdistill.methods.base import Batch, Carry, Part, Phase, Progress, whole
 from hpcdistill.training.batches import Cut, MicroBatches
 from hpcdistill.training.config import TrainConfig
@@ -60,7 +61,7 @@ class Updates:
         if self.graph and not measured:
             self.graph.run(partial(self._compute, phases), cut, progress, seed)
         else:
-            torch.manual_seed(seed)
+            seed_step(seed)
             self._compute(phases, cut, progress, measured)
 
     def _compute(self, phases: Sequence[Phase], cut: Cut, progress: Progress, measured: bool = False) -> None:

@@ -19,6 +19,7 @@ from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
@@ -64,6 +65,7 @@ class ReadAhead(DataLoader[Batch]):
             pin_memory=pin_memory,
             timeout=_LOOK if workers > 0 else 0,
             worker_init_fn=leave_signals_to_the_trainer,
+            generator=torch.Generator(),  # it seeds workers, which draw nothing; the default one may be another run's
             multiprocessing_context="fork" if workers > 0 else None,  # shares the cache `ram` without a copy
         )
 
