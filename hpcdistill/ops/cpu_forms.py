@@ -47,8 +47,8 @@ def instance_norm(x: Tensor) -> Tensor:
         return functional.instance_norm(x)
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return functional.group_norm(x, x.shape[1])
-    # A shift changes nothing, so it needs no gradient. It makes the mean of a map of one value exact: what is left of it
-    # otherwise, each further norm enlarges by up to 300, and a blank image becomes noise.
+    # A shift changes nothing, so it needs no gradient. It makes the mean of a map of one value exact: what rounding
+    # left of such a map, each further norm would enlarge by up to 300, and a blank image would become noise.
     x = x - x.detach()[:, :, :1, :1]
     if len(x) == 1:
         return functional.batch_norm(x, None, None, training=True)
