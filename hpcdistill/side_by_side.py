@@ -173,30 +173,33 @@ def _work(cell: Cell, signals: StopSignals, threads: int) -> None:
         return
     except KeyboardInterrupt:
         ended = Ended(EXIT_INTERRUPTED, "stopped")
+    except Exception as error:  # before the run itself: no stream could be made, say
+        ended = _failed(error)
     cell.end(ended)
 
 
 def _outcome(cell: Cell, signals: StopSignals, beside: bool = False) -> Ended:
     """Train the run, say what it has to say, and tell how it ended. `beside` others Crowded is raised."""
-    with speaking(cell.run.short, cell.log):
-        try:
-            result = train(cell.run, signals)
-            return Ended(EXIT_STOPPED if result is None else 0, result=result)
-        except (UserError, OSError) as error:
-            if beside and isinstance(error, Crowded):
-                raise
+    try:
+        with speaking(cell.run.short, cell.log):
             try:
-                ended = Ended(error.code if isinstance(error, UserError) else UserError.code, mendable(error))
-            except OSError:
-                return _crashed(error)
+                result = train(cell.run, signals)
+                return Ended(EXIT_STOPPED if result is None else 0, result=result)
+            except Exception as error:
+                if beside and isinstance(error, Crowded):
+                    raise
+                return _failed(error)
+    except OSError as error:  # of its log
+        return _failed(error)
+
+
+def _failed(error: Exception) -> Ended:
+    """Say what has ended the run: one line for its user, or a traceback for what none can mend. The others go on."""
+    if isinstance(error, UserError | OSError):
+        with contextlib.suppress(OSError):
+            ended = Ended(error.code if isinstance(error, UserError) else UserError.code, mendable(error))
             say_here(f"error: {ended.message}", "bold red")
             return ended
-        except Exception as error:
-            return _crashed(error)
-
-
-def _crashed(error: Exception) -> Ended:
-    """For what no user can mend: the traceback belongs to the run, the others go on."""
     say_here("".join(traceback.format_exception(error)).rstrip())
     return Ended(EXIT_CRASHED, traceback.format_exception_only(error)[-1].strip())
 

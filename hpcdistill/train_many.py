@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
         train_side_by_side(cells, signals)
     for cell in cells:
         _say_end(cell.run, cell.ended.code if cell.ended else EXIT_FAILED, cell.ended.message if cell.ended else None)
-    codes = {cell.ended.code for cell in cells if cell.ended}
+    codes = {cell.ended.code if cell.ended else EXIT_FAILED for cell in cells}
     return EXIT_STOPPED if EXIT_STOPPED in codes else EXIT_FAILED if codes != {0} else 0
 
 
@@ -83,12 +83,20 @@ def _parser() -> Parser:
 
 def _commands(options: argparse.Namespace) -> list[list[str]]:
     """What `hpcdistill train` would be given for each of the runs."""
-    cells = [shlex.split(cell) for cell in options.cell] or [[]]
+    cells = [_words(cell) for cell in options.cell] or [[]]
     seeds = [[f"seed={seed}"] for seed in options.seeds] if options.seeds else [[]]
     commands = [[*options.config, *cell, *seed] for cell in cells for seed in seeds]
     if not all(commands):
         raise UserError("no configuration; name a file, and --seeds or --cell for each run")
     return commands
+
+
+def _words(cell: str) -> list[str]:
+    """The words of one --cell."""
+    try:
+        return shlex.split(cell)
+    except ValueError as error:  # a quote that is not closed
+        raise UserError(f"--cell {cell}: {error}; quote its words as in a shell") from None
 
 
 def _say_end(run: Run, code: int, message: str | None) -> None:

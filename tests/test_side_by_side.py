@@ -20,7 +20,7 @@ from hpcdistill.errors import EXIT_CRASHED, EXIT_FAILED, EXIT_STOPPED, EXIT_USER
 from hpcdistill.methods.plain_sr import PlainSR
 from hpcdistill.ranks.signals import StopSignals
 from hpcdistill.run import Run, load_run
-from hpcdistill.side_by_side import Cell, train_side_by_side
+from hpcdistill.side_by_side import Cell, Ended, train_side_by_side
 from hpcdistill.train_many import main
 from hpcdistill.trainer import train
 from hpcdistill.training.loop import Training
@@ -283,8 +283,29 @@ def test_the_command_trains_each_seed_of_each_cell(
     assert said.count("error: ") == 2
     with pytest.raises(UserError, match="no configuration"):
         main(["--seeds", "1"])
+    with pytest.raises(UserError, match="No closing quotation; quote its words"):
+        main([FSRCNN, "--cell", "name='one"])
     with pytest.raises(UserError, match="named 1 times for 2 runs"):
         main([FSRCNN, "--seeds", "0", "1", "--log", "one"])
+
+
+def test_a_log_that_cannot_be_written_fails_its_run_alone(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    words = [FSRCNN, tiny, f"runs={tmp_path / 'runs'}", "data.workers=0", "--seeds", "0", "1"]
+    assert main([*words, "--log", str(tmp_path / "log"), "--log", str(tmp_path / "folder")]) == EXIT_FAILED
+    said = capsys.readouterr().err
+    assert said.count(f"error: {tmp_path / 'folder'}: a folder stands where a file is needed") == 1
+    assert "Traceback" not in said
+    assert f"{load((FSRCNN, 'seed=0'), tiny, tmp_path / 'runs').folder}: finished" in said
+
+
+def test_a_run_of_which_nothing_is_known_is_no_success(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpcdistill.side_by_side.train_side_by_side", lambda cells, signals: cells[0].end(Ended(0)))
+    assert main([FSRCNN, tiny, f"runs={tmp_path}", "--seeds", "0", "1"]) == EXIT_FAILED
 
 
 def test_sigterm_saves_all_of_them(tiny: str, tmp_path: Path) -> None:
