@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shlex
 import signal
@@ -127,7 +128,9 @@ class Local:
                 say("\nstopping: the runs save and end; Ctrl-C again stops at once")
             for _ in new:
                 for slot in self.slots:
-                    for _, attempt in slot.running[:1]:  # of runs in one process
+                    # Of runs in one process to one that has not ended, which passes it on.
+                    living = (attempt for _, attempt in slot.running if attempt.poll() is None)
+                    for attempt in itertools.islice(living, 1):
                         attempt.send(signal.SIGINT)
         for slot in self.slots:
             if not slot.running and not interrupts.all:

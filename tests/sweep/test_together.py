@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,3 +125,31 @@ def test_what_shares_a_process(tmp_path: Path) -> None:
         assert kind(*words) not in (None, kind(fsrcnn)), words
     assert kind(fsrcnn, "train.trackers=[wandb]") is None
     assert kind(fsrcnn, "train.deepspeed=zero2.json") is None
+
+
+def test_ctrl_c_reaches_a_process_whose_first_run_has_just_ended() -> None:
+    """One that has ended, and was not looked at since, passes nothing on."""
+
+    class Fake:
+        def __init__(self, code: int | None) -> None:
+            self.code, self.sent = code, list[int]()
+
+        def poll(self) -> int | None:
+            return self.code
+
+        def send(self, number: int) -> None:
+            if self.code is None:
+                self.sent.append(number)
+
+        def end(self, code: int, interrupted: bool) -> str:
+            return "finished"
+
+    ended, first, second = Fake(0), Fake(None), Fake(None)
+    sweep: Any = local.Local.__new__(local.Local)
+    run = SimpleNamespace(name="tiny", key="0")
+    running: Any = [(run, attempt) for attempt in (ended, first, second)]
+    sweep.slots = [local._Slot(None, running)]
+    sweep.ended, sweep.total, sweep._next_beat = [], 3, math.inf
+    sweep._look_after(SimpleNamespace(new=lambda: [signal.SIGINT], all=[signal.SIGINT]))
+    assert [attempt.sent for attempt in (ended, first, second)] == [[], [signal.SIGINT], []]
+    assert sweep.ended == ["finished"]
