@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from hpcdistill.data.test_sets import test_set_digest
 from hpcdistill.deploy.candidates import Candidate, check_labels
 from hpcdistill.errors import UserError
+from hpcdistill.methods.gan_settings import A2B
+from hpcdistill.methods.wavelet_kd_settings import ROLES
 from hpcdistill.metrics.config import BACKWARDS
 from hpcdistill.metrics.pictures import Pictures, first_side
 from hpcdistill.metrics.real_side import load_translation_index
@@ -206,7 +208,7 @@ class TranslationFigures:
             having = [backwards for backwards in self.directions if _has(word, names[backwards])]
             if not having:  # which says so
                 longest = max(names.values(), key=len)
-                image_number(word, longest if word.isdigit() else list(chain(*names.values())), option)
+                image_number(word, longest if word.isdecimal() else list(chain(*names.values())), option)
             for backwards in having:
                 number = image_number(word, names[backwards], option)
                 place = self._chosen(backwards, number, names[backwards])
@@ -273,14 +275,16 @@ def _teachers_of(candidate: Candidate, which: str) -> list[Path]:
     beside = sorted(candidate.path.parent.glob("*.safetensors"))
     if found := [file for file in beside if not file.stem.endswith(BACKWARDS) and file != candidate.path]:
         return found
-    teacher = (read_result(folder) or {}).get("teacher")
+    result = read_result(folder) or {}
+    # Of a method with a teacher for each direction the one from a to b.
+    teacher = result.get("teacher") or (result.get("teachers") or {}).get(ROLES[A2B.name])
     if isinstance(teacher, str) and any((folder.parent / teacher / "generators" / which).glob("*.safetensors")):
         return [generator_file(folder.parent / teacher, which)]
     return []
 
 
 def _has(word: str, names: Sequence[str]) -> bool:
-    return word in names or (word.isdigit() and int(word) < len(names))
+    return word in names or (word.isdecimal() and int(word) < len(names))
 
 
 def _pixels(image: Tensor) -> Image:

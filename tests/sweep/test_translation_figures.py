@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -207,6 +208,18 @@ def test_both_directions_where_a_run_has_both(images: Path, runs: Path) -> None:
     assert np.abs(forth.astype(int) - by_hand(last(runs, "fesd", "teacher"), A[0])).max() <= 1
     titles = [section.title for section in translation_page(made, "last", "").sections]
     assert titles == ["A to B: 2 of 5 images", "B to A: 2 of 3 images", "How it was made"]
+
+
+def test_a_teacher_for_each_direction_is_shown_from_a_to_b(images: Path, runs: Path, tmp_path: Path) -> None:
+    """Wavelet KD's: result.json names them by role."""
+    shutil.copytree(runs / "original-00000000", tmp_path / "original-00000000")
+    taught = {"teacher": None, "teachers": {"ba": "nobody-00000000", "ab": "original-00000000"}}
+    run_folder(tmp_path, "wavelet", {"student": resnet(6), "student_b2a": resnet(7)}, images, **taught)
+    found = with_teachers_beside(opened(tmp_path, "wavelet"), "last")
+    assert [(one.label, one.path) for one in found] == [
+        ("teacher of wavelet", last(tmp_path, "original", "generator")),
+        ("wavelet", last(tmp_path, "wavelet", "student")),
+    ]
 
 
 def test_btoa_exchanges_the_domains(images: Path, runs: Path) -> None:
