@@ -1,7 +1,7 @@
 """`train.channels_last`: how networks and images lie in memory; `auto` is what was measured to be faster.
 
-The layout changes the order in which a convolution adds, and so the last bits of a run: a run that goes on keeps the
-one that its checkpoint names, wherever it goes on. It is no part of a run's identity.
+The layout changes the order in which a convolution adds, and so the last bits of a run: with `auto` a run that goes on
+keeps the one that its checkpoint names, wherever it goes on. It is no part of a run's identity.
 """
 
 from __future__ import annotations
