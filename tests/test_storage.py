@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hpcdistill import demo, demo_gan, evaluate
 from hpcdistill.data.pack.recipes import load_recipe
 from hpcdistill.errors import UserError
 from hpcdistill.run import load_run
-from hpcdistill.storage import json_texts, parse_json, user_path, user_place
+from hpcdistill.storage import json_texts, parse_json, replacing, user_path, user_place, write_bytes
 from hpcdistill.sweep import collect, status_command, submit
 from hpcdistill.sweep.grid import load_grids
 from hpcdistill.sweep.profile import load_profile
@@ -212,3 +213,16 @@ def test_an_empty_data_root_is_not_the_root_of_the_file_system(tmp_path: Path, m
     monkeypatch.setenv("HPCDISTILL_DATA", "")
     with pytest.raises(UserError, match="HPCDISTILL_DATA: is empty"):
         load_run([str(tmp_path / "a.yaml")])
+
+
+def test_two_threads_that_write_one_file_each_have_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "features"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"one")
+        other = threading.Thread(target=write_bytes, args=(path, b"the other"))
+        other.start()
+        other.join()
+        assert path.read_bytes() == b"the other"
+        assert temporary.read_bytes() == b"one"
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]
