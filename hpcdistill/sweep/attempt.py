@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from hpcdistill.console import warn
 from hpcdistill.errors import EXIT_STOPPED
@@ -21,9 +21,6 @@ from hpcdistill.sweep.results import find_results, finished_run, started_run
 from hpcdistill.sweep.submissions import utc
 from hpcdistill.sweep.task_folder import STATE, TaskFolder
 from hpcdistill.training.records import is_finished
-
-if TYPE_CHECKING:
-    from hpcdistill.sweep.together import Part
 
 AttemptState = Literal["running", "finished", "failed", "stopped", "blocked"]
 BEAT_S = 30.0  # between two signs of life
@@ -59,6 +56,19 @@ class NotedSignals:
             signal.signal(number, handler)
 
 
+class Child(Protocol):
+    """What an attempt has in the place of a child where several runs share a process (`sweep.together`)."""
+
+    pid: int
+
+    @property
+    def run(self) -> Path | None: ...
+    def poll(self) -> int | None: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
+    def wait(self) -> int: ...
+
+
 class Attempt:
     """`python -m hpcdistill.train <task>/config.json` as a child process. Rank 0 writes the state."""
 
@@ -84,11 +94,11 @@ class Attempt:
         self.run: Path | None = None
         self._started = time.time()
         self._next_look, self._pause = self._started + 2, 2.0
-        self._child: subprocess.Popen[bytes] | Part | None = None
+        self._child: subprocess.Popen[bytes] | Child | None = None
         self._next_beat, self._warned = self._started + BEAT_S, False
         self._environment, self._own_session = {**environment, **folder.environment()}, own_session
 
-    def start(self, part: Part | None = None) -> None:
+    def start(self, part: Child | None = None) -> None:
         """Start the child; or this is `part` of one that was started for several runs."""
         if part is not None:
             self._child = part

@@ -66,7 +66,7 @@ class Together:
                 start_new_session=True,  # Ctrl-C is passed on by whoever started it
             )
         for number, attempt in enumerate(self.attempts):
-            attempt.start(Part(self, number))
+            attempt.start(Share(self, number))
 
     def outcome(self, number: int) -> dict[str, str | int | None]:
         """`run` and `code` of a part; empty while nothing is known."""
@@ -75,7 +75,7 @@ class Together:
         return {}
 
 
-class Part:
+class Share:
     """One attempt's share of the process, as `Attempt` sees a child."""
 
     def __init__(self, together: Together, number: int) -> None:
