@@ -261,12 +261,18 @@ class SREvaluator:
 
 
 def image_values(names: Sequence[str], pair: ImagePair, output: Tensor, scale: int, rule: Rule) -> Tensor:
-    """`[B, metrics]` in the order of `SR_METRICS`, float64 on the device, of the images `names` of one size."""
+    """`[B, metrics]` in the order of `SR_METRICS`, float64 on the device, of the images `names` of one size.
+
+    NaN for an image whose output is not finite.
+    """
     try:
         produced, expected = luma_pair(output, pair.hr, scale, rule, pair.gray)
-        return torch.stack([_of_each(metric.compute, produced, expected) for metric in SR_METRICS], dim=-1)
+        values = torch.stack([_of_each(metric.compute, produced, expected) for metric in SR_METRICS], dim=-1)
     except UserError as error:
         raise UnusableImageError(f"{names[0]}: {error}") from None
+    # Clamped, an infinite pixel would be a white or a black one.
+    finite = output.isfinite().flatten(1).all(dim=1, keepdim=True)
+    return torch.where(finite, values, math.nan)
 
 
 def _of_each(compute: Callable[[Tensor, Tensor], Tensor], produced: Tensor, expected: Tensor) -> Tensor:

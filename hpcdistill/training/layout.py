@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, cast
 
 import torch
 
+from hpcdistill.console import warn
 from hpcdistill.methods.base import Method
 from hpcdistill.training.config import TrainConfig
 
@@ -22,9 +23,18 @@ FORMATS: Final[dict[str, torch.memory_format]] = {
 
 
 def take_layout(config: TrainConfig, method: Method, device: torch.device, started: Layout | None) -> Layout:
-    """What `train.channels_last` comes to; `started`: what the run's checkpoint says, None for a run that begins."""
+    """What `train.channels_last` comes to; `started`: what the run's checkpoint says, None for a run that begins.
+
+    A line warns where a run that goes on is told another one.
+    """
     if config.channels_last != "auto":
-        return "channels_last" if config.channels_last else "contiguous"
+        asked: Layout = "channels_last" if config.channels_last else "contiguous"
+        if started not in (None, asked):
+            warn(
+                f"train.channels_last={str(config.channels_last).lower()}: this run has been {started} so far; its "
+                "last bits will not be those of a run in one layout; leave it out to keep them"
+            )
+        return asked
     return started or faster_layout(method, device)
 
 

@@ -391,8 +391,9 @@ def upsampled(image: Tensor) -> Tensor:
 def test_outputs_that_cannot_be_judged(tmp_path: Path) -> None:
     folder = write_images(tmp_path, {"a.png": (40, 60)})
     images = load_test_set(folder, 2)
-    with pytest.raises(UserError, match="a: the network's output is not finite"):
-        evaluate_sr(Stub(2, 1, "lr", lambda image: nearest(2)(image) * math.nan), images, 2)
+    for spoilt in (math.nan, math.inf, -math.inf):
+        with pytest.raises(UserError, match="a: the network's output is not finite"):
+            evaluate_sr(Stub(2, 1, "lr", lambda image, spoilt=spoilt: nearest(2)(image) + spoilt), images, 2)
     with pytest.raises(UserError, match="made 90x60 pixels of an image of 30x20, not 60x40"):
         evaluate_sr(Stub(3, 1, "lr", nearest(3)), images, 2)
     small = write_images(tmp_path / "small", {"s.png": (14, 20)})

@@ -107,6 +107,15 @@ def test_a_setting_decides_and_a_checkpoint_goes_before_the_table() -> None:
     assert taken["auto", "contiguous"] == "contiguous"
 
 
+def test_another_layout_for_a_run_that_goes_on_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    method, cpu = plain_sr(), torch.device("cpu")
+    for started in (None, "channels_last"):
+        take_layout(TrainConfig(channels_last=True), method, cpu, started)
+    assert capsys.readouterr().err == ""
+    take_layout(TrainConfig(channels_last=True), method, cpu, "contiguous")
+    assert "train.channels_last=true: this run has been contiguous so far" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("started", ["contiguous", "channels_last", None])
 def test_a_run_goes_on_in_its_layout(started: Layout | None, tmp_path: Path) -> None:
     """None: a checkpoint of before the setting could be `auto`, when contiguous was what was taken."""
