@@ -69,6 +69,8 @@ class Run:
         Reads the packed sets' indexes and hashes initial weights; UserError for what is not there.
         """
         config = self.config
+        if config.eval.real_stats is not None and config.method.kind() == "lr-hr":
+            raise UserError("eval.real_stats: is for image translation; leave it out")
         record: dict[str, Any] = {
             "method": config.method.name,
             "values": identity_values(config),
@@ -177,8 +179,6 @@ class Run:
         if config.eval.real_stats is None:
             train = config.data.train if config.method.REAL_TARGETS else ()
             return real_digests(folder, config.eval.real, train)
-        if config.method.kind() == "lr-hr":
-            raise UserError("eval.real_stats: is for image translation; leave it out")
         return {"statistics": statistics_digest(Path(config.eval.real_stats))}
 
     def _taught_by(self, records: Mapping[str, Any]) -> dict[str, Any]:

@@ -536,11 +536,11 @@ def test_a_file_that_does_not_fit_is_one_line_before_training(
     assert not (tmp_path / "runs").exists()
 
 
-def test_super_resolution_has_no_such_file(statistics: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("measured_on", ["eval: {set5: FOLDER}", "held_out: 1"])
+def test_super_resolution_has_no_such_file(measured_on: str, statistics: Path, tmp_path: Path) -> None:
     write_set(tmp_path / "sr", "lr-hr", [{"hr.png": A[0]}])
-    (tmp_path / "run.yaml").write_text(
-        f"method: {{name: plain_sr, scale: 4}}\ndata: {{train: {tmp_path / 'sr'}, eval: {{set5: {tmp_path / 'sr'}}}}}\n"
-    )
+    data = f"train: FOLDER, {measured_on}".replace("FOLDER", str(tmp_path / "sr"))
+    (tmp_path / "run.yaml").write_text(f"method: {{name: plain_sr, scale: 4}}\ndata: {{{data}}}\n")
     with pytest.raises(UserError, match=r"eval\.real_stats: is for image translation; leave it out"):
         load_run([str(tmp_path / "run.yaml"), f"eval.real_stats={statistics}"]).identity  # noqa: B018
 
