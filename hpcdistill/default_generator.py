@@ -22,13 +22,14 @@ _States = list[bytes]
 
 
 class _Turns:
-    """Who may draw."""
+    """Who may draw: one thread, while no other makes a step, whose check it would spoil."""
 
     def __init__(self) -> None:
         self.sharing = False
-        self.lock = threading.RLock()  # of the thread that draws
-        self.owner: int | None = None
-        self.changes = 0  # one when somebody begins to draw, one when it ends
+        self.changed = threading.Condition()  # of what is below
+        self.owner: int | None = None  # the thread that draws
+        self.waiting = 0  # threads that want to: they go before new steps, or they would wait for ever
+        self.stepping: set[int] = set()
         self.seeded: _States | None = None  # by the owner, in this step
 
 
@@ -56,16 +57,24 @@ def drawing() -> Iterator[None]:
     if not _turns.sharing:
         yield
         return
-    with _turns.lock:
-        before, _turns.owner = _turns.owner, threading.get_ident()
-        _turns.changes += 1
+    me = threading.get_ident()
+    with _turns.changed:
+        _turns.waiting += 1
+        _turns.changed.notify_all()
         try:
-            yield
-            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-                torch.cuda.synchronize()  # what was made here and is kept for all may be used in other streams
+            _turns.changed.wait_for(lambda: _turns.owner in (None, me) and not _turns.stepping - {me})
         finally:
+            _turns.waiting -= 1
+            _turns.changed.notify_all()  # an interrupted one lets the others go on
+        before, _turns.owner = _turns.owner, me
+    try:
+        yield
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()  # what was made here and is kept for all may be used in other streams
+    finally:
+        with _turns.changed:
             _turns.owner = before
-            _turns.changes += 1
+            _turns.changed.notify_all()
 
 
 def seed_step(seed: int) -> None:
@@ -89,11 +98,26 @@ def drawless_step(first: bool) -> Iterator[None]:
             if _states() != _turns.seeded:
                 raise Crowded(_MESSAGE)
     else:
-        changes, before = _turns.changes, _states()
+        with _stepping():
+            before = _states()
+            yield
+            if _states() != before:
+                raise Crowded(_MESSAGE)
+
+
+@contextmanager
+def _stepping() -> Iterator[None]:
+    """While it lasts nobody else begins to draw."""
+    me = threading.get_ident()
+    with _turns.changed:
+        _turns.changed.wait_for(lambda: _turns.owner is None and not _turns.waiting)
+        _turns.stepping.add(me)
+    try:
         yield
-        # Somebody who draws meanwhile is told by `changes`, which is therefore read first above and last here.
-        if _states() != before and changes == _turns.changes and changes % 2 == 0:
-            raise Crowded(_MESSAGE)
+    finally:
+        with _turns.changed:
+            _turns.stepping.discard(me)
+            _turns.changed.notify_all()
 
 
 _MESSAGE = "a step of a run draws from PyTorch's default generator, which runs side by side would share"

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import CONFIGS, tiny_variant
 
+from hpcdistill import default_generator
 from hpcdistill.errors import EXIT_CRASHED, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from hpcdistill.methods.plain_sr import PlainSR
 from hpcdistill.ranks.signals import StopSignals
@@ -251,6 +252,26 @@ def test_a_method_that_draws_is_trained_alone(
     train_side_by_side(cells, signals)
     assert [contents(cell.run.folder) for cell in cells] == alone
     assert "draws from PyTorch's default generator" in capsys.readouterr().err
+
+
+def test_who_wants_to_draw_waits_for_the_steps_that_are_made() -> None:
+    """Else a step could not tell its own draws from another's."""
+    order: list[str] = []
+
+    def draw() -> None:
+        with default_generator.drawing():
+            order.append("drawn")
+
+    turns = default_generator._turns
+    with default_generator.sharing():
+        other = threading.Thread(target=draw)
+        with default_generator.drawless_step(first=False):
+            other.start()
+            with turns.changed:
+                assert turns.changed.wait_for(lambda: turns.waiting or order, 60)
+            order.append("made")
+        other.join()
+    assert order == ["made", "drawn"]
 
 
 def test_what_cannot_share_a_process_is_refused(tiny: str, signals: StopSignals, tmp_path: Path) -> None:
